@@ -1,0 +1,205 @@
+"""Every field of an experiment, once, with its unit and its meaning.
+
+A file under `configs/` starts from `default_config()` and sets what differs; the command line overrides any
+field (`--config.schedule.learning_rate=0.05`). Durations are epochs of the training split unless the name
+says steps. `placeholder` fields are unset: the network's or the data set's own default holds.
+"""
+
+import ml_collections
+from ml_collections.config_dict import placeholder
+
+from inception_jax.errors import UserError, unknown_name
+
+CHOICES = {
+    "compute_dtype": ("auto", "float32", "bfloat16", "float64"),
+    "data.normalization": ("none", "unit", "mean", "mean_std", "per_image"),
+    "optimizer.name": ("sgd", "adam", "adamw", "rmsprop", "rmsprop_tensorflow"),
+    "optimizer.weight_decay_mode": ("coupled", "decoupled"),
+    "schedule.name": ("constant", "step", "plateau", "cosine", "inverse_time"),
+    "schedule.mode": ("max", "min"),
+    "schedule.threshold_mode": ("relative", "absolute"),
+    "evaluate.watch_mode": ("max", "min"),
+    "log.progress": ("auto", "bar", "lines"),
+}
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """All fields at their defaults. The network's options stay open for networks from outside the package."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0  # of initialisation, data order, augmentation and dropout
+    config.batch_size = 128  # examples per update, over all devices
+    config.accumulation_steps = (
+        1  # micro-batches per update, each of batch_size / accumulation_steps examples
+    )
+    config.num_epochs = 10
+    config.num_devices = 0  # devices of the data mesh; 0: all there are
+    config.compute_dtype = "auto"  # auto: bfloat16 on accelerators, float32 on CPUs
+    config.average_decay = (
+        0.0  # per-step decay of the moving average of the weights that is evaluated; 0: none
+    )
+
+    config.model = model = ml_collections.ConfigDict()
+    model.name = "googlenet"  # a name from list_models(), or "module:Name" from outside the package
+    model.norm = placeholder(str)  # "lrn", "batch", "none"
+    model.kernel_5x5 = placeholder(int)  # side of the third branch's kernel: 5 as the paper, 3 as torchvision
+    model.aux_heads = placeholder(bool)  # auxiliary classifiers
+    model.aux_pool = placeholder(str)  # "adaptive" (4x4 maps, PyTorch) or "paper" (5x5, stride 3)
+    model.residual = placeholder(str)  # "none", "identity", "projection"
+    model.stem = placeholder(str)  # "imagenet", or one of the network's stems for small images
+    model.dropout_rate = placeholder(float)
+    model.initializer = placeholder(str)  # of the kernels; the network's docstring lists the names
+
+    config.data = data = ml_collections.ConfigDict()
+    data.name = "digits"  # a name from data.DATASETS, or "module:Name" from outside the package
+    data.directory = placeholder(
+        str
+    )  # where prepared data is kept; unset: $INCEPTION_JAX_DATA, else ~/.cache
+    data.archives = placeholder(str)  # a folder with the original archives, for machines that cannot download
+    data.splits = splits = ml_collections.ConfigDict()  # in TFDS's notation, by percentage or count
+    splits.train = "train[:90%]"
+    splits.validation = "train[90%:]"
+    splits.test = "test"
+    data.image_size = placeholder(int)  # pixels; every image is resized to this square once; unset: as it is
+    data.channels = placeholder(int)  # 1 or 3; unset: as it is
+    data.normalization = (
+        "mean_std"  # "none": 0 to 255; "unit": 0 to 1; "mean", "mean_std": by channel; "per_image"
+    )
+    data.mean = ()  # per channel, of pixels scaled to 0..1; (): of the training split
+    data.std = ()
+    data.augment = augment = ml_collections.ConfigDict()  # on training images, inside the jitted step
+    augment.pad_and_crop = 0  # zero pixels added on each side, then a random crop of the first size
+    augment.random_resized_crop = ()  # (smallest, largest) share of the area, e.g. (0.08, 1.0); (): off
+    augment.aspect_ratio = (3 / 4, 4 / 3)  # (narrowest, widest) crop of random_resized_crop
+    augment.horizontal_flip = 0.0  # probability
+    augment.rotation = 0.0  # largest angle, degrees
+    augment.zoom = 0.0  # largest relative change of scale, e.g. 0.2 for 0.8 to 1.2
+    augment.brightness = 0.0  # largest relative change; torchvision's ColorJitter
+    augment.contrast = 0.0
+    augment.saturation = 0.0
+    augment.hue = 0.0  # largest shift, in turns of the colour circle (at most 0.5)
+    augment.cutout = 0  # side of the zeroed square, pixels
+
+    config.loss = loss = ml_collections.ConfigDict()
+    loss.label_smoothing = 0.0
+    loss.aux_weight = 0.3  # weight of each auxiliary head's loss (Szegedy et al. 2015, section 5)
+
+    config.optimizer = optimizer = ml_collections.ConfigDict()
+    optimizer.name = "sgd"
+    optimizer.momentum = 0.9  # sgd, rmsprop
+    optimizer.nesterov = False  # sgd
+    optimizer.beta1 = 0.9  # adam, adamw
+    optimizer.beta2 = 0.999  # adam, adamw
+    optimizer.decay = 0.9  # rmsprop: of the squared gradient's average
+    optimizer.epsilon = 1e-8  # adam, adamw, rmsprop
+    optimizer.centered = False  # rmsprop
+    optimizer.weight_decay = 0.0  # on kernels only
+    optimizer.weight_decay_mode = (
+        "coupled"  # coupled: L2, before momentum, as the papers; decoupled: as AdamW
+    )
+    optimizer.clip_norm = 0.0  # largest global norm of the gradient; 0: no clipping
+
+    config.schedule = schedule = ml_collections.ConfigDict()
+    schedule.name = "constant"
+    schedule.learning_rate = 0.1  # the highest
+    schedule.warmup_epochs = 0.0  # linear, from learning_rate / warm-up steps, before any schedule
+    schedule.every_epochs = 8.0  # step: multiply by `factor` each time these have passed ...
+    schedule.boundaries = ()  # ... or at these epochs instead, e.g. (60, 120)
+    schedule.factor = 0.1  # step, plateau
+    schedule.final_rate = 0.0  # cosine: the rate at the end
+    schedule.decay_rate = (
+        1e-6  # inverse_time: rate = learning_rate / (1 + decay_rate * step), as Keras's decay
+    )
+    schedule.metric = "validation_loss"  # plateau: what is watched, an evaluated split's metric
+    schedule.mode = "min"  # plateau: "min" or "max" of that metric is better
+    schedule.patience = 10  # plateau: evaluations without improvement that are let pass
+    schedule.threshold = 1e-4  # plateau: the change that counts as improvement
+    schedule.threshold_mode = "relative"
+    schedule.cooldown = 0  # plateau: evaluations after a reduction in which none are counted
+    schedule.min_rate = 0.0  # plateau
+
+    config.evaluate = evaluate = ml_collections.ConfigDict()
+    evaluate.every_epochs = 1
+    evaluate.splits = ("validation",)  # evaluated during training
+    evaluate.final_splits = ("validation", "test")  # evaluated at the end, with the last and the best weights
+    evaluate.batch_size = 0  # 0: as in training
+    evaluate.watch = "validation_top1"  # decides which checkpoint is the best, and early stopping
+    evaluate.watch_mode = "max"
+    evaluate.early_stopping_patience = 0  # evaluations without a better watched metric; 0: never stop early
+
+    config.checkpoint = checkpoint = ml_collections.ConfigDict()
+    checkpoint.every_steps = 0  # besides the one at each evaluation; 0: none
+    checkpoint.keep_latest = 1
+    checkpoint.keep_best = 1
+
+    config.log = log = ml_collections.ConfigDict()
+    log.every_seconds = 10.0  # between console lines where there is no terminal
+    log.progress = "auto"  # auto: a bar on a terminal, lines elsewhere
+    log.tensorboard = True
+
+    config.lock()
+    model.unlock()
+    return config
+
+
+def validate(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError at the first field whose value is not allowed, before anything is computed."""
+    for path, allowed in CHOICES.items():
+        value = _get(config, path)
+        if value not in allowed:
+            raise unknown_name(path, str(value), allowed)
+    for path in ("batch_size", "accumulation_steps", "evaluate.every_epochs"):
+        _require(_get(config, path) >= 1, config, path, "at least 1")
+    for path in (
+        "num_epochs", "num_devices", "evaluate.batch_size", "evaluate.early_stopping_patience",
+        "checkpoint.every_steps", "optimizer.weight_decay", "optimizer.clip_norm", "optimizer.momentum",
+        "schedule.warmup_epochs", "schedule.learning_rate", "schedule.patience", "schedule.cooldown",
+        "data.augment.pad_and_crop", "data.augment.cutout", "data.augment.rotation", "loss.aux_weight",
+    ):  # fmt: skip
+        _require(_get(config, path) >= 0, config, path, "0 or more")
+    _require(config.checkpoint.keep_latest >= 1, config, "checkpoint.keep_latest", "at least 1")
+    _require(config.checkpoint.keep_best >= 0, config, "checkpoint.keep_best", "0 or more")
+    _require(config.schedule.every_epochs > 0, config, "schedule.every_epochs", "more than 0")
+    for path in (
+        "data.augment.horizontal_flip",
+        "data.augment.zoom",
+        "loss.label_smoothing",
+        "average_decay",
+    ):
+        _require(0 <= _get(config, path) <= 1, config, path, "from 0 to 1")
+    _require(0 <= config.data.augment.hue <= 0.5, config, "data.augment.hue", "from 0 to 0.5")
+    for path in ("data.augment.random_resized_crop", "data.augment.aspect_ratio"):
+        value = _get(config, path)
+        ordered = len(value) == 2 and 0 < value[0] <= value[1]
+        _require(
+            ordered or (not value and "crop" in path), config, path, "two numbers above 0, the smaller first"
+        )
+    if config.batch_size % config.accumulation_steps:
+        raise UserError(
+            f"batch_size={config.batch_size} does not divide into accumulation_steps="
+            f"{config.accumulation_steps} equal micro-batches: choose a multiple"
+        )
+    known = {split for split in config.data.splits if config.data.splits[split]}
+    for path in ("evaluate.splits", "evaluate.final_splits"):
+        for split in _get(config, path):
+            if split not in known:
+                raise unknown_name(f"split in {path}", split, known)
+    metrics = [f"{split}_{name}" for split in config.evaluate.splits for name in ("loss", "top1", "top5")]
+    watched = {"evaluate.watch": config.evaluate.watch}
+    if config.schedule.name == "plateau":
+        watched["schedule.metric"] = config.schedule.metric
+    for path, metric in watched.items():
+        if metrics and metric not in metrics:
+            raise unknown_name(f"metric in {path}", metric, metrics)
+    if config.schedule.name == "plateau" and not metrics:
+        raise UserError("schedule.name='plateau' needs a split in evaluate.splits to watch")
+
+
+def _get(config: ml_collections.ConfigDict, path: str):
+    for part in path.split("."):
+        config = config[part]
+    return config
+
+
+def _require(holds: bool, config: ml_collections.ConfigDict, path: str, allowed: str) -> None:
+    if not holds:
+        raise UserError(f"{path}={_get(config, path)!r} is not allowed: it must be {allowed}")
