@@ -28,15 +28,11 @@ def default_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.seed = 0  # of initialisation, data order, augmentation and dropout
     config.batch_size = 128  # examples per update, over all devices
-    config.accumulation_steps = (
-        1  # micro-batches per update, each of batch_size / accumulation_steps examples
-    )
+    config.accumulation_steps = 1  # micro-batches per update, each of batch_size / accumulation_steps examples
     config.num_epochs = 10
     config.num_devices = 0  # devices of the data mesh; 0: all there are
     config.compute_dtype = "auto"  # auto: bfloat16 on accelerators, float32 on CPUs
-    config.average_decay = (
-        0.0  # per-step decay of the moving average of the weights that is evaluated; 0: none
-    )
+    config.average_decay = 0.0  # per-step decay of the moving average of the weights that is evaluated; 0: none
 
     config.model = model = ml_collections.ConfigDict()
     model.name = "googlenet"  # a name from list_models(), or "module:Name" from outside the package
@@ -51,9 +47,7 @@ def default_config() -> ml_collections.ConfigDict:
 
     config.data = data = ml_collections.ConfigDict()
     data.name = "digits"  # a name from data.DATASETS, or "module:Name" from outside the package
-    data.directory = placeholder(
-        str
-    )  # where prepared data is kept; unset: $INCEPTION_JAX_DATA, else ~/.cache
+    data.directory = placeholder(str)  # where prepared data is kept; unset: $INCEPTION_JAX_DATA, else ~/.cache
     data.archives = placeholder(str)  # a folder with the original archives, for machines that cannot download
     data.splits = splits = ml_collections.ConfigDict()  # in TFDS's notation, by percentage or count
     splits.train = "train[:90%]"
@@ -61,9 +55,7 @@ def default_config() -> ml_collections.ConfigDict:
     splits.test = "test"
     data.image_size = placeholder(int)  # pixels; every image is resized to this square once; unset: as it is
     data.channels = placeholder(int)  # 1 or 3; unset: as it is
-    data.normalization = (
-        "mean_std"  # "none": 0 to 255; "unit": 0 to 1; "mean", "mean_std": by channel; "per_image"
-    )
+    data.normalization = "mean_std"  # "none": 0 to 255; "unit": 0 to 1; "mean", "mean_std": by channel; "per_image"
     data.mean = ()  # per channel, of pixels scaled to 0..1; (): of the training split
     data.std = ()
     data.augment = augment = ml_collections.ConfigDict()  # on training images, inside the jitted step
@@ -93,9 +85,7 @@ def default_config() -> ml_collections.ConfigDict:
     optimizer.epsilon = 1e-8  # adam, adamw, rmsprop
     optimizer.centered = False  # rmsprop
     optimizer.weight_decay = 0.0  # on kernels only
-    optimizer.weight_decay_mode = (
-        "coupled"  # coupled: L2, before momentum, as the papers; decoupled: as AdamW
-    )
+    optimizer.weight_decay_mode = "coupled"  # coupled: L2, before momentum, as the papers; decoupled: as AdamW
     optimizer.clip_norm = 0.0  # largest global norm of the gradient; 0: no clipping
 
     config.schedule = schedule = ml_collections.ConfigDict()
@@ -106,9 +96,7 @@ def default_config() -> ml_collections.ConfigDict:
     schedule.boundaries = ()  # ... or at these epochs instead, e.g. (60, 120)
     schedule.factor = 0.1  # step, plateau
     schedule.final_rate = 0.0  # cosine: the rate at the end
-    schedule.decay_rate = (
-        1e-6  # inverse_time: rate = learning_rate / (1 + decay_rate * step), as Keras's decay
-    )
+    schedule.decay_rate = 1e-6  # inverse_time: rate = learning_rate / (1 + decay_rate * step), as Keras's decay
     schedule.metric = "validation_loss"  # plateau: what is watched, an evaluated split's metric
     schedule.mode = "min"  # plateau: "min" or "max" of that metric is better
     schedule.patience = 10  # plateau: evaluations without improvement that are let pass
@@ -170,9 +158,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     for path in ("data.augment.random_resized_crop", "data.augment.aspect_ratio"):
         value = _get(config, path)
         ordered = len(value) == 2 and 0 < value[0] <= value[1]
-        _require(
-            ordered or (not value and "crop" in path), config, path, "two numbers above 0, the smaller first"
-        )
+        _require(ordered or (not value and "crop" in path), config, path, "two numbers above 0, the smaller first")
     if config.batch_size % config.accumulation_steps:
         raise UserError(
             f"batch_size={config.batch_size} does not divide into accumulation_steps="
