@@ -135,13 +135,14 @@ def validate(config: ml_collections.ConfigDict) -> None:
         value = _get(config, path)
         if value not in allowed:
             raise unknown_name(path, str(value), allowed)
-    for path in ("batch_size", "accumulation_steps", "evaluate.every_epochs"):
+    for path in ("batch_size", "accumulation_steps", "num_epochs", "evaluate.every_epochs"):
         _require(_get(config, path) >= 1, config, path, "at least 1")
     for path in (
-        "num_epochs", "num_devices", "evaluate.batch_size", "evaluate.early_stopping_patience",
+        "num_devices", "evaluate.batch_size", "evaluate.early_stopping_patience",
         "checkpoint.every_steps", "optimizer.weight_decay", "optimizer.clip_norm", "optimizer.momentum",
         "schedule.warmup_epochs", "schedule.learning_rate", "schedule.patience", "schedule.cooldown",
-        "data.augment.pad_and_crop", "data.augment.cutout", "data.augment.rotation", "loss.aux_weight",
+        "data.augment.pad_and_crop", "data.augment.cutout", "data.augment.rotation", "data.augment.brightness", "data.augment.contrast",
+        "data.augment.saturation", "loss.aux_weight",
     ):  # fmt: skip
         _require(_get(config, path) >= 0, config, path, "0 or more")
     _require(config.checkpoint.keep_latest >= 1, config, "checkpoint.keep_latest", "at least 1")
@@ -164,7 +165,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
             f"batch_size={config.batch_size} does not divide into accumulation_steps="
             f"{config.accumulation_steps} equal micro-batches: choose a multiple"
         )
-    known = {split for split in config.data.splits if config.data.splits[split]}
+    # The training split has its metrics already: the running means over each epoch.
+    known = {split for split in config.data.splits if config.data.splits[split]} - {"train"}
     for path in ("evaluate.splits", "evaluate.final_splits"):
         for split in _get(config, path):
             if split not in known:

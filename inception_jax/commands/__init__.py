@@ -1,0 +1,37 @@
+"""The console command `inception-jax`: one module per sub-command, flags and printing only."""
+
+import argparse
+import importlib.metadata
+import sys
+from typing import NoReturn
+
+from inception_jax.commands import configs, prepare, train
+from inception_jax.errors import UserError, unknown_name
+
+COMMANDS = {"train": train, "prepare": prepare, "configs": configs}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the sub-command that `argv` names (None: this process's); returns the exit code, 2 for a user's mistake."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = _Parser(prog="inception-jax", description="Train and study the Inception family of image classifiers.")
+    parser.add_argument("--version", action="version", version=importlib.metadata.version("inception-jax"))
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for module in COMMANDS.values():
+        module.add_parser(subparsers)
+    try:
+        if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
+            raise unknown_name("command", argv[0], COMMANDS)
+        args = parser.parse_args(argv)
+        return args.run(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130

@@ -1,0 +1,54 @@
+"""The networks, by name."""
+
+import fnmatch
+import inspect
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from flax import linen as nn
+
+from inception_jax.errors import unknown_name
+from inception_jax.models.googlenet import GoogLeNet
+from inception_jax.models.layers import Outputs
+from inception_jax.models.simple_cnn import SimpleCNN
+from inception_jax.registry import resolve
+
+__all__ = ["MODELS", "GoogLeNet", "Outputs", "SimpleCNN", "create_model", "list_models"]
+
+MODELS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType({"googlenet": GoogLeNet, "simple_cnn": SimpleCNN})
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """The registered names that match a shell pattern, such as "*inception*"."""
+    return sorted(fnmatch.filter(MODELS, pattern))
+
+
+def create_model(
+    name: str, *, num_classes: int, dtype: Any = None, param_dtype: Any = None, **options: Any
+) -> nn.Module:
+    """The Linen module of a registered name, or of "module:Name" outside the package.
+
+    Its `__call__(images, *, train)` takes normalised images (batch, height, width, channels) and returns Outputs; a
+    network from outside may return the logits (batch, num_classes) alone.
+
+    Args:
+      name: one of list_models(), or "module:Name".
+      num_classes: the number of logits.
+      dtype: of the computation; None: that of the inputs and parameters.
+      param_dtype: of the parameters; None: float32.
+      options: the module's own fields, such as norm="batch".
+
+    Raises:
+      UserError: the name, or an option, is unknown.
+    """
+    constructor = resolve("model", name, MODELS)
+    known = inspect.signature(constructor).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+    for option in options:
+        if option not in known and not takes_any:
+            raise unknown_name(f"option of {name}", option, known.keys() - {"num_classes", "parent", "name"})
+    # A small network from outside need not have the fields for data types.
+    dtypes = {"dtype": dtype, "param_dtype": param_dtype}
+    given = {key: value for key, value in dtypes.items() if value is not None and (key in known or takes_any)}
+    return constructor(num_classes=num_classes, **given, **options)

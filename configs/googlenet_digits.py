@@ -1,0 +1,26 @@
+"""GoogLeNet on scikit-learn's handwritten digits: the two-minute start, nothing to download."""
+
+from inception_jax.config import default_config
+
+
+def get_config():
+    config = default_config()
+    config.batch_size = 64
+    config.num_epochs = 15
+
+    config.model.name = "googlenet"
+    config.model.norm = "batch"
+    config.model.stem = "small"
+    config.model.aux_heads = False
+
+    config.data.name = "digits"
+
+    config.optimizer.name = "sgd"
+    config.optimizer.momentum = 0.9
+    config.optimizer.nesterov = True
+    config.optimizer.weight_decay = 1e-4
+
+    config.schedule.name = "cosine"
+    config.schedule.learning_rate = 0.05
+    config.schedule.warmup_epochs = 1.0
+    return config

@@ -1,0 +1,22 @@
+"""`inception-jax configs`: the experiments that come with the package."""
+
+import argparse
+import ast
+
+from inception_jax.config_files import shipped_configs
+
+
+def add_parser(subparsers) -> None:
+    parser = subparsers.add_parser("configs", help="list the shipped configs", description="Lists the shipped configs.")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    shipped = shipped_configs()
+    width = max(map(len, shipped), default=0)
+    for name, path in shipped.items():
+        docstring = ast.get_docstring(ast.parse(path.read_bytes())) or ""
+        print(f"{name:{width}}  {docstring.partition(chr(10))[0]}")
+    for folder in sorted({path.parent for path in shipped.values()}):
+        print(f"\nThe files are in {folder}")
+    return 0

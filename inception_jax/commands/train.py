@@ -1,0 +1,18 @@
+"""`inception-jax train`: the same as `python -m inception_jax.main`."""
+
+import argparse
+
+from inception_jax import main
+
+
+def add_parser(subparsers) -> None:
+    # No character starts an option here: every flag, --help too, reaches main's own parser.
+    parser = subparsers.add_parser(
+        "train", help="train a network as a config says, or go on with a stopped run", add_help=False, prefix_chars="\0"
+    )
+    parser.add_argument("flags", nargs="*")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    return main.main(args.flags, program="inception-jax train")

@@ -1,0 +1,54 @@
+"""scikit-learn's handwritten digits: the data set that is always there."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+from tensorflow_datasets.core.registered import skip_registration
+
+with skip_registration():
+
+    class Digits(tfds.core.GeneratorBasedBuilder):
+        """1,797 handwritten digits, 8x8x1, embedded in scikit-learn (`sklearn.datasets.load_digits`).
+
+        They are the test part of the UCI data set "Optical Recognition of Handwritten Digits" (Alpaydin and
+        Kaynak 1998), by 13 writers. Their values 0..16 become round(value * 255 / 16), a half to the even number: 8
+        becomes 128. Every fifth image of each class is the test split, 355 images, and the other 1,442 are the
+        training split, so that every writer is in both: a test of new images, not of new hands.
+        """
+
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self) -> tfds.core.DatasetInfo:
+            return tfds.core.DatasetInfo(
+                builder=self,
+                description=type(self).__doc__,
+                features=tfds.features.FeaturesDict(
+                    {
+                        "image": tfds.features.Image(shape=(8, 8, 1), encoding_format="png"),
+                        "label": tfds.features.ClassLabel(num_classes=10),
+                    }
+                ),
+                supervised_keys=("image", "label"),
+                disable_shuffling=True,
+            )
+
+        def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+            from sklearn.datasets import load_digits  # slow to import, and needed once
+
+            values, labels = load_digits(return_X_y=True)
+            images = np.rint(values * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
+            # Within each class, since parts of the set run from 0 to 9 in order.
+            held_out = np.zeros(len(labels), bool)
+            for label in range(10):
+                held_out[np.flatnonzero(labels == label)[4::5]] = True
+            return {
+                "train": self._generate_examples(images[~held_out], labels[~held_out]),
+                "test": self._generate_examples(images[held_out], labels[held_out]),
+            }
+
+        def _generate_examples(self, images: np.ndarray, labels: np.ndarray) -> Iterator[tuple[int, dict[str, Any]]]:
+            for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+                yield index, {"image": Image.fromarray(image), "label": int(label)}

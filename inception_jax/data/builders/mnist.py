@@ -1,0 +1,66 @@
+"""The MNIST handwritten digits."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+from tensorflow_datasets.core.registered import skip_registration
+
+from inception_jax.data import archives
+from inception_jax.data.archives import Content
+
+URL = "https://storage.googleapis.com/cvdf-datasets/mnist/"
+
+# The four IDX files: a header of 16 (images) or 8 (labels) bytes, then one byte per pixel or label.
+FILES = {
+    "train-images-idx3-ubyte": Content(47_040_016, "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"),
+    "train-labels-idx1-ubyte": Content(60_008, "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"),
+    "t10k-images-idx3-ubyte": Content(7_840_016, "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"),
+    "t10k-labels-idx1-ubyte": Content(10_008, "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"),
+}
+
+with skip_registration():
+
+    class Mnist(tfds.core.GeneratorBasedBuilder):
+        """70,000 handwritten digits, 28x28x1, 60,000 of them for training (LeCun, Cortes and Burges 1998)."""
+
+        VERSION = tfds.core.Version("1.0.0")
+        MANUAL_DOWNLOAD_INSTRUCTIONS = "The four files *-ubyte.gz as published, or unpacked."
+
+        def _info(self) -> tfds.core.DatasetInfo:
+            return tfds.core.DatasetInfo(
+                builder=self,
+                description=type(self).__doc__,
+                features=tfds.features.FeaturesDict(
+                    {
+                        "image": tfds.features.Image(shape=(28, 28, 1), encoding_format="png"),
+                        "label": tfds.features.ClassLabel(num_classes=10),
+                    }
+                ),
+                supervised_keys=("image", "label"),
+                disable_shuffling=True,
+            )
+
+        def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+            folder = archives.given_folder(dl_manager)
+            if folder is None:
+                paths = archives.download(dl_manager, {name: f"{URL}{name}.gz" for name in FILES})
+            else:
+                # Unpacked copies are around with a dot before the "idx", too.
+                paths = {
+                    name: archives.require(folder, (f"{name}.gz", name, name.replace("-idx", ".idx"))) for name in FILES
+                }
+            bytes_of = {name: archives.read(path, FILES[name]) for name, path in paths.items()}
+            return {
+                split: self._generate_examples(
+                    np.frombuffer(bytes_of[f"{prefix}-images-idx3-ubyte"], np.uint8, offset=16).reshape(-1, 28, 28),
+                    np.frombuffer(bytes_of[f"{prefix}-labels-idx1-ubyte"], np.uint8, offset=8),
+                )
+                for split, prefix in (("train", "train"), ("test", "t10k"))
+            }
+
+        def _generate_examples(self, images: np.ndarray, labels: np.ndarray) -> Iterator[tuple[int, dict[str, Any]]]:
+            for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+                yield index, {"image": Image.fromarray(image), "label": int(label)}

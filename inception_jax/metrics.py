@@ -1,0 +1,56 @@
+"""Metrics as sums over examples, which add up over batches and devices and are divided once, at the end."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from inception_jax.losses import Outputs, cross_entropy
+
+
+def metric_sums(
+    outputs: Outputs, labels: Int[Array, " b"], mask: Bool[Array, " b"], *, label_smoothing: float = 0.0
+) -> dict[str, Array]:
+    """Sums over the examples where `mask` is True; the others, padding, may hold anything.
+
+    "loss" (the head's cross-entropy, in at least float32), "top1", "top5" and "count" (int32), and for each
+    auxiliary head "NAME_loss" and "NAME_top1". With fewer than five classes, "top5" is the top k.
+    """
+
+    def total(values: Array) -> Array:
+        return jnp.where(mask, values, 0).sum(dtype=jnp.int32 if values.dtype == bool else None)
+
+    ranks = label_ranks(outputs.logits, labels)
+    sums = {
+        "loss": total(cross_entropy(outputs.logits, labels, label_smoothing=label_smoothing)),
+        "top1": total(ranks < 1),
+        "top5": total(ranks < min(5, outputs.logits.shape[-1])),
+        "count": mask.sum(dtype=jnp.int32),
+    }
+    for name, logits in outputs.aux.items():
+        sums[f"{name}_loss"] = total(cross_entropy(logits, labels, label_smoothing=label_smoothing))
+        sums[f"{name}_top1"] = total(label_ranks(logits, labels) < 1)
+    return sums
+
+
+def label_ranks(logits: Float[Array, "b k"], labels: Int[Array, " b"]) -> Int[Array, " b"]:
+    """The place of the label when the logits are sorted from the highest, from 0 to k - 1; equal ones keep their order.
+
+    So a network whose logits are all equal is not right about everything. Where a logit is NaN, the rank is k.
+    """
+    num_classes = logits.shape[-1]
+    own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+    ahead = (logits > own) | ((logits == own) & (jnp.arange(num_classes) < labels[:, None]))
+    return jnp.where(jnp.isnan(logits).any(axis=-1), num_classes, ahead.sum(axis=-1, dtype=jnp.int32))
+
+
+def add(sums: dict[str, Array], more: dict[str, Array]) -> dict[str, Array]:
+    """The sums over the examples of both."""
+    return jax.tree.map(jnp.add, sums, more)
+
+
+def summarize(sums: dict[str, Array]) -> dict[str, float]:
+    """Means over the examples, as Python floats, under the same names, and their "count"; NaN where there were none."""
+    totals = jax.device_get(sums)  # all of them at once
+    count = int(totals.pop("count"))
+    means = {name: float(total) / count if count else float("nan") for name, total in totals.items()}
+    return means | {"count": count}

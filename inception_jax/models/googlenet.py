@@ -1,0 +1,233 @@
+"""GoogLeNet, from Table 1 of Szegedy et al. 2015, "Going deeper with convolutions" (CVPR)."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+from flax import linen as nn
+from jax import numpy as jnp
+
+from inception_jax import ops
+from inception_jax.errors import UserError
+from inception_jax.models.layers import INITIALIZERS, ConvUnit, Dtype, Outputs, check_choice
+
+
+class Inception(NamedTuple):
+    """A row of Table 1: output channels of each convolution of an Inception module."""
+
+    conv_1x1: int
+    conv_3x3_reduce: int
+    conv_3x3: int
+    conv_5x5_reduce: int
+    conv_5x5: int
+    pool_proj: int
+
+
+# The body of the network; "max_pool" halves the map.
+TABLE_1: dict[str, Inception | str] = {
+    "inception_3a": Inception(64, 96, 128, 16, 32, 32),
+    "inception_3b": Inception(128, 128, 192, 32, 96, 64),
+    "pool_3": "max_pool",
+    "inception_4a": Inception(192, 96, 208, 16, 48, 64),
+    "inception_4b": Inception(160, 112, 224, 24, 64, 64),
+    "inception_4c": Inception(128, 128, 256, 24, 64, 64),
+    "inception_4d": Inception(112, 144, 288, 32, 64, 64),
+    "inception_4e": Inception(256, 160, 320, 32, 128, 128),
+    "pool_4": "max_pool",
+    "inception_5a": Inception(256, 160, 320, 32, 128, 128),
+    "inception_5b": Inception(384, 192, 384, 48, 128, 128),
+}
+AUX_HEADS = {"inception_4a": "aux1", "inception_4d": "aux2"}  # the module whose output each head reads
+STEMS = ("imagenet", "small", "small_pooled")
+
+
+class InceptionModule(nn.Module):
+    """Four parallel branches, concatenated (Szegedy et al. 2015, figure 2b).
+
+    Attributes:
+      table: the module's row of Table 1.
+      kernel_5x5: side of the third branch's kernel: 5, or 3 as torchvision has it.
+      residual: "none"; "identity" adds the input where it has the output's shape; "projection" adds it everywhere,
+        through a 1x1 convolution without activation where the shapes differ (He et al. 2016, option B). The input is
+        added to the concatenated, activated branches.
+    """
+
+    table: Inception
+    kernel_5x5: int = 5
+    residual: str = "none"
+    norm: str = "batch"
+    initializer: str = "he_normal"
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """(batch, height, width, channels) to (batch, height, width, sum of the branches' channels)."""
+        conv = partial(
+            ConvUnit,
+            norm=self.norm,
+            initializer=self.initializer,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+        )
+        table, side = self.table, self.kernel_5x5
+        branch_1x1 = conv(table.conv_1x1, name="conv_1x1")(x, train)
+        branch_3x3 = conv(table.conv_3x3_reduce, name="conv_3x3_reduce")(x, train)
+        branch_3x3 = conv(table.conv_3x3, (3, 3), name="conv_3x3")(branch_3x3, train)
+        branch_5x5 = conv(table.conv_5x5_reduce, name="conv_5x5_reduce")(x, train)
+        branch_5x5 = conv(table.conv_5x5, (side, side), name="conv_5x5")(branch_5x5, train)
+        branch_pool = ops.max_pool(x, (3, 3), (1, 1), ((1, 1), (1, 1)))
+        branch_pool = conv(table.pool_proj, name="pool_proj")(branch_pool, train)
+        y = jnp.concatenate([branch_1x1, branch_3x3, branch_5x5, branch_pool], axis=-1)
+        if self.residual == "none":
+            return y
+        if x.shape == y.shape:
+            return y + x
+        if self.residual == "projection":
+            return y + conv(y.shape[-1], activation=None, name="projection")(x, train)
+        return y
+
+
+class AuxHead(nn.Module):
+    """An auxiliary classifier (Szegedy et al. 2015, section 5): pooling, 1x1 convolution, two dense layers.
+
+    Attributes:
+      pool: "adaptive" averages to 4x4 maps, as torchvision; "paper" averages 5x5 windows at stride 3 without padding,
+        which is 4x4 on the paper's 14x14 maps.
+    """
+
+    num_classes: int
+    pool: str = "adaptive"
+    dropout_rate: float = 0.7
+    norm: str = "batch"
+    initializer: str = "he_normal"
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """(batch, height, width, channels) to logits (batch, num_classes)."""
+        if self.pool == "adaptive":
+            x = ops.adaptive_avg_pool(x, (4, 4))
+        elif min(x.shape[1:3]) < 5:
+            raise UserError(
+                f"aux_pool='paper' averages 5x5 windows, but the map is {x.shape[1]}x{x.shape[2]}: "
+                "use larger images, a stem that shrinks them less, or aux_pool='adaptive'"
+            )
+        else:
+            x = ops.avg_pool(x, (5, 5), (3, 3), "VALID")
+        x = ConvUnit(
+            128,
+            norm=self.norm,
+            initializer=self.initializer,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name="conv",
+        )(x, train)
+        dense = partial(
+            nn.Dense, dtype=self.dtype, param_dtype=self.param_dtype, kernel_init=INITIALIZERS[self.initializer]
+        )
+        x = nn.relu(dense(1024, name="fc1")(x.reshape(x.shape[0], -1)))
+        x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+        return dense(self.num_classes, name="fc2")(x)
+
+
+class GoogLeNet(nn.Module):
+    """GoogLeNet (Szegedy et al. 2015, Table 1), with the departures of its descendants as named options.
+
+    Parameters at 1000 classes: 6,998,552 as the paper, 13,378,280 with both auxiliary heads; 7,005,832 with batch norm;
+    6,624,904 and 13,004,888 with batch norm and 3x3 kernels, where the logits are torchvision's.
+
+    Attributes:
+      norm: "lrn", two local response norms in the stem as the paper; "batch" after every convolution (Ioffe & Szegedy
+        2015), which then has no bias; "none".
+      kernel_5x5: side of the third branch's kernels: 5, or 3 as torchvision.
+      pool_4: side of the last max pool's window: 3 as Table 1, or 2 as torchvision. None: 2 beside 3x3 kernels, so that
+        `kernel_5x5=3` alone is torchvision's network, else 3.
+      aux_heads: two auxiliary classifiers, behind inception_4a and inception_4d.
+      aux_pool: "adaptive" or "paper", see AuxHead.
+      residual: "none", "identity" or "projection", see InceptionModule.
+      stem: "imagenet", Table 1's, divides the map by 8; "small", one 3x3 convolution that keeps it, the usual
+        choice for CIFAR; "small_pooled", Table 1's with a 3x3 first convolution at stride 1, divides it by 4 and
+        costs a sixteenth of "small" in the body.
+      dropout_rate: before the classifier: 0.4 in the paper, 0.2 in torchvision.
+      initializer: a name from layers.INITIALIZERS.
+      dtype: of the computation; None: that of the inputs and parameters.
+    """
+
+    num_classes: int
+    norm: str = "batch"
+    kernel_5x5: int = 5
+    pool_4: int | None = None
+    aux_heads: bool = False
+    aux_pool: str = "adaptive"
+    residual: str = "none"
+    stem: str = "imagenet"
+    dropout_rate: float = 0.4
+    aux_dropout_rate: float = 0.7
+    initializer: str = "he_normal"
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> Outputs:
+        """Images (batch, height, width, channels), normalised, to Outputs.
+
+        Raises:
+          UserError: an option has a value that is not allowed, or the maps are too small for aux_pool="paper".
+        """
+        check_choice("kernel_5x5", self.kernel_5x5, (3, 5))
+        check_choice("aux_pool", self.aux_pool, ("adaptive", "paper"))
+        check_choice("residual", self.residual, ("none", "identity", "projection"))
+        common = {
+            "norm": self.norm,
+            "initializer": self.initializer,
+            "dtype": self.dtype,
+            "param_dtype": self.param_dtype,
+        }
+        pool_4 = self.pool_4 or (2 if self.kernel_5x5 == 3 else 3)
+        windows = {"pool_3": 3, "pool_4": pool_4}
+        aux = {}
+        x = self._stem(images, train, partial(ConvUnit, **common))
+        for name, row in TABLE_1.items():
+            if isinstance(row, str):
+                x = _halve(x, windows[name])
+            else:
+                x = InceptionModule(row, self.kernel_5x5, self.residual, name=name, **common)(x, train)
+            if self.aux_heads and name in AUX_HEADS:
+                head = AuxHead(self.num_classes, self.aux_pool, self.aux_dropout_rate, name=AUX_HEADS[name], **common)
+                aux[AUX_HEADS[name]] = _at_least_float32(head(x, train))
+        x = x.mean(axis=(1, 2))
+        x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+        logits = nn.Dense(
+            self.num_classes,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            kernel_init=INITIALIZERS[self.initializer],
+            name="fc",
+        )(x)
+        return Outputs(_at_least_float32(logits), aux)
+
+    def _stem(self, x: jax.Array, train: bool, conv) -> jax.Array:
+        check_choice("stem", self.stem, STEMS)
+        local_response_norm = ops.local_response_norm if self.norm == "lrn" else lambda x: x
+        if self.stem == "small":
+            return conv(192, (3, 3), name="conv1")(x, train)
+        if self.stem == "imagenet":
+            # Symmetric padding as in PyTorch; SAME would pad 2 before and 3 behind.
+            x = conv(64, (7, 7), (2, 2), ((3, 3), (3, 3)), name="conv1")(x, train)
+        else:
+            x = conv(64, (3, 3), name="conv1")(x, train)
+        x = local_response_norm(_halve(x))
+        x = conv(64, name="conv2")(x, train)
+        x = local_response_norm(conv(192, (3, 3), name="conv3")(x, train))
+        return _halve(x)
+
+
+def _halve(x: jax.Array, window: int = 3) -> jax.Array:
+    # Windows may reach past the end, as in Caffe and PyTorch's ceil mode; SAME differs at odd maps.
+    return ops.max_pool(x, (window, window), (2, 2), "VALID", ceil_mode=True)
+
+
+def _at_least_float32(logits: jax.Array) -> jax.Array:
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))

@@ -1,0 +1,107 @@
+"""What all networks are made of: the output struct, the convolution unit, the initialisers."""
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import flax.struct
+import jax
+from flax import linen as nn
+from jax import numpy as jnp
+
+from inception_jax import ops
+from inception_jax.errors import UserError, unknown_name
+
+Dtype = Any
+
+
+def _random_uniform(key, shape, dtype=jnp.float32):
+    """Uniform in -0.05 to 0.05, Keras's RandomUniform."""
+    return jax.random.uniform(key, shape, dtype, -0.05, 0.05)
+
+
+INITIALIZERS: Mapping[str, Callable[..., jax.Array]] = MappingProxyType(
+    {
+        "he_normal": nn.initializers.he_normal(),  # He et al. 2015
+        "glorot_uniform": nn.initializers.glorot_uniform(),  # Glorot & Bengio 2010
+        "truncated_normal": nn.initializers.truncated_normal(0.01),  # torchvision's GoogLeNet
+        "random_uniform": _random_uniform,
+    }
+)
+NORMS = ("lrn", "batch", "none")
+
+
+@flax.struct.dataclass
+class Outputs:
+    """What every network returns.
+
+    Attributes:
+      logits: (batch, num_classes), at least float32.
+      aux: the auxiliary heads' logits by name, each (batch, num_classes); empty without heads.
+    """
+
+    logits: jax.Array
+    aux: dict[str, jax.Array] = flax.struct.field(default_factory=dict)
+
+
+def check_choice(kind: str, value: Any, allowed: Sequence) -> None:
+    """Raises UserError unless the option `kind` has one of its `allowed` values."""
+    if value not in allowed:
+        if isinstance(value, str):
+            raise unknown_name(kind, value, allowed)
+        raise UserError(f"{kind}={value!r} is not allowed: choose one of {', '.join(map(str, allowed))}")
+
+
+class ConvUnit(nn.Module):
+    """Convolution, batch norm where wanted, ReLU: the unit of every network here.
+
+    A convolution before batch norm has no bias (Ioffe & Szegedy 2015, section 3.2). `padding=None` is half the
+    kernel on every side, as PyTorch pads: SAME is lopsided where the stride is 2.
+
+    Attributes:
+      norm: "batch" for batch norm; "lrn" and "none" for a bias instead (local response norm is no part of the unit).
+      dtype: of the computation; None: that of the inputs and parameters.
+    """
+
+    features: int
+    kernel_size: tuple[int, int] = (1, 1)
+    strides: tuple[int, int] = (1, 1)
+    padding: Sequence[tuple[int, int]] | str | None = None
+    norm: str = "batch"
+    activation: Callable[[jax.Array], jax.Array] | None = nn.relu
+    initializer: str = "he_normal"
+    norm_epsilon: float = 1e-3
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """(batch, height, width, channels) to (batch, height', width', features)."""
+        check_choice("norm", self.norm, NORMS)
+        check_choice("initializer", self.initializer, tuple(INITIALIZERS))
+        batch_norm = self.norm == "batch"
+        padding = self.padding
+        if padding is None:
+            padding = [((size - 1) // 2, size // 2) for size in self.kernel_size]
+        x = nn.Conv(
+            self.features,
+            self.kernel_size,
+            self.strides,
+            padding,
+            use_bias=not batch_norm,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            kernel_init=INITIALIZERS[self.initializer],
+            conv_general_dilated=ops.conv_general_dilated,
+            name="conv",
+        )(x)
+        if batch_norm:
+            x = nn.BatchNorm(
+                use_running_average=not train,
+                momentum=0.9,
+                epsilon=self.norm_epsilon,
+                dtype=self.dtype,
+                param_dtype=self.param_dtype,
+                name="norm",
+            )(x)
+        return self.activation(x) if self.activation else x

@@ -1,0 +1,59 @@
+"""A sequential baseline: stacked convolutions, then pooling."""
+
+import jax
+from flax import linen as nn
+from jax import numpy as jnp
+
+from inception_jax import ops
+from inception_jax.models.layers import INITIALIZERS, ConvUnit, Dtype, Outputs
+
+
+class SimpleCNN(nn.Module):
+    """Two 3x3 convolutions and a 2x2 max pool a stage, then the mean over the map and one dense layer.
+
+    It stands for the sequential baseline of Mahmud's GoogLeNet replication on an ImageNet subset, whose text gives
+    stacked convolutions followed by pooling with 32 to 256 filters; its exact figure is lost, so the number of stages
+    (one a filter count), two convolutions in each and the classifier are ours. 1,174,826 parameters for colour images
+    of 10 classes without norm.
+
+    Attributes:
+      stage_features: filters of each stage; the map halves after each, so images have at least 16 pixels a side.
+      norm: "none" as the baseline, or "batch".
+      initializer: a name from layers.INITIALIZERS.
+      dtype: of the computation; None: that of the inputs and parameters.
+    """
+
+    num_classes: int
+    stage_features: tuple[int, ...] = (32, 64, 128, 256)
+    norm: str = "none"
+    dropout_rate: float = 0.5
+    initializer: str = "he_normal"
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> Outputs:
+        """Images (batch, height, width, channels), normalised, to Outputs."""
+        x = images
+        for stage, features in enumerate(self.stage_features, start=1):
+            for index in (1, 2):
+                x = ConvUnit(
+                    features,
+                    (3, 3),
+                    norm=self.norm,
+                    initializer=self.initializer,
+                    dtype=self.dtype,
+                    param_dtype=self.param_dtype,
+                    name=f"conv{stage}_{index}",
+                )(x, train)
+            x = ops.max_pool(x, (2, 2), (2, 2), "VALID", ceil_mode=True)
+        x = x.mean(axis=(1, 2))
+        x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+        logits = nn.Dense(
+            self.num_classes,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            kernel_init=INITIALIZERS[self.initializer],
+            name="fc",
+        )(x)
+        return Outputs(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))

@@ -1,0 +1,284 @@
+"""2-D convolution, lowered on CPUs to whatever is fastest for its shape; equal to `lax` in value and gradient.
+
+The choice by platform is made when the program is lowered, inside the forward and the backward rule, so that one
+exported program serves CPUs and GPUs. What was slow and what helped is said beside each lowering.
+"""
+
+import functools
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from inception_jax.errors import unknown_name
+
+Pair = tuple[int, int]
+Pads = tuple[Pair, Pair]
+_NHWC = ("NHWC", "HWIO", "NHWC")
+
+
+def conv_general_dilated(
+    lhs: Array,
+    rhs: Array,
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers=None,
+    feature_group_count: int = 1,
+    batch_group_count: int = 1,
+    precision=None,
+    preferred_element_type=None,
+    *,
+    implementation: str = "auto",
+) -> Array:
+    """`lax.conv_general_dilated`, for `flax.linen.Conv(conv_general_dilated=...)`, with the same arguments.
+
+    Plain 2-D convolutions of NHWC maps with HWIO kernels go to `conv`; everything else (dilated, grouped, other
+    layouts, another accumulation type) goes to `lax` as it is. `implementation="lax"` sends everything there: bind it
+    with `functools.partial` where forward-mode differentiation (`jax.jvp`) is wanted.
+    """
+    plain = (
+        implementation != "lax"
+        and lhs.ndim == 4
+        and _is_nhwc(lhs.shape, rhs.shape, dimension_numbers)
+        and all(d == 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ())))
+        and feature_group_count == batch_group_count == 1
+        and preferred_element_type in (None, lhs.dtype)
+        and lhs.dtype == rhs.dtype
+        and jnp.issubdtype(lhs.dtype, jnp.floating)
+    )
+    if plain:
+        return conv(lhs, rhs, window_strides, padding, precision=precision, implementation=implementation)
+    return lax.conv_general_dilated(
+        lhs,
+        rhs,
+        window_strides,
+        padding,
+        lhs_dilation,
+        rhs_dilation,
+        dimension_numbers,
+        feature_group_count,
+        batch_group_count,
+        precision,
+        preferred_element_type,
+    )
+
+
+def conv(
+    x: Float[Array, "batch height width in_channels"],
+    kernel: Float[Array, "kernel_height kernel_width in_channels out_channels"],
+    strides: Sequence[int] = (1, 1),
+    padding: str | Sequence[tuple[int, int]] = "SAME",
+    *,
+    precision=None,
+    implementation: str = "auto",
+) -> Float[Array, "batch out_height out_width out_channels"]:
+    """2-D convolution (cross-correlation, as everywhere in deep learning) of NHWC maps.
+
+    Args:
+        x: maps.
+        kernel: weights, of the same float type.
+        strides: (vertical, horizontal) distance between the kernel's places, pixels.
+        padding: "SAME", "VALID" or ((top, bottom), (left, right)) in pixels.
+        precision: of the products, see `jax.lax.Precision`.
+        implementation: "auto" picks by platform and shape; "lax" is `lax.conv_general_dilated` everywhere, which can
+            also be differentiated forwards (`jax.jvp`).
+
+    Raises UserError for an unknown implementation.
+    """
+    if implementation not in ("auto", "lax"):
+        raise unknown_name("implementation", implementation, ("auto", "lax"))
+    strides = (int(strides[0]), int(strides[1]))
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
+    (top, bottom), (left, right) = padding
+    pads = ((int(top), int(bottom)), (int(left), int(right)))
+    precision = lax.canonicalize_precision(precision) if hasattr(lax, "canonicalize_precision") else precision
+    if implementation == "lax" or x.size == 0 or min(_out_sizes(x.shape, kernel.shape, strides, pads)) <= 0:
+        return _lax_conv(x, kernel, strides, pads, precision)
+    kernel, pads = _trim(kernel, x.shape, strides, pads)
+    return _conv(x, kernel, strides, pads, precision)
+
+
+def _is_nhwc(lhs_shape, rhs_shape, dimension_numbers) -> bool:
+    numbers = lax.conv_dimension_numbers(lhs_shape, rhs_shape, dimension_numbers)
+    return numbers == lax.conv_dimension_numbers(lhs_shape, rhs_shape, _NHWC)
+
+
+def _out_sizes(x_shape, kernel_shape, strides: Pair, pads: Pads) -> list[int]:
+    return [(x_shape[1 + i] + sum(pads[i]) - kernel_shape[i]) // strides[i] + 1 for i in range(2)]
+
+
+def _lax_conv(x, kernel, strides: Pair, pads: Sequence[Pair], precision) -> Array:
+    return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=_NHWC, precision=precision)
+
+
+def _trim(kernel: Array, x_shape, strides: Pair, pads: Pads) -> tuple[Array, Pads]:
+    """Cuts off the rows and columns of a kernel that only ever meet padding: of 5x5 on a 1x1 map one pixel is left."""
+    trimmed = []
+    for axis, out in enumerate(_out_sizes(x_shape, kernel.shape, strides, pads)):
+        size, k, stride, (low, high) = x_shape[1 + axis], kernel.shape[axis], strides[axis], pads[axis]
+        touching = [j for j in range(k) if any(0 <= o * stride + j - low < size for o in range(out))]
+        first, last = (touching[0], touching[-1]) if touching else (0, k - 1)
+        kernel = lax.slice_in_dim(kernel, first, last + 1, axis=axis)
+        trimmed.append((low - first, high - (k - 1 - last)))
+    return kernel, (trimmed[0], trimmed[1])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _conv(x: Array, kernel: Array, strides: Pair, pads: Pads, precision) -> Array:
+    cpu = functools.partial(_cpu_forward, strides=strides, pads=pads, precision=precision)
+    default = functools.partial(_lax_conv, strides=strides, pads=pads, precision=precision)
+    return lax.platform_dependent(x, kernel, cpu=cpu, default=default)
+
+
+def _conv_forward(x, kernel, strides, pads, precision):
+    return _conv(x, kernel, strides, pads, precision), (x, kernel)
+
+
+def _conv_backward(strides, pads, precision, residuals, dy):
+    x, kernel = residuals
+    x_shape, kernel_shape = x.shape, kernel.shape
+    args = {"strides": strides, "pads": pads, "precision": precision}
+
+    def lax_input_gradient(dy, kernel):
+        x = jax.ShapeDtypeStruct(x_shape, dy.dtype)
+        return jax.linear_transpose(lambda x: _lax_conv(x, kernel, **args), x)(dy)[0]
+
+    def lax_kernel_gradient(dy, x):
+        kernel = jax.ShapeDtypeStruct(kernel_shape, dy.dtype)
+        return jax.linear_transpose(lambda kernel: _lax_conv(x, kernel, **args), kernel)(dy)[0]
+
+    dx = lax.platform_dependent(
+        dy,
+        kernel,
+        cpu=functools.partial(_cpu_input_gradient, x_shape=x_shape, fallback=lax_input_gradient, **args),
+        default=lax_input_gradient,
+    )
+    dkernel = lax.platform_dependent(
+        dy,
+        x,
+        cpu=functools.partial(_cpu_kernel_gradient, kernel_shape=kernel_shape, fallback=lax_kernel_gradient, **args),
+        default=lax_kernel_gradient,
+    )
+    return dx, dkernel
+
+
+_conv.defvjp(_conv_forward, _conv_backward)
+
+
+# What follows runs on CPUs only.
+
+
+def _cpu_forward(x, kernel, strides: Pair, pads: Pads, precision) -> Array:
+    if _is_pointwise(kernel.shape, pads):
+        return _dot(x[:, :: strides[0], :: strides[1]], kernel[0, 0], precision)
+    out_sizes = _out_sizes(x.shape, kernel.shape, strides, pads)
+    if _is_tiny(x.shape, kernel.shape):
+        y = 0.0
+        for i, j, rows, columns in _contacts(x.shape[1:3], out_sizes, kernel.shape, strides, pads):
+            part = _dot(x[:, rows.inputs, columns.inputs], kernel[i, j], precision)
+            y = y + _place(part, (rows.outputs, columns.outputs), out_sizes)
+        return jnp.asarray(y, x.dtype)
+    if _over_the_cliff(x.shape, kernel.shape):
+        return _lax_conv(_pad(x, pads), kernel, strides, ((0, 0), (0, 0)), precision)
+    return _lax_conv(x, kernel, strides, pads, precision)
+
+
+def _cpu_input_gradient(dy, kernel, x_shape, strides: Pair, pads: Pads, precision, fallback) -> Array:
+    if _is_pointwise(kernel.shape, pads) or _is_tiny(x_shape, kernel.shape):
+        dx = 0.0
+        for i, j, rows, columns in _contacts(x_shape[1:3], dy.shape[1:3], kernel.shape, strides, pads):
+            part = _dot(dy[:, rows.outputs, columns.outputs], kernel[i, j].T, precision)
+            dx = dx + _place(part, (rows.inputs, columns.inputs), x_shape[1:3])
+        return jnp.asarray(dx, dy.dtype)
+    if strides == (1, 1) and _over_the_cliff(dy.shape, kernel.shape):
+        flipped = kernel[::-1, ::-1].swapaxes(2, 3)
+        back = [(k - 1 - low, k - 1 - high) for k, (low, high) in zip(kernel.shape, pads, strict=False)]
+        return _lax_conv(_pad(dy, (back[0], back[1])), flipped, (1, 1), ((0, 0), (0, 0)), precision)
+    return fallback(dy, kernel)
+
+
+def _cpu_kernel_gradient(dy, x, kernel_shape, strides: Pair, pads: Pads, precision, fallback) -> Array:
+    if _is_pointwise(kernel_shape, pads):
+        return _outer(x[:, :: strides[0], :: strides[1]], dy, precision)[None, None]
+    if max(x.shape[1:3]) <= 4:
+        products = {
+            (i, j): _outer(x[:, rows.inputs, columns.inputs], dy[:, rows.outputs, columns.outputs], precision)
+            for i, j, rows, columns in _contacts(x.shape[1:3], dy.shape[1:3], kernel_shape, strides, pads)
+        }
+        nothing = jnp.zeros(kernel_shape[2:], dy.dtype)
+        offsets = itertools.product(range(kernel_shape[0]), range(kernel_shape[1]))
+        return jnp.stack([products.get(offset, nothing) for offset in offsets]).reshape(kernel_shape)
+    if min(kernel_shape[2:]) >= 64:
+        padded = _pad(x, pads)
+        reach = [(n - 1) * stride + 1 for n, stride in zip(dy.shape[1:3], strides, strict=True)]
+        products = [
+            _outer(padded[:, i : i + reach[0] : strides[0], j : j + reach[1] : strides[1]], dy, precision)
+            for i, j in itertools.product(range(kernel_shape[0]), range(kernel_shape[1]))
+        ]
+        return jnp.stack(products).reshape(kernel_shape)
+    return fallback(dy, x)
+
+
+def _is_pointwise(kernel_shape, pads: Pads) -> bool:
+    return kernel_shape[0] == kernel_shape[1] == 1 and pads == ((0, 0), (0, 0))
+
+
+def _is_tiny(map_shape, kernel_shape) -> bool:
+    return max(map_shape[1:3]) <= (4 if max(kernel_shape[:2]) <= 3 else 2)
+
+
+def _over_the_cliff(map_shape, kernel_shape) -> bool:
+    return kernel_shape[0] > map_shape[1] or kernel_shape[1] > map_shape[2]
+
+
+class _Contact(NamedTuple):
+    """Along one axis, the outputs that one offset of the kernel connects with inputs, and these inputs."""
+
+    outputs: slice
+    inputs: slice
+
+
+def _contacts(
+    in_sizes, out_sizes, kernel_shape, strides: Pair, pads: Pads
+) -> Iterator[tuple[int, int, _Contact, _Contact]]:
+    """The offsets (i, j) of a kernel that touch the map at all, with the rows and columns that they connect."""
+    per_axis: list[dict[int, _Contact]] = [{}, {}]
+    for axis, contacts in enumerate(per_axis):
+        size, stride, low = in_sizes[axis], strides[axis], pads[axis][0]
+        for offset in range(kernel_shape[axis]):
+            outputs = [o for o in range(out_sizes[axis]) if 0 <= o * stride + offset - low < size]
+            if outputs:
+                inputs = [o * stride + offset - low for o in (outputs[0], outputs[-1])]
+                contacts[offset] = _Contact(
+                    slice(outputs[0], outputs[-1] + 1), slice(inputs[0], inputs[-1] + 1, stride)
+                )
+    for (i, rows), (j, columns) in itertools.product(per_axis[0].items(), per_axis[1].items()):
+        yield i, j, rows, columns
+
+
+def _place(part: Array, slices: tuple[slice, slice], sizes: Sequence[int]) -> Array:
+    """Zeros of the given height and width with `part` at `slices`: the transpose of slicing."""
+    config = [(s.start, size - s.stop, (s.step or 1) - 1) for s, size in zip(slices, sizes, strict=True)]
+    return lax.pad(part, jnp.zeros((), part.dtype), ((0, 0, 0), *config, (0, 0, 0)))
+
+
+def _dot(x: Array, kernel: Array, precision) -> Array:
+    return lax.dot_general(x, kernel, (((3,), (0,)), ((), ())), precision=precision)
+
+
+def _outer(x: Array, dy: Array, precision) -> Array:
+    """Sum over examples and pixels of the products of channels, (in_channels, out_channels)."""
+    return lax.dot_general(x, dy, (((0, 1, 2), (0, 1, 2)), ((), ())), precision=precision)
+
+
+def _pad(x: Array, pads: Pads) -> Array:
+    # XLA would fold the padding back into the convolution if it were not for the barrier.
+    config = ((0, 0, 0), *((low, high, 0) for low, high in pads), (0, 0, 0))
+    return lax.optimization_barrier(lax.pad(x, jnp.zeros((), x.dtype), config))

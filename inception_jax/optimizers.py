@@ -1,0 +1,113 @@
+"""Optimisers as Optax chains: clipping, coupled decay, the rule itself, decoupled decay, and the rate last.
+
+Because the rate comes after momentum, a change of rate takes effect at once on the whole update, as in PyTorch,
+and a train step may scale the updates further (`schedules.PlateauState`).
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import PyTree
+
+from inception_jax.errors import UserError, unknown_name
+
+OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop", "rmsprop_tensorflow")
+WEIGHT_DECAY_MODES = ("coupled", "decoupled")
+
+
+def make_optimizer(
+    name: str,
+    schedule: optax.ScalarOrSchedule,
+    *,
+    momentum: float = 0.0,
+    nesterov: bool = False,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    decay: float = 0.9,
+    epsilon: float = 1e-8,
+    centered: bool = False,
+    weight_decay: float = 0.0,
+    weight_decay_mode: str = "coupled",
+    clip_norm: float = 0.0,
+) -> optax.GradientTransformation:
+    """The optimiser of this name, equal to its namesake in `torch.optim`; options that it does not have are ignored.
+
+    - `sgd`: `momentum`, `nesterov`
+    - `adam`: `beta1`, `beta2`, `epsilon` (Kingma and Ba 2015)
+    - `adamw`: the same, with decoupled decay whatever `weight_decay_mode` says: that is what its name means
+      (Loshchilov and Hutter 2019)
+    - `rmsprop`: `decay` (PyTorch's alpha) of the squared gradients' average, from zero; `epsilon` is added to its
+      root; `centered` subtracts the mean gradient's square; `momentum` follows the division
+    - `rmsprop_tensorflow`: as TensorFlow's RMSPropOptimizer, which trained Inception v3 (Szegedy et al. 2016,
+      section 8, with decay 0.9 and epsilon 1.0): the average starts from one, and `epsilon` stands under the root.
+      TensorFlow's momentum accumulates updates already times their rate; here, as everywhere, the rate is last,
+      so the two differ after a change of rate until the momentum has forgotten it.
+
+    Args:
+      schedule: the rate, or the function from the number of updates made to the rate
+      weight_decay: of the parameters whose path ends in "kernel": biases and norms are left alone
+      weight_decay_mode: "coupled" adds `weight_decay * kernel` to the gradient (L2), "decoupled" to the update
+        after the rule, before the rate
+      clip_norm: largest norm of all gradients together, before anything else, as
+        `torch.nn.utils.clip_grad_norm_`; 0: no clipping
+
+    Raises:
+      UserError: an unknown name or mode; Nesterov momentum without momentum.
+    """
+    if weight_decay_mode not in WEIGHT_DECAY_MODES:
+        raise unknown_name("weight decay mode", weight_decay_mode, WEIGHT_DECAY_MODES)
+    accumulate = optax.trace(momentum) if momentum else optax.identity()
+    average = optax.scale_by_stddev if centered else optax.scale_by_rms
+
+    if name == "sgd":
+        if nesterov and not momentum:
+            raise UserError("nesterov=True needs momentum, which is 0: set momentum, 0.9 for example")
+        rule = optax.trace(momentum, nesterov) if momentum else optax.identity()
+    elif name in ("adam", "adamw"):
+        rule = optax.scale_by_adam(beta1, beta2, epsilon)
+    elif name == "rmsprop":
+        rule = optax.chain(average(decay, epsilon, eps_in_sqrt=False), accumulate)
+    elif name == "rmsprop_tensorflow":
+        rule = optax.chain(average(decay, epsilon, initial_scale=1.0, eps_in_sqrt=True), accumulate)
+    else:
+        raise unknown_name("optimizer", name, OPTIMIZERS)
+
+    chain = [optax.scale_by_learning_rate(schedule)]
+    if weight_decay and (weight_decay_mode == "decoupled" or name == "adamw"):
+        chain = [rule, optax.add_decayed_weights(weight_decay, mask=kernels), *chain]
+    elif weight_decay:
+        chain = [optax.add_decayed_weights(weight_decay, mask=kernels), rule, *chain]
+    else:
+        chain = [rule, *chain]
+    if clip_norm:
+        chain = [clip_by_global_norm(clip_norm), *chain]
+    return optax.chain(*chain)
+
+
+def kernels(params: PyTree) -> PyTree[bool]:
+    """A tree of the same structure: True where a leaf's path ends in "kernel"."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: jax.tree_util.keystr(path[-1:], simple=True) == "kernel", params
+    )
+
+
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+    """Scales gradients by `max_norm / (norm + 1e-6)` where that is less than 1.
+
+    The arithmetic of `torch.nn.utils.clip_grad_norm_`; `optax.clip_by_global_norm` has no 1e-6.
+    """
+
+    def clip(gradients, params):
+        del params
+        scale = jnp.minimum(max_norm / (optax.tree.norm(gradients) + 1e-6), 1.0)
+        return jax.tree.map(lambda gradient: (gradient * scale).astype(gradient.dtype), gradients)
+
+    return optax.stateless(clip)
+
+
+def moving_average(average: PyTree, new: PyTree, decay: float) -> PyTree:
+    """`decay * average + (1 - decay) * new`, leaf by leaf, in the leaves' own precision.
+
+    Written as a step from the average towards the new value, so that a value that does not change is kept exactly.
+    """
+    return jax.tree.map(lambda old, value: old + (1.0 - decay) * (value - old), average, new)

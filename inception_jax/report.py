@@ -1,0 +1,209 @@
+"""A run's report: one HTML page with its pictures inside, readable offline, made of the run's files alone."""
+
+import base64
+import io
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from inception_jax.errors import UserError
+from inception_jax.writers import Row, format_seconds, read_metrics
+
+SPLITS = ("train", "validation", "test")
+# Two hues and a grey that keep apart on white, on black and for colour-blind eyes (Okabe and Ito's palette).
+COLOURS = {"train": "#8a8f98", "validation": "#1f8fd0", "test": "#e0781e"}
+GREY = "#80858e"  # axes and text of the pictures: as readable on white as on black
+TITLES = {"loss": "Loss", "top1": "Top-1 accuracy", "top5": "Top-5 accuracy", "learning_rate": "Learning rate"}
+LOG_RATIO = 50  # a quantity that spans more than this is drawn on a logarithmic scale
+
+
+def write_report(run_folder: str | Path) -> Path:
+    """Writes `report.html` into a run's folder from its config.json, metrics.csv and summary.json.
+
+    A run that goes on has no summary.json yet: its report says so and shows what is there.
+
+    Raises:
+      UserError: the folder holds no run, or one of these files is damaged.
+    """
+    folder = Path(run_folder)
+    config = _read_json(folder / "config.json")
+    if config is None:
+        raise UserError(f"{folder} holds no run: it has no config.json")
+    summary = _read_json(folder / "summary.json")
+    try:
+        rows = read_metrics(folder / "metrics.csv")
+    except ValueError as error:
+        raise UserError(f"{folder / 'metrics.csv'} is damaged: {error}") from error
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("inception_jax"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    page = environment.get_template("report.html").render(
+        name=(summary or {}).get("name") or folder.resolve().name,
+        summary=summary,
+        rows=rows,
+        num_epochs=config.get("num_epochs"),
+        notes=_notes(config),
+        facts=_facts(summary, rows),
+        results=_summary_results(summary) if summary else _running_results(rows, config),
+        pictures=_pictures(rows, (summary or {}).get("best") or {}),
+        fields=sorted(_flatten(config).items(), key=lambda item: ("." in item[0], item[0])),
+        versions=(summary or {}).get("versions") or {},
+    )
+    path = folder / "report.html"
+    partial = folder / ".report.html.partial"
+    partial.write_text(page, encoding="utf-8")
+    os.replace(partial, path)
+    return path
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _notes(config: Mapping[str, Any]) -> list[str]:
+    """What a reader has to know to judge the numbers: every choice that was made on the test split."""
+    evaluate, schedule = config.get("evaluate", {}), config.get("schedule", {})
+    notes = []
+    if str(evaluate.get("watch", "")).startswith("test_"):
+        notes.append(
+            f"Chosen on test data: the best weights were picked by {evaluate['watch']}, "
+            "so their test results flatter the network."
+        )
+        if evaluate.get("early_stopping_patience"):
+            notes.append("Stopped on test data: early stopping watched the same metric.")
+    if schedule.get("name") == "plateau" and str(schedule.get("metric", "")).startswith("test_"):
+        notes.append(f"Chosen on test data: the learning rate was lowered by {schedule['metric']}.")
+    return notes
+
+
+def _facts(summary: Mapping[str, Any] | None, rows: list[Row]) -> list[tuple[str, str]]:
+    """Time, throughput and size, of the summary or, before there is one, of the last row."""
+    last = rows[-1] if rows else {}
+    values = summary or {"epochs": last.get("epoch"), "steps": last.get("step"), **last}
+    stopped = {"early": "early stopping", "completed": "all epochs"}
+    formats = {
+        "epochs": ("Epochs", lambda value: f"{value:g}"),
+        "steps": ("Updates", lambda value: f"{value:,}"),
+        "stopped": ("Ended by", lambda value: stopped.get(value, value)),
+        "seconds": ("Time", format_seconds),
+        "images_per_second": ("Training images per second", lambda value: f"{value:,.0f}"),
+        "parameters": ("Parameters", lambda value: f"{value:,}"),
+        "device": ("Device", str),
+    }
+    return [(title, show(values[key])) for key, (title, show) in formats.items() if values.get(key) is not None]
+
+
+def _summary_results(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    best = summary.get("best") or {}
+    last = "Last" + (f" (epoch {summary['epochs']:g})" if summary.get("epochs") is not None else "")
+    groups = [(last, summary)]
+    if best:
+        groups.append((f"Best (epoch {best['epoch']:g})", best))
+    return [
+        {"weights": weights, "split": split, **metrics[split]}
+        for weights, metrics in groups
+        for split in SPLITS
+        if metrics.get(split)
+    ]
+
+
+def _running_results(rows: list[Row], config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The evaluations during training: of the last row, and of the best by the watched metric."""
+    watch = config.get("evaluate", {}).get("watch", "")
+    watched = [row for row in rows if watch in row and not math.isnan(row[watch])]
+    chosen = [("Last", rows[-1])] if rows else []
+    if watched:
+        pick = min if config["evaluate"].get("watch_mode") == "min" else max
+        chosen.append(("Best", pick(watched, key=lambda row: row[watch])))
+    return [
+        {"weights": f"{weights} (epoch {row['epoch']:g})", "split": split}
+        | {name: row.get(f"{split}_{name}") for name in ("top1", "top5", "loss")}
+        for weights, row in chosen
+        for split in SPLITS
+        if f"{split}_loss" in row
+    ]
+
+
+def _pictures(rows: list[Row], best: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Curves over the epochs as images within the page, each with a text for those who cannot see it."""
+    pictures = []
+    for name, title in TITLES.items():
+        columns = {"": name} if name == "learning_rate" else {split: f"{split}_{name}" for split in SPLITS}
+        curves = {
+            split: [(row["epoch"], row[column]) for row in rows if math.isfinite(row.get(column, math.nan))]
+            for split, column in columns.items()
+        }
+        curves = {split: points for split, points in curves.items() if points}
+        if curves:
+            pictures.append(
+                {"title": title, "alt": _describe(title, name, curves), "source": _draw(name, curves, best)}
+            )
+    return pictures
+
+
+def _describe(title: str, name: str, curves: Mapping[str, list[tuple[float, float]]]) -> str:
+    def show(value):
+        return f"{value:.2%}" if name in ("top1", "top5") else f"{value:.4g}"
+
+    parts = []
+    for split, points in curves.items():
+        first, last = points[0][1], points[-1][1]
+        label = f"{split}: " if split else ""
+        parts.append(f"{label}from {show(first)} to {show(last)}" if len(points) > 1 else f"{label}{show(last)}")
+    epochs = sorted({epoch for points in curves.values() for epoch, _ in points})
+    span = f"epochs {epochs[0]:g} to {epochs[-1]:g}" if len(epochs) > 1 else f"epoch {epochs[0]:g}"
+    return f"{title} over {span}; {'; '.join(parts)}"
+
+
+def _draw(name: str, curves: Mapping[str, list[tuple[float, float]]], best: Mapping[str, Any]) -> str:
+    """A data URI of an SVG picture; the same numbers give the same bytes."""
+    style = {"svg.hashsalt": "inception_jax", "font.size": 10, "text.color": GREY, "axes.edgecolor": GREY,
+             "axes.labelcolor": GREY, "xtick.color": GREY, "ytick.color": GREY}  # fmt: skip
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(4.6, 2.9), layout="constrained")  # inches: as wide as a phone's page at 80 px an inch
+        axes = figure.add_subplot()
+        values = [value for points in curves.values() for _, value in points]
+        for split, points in curves.items():
+            marker = "o" if len(points) == 1 else None
+            axes.plot(*zip(*points, strict=True), color=COLOURS.get(split, GREY), label=split, marker=marker, lw=1.8)
+        chosen = [points for split, points in curves.items() if split and split in best]
+        for points in chosen:
+            marked = [point for point in points if point[0] == best.get("epoch")]
+            axes.plot(*zip(*marked, strict=True), "o", color=GREY, ms=4) if marked else None
+        if min(values) > 0 and max(values) / min(values) > LOG_RATIO:
+            axes.set_yscale("log")
+        elif name in ("top1", "top5"):
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        axes.grid(color=GREY, alpha=0.25, lw=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        if len(curves) > 1:
+            axes.legend(frameon=False)
+        picture = io.BytesIO()
+        figure.savefig(picture, format="svg", transparent=True, metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(picture.getvalue()).decode()

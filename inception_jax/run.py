@@ -1,0 +1,231 @@
+"""A run is a folder: config, metrics, checkpoints, summary and report. Making one, going on with one, loading one."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from flax import linen as nn
+from jax import numpy as jnp
+
+from inception_jax import optimizers, schedules, state, steps
+from inception_jax.checkpoints import Checkpoints
+from inception_jax.data import augment
+from inception_jax.errors import UserError
+from inception_jax.models import create_model
+
+# Where things are and how they are shown may differ when a run goes on; what is computed may not.
+MAY_DIFFER = ("data.directory", "data.archives", "num_devices", "log.")
+
+
+def prepare_folder(folder: Path, config: ml_collections.ConfigDict) -> None:
+    """Makes the run's folder with its config.json, or checks that it belongs to the same config.
+
+    Raises:
+      UserError: the folder cannot be written, or holds a run with another config; the message shows the difference.
+    """
+    path = folder / "config.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            differences = config_differences(read_config(path), config)
+            if differences:
+                raise UserError(
+                    f"{folder} holds a run with another config: {'; '.join(differences)}. "
+                    "Choose another --workdir, or the same config to go on with that run"
+                )
+        else:
+            path.write_text(config.to_json(indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"cannot write the run's folder {folder}: {error.strerror or error}") from error
+
+
+def read_config(path: Path) -> ml_collections.ConfigDict:
+    """The config that a run has kept."""
+
+    def thaw(value):  # JSON has no tuples
+        if isinstance(value, dict):
+            return {key: thaw(item) for key, item in value.items()}
+        return tuple(map(thaw, value)) if isinstance(value, list) else value
+
+    try:
+        return ml_collections.ConfigDict(thaw(json.loads(path.read_text())))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is no run's config: {error}") from error
+
+
+def config_differences(kept: ml_collections.ConfigDict, given: ml_collections.ConfigDict) -> list[str]:
+    """One phrase for every field that decides what is computed and has two values."""
+    old, new = (_flatten(json.loads(config.to_json())) for config in (kept, given))
+    return [
+        f"{field} was {old.get(field)!r}, now {new.get(field)!r}"
+        for field in sorted(old.keys() | new.keys())
+        if old.get(field) != new.get(field) and not field.startswith(MAY_DIFFER)
+    ]
+
+
+def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What the network is given: how images as stored become its inputs, and what its outputs mean.
+
+    Attributes:
+      class_names: in the order of the logits.
+      image_shape: (height, width, channels) as stored.
+      mean, std: per channel, of pixels scaled to 0..1.
+    """
+
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Inputs":
+        return cls(**{key: tuple(value) for key, value in values.items()})
+
+    def normalizer(self, normalization: str, dtype: Any) -> Callable[[jax.Array], jax.Array]:
+        """uint8 images (batch, height, width, channels) to the network's inputs, of `dtype`."""
+        mean, std = np.asarray(self.mean, dtype), np.asarray(self.std, dtype)
+
+        def normalize(images):
+            return augment.normalize(augment.to_unit(images, dtype), normalization=normalization, mean=mean, std=std)
+
+        return normalize
+
+    def augmenter(self, strengths: dict[str, Any], normalization: str, dtype: Any) -> steps.Prepare:
+        """The same for training, after augmentation: (key, images) -> inputs."""
+        mean, std = np.asarray(self.mean, dtype), np.asarray(self.std, dtype)
+
+        def prepare(key, images):
+            images = augment.augment(key, augment.to_unit(images, dtype), **strengths)
+            return augment.normalize(images, normalization=normalization, mean=mean, std=std)
+
+        return prepare
+
+
+def dtypes(compute_dtype: str) -> tuple[Any, Any]:
+    """The data types of the computation, and of parameters, images and statistics, for config.compute_dtype."""
+    if compute_dtype == "float64":
+        jax.config.update("jax_enable_x64", True)
+        return jnp.float64, jnp.float64
+    if compute_dtype == "auto":
+        compute_dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(compute_dtype).type, jnp.float32
+
+
+def build_model(config: ml_collections.ConfigDict, num_classes: int) -> nn.Module:
+    """The network that the config names, with the options that it sets."""
+    dtype, param_dtype = dtypes(config.compute_dtype)
+    options = {key: value for key, value in config.model.items() if key != "name" and value is not None}
+    return create_model(config.model.name, num_classes=num_classes, dtype=dtype, param_dtype=param_dtype, **options)
+
+
+def build_optimizer(config: ml_collections.ConfigDict, steps_per_epoch: int):
+    """The Optax chain and its schedule, step -> rate."""
+    schedule = schedules.make_schedule(
+        config.schedule.name,
+        steps_per_epoch=steps_per_epoch,
+        num_epochs=config.num_epochs,
+        **{
+            field: config.schedule[field]
+            for field in (
+                "learning_rate", "warmup_epochs", "every_epochs", "boundaries", "factor", "final_rate", "decay_rate"
+            )
+        },
+    )  # fmt: skip
+    options = {key: value for key, value in config.optimizer.items() if key != "name"}
+    return optimizers.make_optimizer(config.optimizer.name, schedule, **options), schedule
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A trained network with what it takes to use it.
+
+    Attributes:
+      model: the Linen module; `model.apply(variables, inputs, train=False)` returns Outputs.
+      variables: {"params", "batch_stats"}: the best checkpoint's moving average where one is kept.
+      config: as the run was started.
+      inputs: class names, image shape and normalisation.
+      step: the checkpoint's.
+    """
+
+    folder: Path
+    config: ml_collections.ConfigDict
+    model: nn.Module
+    variables: dict[str, Any]
+    inputs: Inputs
+    step: int
+
+    def normalize(self, images: np.ndarray) -> jax.Array:
+        """uint8 images (batch, height, width, channels) to the network's inputs."""
+        normalizer = self.inputs.normalizer(self.config.data.normalization, dtypes(self.config.compute_dtype)[1])
+        return normalizer(jnp.asarray(images))
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """uint8 images (batch, height, width, channels) to probabilities (batch, classes)."""
+        return np.asarray(_predict(self.variables, self.normalize(images), self.model))
+
+
+def _predict(variables, inputs, model):
+    return jax.jit(lambda v, x: steps.predict_step(v, x, model=model, prepare=lambda x: x))(variables, inputs)
+
+
+def load_run(folder: str | Path, checkpoint: str = "best") -> Run:
+    """The network of a run's folder, at its "best" checkpoint (the latest where none is the best yet) or its "latest".
+
+    Raises:
+      UserError: the folder holds no run, or no checkpoint of it is whole.
+    """
+    folder = Path(folder)
+    if checkpoint not in ("best", "latest"):
+        raise UserError(f"checkpoint={checkpoint!r} is not allowed: choose 'best' or 'latest'")
+    config = read_config(folder / "config.json")
+    with open_checkpoints(folder, config) as checkpoints:
+        step = checkpoints.best_step() if checkpoint == "best" else None
+        step = checkpoints.latest_step() if step is None else step
+        if step is None:
+            raise UserError(f"{folder} has no checkpoint yet")
+        progress = checkpoints.progress(step)
+        inputs = Inputs.from_json(progress["inputs"])
+        model = build_model(config, len(inputs.class_names))
+        optimizer, _ = build_optimizer(config, progress["steps_per_epoch"])
+        template = jax.eval_shape(lambda: new_state(config, model, optimizer, inputs.image_shape))
+        restored, _ = checkpoints.restore(step, template)
+    return Run(folder, config, model, restored.variables, inputs, step)
+
+
+def new_state(
+    config: ml_collections.ConfigDict, model: nn.Module, optimizer: Any, image_shape: Sequence[int]
+) -> state.TrainState:
+    """The state before the first update."""
+    return state.create_state(
+        jax.random.key(config.seed),
+        model,
+        optimizer,
+        tuple(image_shape),
+        dtype=dtypes(config.compute_dtype)[1],
+        plateau_mode=config.schedule.mode,
+        with_average=config.average_decay > 0,
+    )
+
+
+def open_checkpoints(folder: Path, config: ml_collections.ConfigDict) -> Checkpoints:
+    """The run's checkpoints, with its rules for what is kept."""
+    return Checkpoints(
+        folder / "checkpoints",
+        keep_latest=config.checkpoint.keep_latest,
+        keep_best=config.checkpoint.keep_best,
+        watch=config.evaluate.watch,
+        watch_mode=config.evaluate.watch_mode,
+    )

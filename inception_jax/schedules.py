@@ -1,0 +1,180 @@
+"""Learning rates: what is known before the run as a function of the step, and the plateau rule, which is not.
+
+A schedule maps the number of updates made so far to the rate of the next one. The plateau rule watches a
+metric instead: `plateau_update` runs once per evaluation, and the train step multiplies its updates by `scale`.
+"""
+
+import math
+from collections.abc import Sequence
+
+import flax.struct
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, ScalarLike
+
+from inception_jax.errors import UserError, unknown_name
+
+SCHEDULES = ("constant", "step", "plateau", "cosine", "inverse_time")
+
+# torch.optim.lr_scheduler.ReduceLROnPlateau's `eps`: a smaller change of the rate is not made.
+SMALLEST_CHANGE = 1e-8
+
+
+def make_schedule(
+    name: str,
+    *,
+    learning_rate: float,
+    steps_per_epoch: int,
+    num_epochs: float,
+    warmup_epochs: float = 0.0,
+    every_epochs: float = 8.0,
+    boundaries: Sequence[float] = (),
+    factor: float = 0.1,
+    final_rate: float = 0.0,
+    decay_rate: float = 1e-6,
+) -> optax.Schedule:
+    """The function `step -> rate` of this name; pure, and in the precision of JAX's default float.
+
+    - `constant`; and `plateau`, whose reductions are `PlateauState.scale`'s
+    - `step`: times `factor` whenever `every_epochs` have passed, or at each of the `boundaries` (in epochs) if
+      there are any: `torch.optim.lr_scheduler.StepLR` and `MultiStepLR`
+    - `cosine`: half a cosine from `learning_rate` to `final_rate` over the steps that the warm-up leaves:
+      `CosineAnnealingLR` (Loshchilov and Hutter 2017, without restarts)
+    - `inverse_time`: `learning_rate / (1 + decay_rate * step)`, the `decay` of Keras's first optimisers
+
+    The warm-up comes before any of them and is linear: update i of its W has `learning_rate * i / W`, i from 1,
+    as `LinearLR(start_factor=1 / W, total_iters=W - 1)`. Epochs and steps are counted from the start of the run:
+    a boundary at epoch 60 is at epoch 60, with a warm-up or without. Only the cosine starts where the warm-up
+    ends, as in `SequentialLR`.
+
+    Raises:
+      UserError: an unknown name; `every_epochs` shorter than a step.
+    """
+    total_steps = num_epochs * steps_per_epoch
+    warmup_steps = round(warmup_epochs * steps_per_epoch)
+    if name in ("constant", "plateau"):
+        schedule = _constant(learning_rate)
+    elif name == "step":
+        if not boundaries:
+            if every_epochs * steps_per_epoch < 1:
+                raise UserError(
+                    f"every_epochs={every_epochs} is shorter than a step: an epoch has {steps_per_epoch}; "
+                    f"choose at least {1 / steps_per_epoch:g}"
+                )
+            boundaries = [every_epochs * i for i in range(1, math.ceil(num_epochs / every_epochs) + 1)]
+        schedule = _step(learning_rate, [epoch * steps_per_epoch for epoch in sorted(boundaries)], factor)
+    elif name == "cosine":
+        schedule = _cosine(learning_rate, final_rate, warmup_steps, total_steps)
+    elif name == "inverse_time":
+        schedule = _inverse_time(learning_rate, decay_rate)
+    else:
+        raise unknown_name("schedule", name, SCHEDULES)
+
+    def with_warmup(step):
+        step = jnp.asarray(step, float)  # exact up to 2**24; the quotient of two int32 is float32 under x64 too
+        if not warmup_steps:
+            return schedule(step)
+        return jnp.where(step < warmup_steps, learning_rate * ((step + 1) / warmup_steps), schedule(step))
+
+    return with_warmup
+
+
+def _constant(rate: float) -> optax.Schedule:
+    return lambda step: jnp.full_like(step, rate)
+
+
+def _step(rate: float, boundaries: Sequence[float], factor: float) -> optax.Schedule:
+    # The rates are powers taken in double precision once; the rounding keeps 3 * 0.1 * 10 steps at 3.
+    starts = np.array([math.ceil(round(boundary, 6)) for boundary in boundaries])
+    rates = rate * np.power(float(factor), np.arange(len(starts) + 1))
+    return lambda step: jnp.asarray(rates, float)[jnp.sum(jnp.expand_dims(step, -1) >= starts, axis=-1)]
+
+
+def _cosine(rate: float, final_rate: float, first_step: int, last_step: float) -> optax.Schedule:
+    def schedule(step):
+        # (1 + cos(pi * done)) / 2 as a sine of what is left: exact near the end, where the cosine cancels.
+        left = jnp.clip((last_step - step) / max(last_step - first_step, 1), 0.0, 1.0)
+        return final_rate + (rate - final_rate) * jnp.sin(0.5 * jnp.pi * left) ** 2
+
+    return schedule
+
+
+def _inverse_time(rate: float, decay_rate: float) -> optax.Schedule:
+    return lambda step: rate / (1.0 + decay_rate * step)
+
+
+class PlateauState(flax.struct.PyTreeNode):
+    """What the plateau rule remembers between evaluations; all are scalars."""
+
+    scale: Float[Array, ""]  # of the updates: 1 at first, times `factor` at each reduction
+    best: Float[Array, ""]  # the metric at its best
+    bad_epochs: Int[Array, ""]  # evaluations since then that were no better
+    cooldown: Int[Array, ""]  # evaluations still to come in which none is counted
+
+
+def init_plateau(mode: str) -> PlateauState:
+    """The state before the first evaluation; `mode` as in `plateau_update`."""
+    return PlateauState(
+        scale=jnp.ones((), float),
+        best=jnp.full((), -_sign(mode) * jnp.inf, float),
+        bad_epochs=jnp.zeros((), jnp.int32),
+        cooldown=jnp.zeros((), jnp.int32),
+    )
+
+
+def plateau_update(
+    state: PlateauState,
+    metric: ScalarLike,
+    *,
+    mode: str,
+    factor: float,
+    patience: int,
+    threshold: float,
+    threshold_mode: str,
+    cooldown: int,
+    min_scale: float,
+    learning_rate: float,
+) -> PlateauState:
+    """The state after an evaluation that gave `metric`: `torch.optim.lr_scheduler.ReduceLROnPlateau`.
+
+    Once more than `patience` evaluations in a row were no better than the best, `scale` is multiplied by `factor`,
+    and the next `cooldown` evaluations are not counted. A metric that is not a number is no better.
+
+    Args:
+      mode: which metric is better: "max" or "min"
+      threshold: the change that counts as better: `threshold_mode` "relative" to the best, or "absolute"
+      min_scale: the least scale, the least rate divided by `learning_rate`
+      learning_rate: the rate at scale 1; PyTorch leaves a reduction out that changes the rate by less than 1e-8
+
+    Raises:
+      UserError: an unknown mode or threshold mode.
+    """
+    sign = _sign(mode)
+    metric = jnp.asarray(metric, state.best.dtype)
+    if threshold_mode == "relative":
+        bound = state.best * (1.0 + sign * threshold)
+    elif threshold_mode == "absolute":
+        bound = state.best + sign * threshold
+    else:
+        raise unknown_name("threshold mode", threshold_mode, ("relative", "absolute"))
+    better = sign * metric > sign * bound
+
+    cooling = state.cooldown > 0
+    bad_epochs = jnp.where(better | cooling, 0, state.bad_epochs + 1)
+    exhausted = bad_epochs > patience
+
+    reduced = jnp.maximum(state.scale * factor, min_scale)
+    worthwhile = (state.scale - reduced) * learning_rate > SMALLEST_CHANGE
+    return PlateauState(
+        scale=jnp.where(exhausted & worthwhile, reduced, state.scale),
+        best=jnp.where(better, metric, state.best),
+        bad_epochs=jnp.where(exhausted, 0, bad_epochs),
+        cooldown=jnp.where(exhausted, cooldown, state.cooldown - cooling),
+    )
+
+
+def _sign(mode: str) -> int:
+    if mode not in ("max", "min"):
+        raise unknown_name("mode", mode, ("max", "min"))
+    return 1 if mode == "max" else -1

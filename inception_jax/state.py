@@ -1,0 +1,87 @@
+"""Everything that training changes, in one pytree, and how it begins."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import optax
+from flax import linen as nn
+from jax import numpy as jnp
+
+from inception_jax import metrics
+from inception_jax.models.layers import Outputs
+from inception_jax.schedules import PlateauState, init_plateau
+
+
+@flax.struct.dataclass
+class TrainState:
+    """What a checkpoint holds: with it and the config, training goes on as if it had not stopped.
+
+    Attributes:
+      step: updates made so far, int32.
+      params, batch_stats: the network's variables.
+      opt_state: the Optax chain's.
+      plateau: of the schedule that watches a metric; its scale multiplies every update.
+      average: {"params", "batch_stats"}, their moving average; empty where none is kept.
+      metrics: sums over the examples since the last evaluation.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: optax.OptState
+    plateau: PlateauState
+    average: dict[str, Any]
+    metrics: dict[str, jax.Array]
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """The variables to evaluate: the moving average where one is kept."""
+        return self.average or {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def create_state(
+    key: jax.Array,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    image_shape: tuple[int, int, int],
+    *,
+    dtype: Any = jnp.float32,
+    plateau_mode: str = "min",
+    with_average: bool = False,
+) -> TrainState:
+    """The state before the first update; one jitted initialisation.
+
+    Args:
+      image_shape: (height, width, channels).
+      dtype: of the images, the statistics of batch norm and the metric sums.
+    """
+
+    def create(key):
+        images = jnp.zeros((1, *image_shape), dtype)
+        outputs, variables = model.init_with_output(key, images, train=False)
+        params = variables["params"]
+        batch_stats = jax.tree.map(lambda x: x.astype(dtype), variables.get("batch_stats", {}))
+        outputs = as_outputs(outputs)
+        sums = metrics.metric_sums(outputs, jnp.zeros(1, jnp.int32), jnp.zeros(1, bool))
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            batch_stats=batch_stats,
+            opt_state=optimizer.init(params),
+            plateau=init_plateau(plateau_mode),
+            average={"params": params, "batch_stats": batch_stats} if with_average else {},
+            metrics=jax.tree.map(jnp.zeros_like, sums),
+        )
+
+    return jax.jit(create)(key)
+
+
+def as_outputs(outputs: Any) -> Outputs:
+    """A network's result as Outputs: one from outside the package may return its logits alone."""
+    return outputs if isinstance(outputs, Outputs) else Outputs(outputs)
+
+
+def count_parameters(params: Any) -> int:
+    """The number of trainable values."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,0 +1,126 @@
+"""The pure steps: (state, batch) -> state, and what evaluation and prediction compute. Nothing here is jitted."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+from flax import linen as nn
+from jax import numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from inception_jax import losses, metrics
+from inception_jax.optimizers import moving_average
+from inception_jax.state import TrainState, as_outputs
+
+Prepare = Callable[[jax.Array, jax.Array], jax.Array]  # (key, images as stored) -> the network's inputs
+
+
+def train_step(
+    state: TrainState,
+    images: Shaped[Array, "batch height width channels"],
+    labels: Int[Array, " batch"],
+    key: jax.Array,
+    *,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    prepare: Prepare,
+    label_smoothing: float = 0.0,
+    aux_weight: float = 0.3,
+    accumulation_steps: int = 1,
+    average_decay: float = 0.0,
+) -> tuple[TrainState, jax.Array]:
+    """One update; the new state and the loss that was minimised, a scalar.
+
+    Args:
+      images: as stored (uint8); `prepare` augments and normalises them.
+      key: the run's; the step's own is folded in from `state.step`, so that a resumed run draws the same numbers.
+      prepare: (key, images) -> inputs (batch, height, width, channels).
+      aux_weight: weight of each auxiliary head's loss (Szegedy et al. 2015, section 5: 0.3).
+      accumulation_steps: the batch is worked on in as many equal micro-batches, one after the other, with one update;
+        batch norm then sees micro-batches.
+      average_decay: of the moving average of params and batch_stats, updated after every step; 0: none.
+    """
+    step_key = jax.random.fold_in(key, state.step)
+
+    def loss_fn(params, batch_stats, images, labels, key):
+        prepare_key, dropout_key = jax.random.split(key)
+        outputs, updated = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            prepare(prepare_key, images),
+            train=True,
+            rngs={"dropout": dropout_key},
+            mutable=["batch_stats"],
+        )
+        outputs = as_outputs(outputs)
+        loss = losses.total_loss(outputs, labels, label_smoothing=label_smoothing, aux_weight=aux_weight).mean()
+        sums = metrics.metric_sums(outputs, labels, jnp.ones(labels.shape, bool), label_smoothing=label_smoothing)
+        return loss, (updated.get("batch_stats", {}), sums)
+
+    gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    if accumulation_steps == 1:
+        (loss, (batch_stats, sums)), gradients = gradient_fn(state.params, state.batch_stats, images, labels, step_key)
+    else:
+
+        def micro_step(carry, batch):
+            total, batch_stats = carry
+            index, images, labels = batch
+            key = jax.random.fold_in(step_key, index)
+            (loss, (batch_stats, sums)), gradients = gradient_fn(state.params, batch_stats, images, labels, key)
+            return (jax.tree.map(jnp.add, total, (loss, gradients, sums)), batch_stats), None
+
+        def split(x):  # every micro-batch takes its rows from all devices, so that nothing moves between them
+            return x.reshape(-1, accumulation_steps, *x.shape[1:]).swapaxes(0, 1)
+
+        batches = (jnp.arange(accumulation_steps), split(images), split(labels))
+        (loss, (_, sums)), gradients = jax.eval_shape(
+            gradient_fn, state.params, state.batch_stats, *jax.tree.map(lambda x: x[0], batches[1:]), step_key
+        )
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (loss, gradients, sums))
+        ((loss, gradients, sums), batch_stats), _ = jax.lax.scan(micro_step, (zeros, state.batch_stats), batches)
+        loss, gradients = jax.tree.map(lambda x: x / accumulation_steps, (loss, gradients))
+
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    updates = jax.tree.map(lambda x: x * state.plateau.scale.astype(x.dtype), updates)
+    params = optax.apply_updates(state.params, updates)
+    average = state.average
+    if average:
+        average = moving_average(average, {"params": params, "batch_stats": batch_stats}, average_decay)
+    state = state.replace(
+        step=state.step + 1,
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=opt_state,
+        average=average,
+        metrics=metrics.add(state.metrics, sums),
+    )
+    return state, loss
+
+
+def eval_step(
+    variables: dict[str, Any],
+    images: Shaped[Array, "batch height width channels"],
+    labels: Int[Array, " batch"],
+    mask: Bool[Array, " batch"],
+    *,
+    model: nn.Module,
+    prepare: Callable[[jax.Array], jax.Array],
+) -> dict[str, jax.Array]:
+    """The metrics' sums over a batch; rows whose mask is False are padding and do not count.
+
+    The loss is the plain cross-entropy, whatever smoothing training used.
+    """
+    outputs = as_outputs(model.apply(variables, prepare(images), train=False))
+    return metrics.metric_sums(outputs, labels, mask)
+
+
+def predict_step(
+    variables: dict[str, Any],
+    images: Shaped[Array, "batch height width channels"],
+    *,
+    model: nn.Module,
+    prepare: Callable[[jax.Array], jax.Array],
+) -> Float[Array, "batch classes"]:
+    """The probability of every class."""
+    outputs = as_outputs(model.apply(variables, prepare(images), train=False))
+    return jax.nn.softmax(outputs.logits)

@@ -1,0 +1,479 @@
+"""The training loop: what `main` runs for a config, and `fit` for arrays in hand."""
+
+import collections
+import dataclasses
+import importlib.metadata
+import json
+import logging
+import math
+import os
+import platform
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from inception_jax import data, metrics, report, run, schedules, sharding, steps
+from inception_jax.checkpoints import Checkpoints
+from inception_jax.config import validate
+from inception_jax.data import order, resident
+from inception_jax.errors import UserError
+from inception_jax.state import TrainState, count_parameters
+from inception_jax.writers import MetricWriter, Progress, format_seconds
+
+logger = logging.getLogger(__name__)
+
+RESIDENT_BYTES = 4 * 2**30  # a training split up to this size is kept in every accelerator's memory
+STEPS_IN_FLIGHT = 2  # how far the host may run ahead of the devices
+STEPS_TO_ESTIMATE = 12  # after which the time that the run will take is estimated
+
+
+class Interrupted(Exception):  # noqa: N818 (nothing went wrong)
+    """The run was asked to stop, has saved, and says how to go on."""
+
+
+class NonFiniteLoss(Exception):  # noqa: N818
+    """The loss became infinite or NaN; the last checkpoint is from before."""
+
+
+def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any]:
+    """Trains as the config says, or goes on where the run in `workdir` stopped; returns what summary.json holds.
+
+    Raises:
+      UserError: the config, the data or the folder is not usable; nothing was changed.
+      Interrupted: SIGINT or SIGTERM came; the state was saved.
+      NonFiniteLoss: the loss is no number any more.
+    """
+    validate(config)
+    splits = {name: spec for name, spec in config.data.splits.items() if spec}
+    dataset = data.load(
+        config.data.name,
+        directory=config.data.directory,
+        archives=config.data.archives,
+        splits=splits,
+        image_size=config.data.image_size,
+        channels=config.data.channels,
+    )
+    return _train(config, Path(workdir), dataset)
+
+
+def fit(
+    config: ml_collections.ConfigDict,
+    train: tuple[np.ndarray, np.ndarray],
+    validation: tuple[np.ndarray, np.ndarray] | None = None,
+    test: tuple[np.ndarray, np.ndarray] | None = None,
+    *,
+    class_names: tuple[str, ...] | None = None,
+    workdir: str | Path = "runs/fit",
+) -> run.Run:
+    """Trains on arrays in hand, exactly as the command does, and returns the trained network.
+
+    Args:
+      config: as for the command; of its `data` section only normalisation and augmentation matter.
+      train, validation, test: (images uint8 (n, height, width, channels), labels integer (n,)); without a validation
+        split nothing is evaluated during training, and the last weights count as the best.
+      class_names: in the order of the labels; by default their numbers.
+      workdir: the run's folder; a run that is there already goes on.
+    """
+    dataset = data.from_arrays(train=train, validation=validation, test=test, class_names=class_names)
+    config = ml_collections.ConfigDict(config)
+    config.data.name = "arrays"
+    for split in config.data.splits:
+        config.data.splits[split] = "all" if split in dataset.splits else ""
+    evaluate = config.evaluate
+    evaluate.splits = tuple(split for split in evaluate.splits if split in dataset.splits)
+    evaluate.final_splits = tuple(split for split in evaluate.final_splits if split in dataset.splits)
+    validate(config)
+    _train(config, Path(workdir), dataset)
+    return run.load_run(workdir)
+
+
+@dataclasses.dataclass
+class Record:
+    """What a run remembers beside its TrainState, as JSON in every checkpoint."""
+
+    inputs: dict[str, Any]
+    steps_per_epoch: int
+    elapsed_seconds: float = 0.0  # of all sessions, evaluation included
+    training_seconds: float = 0.0  # of all sessions, the first steps (compilation) left out
+    training_images: int = 0  # that training_seconds were spent on
+    evaluated_step: int = 0
+    best_value: float | None = None  # of the watched metric
+    best_step: int = 0
+    evaluations_since_best: int = 0
+
+
+def _train(config: ml_collections.ConfigDict, folder: Path, dataset: resident.Dataset) -> dict[str, Any]:
+    for name in {*config.evaluate.splits, *config.evaluate.final_splits}:
+        if not len(dataset.splits[name]):
+            raise UserError(f"data.splits.{name}={config.data.splits[name]!r} holds no example")
+    dtype, image_dtype = run.dtypes(config.compute_dtype)
+    mesh = sharding.make_mesh(config.num_devices)
+    sharding.check_divides(mesh, config.batch_size // config.accumulation_steps, "batch_size / accumulation_steps")
+    steps_per_epoch = order.steps_per_epoch(len(dataset.splits["train"]), config.batch_size)
+    total_steps = config.num_epochs * steps_per_epoch
+
+    mean, std = config.data.mean, config.data.std
+    if not mean or not std:
+        computed_mean, computed_std = dataset.channel_statistics()
+        mean, std = mean or computed_mean.tolist(), std or computed_std.tolist()
+    inputs = run.Inputs(dataset.class_names, dataset.image_shape, tuple(mean), tuple(std))
+    model = run.build_model(config, len(dataset.class_names))
+    optimizer, schedule = run.build_optimizer(config, steps_per_epoch)
+    # Shapes first: an option that does not fit the images is answered before anything is written.
+    jax.eval_shape(lambda: run.new_state(config, model, optimizer, dataset.image_shape))
+    run.prepare_folder(folder, config)
+
+    record = Record(dataclasses.asdict(inputs), steps_per_epoch)
+    with run.open_checkpoints(folder, config) as checkpoints, _stop_requests() as stop_requested:
+        state = sharding.replicate(run.new_state(config, model, optimizer, dataset.image_shape), mesh)
+        if checkpoints.latest_step() is not None:
+            state, kept = checkpoints.restore(None, state)
+            record = Record(**kept)
+        first_step = int(state.step)
+        _log_start(folder, dataset, mesh, dtype, state, first_step, total_steps)
+        train_step = jax.jit(
+            partial(
+                steps.train_step,
+                model=model,
+                optimizer=optimizer,
+                prepare=inputs.augmenter(dict(config.data.augment), config.data.normalization, image_dtype),
+                label_smoothing=config.loss.label_smoothing,
+                aux_weight=config.loss.aux_weight,
+                accumulation_steps=config.accumulation_steps,
+                average_decay=config.average_decay,
+            ),
+            donate_argnames="state",
+            out_shardings=NamedSharding(mesh, PartitionSpec()),
+        )
+        evaluator = Evaluator(
+            dataset,
+            mesh,
+            config.evaluate.batch_size or config.batch_size,
+            model=model,
+            prepare=inputs.normalizer(config.data.normalization, image_dtype),
+        )
+        writer = MetricWriter(folder, resume_step=first_step, tensorboard=config.log.tensorboard)
+        progress = Progress(
+            total_steps,
+            steps_per_epoch,
+            batch_size=config.batch_size,
+            first_step=first_step,
+            mode=config.log.progress,
+            every_seconds=config.log.every_seconds,
+        )
+        with writer, progress:
+            state, stopped = _loop(
+                config,
+                state,
+                record,
+                train_step,
+                evaluator,
+                checkpoints,
+                writer,
+                progress,
+                stop_requested,
+                schedule=schedule,
+                batches=_batches(dataset.splits["train"], mesh),
+                key=jax.random.key(config.seed + 1),
+                total_steps=total_steps,
+            )
+        summary = _summarize(config, folder, state, record, evaluator, checkpoints, stopped)
+    logger.info("report: %s", report.write_report(folder))
+    return summary
+
+
+def _loop(
+    config: ml_collections.ConfigDict,
+    state: TrainState,
+    record: Record,
+    train_step: Callable[..., tuple[TrainState, jax.Array]],
+    evaluator: "Evaluator",
+    checkpoints: Checkpoints,
+    writer: MetricWriter,
+    progress: Progress,
+    stop_requested: Callable[[], bool],
+    *,
+    schedule: Callable[[int], Any],
+    batches: Callable[[np.ndarray], tuple[jax.Array, jax.Array]],
+    key: jax.Array,
+    total_steps: int,
+) -> tuple[TrainState, str]:
+    """Trains until the end, early stopping or a request to stop; at an epoch's end it evaluates, then saves."""
+    num_examples = len(evaluator.dataset.splits["train"])
+    evaluate_every = config.evaluate.every_epochs * record.steps_per_epoch
+    save_every, patience = config.checkpoint.every_steps, config.evaluate.early_stopping_patience
+    clock = Clock(record, config.batch_size)
+    in_flight: collections.deque[tuple[int, jax.Array]] = collections.deque()
+    first_step = step = int(state.step)
+
+    def finish_steps(number_left: int = 0) -> None:
+        while len(in_flight) > number_left:
+            finished, loss = in_flight.popleft()
+            if not math.isfinite(float(loss)):
+                kept = checkpoints.latest_step()
+                where = "no checkpoint was saved before" if kept is None else f"the checkpoint of step {kept} is kept"
+                raise NonFiniteLoss(
+                    f"the loss of step {finished} is {float(loss)}; {where}. A smaller schedule.learning_rate, "
+                    "schedule.warmup_epochs or optimizer.clip_norm may help"
+                )
+
+    def save(watched: dict[str, float] | None = None) -> None:
+        record.elapsed_seconds = clock.elapsed()
+        checkpoints.save(step, state, dataclasses.asdict(record), watched)
+
+    while True:
+        if step > record.evaluated_step and (step % evaluate_every == 0 or step == total_steps):
+            finish_steps()
+            rate = clock.pause(step)
+            state, row = _end_epoch(config, state, record, evaluator, schedule, step)
+            writer.write(step, row | {"images_per_second": rate, "seconds": clock.elapsed()})
+            progress.epoch(step, row)
+            save({name: row[name] for name in (config.evaluate.watch,) if name in row})
+        if patience and record.evaluations_since_best >= patience:
+            return state, "early"
+        if step >= total_steps:
+            return state, "completed"
+        if stop_requested():
+            finish_steps()
+            save()
+            checkpoints.wait()
+            raise Interrupted(
+                f"stopped after step {step} of {total_steps} and saved: the same command goes on from there"
+            )
+        if save_every and step > first_step and step % save_every == 0:
+            finish_steps()
+            save()
+
+        indices = order.batch_indices(config.seed, step, num_examples=num_examples, batch_size=config.batch_size)
+        clock.resume(step)
+        state, loss = train_step(state, *batches(indices), key)
+        step += 1
+        in_flight.append((step, loss))
+        # Of the first step nothing may stay in flight: it compiles, and the clock starts behind it.
+        finish_steps(STEPS_IN_FLIGHT if step > first_step + 1 else 0)
+        if step == first_step + 1:
+            clock.restart(step)
+        if step == first_step + STEPS_TO_ESTIMATE:
+            finish_steps()
+            rate = clock.rate(step)
+            left = format_seconds((total_steps - step) * config.batch_size / rate)
+            logger.info("estimate: %s for the %d steps left, at %.0f images/s", left, total_steps - step, rate)
+        if progress.due(step):
+            row = _running_metrics(state, schedule, step)
+            progress.update(step, row)
+            writer.scalars(step, row)
+
+
+def _running_metrics(state: TrainState, schedule: Callable[[int], Any], step: int) -> dict[str, float]:
+    """The means over the epoch so far, and the rate of the last update."""
+    means = metrics.summarize(jax.device_get(state.metrics))
+    rate = float(schedule(step - 1)) * float(state.plateau.scale)
+    return {"learning_rate": rate} | {f"train_{name}": value for name, value in means.items() if name != "count"}
+
+
+def _end_epoch(
+    config: ml_collections.ConfigDict,
+    state: TrainState,
+    record: Record,
+    evaluator: "Evaluator",
+    schedule: Callable[[int], Any],
+    step: int,
+) -> tuple[TrainState, dict[str, float]]:
+    """Evaluates, lets the plateau schedule look, updates the record; the new state and the row for metrics.csv."""
+    row = {"epoch": step / record.steps_per_epoch} | _running_metrics(state, schedule, step)
+    for split in config.evaluate.splits:
+        means = evaluator(state.variables, split)
+        row |= {f"{split}_{name}": value for name, value in means.items() if name != "count"}
+    plateau = state.plateau
+    if config.schedule.name == "plateau":
+        rate = config.schedule.learning_rate
+        fields = ("mode", "factor", "patience", "threshold", "threshold_mode", "cooldown", "learning_rate")
+        plateau = schedules.plateau_update(
+            plateau,
+            row[config.schedule.metric],
+            min_scale=config.schedule.min_rate / rate if rate else 0.0,
+            **{field: config.schedule[field] for field in fields},
+        )
+    if config.evaluate.splits:
+        value = row[config.evaluate.watch]
+        sign = 1 if config.evaluate.watch_mode == "max" else -1
+        better = math.isfinite(value) and (record.best_value is None or sign * value > sign * record.best_value)
+        if better:
+            record.best_value, record.best_step = value, step
+        record.evaluations_since_best = 0 if better else record.evaluations_since_best + 1
+    record.evaluated_step = step
+    fresh = sharding.replicate(
+        (jax.device_get(plateau), jax.tree.map(np.zeros_like, jax.device_get(state.metrics))), evaluator.mesh
+    )
+    return state.replace(plateau=fresh[0], metrics=fresh[1]), row
+
+
+class Evaluator:
+    """Metrics of a whole split, every example counted once, at any batch size."""
+
+    def __init__(self, dataset: resident.Dataset, mesh: Mesh, batch_size: int, *, model: Any, prepare: Callable):
+        self.dataset = dataset
+        self.mesh = mesh
+        self._batch_size = -(-batch_size // mesh.size) * mesh.size  # padding makes up what does not divide
+        self._eval_step = jax.jit(partial(steps.eval_step, model=model, prepare=prepare))
+
+    def __call__(self, variables: dict[str, Any], split: str) -> dict[str, float]:
+        """The means over the split: loss, top1, top5, count."""
+        total = None
+        for batch in resident.eval_batches(self.dataset.splits[split], self._batch_size):
+            sums = self._eval_step(variables, *sharding.split_batch(batch, self.mesh))
+            total = sums if total is None else metrics.add(total, sums)
+        return metrics.summarize(jax.device_get(total))
+
+
+def _batches(split: resident.Split, mesh: Mesh) -> Callable[[np.ndarray], tuple[jax.Array, jax.Array]]:
+    """positions (batch,) in the split -> images and labels on the devices, split over the mesh.
+
+    On accelerators a split that fits is copied to every device once and gathered there.
+    """
+    on_accelerator = mesh.devices.flat[0].platform != "cpu"
+    if not on_accelerator or len(split) * math.prod(split.images.shape[1:]) > RESIDENT_BYTES:
+        return lambda positions: sharding.split_batch(split.gather(positions), mesh)
+    # Arguments, not a closure, which would embed them in the program.
+    images, labels = sharding.replicate(split.gather(np.arange(len(split))), mesh)
+    gather = jax.jit(lambda images, labels, positions: (images[positions], labels[positions]))
+    return lambda positions: gather(images, labels, sharding.split_batch(positions, mesh))
+
+
+class Clock:
+    """Seconds that the run has taken, over all its sessions, and the speed of its training steps."""
+
+    def __init__(self, record: Record, batch_size: int):
+        self._record = record
+        self._batch_size = batch_size
+        self._before = record.elapsed_seconds
+        self._started = time.monotonic()
+        self._mark: tuple[float, int] | None = None  # when, and after which step, the steps being timed began
+
+    def elapsed(self) -> float:
+        return self._before + time.monotonic() - self._started
+
+    def resume(self, step: int) -> None:
+        if self._mark is None:
+            self.restart(step)
+
+    def restart(self, step: int) -> None:
+        self._mark = (time.monotonic(), step)
+
+    def rate(self, step: int) -> float:
+        """Images per second since the clock was resumed; 0 before the first step that counts."""
+        if self._mark is None or step == self._mark[1]:
+            return 0.0
+        return (step - self._mark[1]) * self._batch_size / (time.monotonic() - self._mark[0])
+
+    def pause(self, step: int) -> float:
+        """Adds what was timed to the record and returns its rate."""
+        rate = self.rate(step)
+        if self._mark is not None:
+            self._record.training_seconds += time.monotonic() - self._mark[0]
+            self._record.training_images += (step - self._mark[1]) * self._batch_size
+        self._mark = None
+        return rate
+
+
+@contextmanager
+def _stop_requests() -> Iterator[Callable[[], bool]]:
+    """Notes SIGINT and SIGTERM, to be answered between two steps; a second SIGINT ends at once."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # Python allows handlers in that one alone
+        yield lambda: False
+        return
+
+    def note(number, frame):
+        received.append(number)
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _log_start(
+    folder: Path,
+    dataset: resident.Dataset,
+    mesh: Mesh,
+    dtype: Any,
+    state: TrainState,
+    first_step: int,
+    total_steps: int,
+) -> None:
+    device = mesh.devices.flat[0]
+    kind = platform.machine() + f", {os.cpu_count()} cores" if device.platform == "cpu" else device.device_kind
+    logger.info("device: %d x %s (%s), %s", mesh.size, device.platform, kind, np.dtype(dtype).name)
+    if device.platform == "cpu" and (shutil.which("nvidia-smi") or Path("/proc/driver/nvidia").exists()):
+        logger.warning("a GPU is there and unused: this JAX has no CUDA; pip install 'inception-jax[cuda]'")
+    height, width, channels = dataset.image_shape
+    counts = ", ".join(f"{len(split):,} {name}" for name, split in dataset.splits.items())
+    classes = len(dataset.class_names)
+    logger.info("data: %s, %s images of %dx%dx%d, %d classes", dataset.name, counts, height, width, channels, classes)
+    logger.info("parameters: %s", f"{count_parameters(state.params):,}")
+    if first_step:
+        logger.info("run: %s goes on after step %d of %d", folder, first_step, total_steps)
+    else:
+        logger.info("run: %s, %d steps", folder, total_steps)
+
+
+def _summarize(
+    config: ml_collections.ConfigDict,
+    folder: Path,
+    state: TrainState,
+    record: Record,
+    evaluator: Evaluator,
+    checkpoints: Checkpoints,
+    stopped: str,
+) -> dict[str, Any]:
+    """Evaluates the last and the best weights on the final splits and writes summary.json."""
+    step = int(state.step)
+    final = {split: evaluator(state.variables, split) for split in config.evaluate.final_splits}
+    best_step = checkpoints.best_step()
+    if best_step is None or best_step == step:
+        best_step, best = step, final
+    else:
+        variables = checkpoints.restore(best_step, state)[0].variables
+        best = {split: evaluator(variables, split) for split in config.evaluate.final_splits}
+    watched = config.evaluate.watch if config.evaluate.splits else None
+    device = evaluator.mesh.devices.flat[0]
+    packages = ("inception-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    summary = {
+        "name": folder.name,
+        "steps": step,
+        "epochs": step / record.steps_per_epoch,
+        **final,
+        "best": {
+            "step": best_step,
+            "epoch": best_step / record.steps_per_epoch,
+            "metric": watched if record.best_value is not None else None,
+            "value": record.best_value,
+            **best,
+        },
+        "watched": watched,
+        "stopped": stopped,
+        "images_per_second": record.training_images / record.training_seconds if record.training_seconds else None,
+        "seconds": record.elapsed_seconds,
+        "parameters": count_parameters(state.params),
+        "device": f"{evaluator.mesh.size} x {device.device_kind}",
+        "versions": {"python": platform.python_version()}
+        | {package: importlib.metadata.version(package) for package in packages},
+    }
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    return summary

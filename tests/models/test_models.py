@@ -1,0 +1,250 @@
+"""Networks against the papers' arithmetic and against torchvision."""
+
+import jax
+import numpy as np
+import pytest
+from jax import numpy as jnp
+
+from inception_jax.errors import UserError
+from inception_jax.models import MODELS, Outputs, create_model, list_models
+from inception_jax.models.googlenet import STEMS, TABLE_1, Inception
+from peers import import_torchvision
+
+
+def shapes(name, size=224, channels=3, num_classes=1000, **options):
+    """What `init_with_output` would return: outputs and variables as shapes, without computing them."""
+    model = create_model(name, num_classes=num_classes, **options)
+    images = jax.ShapeDtypeStruct((2, size, size, channels), jnp.float32)
+    return jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x, train=False), images)
+
+
+def count(variables) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+
+
+def random_variables(abstract, seed=0):
+    """Variables from NumPy, which is quicker than a compiled initialisation; variances are positive."""
+    generator = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        name = path[-1].key
+        if name == "kernel":
+            fan_in = np.prod(leaf.shape[:-1])
+            return (generator.standard_normal(leaf.shape) * np.sqrt(2 / fan_in)).astype(leaf.dtype)
+        low, high = (0.5, 1.5) if name in ("var", "scale") else (-0.2, 0.2)
+        return generator.uniform(low, high, leaf.shape).astype(leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, abstract)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "options"),
+    [
+        (6_998_552, {"norm": "lrn"}),
+        (6_998_552, {"norm": "none"}),
+        (13_378_280, {"norm": "lrn", "aux_heads": True}),
+        (7_005_832, {"norm": "batch"}),
+        (6_624_904, {"norm": "batch", "kernel_5x5": 3}),
+        (13_004_888, {"norm": "batch", "kernel_5x5": 3, "aux_heads": True}),
+    ],
+)
+def test_googlenet_has_exactly_the_published_parameters(parameters, options):
+    outputs, variables = shapes("googlenet", **options)
+    assert count(variables) == parameters
+    assert outputs.logits.shape == (2, 1000)
+    assert set(outputs.aux) == ({"aux1", "aux2"} if options.get("aux_heads") else set())
+
+
+def test_table_1_reads_like_the_paper():
+    """The outputs of Table 1's column "output size", and the paper's own count of weights of a module."""
+    outputs = {
+        name: row.conv_1x1 + row.conv_3x3 + row.conv_5x5 + row.pool_proj
+        for name, row in TABLE_1.items()
+        if isinstance(row, Inception)
+    }
+    assert list(outputs.values()) == [256, 480, 512, 512, 512, 528, 832, 832, 1024]
+    row = TABLE_1["inception_3a"]
+    weights = 192 * (row.conv_1x1 + row.conv_3x3_reduce + row.conv_5x5_reduce + row.pool_proj)
+    weights += 9 * row.conv_3x3_reduce * row.conv_3x3 + 25 * row.conv_5x5_reduce * row.conv_5x5
+    _, variables = shapes("googlenet", norm="batch")
+    kernels = [
+        leaf.size
+        for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"]["inception_3a"])
+        if path[-1].key == "kernel"
+    ]
+    assert sum(kernels) == weights == 163_328
+
+
+def test_identity_residuals_stand_where_shapes_agree_and_projections_elsewhere():
+    _, plain = shapes("googlenet")
+    _, identity = shapes("googlenet", residual="identity")
+    _, projected = shapes("googlenet", residual="projection")
+    assert count(identity) == count(plain)
+    with_projection = {name for name, module in projected["params"].items() if "projection" in module}
+    modules = {name for name, row in TABLE_1.items() if isinstance(row, Inception)}
+    assert modules - with_projection == {"inception_4b", "inception_4c", "inception_5a"}
+
+
+def test_identity_residual_adds_the_input():
+    from inception_jax.models.googlenet import InceptionModule
+
+    row = Inception(2, 2, 2, 2, 2, 2)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 5, 5, 8)), jnp.float32)
+    plain, residual = (InceptionModule(row, residual=residual) for residual in ("none", "identity"))
+    variables = plain.init(jax.random.key(0), x, False)
+    difference = residual.apply(variables, x, False) - plain.apply(variables, x, False)
+    np.testing.assert_allclose(difference, x, atol=1e-6)
+
+
+@pytest.mark.parametrize(("stem", "map_size"), [("imagenet", 4), ("small", 32), ("small_pooled", 8)])
+def test_stems_divide_the_map_as_they_say(stem, map_size):
+    assert stem in STEMS
+    model = create_model("googlenet", num_classes=10, stem=stem)
+    images = jnp.zeros((2, 32, 32, 3))
+    _, state = jax.eval_shape(
+        lambda: model.init_with_output(
+            jax.random.key(0), images, train=False, capture_intermediates=lambda m, _: m.name == "inception_3a"
+        )
+    )
+    (first,) = state["intermediates"]["inception_3a"]["__call__"]
+    assert first.shape == (2, map_size, map_size, 256)
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_every_network_keeps_parameters_and_logits_in_float32(name, dtype):
+    outputs, variables = shapes(name, size=32, num_classes=7, dtype=dtype)
+    assert outputs.logits.shape == (2, 7)
+    assert {leaf.dtype for leaf in jax.tree.leaves((outputs, variables))} == {jnp.dtype("float32")}
+
+
+def test_every_parameter_of_a_simple_cnn_has_a_gradient():
+    model = create_model("simple_cnn", num_classes=3, norm="batch", stage_features=(4, 8))
+    images = jnp.asarray(np.random.default_rng(0).standard_normal((4, 16, 16, 3)), jnp.float32)
+    variables = model.init(jax.random.key(0), images, train=False)
+
+    def loss(params):
+        outputs, _ = model.apply(
+            {**variables, "params": params},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": jax.random.key(1)},
+        )
+        return jnp.square(outputs.logits).sum()
+
+    gradients = jax.grad(loss)(variables["params"])
+    assert all(np.isfinite(g).all() and np.abs(g).max() > 0 for g in jax.tree.leaves(gradients))
+
+
+def test_simple_cnn_has_the_parameters_of_its_docstring():
+    _, variables = shapes("simple_cnn", size=32, num_classes=10)
+    assert count(variables) == 1_174_826
+
+
+def test_the_papers_aux_pool_is_4x4_on_14x14_maps_and_refuses_small_ones():
+    _, adaptive = shapes("googlenet", norm="lrn", aux_heads=True)
+    _, paper = shapes("googlenet", norm="lrn", aux_heads=True, aux_pool="paper")
+    assert count(paper) == count(adaptive)
+    with pytest.raises(UserError, match="aux_pool='paper' averages 5x5 windows, but the map is 2x2"):
+        shapes("googlenet", size=32, aux_heads=True, aux_pool="paper")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"norm": "bach"}, "unknown norm 'bach'. Did you mean 'batch'?"),
+        ({"kernel_5x5": 7}, "kernel_5x5=7 is not allowed: choose one of 3, 5"),
+        ({"stem": "tiny"}, "unknown stem 'tiny'"),
+        ({"residual": "identiti"}, "Did you mean 'identity'?"),
+        ({"nrom": "batch"}, "unknown option of googlenet 'nrom'. Did you mean 'norm'?"),
+    ],
+)
+def test_wrong_options_are_named(options, message):
+    with pytest.raises(UserError) as error:
+        shapes("googlenet", size=32, **options)
+    assert message in str(error.value)
+
+
+def test_unknown_networks_are_named():
+    with pytest.raises(UserError, match="unknown model 'googelnet'. Did you mean 'googlenet'?"):
+        create_model("googelnet", num_classes=10)
+    with pytest.raises(UserError, match="cannot import 'no_such_module'"):
+        create_model("no_such_module:Net", num_classes=10)
+    with pytest.raises(UserError, match="unknown model in flax.linen 'Dens'"):
+        create_model("flax.linen:Dens", num_classes=10)
+
+
+def test_list_models_takes_a_pattern():
+    assert list_models() == sorted(MODELS)
+    assert list_models("google*") == ["googlenet"]
+
+
+def from_torchvision(state_dict):
+    """torchvision's GoogLeNet as our variables."""
+    branches = {
+        "branch1": "conv_1x1", "branch2.0": "conv_3x3_reduce", "branch2.1": "conv_3x3",
+        "branch3.0": "conv_5x5_reduce", "branch3.1": "conv_5x5", "branch4.1": "pool_proj",
+    }  # fmt: skip
+    variables = {"params": {}, "batch_stats": {}}
+    leaves = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
+    for key, value in state_dict.items():
+        value = value.numpy()
+        *path, leaf = key.split(".")
+        if leaf == "num_batches_tracked":
+            continue
+        if path[0].startswith("inception"):
+            path[0] = path[0].replace("inception", "inception_")
+            unit = ".".join(path[1:-1])
+            path = [path[0], branches[unit], path[-1]]
+        collection = "batch_stats" if leaf.startswith("running") else "params"
+        if path[-1] == "bn":
+            path, leaf = [*path[:-1], "norm"], leaves[leaf]
+        elif leaf == "weight":
+            leaf = "kernel"
+            value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
+            if path[-1] == "fc1":  # it reads (channels, 4, 4) flattened, ours (4, 4, channels)
+                value = value.reshape(128, 4, 4, -1).transpose(1, 2, 0, 3).reshape(2048, -1)
+        node = variables[collection]
+        for part in path:
+            node = node.setdefault(part, {})
+        node[leaf] = value
+    return variables
+
+
+@pytest.mark.parametrize("aux_heads", [False, True])
+def test_logits_equal_torchvisions(aux_heads):
+    torchvision = import_torchvision()
+    import torch
+
+    peer = torchvision.models.googlenet(aux_logits=aux_heads, init_weights=False, transform_input=False)
+    abstract = shapes("googlenet", norm="batch", kernel_5x5=3, aux_heads=aux_heads)[1]
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, value in peer.state_dict().items():
+            if value.ndim > 1:
+                value.copy_(torch.randn(value.shape, generator=generator) * (2 / value[0].numel()) ** 0.5)
+            elif value.ndim == 1:
+                low, high = (0.5, 1.5) if "var" in name or name.endswith("bn.weight") else (-0.2, 0.2)
+                value.copy_(torch.rand(value.shape, generator=generator) * (high - low) + low)
+    variables = from_torchvision(peer.state_dict())
+    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, abstract)
+
+    images = np.random.default_rng(0).standard_normal((2, 224, 224, 3)).astype(np.float32)
+    peer.eval()
+    peer.training = aux_heads  # the flag of the outermost module alone: it then returns its heads' logits, too
+    with torch.no_grad():
+        expected = peer(torch.from_numpy(images.transpose(0, 3, 1, 2)))
+    model = create_model("googlenet", num_classes=1000, kernel_5x5=3, aux_heads=aux_heads)
+    outputs = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images)
+
+    def assert_close(actual, expected):
+        np.testing.assert_allclose(actual, expected.numpy(), atol=1e-4 * float(expected.abs().max()))
+
+    if aux_heads:
+        assert_close(outputs.logits, expected.logits)
+        assert_close(outputs.aux["aux1"], expected.aux_logits1)
+        assert_close(outputs.aux["aux2"], expected.aux_logits2)
+    else:
+        assert_close(outputs.logits, expected)
+    assert isinstance(outputs, Outputs)

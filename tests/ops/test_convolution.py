@@ -1,0 +1,166 @@
+"""Convolution against `lax`: values, gradients, transformations, devices."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import lax
+
+from inception_jax import ops
+from inception_jax.errors import UserError
+
+NHWC = ("NHWC", "HWIO", "NHWC")
+
+
+def random(shape, dtype=np.float64, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+
+
+def lax_conv(x, kernel, strides, padding):
+    return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=NHWC)
+
+
+def value_and_gradients(conv, x, kernel, weights):
+    def loss(x, kernel):
+        y = conv(x, kernel)
+        return jnp.sum(y * weights), y
+
+    (_, y), gradients = jax.value_and_grad(loss, (0, 1), has_aux=True)(x, kernel)
+    return y, *gradients
+
+
+def assert_equals_lax(x_shape, kernel_shape, strides, padding, dtype, rtol):
+    x, kernel = random(x_shape, dtype), random(kernel_shape, dtype, seed=1)
+    reference = functools.partial(lax_conv, strides=strides, padding=padding)
+    weights = random(jax.eval_shape(reference, x, kernel).shape, dtype, seed=2)
+    ours = functools.partial(ops.conv, strides=strides, padding=padding)
+    for got, wanted in zip(
+        jax.jit(functools.partial(value_and_gradients, ours))(x, kernel, weights),
+        jax.jit(functools.partial(value_and_gradients, reference))(x, kernel, weights),
+        strict=True,
+    ):
+        assert got.dtype == wanted.dtype == dtype
+        got, wanted = np.asarray(got, np.float64), np.asarray(wanted, np.float64)
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=rtol * max(1.0, np.abs(wanted).max()))
+
+
+@st.composite
+def shapes(draw):
+    """Maps down to one pixel, kernels up to larger than the map, paddings with and without symmetry."""
+    kernel = draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
+    sizes = draw(st.tuples(st.integers(1, 9), st.integers(1, 9)))
+    pads = []
+    for k, size in zip(kernel, sizes, strict=True):
+        low, high = draw(st.integers(0, k)), draw(st.integers(0, k))
+        pads.append((low, high + max(0, k - size - low - high)))
+    padding = draw(st.sampled_from(["SAME", tuple(pads)]))
+    strides = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    channels = draw(st.sampled_from([(1, 2), (3, 5), (64, 64)]))
+    return (2, *sizes, channels[0]), (*kernel, *channels), strides, padding
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(shapes())
+def test_equals_lax_in_value_and_gradient(case):
+    with jax.enable_x64(True):
+        assert_equals_lax(*case, jnp.float64, 1e-12)
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [(jnp.float32, 1e-5), (jnp.bfloat16, 2e-2)])
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "channels"),
+    [
+        (8, 1, 1, (48, 64)),
+        (7, 1, 2, (16, 32)),
+        (1, 5, 1, (16, 32)),
+        (2, 3, 1, (16, 32)),
+        (4, 3, 1, (16, 32)),
+        (4, 3, 2, (16, 32)),
+        (4, 5, 1, (16, 32)),
+        (3, 5, 2, (16, 32)),
+        (8, 3, 1, (64, 96)),
+        (8, 5, 1, (16, 32)),
+        (16, 7, 2, (3, 64)),
+    ],
+)
+def test_every_lowering_in_lower_precision(size, kernel, stride, channels, dtype, rtol):
+    shapes = ((2, size, size, channels[0]), (kernel, kernel, *channels))
+    assert_equals_lax(*shapes, (stride, stride), ((kernel // 2,) * 2,) * 2, dtype, rtol)
+
+
+@pytest.mark.parametrize(("size", "kernel", "stride"), [(4, 1, 2), (2, 3, 1), (4, 5, 1), (6, 3, 1)])
+def test_reverse_over_reverse(size, kernel, stride):
+    def hessian_product(implementation, x, kernel, direction):
+        def loss(kernel):
+            y = ops.conv(x, kernel, (stride, stride), implementation=implementation)
+            return jnp.sum(jnp.tanh(y))
+
+        return jax.grad(lambda kernel: jnp.vdot(jax.grad(loss)(kernel), direction))(kernel)
+
+    with jax.enable_x64(True):
+        x = random((2, size, size, 3))
+        arguments = (x, random((kernel, kernel, 3, 4), seed=1), random((kernel, kernel, 3, 4), seed=2))
+        got = jax.jit(functools.partial(hessian_product, "auto"))(*arguments)
+        wanted = jax.jit(functools.partial(hessian_product, "lax"))(*arguments)
+        np.testing.assert_allclose(got, wanted, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("size", "kernel"), [(3, 1), (2, 3), (4, 5), (6, 3)])
+def test_vmap_and_remat(size, kernel):
+    with jax.enable_x64(True):
+        x, kernels = random((3, 2, size, size, 3)), random((3, kernel, kernel, 3, 4), seed=1)
+
+        def gradients(x, kernel):
+            return jax.grad(lambda *args: jnp.sum(jnp.sin(jax.checkpoint(ops.conv)(*args))), (0, 1))(x, kernel)
+
+        got = jax.jit(jax.vmap(gradients))(x, kernels)
+        one_by_one = [jax.jit(gradients)(*args) for args in zip(x, kernels, strict=True)]
+        for got_i, wanted in zip(got, zip(*one_by_one, strict=True), strict=True):
+            np.testing.assert_allclose(got_i, jnp.stack(wanted), rtol=1e-12, atol=1e-12)
+
+
+def test_forward_mode_by_the_lax_implementation():
+    x, kernel = random((1, 4, 4, 2), np.float32), random((3, 3, 2, 2), np.float32)
+    conv = functools.partial(ops.conv, implementation="lax")
+    _, tangent = jax.jvp(lambda x: conv(x, kernel), (x,), (x,))
+    np.testing.assert_allclose(tangent, conv(x, kernel), rtol=1e-5)
+
+
+def test_unknown_implementation():
+    with pytest.raises(UserError, match="implementation 'fast'"):
+        ops.conv(jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 2)), implementation="fast")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"strides": 2},
+        {"strides": 2, "padding": "VALID"},
+        {"kernel_dilation": 2},
+        {"feature_group_count": 2},
+        {"input_dilation": 2, "padding": 1},
+        {"padding": "CIRCULAR"},
+    ],
+)
+def test_as_the_convolution_of_linen(options):
+    x = random((2, 6, 6, 4), np.float32)
+    plain = nn.Conv(8, (3, 3), **options)
+    variables = plain.init(jax.random.key(0), x)
+    ours = nn.Conv(8, (3, 3), conv_general_dilated=ops.conv_general_dilated, **options)
+    np.testing.assert_allclose(ours.apply(variables, x), plain.apply(variables, x), rtol=1e-5, atol=1e-5)
+
+
+def test_other_ranks_and_layouts_go_to_lax():
+    signal, taps = random((2, 9, 3), np.float32), random((3, 3, 4), np.float32)
+    numbers = ("NHC", "HIO", "NHC")
+    got = ops.conv_general_dilated(signal, taps, (1,), "SAME", dimension_numbers=numbers)
+    np.testing.assert_array_equal(got, lax.conv_general_dilated(signal, taps, (1,), "SAME", dimension_numbers=numbers))
+    x, kernel = random((2, 3, 6, 6), np.float32), random((4, 3, 3, 3), np.float32)
+    got = ops.conv_general_dilated(x, kernel, (1, 1), "SAME")
+    np.testing.assert_array_equal(got, lax.conv_general_dilated(x, kernel, (1, 1), "SAME"))

@@ -1,0 +1,271 @@
+"""Whole runs of small networks: what a user starts, stops, resumes and looks into."""
+
+import csv
+import json
+import signal
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import inception_jax
+from inception_jax import data, main, run, train
+from inception_jax.config import default_config
+from inception_jax.errors import UserError
+
+TIMINGS = ("images_per_second", "seconds")
+
+
+@pytest.fixture
+def config(digits):
+    """A small sequential network on the digits, 21 steps an epoch, with everything on that a resume must restore."""
+    config = default_config()
+    config.batch_size = 60
+    config.num_devices = 1
+    config.num_epochs = 2
+    config.average_decay = 0.9
+    config.model.name = "simple_cnn"
+    config.model.norm = "batch"
+    config.model.stage_features = (4, 8)
+    config.data.directory = str(digits)
+    config.data.augment.pad_and_crop = 1
+    config.schedule.name = "plateau"
+    config.schedule.learning_rate = 0.05
+    config.schedule.metric = "validation_loss"
+    config.schedule.patience = 0
+    config.schedule.threshold = 10.0  # nothing improves by so much, so that the rate falls at once
+    config.schedule.threshold_mode = "absolute"
+    config.log.tensorboard = False
+    return config
+
+
+def stop_after(monkeypatch, *steps):
+    """Sends SIGINT to this process right after these steps, as Ctrl-C does."""
+
+    class Progress(train.Progress):
+        def due(self, step):
+            if step in steps:
+                signal.raise_signal(signal.SIGINT)
+            return super().due(step)
+
+    monkeypatch.setattr(train, "Progress", Progress)
+
+
+def final_state(folder):
+    """Every array of the latest checkpoint, by path."""
+    loaded = run.load_run(folder, "latest")
+    return loaded.step, jax.tree_util.tree_leaves_with_path(loaded.variables)
+
+
+def rows(folder):
+    with (folder / "metrics.csv").open() as file:
+        return [{key: value for key, value in row.items() if key not in TIMINGS} for row in csv.DictReader(file)]
+
+
+def summary(folder):
+    content = json.loads((folder / "summary.json").read_text())
+    return {key: value for key, value in content.items() if key not in (*TIMINGS, "name")}
+
+
+def assert_same_run(folder, expected):
+    assert rows(folder) == rows(expected)
+    assert summary(folder) == summary(expected)
+    (step, leaves), (expected_step, expected_leaves) = final_state(folder), final_state(expected)
+    assert step == expected_step
+    for (path, leaf), (expected_path, expected_leaf) in zip(leaves, expected_leaves, strict=True):
+        assert path == expected_path
+        np.testing.assert_array_equal(leaf, expected_leaf, err_msg=str(path))
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(config, tmp_path, monkeypatch):
+    train.train_and_evaluate(config, tmp_path / "whole")
+    assert [row["step"] for row in rows(tmp_path / "whole")] == ["21", "42"]
+    assert float(rows(tmp_path / "whole")[1]["learning_rate"]) == pytest.approx(0.05)  # reduced after this epoch
+
+    # The first step, in the middle of an epoch, at its end before the evaluation, and just behind it.
+    stop_after(monkeypatch, 1, 10, 21, 22)
+    for _ in range(4):
+        with pytest.raises(train.Interrupted, match="the same command goes on"):
+            train.train_and_evaluate(config, tmp_path / "stopped")
+    train.train_and_evaluate(config, tmp_path / "stopped")
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+
+    # A finished run that is started again changes nothing.
+    train.train_and_evaluate(config, tmp_path / "stopped")
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+
+
+def test_a_run_killed_between_checkpoints_repeats_what_was_lost(config, tmp_path, monkeypatch):
+    config.checkpoint.every_steps = 15
+    train.train_and_evaluate(config, tmp_path / "whole")
+
+    class Killed(Exception):  # noqa: N818
+        pass
+
+    class Progress(train.Progress):
+        def due(self, step):
+            if step == 33:
+                raise Killed
+            return super().due(step)
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(train, "Progress", Progress)
+        train.train_and_evaluate(config, tmp_path / "killed")
+    assert run.load_run(tmp_path / "killed", "latest").step == 30
+    train.train_and_evaluate(config, tmp_path / "killed")
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+
+
+def test_the_summary_counts_every_example_of_the_split_once(config, tmp_path):
+    config.num_epochs = 1
+    config.data.splits.train = "train[:200]"
+    config.data.splits.validation = "train[200:301]"
+    config.evaluate.batch_size = 48
+    result = train.train_and_evaluate(config, tmp_path)
+    loaded = run.load_run(tmp_path)
+    dataset = data.load(
+        "digits", directory=config.data.directory, splits={"validation": "train[200:301]", "test": "test"}
+    )
+    for split, expected in dataset.splits.items():
+        images, labels = expected.gather(np.arange(len(expected)))
+        correct = loaded.predict(images).argmax(axis=1) == labels
+        assert result[split]["count"] == len(labels)
+        assert result[split]["top1"] == pytest.approx(correct.mean(), abs=1e-9)
+
+
+def test_accumulated_gradients_are_the_batchs(config, tmp_path):
+    """Without batch norm, dropout and augmentation, micro-batches change nothing but the rounding."""
+    config.num_epochs = 1
+    config.model.norm = "none"
+    config.model.dropout_rate = 0.0
+    config.data.augment.pad_and_crop = 0
+    config.data.splits.train = "train[:180]"
+    whole = train.train_and_evaluate(config, tmp_path / "whole")
+    config.accumulation_steps = 3
+    parts = train.train_and_evaluate(config, tmp_path / "parts")
+    assert parts["test"]["loss"] == pytest.approx(whole["test"]["loss"], rel=1e-4)
+
+
+def test_another_config_in_the_same_folder_is_refused_with_the_difference(config, tmp_path):
+    config.num_epochs = 1
+    train.train_and_evaluate(config, tmp_path)
+    config.log.progress = "lines"  # how it is shown may differ
+    train.train_and_evaluate(config, tmp_path)
+    config.schedule.learning_rate = 0.2
+    with pytest.raises(UserError, match=r"another config: schedule.learning_rate was 0.05, now 0.2"):
+        train.train_and_evaluate(config, tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(config, tmp_path):
+    config.num_epochs = 1
+    config.schedule.name = "step"
+    config.schedule.boundaries = (0.6,)
+    config.schedule.factor = 1e30
+    config.checkpoint.every_steps = 5
+    with pytest.raises(
+        train.NonFiniteLoss, match=r"the loss of step 1\d is (nan|inf); the checkpoint of step 10 is kept"
+    ):
+        train.train_and_evaluate(config, tmp_path)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run.load_run(tmp_path).variables))
+
+
+def test_early_stopping_waits_for_its_patience(config, tmp_path):
+    config.num_epochs = 6
+    config.schedule.name = "constant"
+    config.schedule.learning_rate = 0.0  # nothing is learnt, so the first evaluation stays the best
+    config.average_decay = 0.0
+    config.model.norm = "none"
+    config.evaluate.early_stopping_patience = 2
+    result = train.train_and_evaluate(config, tmp_path)
+    assert (result["stopped"], result["epochs"], result["best"]["epoch"]) == ("early", 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("batch_size", 62, r"batch_size / accumulation_steps=62 does not divide over 8 devices: choose 56 or 64"),
+        ("num_devices", 9, r"num_devices=9, but there are 8: CPU"),
+        ("batch_size", 4000, r"batch_size=4000 is not allowed: the training split has 1298 examples"),
+    ],
+)
+def test_what_does_not_fit_the_machine_or_the_data_is_said_before_anything_is_written(
+    config, tmp_path, field, value, message
+):
+    config.batch_size = 64
+    config.num_devices = 8
+    config[field] = value
+    with pytest.raises(UserError, match=message):
+        train.train_and_evaluate(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named(config, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write the run's folder"):
+        train.train_and_evaluate(config, tmp_path / "file" / "run")
+
+
+OWN_NETWORK = """
+from flax import linen as nn
+
+class MyNet(nn.Module):
+    num_classes: int
+    width: int = 8
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        x = nn.relu(nn.Conv(self.width, (3, 3), strides=2, name="conv")(images))
+        return nn.Dense(self.num_classes, name="fc")(x.mean(axis=(1, 2)))
+"""
+OWN_CONFIG = """
+from inception_jax.config import default_config
+
+def get_config():
+    config = default_config()
+    config.model.name = "my_module:MyNet"
+    config.num_epochs = 1
+    config.batch_size = 64
+    config.optimizer.name = "adam"
+    config.schedule.learning_rate = 0.01
+    config.log.tensorboard = False
+    return config
+"""
+
+
+def test_a_network_outside_the_package_trains_resumes_and_can_be_looked_into(tmp_path, monkeypatch, digits):
+    (tmp_path / "my_module.py").write_text(OWN_NETWORK)
+    (tmp_path / "experiment.py").write_text(OWN_CONFIG)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    command = ["--config=experiment.py", f"--config.data.directory={digits}", "--config.model.width=6"]
+    with monkeypatch.context() as patched:
+        stop_after(patched, 7)
+        assert main.main(command) == 130
+    assert main.main(command) == 0
+    loaded = inception_jax.load_run(tmp_path / "runs" / "experiment")
+    assert loaded.variables["params"]["conv"]["kernel"].shape == (3, 3, 1, 6)
+    images = np.zeros((2, *loaded.inputs.image_shape), np.uint8)
+    _, state = loaded.model.apply(loaded.variables, loaded.normalize(images), train=False, capture_intermediates=True)
+    assert state["intermediates"]["conv"]["__call__"][0].shape == (2, 4, 4, 6)
+    np.testing.assert_allclose(loaded.predict(images).sum(axis=1), 1, rtol=1e-5)
+
+
+def test_fit_trains_on_arrays_in_hand(config, tmp_path):
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 2, 300)
+    images = (generator.integers(0, 80, (300, 8, 8, 1)) + 170 * labels[:, None, None, None]).astype(np.uint8)
+    config.num_epochs = 6
+    config.schedule.name = "cosine"
+    config.average_decay = 0.0
+    fitted = inception_jax.fit(
+        config,
+        train=(images[:240], labels[:240]),
+        validation=(images[240:], labels[240:]),
+        class_names=("dark", "light"),
+        workdir=tmp_path / "run",
+    )
+    assert fitted.inputs.class_names == ("dark", "light")
+    assert (fitted.predict(images[240:]).argmax(axis=1) == labels[240:]).mean() > 0.95
+    without_validation = inception_jax.fit(config, (images, labels), workdir=tmp_path / "no_validation")
+    assert without_validation.step == 30
