@@ -5,10 +5,14 @@ field (`--config.schedule.learning_rate=0.05`). Durations are epochs of the trai
 says steps. `placeholder` fields are unset: the network's or the data set's own default holds.
 """
 
+from typing import Any, TypeAlias
+
 import ml_collections
 from ml_collections.config_dict import placeholder
 
 from inception_jax.errors import UserError, unknown_name
+
+Config: TypeAlias = Any  # a ml_collections.ConfigDict: its fields have no static types
 
 CHOICES = {
     "compute_dtype": ("auto", "float32", "bfloat16", "float64"),
@@ -21,11 +25,33 @@ CHOICES = {
     "evaluate.watch_mode": ("max", "min"),
     "log.progress": ("auto", "bar", "lines"),
 }
+LIMITS = (
+    ("at least 1", lambda x: x >= 1, (
+        "batch_size", "accumulation_steps", "num_epochs", "evaluate.every_epochs", "checkpoint.keep_latest",
+    )),
+    ("0 or more", lambda x: x >= 0, (
+        "num_devices", "checkpoint.every_steps", "checkpoint.keep_best", "data.augment.brightness",
+        "data.augment.contrast", "data.augment.cutout", "data.augment.pad_and_crop", "data.augment.rotation",
+        "data.augment.saturation", "evaluate.batch_size", "evaluate.early_stopping_patience", "loss.aux_weight",
+        "optimizer.clip_norm", "optimizer.momentum", "optimizer.weight_decay", "schedule.cooldown",
+        "schedule.learning_rate", "schedule.patience", "schedule.warmup_epochs",
+    )),
+    ("more than 0", lambda x: x > 0, ("schedule.every_epochs",)),
+    ("from 0 to 1", lambda x: 0 <= x <= 1, ("data.augment.horizontal_flip", "loss.label_smoothing")),
+    ("0 or more and less than 1", lambda x: 0 <= x < 1, ("average_decay", "data.augment.zoom")),
+    ("from 0 to 0.5", lambda x: 0 <= x <= 0.5, ("data.augment.hue",)),
+    ("two shares of the area, the smaller first", lambda x: not x or 0 < x[0] <= x[-1] <= 1 == len(x) - 1, (
+        "data.augment.random_resized_crop",
+    )),
+    ("two numbers above 0, the smaller first", lambda x: len(x) == 2 and 0 < x[0] <= x[1], (
+        "data.augment.aspect_ratio",
+    )),
+)  # fmt: skip
 
 
-def default_config() -> ml_collections.ConfigDict:
+def default_config() -> Config:
     """All fields at their defaults. The network's options stay open for networks from outside the package."""
-    config = ml_collections.ConfigDict()
+    config = _section()
     config.seed = 0  # of initialisation, data order, augmentation and dropout
     config.batch_size = 128  # examples per update, over all devices
     config.accumulation_steps = 1  # micro-batches per update, each of batch_size / accumulation_steps examples
@@ -34,7 +60,7 @@ def default_config() -> ml_collections.ConfigDict:
     config.compute_dtype = "auto"  # auto: bfloat16 on accelerators, float32 on CPUs
     config.average_decay = 0.0  # per-step decay of the moving average of the weights that is evaluated; 0: none
 
-    config.model = model = ml_collections.ConfigDict()
+    config.model = model = _section()
     model.name = "googlenet"  # a name from list_models(), or "module:Name" from outside the package
     model.norm = placeholder(str)  # "lrn", "batch", "none"
     model.kernel_5x5 = placeholder(int)  # side of the third branch's kernel: 5 as the paper, 3 as torchvision
@@ -45,11 +71,11 @@ def default_config() -> ml_collections.ConfigDict:
     model.dropout_rate = placeholder(float)
     model.initializer = placeholder(str)  # of the kernels; the network's docstring lists the names
 
-    config.data = data = ml_collections.ConfigDict()
+    config.data = data = _section()
     data.name = "digits"  # a name from data.DATASETS, or "module:Name" from outside the package
     data.directory = placeholder(str)  # where prepared data is kept; unset: $INCEPTION_JAX_DATA, else ~/.cache
     data.archives = placeholder(str)  # a folder with the original archives, for machines that cannot download
-    data.splits = splits = ml_collections.ConfigDict()  # in TFDS's notation, by percentage or count
+    data.splits = splits = _section()  # in TFDS's notation, by percentage or count
     splits.train = "train[:90%]"
     splits.validation = "train[90%:]"
     splits.test = "test"
@@ -58,7 +84,7 @@ def default_config() -> ml_collections.ConfigDict:
     data.normalization = "mean_std"  # "none": 0 to 255; "unit": 0 to 1; "mean", "mean_std": by channel; "per_image"
     data.mean = ()  # per channel, of pixels scaled to 0..1; (): of the training split
     data.std = ()
-    data.augment = augment = ml_collections.ConfigDict()  # on training images, inside the jitted step
+    data.augment = augment = _section()  # on training images, inside the jitted step
     augment.pad_and_crop = 0  # zero pixels added on each side, then a random crop of the first size
     augment.random_resized_crop = ()  # (smallest, largest) share of the area, e.g. (0.08, 1.0); (): off
     augment.aspect_ratio = (3 / 4, 4 / 3)  # (narrowest, widest) crop of random_resized_crop
@@ -71,11 +97,11 @@ def default_config() -> ml_collections.ConfigDict:
     augment.hue = 0.0  # largest shift, in turns of the colour circle (at most 0.5)
     augment.cutout = 0  # side of the zeroed square, pixels
 
-    config.loss = loss = ml_collections.ConfigDict()
+    config.loss = loss = _section()
     loss.label_smoothing = 0.0
     loss.aux_weight = 0.3  # weight of each auxiliary head's loss (Szegedy et al. 2015, section 5)
 
-    config.optimizer = optimizer = ml_collections.ConfigDict()
+    config.optimizer = optimizer = _section()
     optimizer.name = "sgd"
     optimizer.momentum = 0.9  # sgd, rmsprop
     optimizer.nesterov = False  # sgd
@@ -88,7 +114,7 @@ def default_config() -> ml_collections.ConfigDict:
     optimizer.weight_decay_mode = "coupled"  # coupled: L2, before momentum, as the papers; decoupled: as AdamW
     optimizer.clip_norm = 0.0  # largest global norm of the gradient; 0: no clipping
 
-    config.schedule = schedule = ml_collections.ConfigDict()
+    config.schedule = schedule = _section()
     schedule.name = "constant"
     schedule.learning_rate = 0.1  # the highest
     schedule.warmup_epochs = 0.0  # linear, from learning_rate / warm-up steps, before any schedule
@@ -105,7 +131,7 @@ def default_config() -> ml_collections.ConfigDict:
     schedule.cooldown = 0  # plateau: evaluations after a reduction in which none are counted
     schedule.min_rate = 0.0  # plateau
 
-    config.evaluate = evaluate = ml_collections.ConfigDict()
+    config.evaluate = evaluate = _section()
     evaluate.every_epochs = 1
     evaluate.splits = ("validation",)  # evaluated during training
     evaluate.final_splits = ("validation", "test")  # evaluated at the end, with the last and the best weights
@@ -114,12 +140,12 @@ def default_config() -> ml_collections.ConfigDict:
     evaluate.watch_mode = "max"
     evaluate.early_stopping_patience = 0  # evaluations without a better watched metric; 0: never stop early
 
-    config.checkpoint = checkpoint = ml_collections.ConfigDict()
+    config.checkpoint = checkpoint = _section()
     checkpoint.every_steps = 0  # besides the one at each evaluation; 0: none
     checkpoint.keep_latest = 1
     checkpoint.keep_best = 1
 
-    config.log = log = ml_collections.ConfigDict()
+    config.log = log = _section()
     log.every_seconds = 10.0  # between console lines where there is no terminal
     log.progress = "auto"  # auto: a bar on a terminal, lines elsewhere
     log.tensorboard = True
@@ -129,37 +155,20 @@ def default_config() -> ml_collections.ConfigDict:
     return config
 
 
-def validate(config: ml_collections.ConfigDict) -> None:
+def _section() -> Config:
+    return ml_collections.ConfigDict()
+
+
+def validate(config: Config) -> None:
     """Raises UserError at the first field whose value is not allowed, before anything is computed."""
     for path, allowed in CHOICES.items():
         value = _get(config, path)
         if value not in allowed:
             raise unknown_name(path, str(value), allowed)
-    for path in ("batch_size", "accumulation_steps", "num_epochs", "evaluate.every_epochs"):
-        _require(_get(config, path) >= 1, config, path, "at least 1")
-    for path in (
-        "num_devices", "evaluate.batch_size", "evaluate.early_stopping_patience",
-        "checkpoint.every_steps", "optimizer.weight_decay", "optimizer.clip_norm", "optimizer.momentum",
-        "schedule.warmup_epochs", "schedule.learning_rate", "schedule.patience", "schedule.cooldown",
-        "data.augment.pad_and_crop", "data.augment.cutout", "data.augment.rotation", "data.augment.brightness", "data.augment.contrast",
-        "data.augment.saturation", "loss.aux_weight",
-    ):  # fmt: skip
-        _require(_get(config, path) >= 0, config, path, "0 or more")
-    _require(config.checkpoint.keep_latest >= 1, config, "checkpoint.keep_latest", "at least 1")
-    _require(config.checkpoint.keep_best >= 0, config, "checkpoint.keep_best", "0 or more")
-    _require(config.schedule.every_epochs > 0, config, "schedule.every_epochs", "more than 0")
-    for path in (
-        "data.augment.horizontal_flip",
-        "data.augment.zoom",
-        "loss.label_smoothing",
-        "average_decay",
-    ):
-        _require(0 <= _get(config, path) <= 1, config, path, "from 0 to 1")
-    _require(0 <= config.data.augment.hue <= 0.5, config, "data.augment.hue", "from 0 to 0.5")
-    for path in ("data.augment.random_resized_crop", "data.augment.aspect_ratio"):
-        value = _get(config, path)
-        ordered = len(value) == 2 and 0 < value[0] <= value[1]
-        _require(ordered or (not value and "crop" in path), config, path, "two numbers above 0, the smaller first")
+    for allowed, holds, paths in LIMITS:
+        for path in paths:
+            if not holds(_get(config, path)):
+                raise UserError(f"{path}={_get(config, path)!r} is not allowed: it must be {allowed}")
     if config.batch_size % config.accumulation_steps:
         raise UserError(
             f"batch_size={config.batch_size} does not divide into accumulation_steps="
@@ -182,12 +191,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         raise UserError("schedule.name='plateau' needs a split in evaluate.splits to watch")
 
 
-def _get(config: ml_collections.ConfigDict, path: str):
+def _get(config: Config, path: str) -> Any:
     for part in path.split("."):
         config = config[part]
     return config
-
-
-def _require(holds: bool, config: ml_collections.ConfigDict, path: str, allowed: str) -> None:
-    if not holds:
-        raise UserError(f"{path}={_get(config, path)!r} is not allowed: it must be {allowed}")

@@ -8,6 +8,7 @@ from typing import Any
 
 import ml_collections
 
+from inception_jax.config import Config
 from inception_jax.errors import UserError
 
 # Shipped configs stand inside the package in a wheel, and beside it in a checkout.
@@ -38,7 +39,7 @@ def find_config(name_or_path: str) -> Path:
     raise UserError(f"there is no config {name_or_path!r}: {hint}Give a file, or one of {', '.join(shipped)}")
 
 
-def load_config(path: Path) -> ml_collections.ConfigDict:
+def load_config(path: Path) -> Config:
     """Runs the file and returns what its `get_config()` returns.
 
     Raises:

@@ -12,7 +12,8 @@ from typing import Any
 import jinja2
 import matplotlib
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from inception_jax.errors import UserError
 from inception_jax.writers import Row, format_seconds, read_metrics
@@ -38,10 +39,10 @@ def write_report(run_folder: str | Path) -> Path:
     if config is None:
         raise UserError(f"{folder} holds no run: it has no config.json")
     summary = _read_json(folder / "summary.json")
-    try:
-        rows = read_metrics(folder / "metrics.csv")
-    except ValueError as error:
-        raise UserError(f"{folder / 'metrics.csv'} is damaged: {error}") from error
+    rows = read_metrics(folder / "metrics.csv")
+    best = (summary or {}).get("best") or {}
+    if best.get("metric") is None:  # nothing was watched: the last weights are the only ones
+        best = {}
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("inception_jax"),
         autoescape=True,
@@ -56,8 +57,9 @@ def write_report(run_folder: str | Path) -> Path:
         num_epochs=config.get("num_epochs"),
         notes=_notes(config),
         facts=_facts(summary, rows),
-        results=_summary_results(summary) if summary else _running_results(rows, config),
-        pictures=_pictures(rows, (summary or {}).get("best") or {}),
+        best=best,
+        results=_final_results(summary, best) if summary else _running_results(rows, config),
+        pictures=_pictures(rows, best.get("epoch")),
         fields=sorted(_flatten(config).items(), key=lambda item: ("." in item[0], item[0])),
         versions=(summary or {}).get("versions") or {},
     )
@@ -110,17 +112,16 @@ def _facts(summary: Mapping[str, Any] | None, rows: list[Row]) -> list[tuple[str
         "steps": ("Updates", lambda value: f"{value:,}"),
         "stopped": ("Ended by", lambda value: stopped.get(value, value)),
         "seconds": ("Time", format_seconds),
-        "images_per_second": ("Training images per second", lambda value: f"{value:,.0f}"),
+        "images_per_second": ("Images per second", lambda value: f"{value:,.0f}"),
         "parameters": ("Parameters", lambda value: f"{value:,}"),
         "device": ("Device", str),
     }
     return [(title, show(values[key])) for key, (title, show) in formats.items() if values.get(key) is not None]
 
 
-def _summary_results(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    best = summary.get("best") or {}
-    last = "Last" + (f" (epoch {summary['epochs']:g})" if summary.get("epochs") is not None else "")
-    groups = [(last, summary)]
+def _final_results(summary: Mapping[str, Any], best: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The evaluations at the end: of the last weights and of the best."""
+    groups = [(f"Last (epoch {summary['epochs']:g})", summary)]
     if best:
         groups.append((f"Best (epoch {best['epoch']:g})", best))
     return [
@@ -148,7 +149,7 @@ def _running_results(rows: list[Row], config: Mapping[str, Any]) -> list[dict[st
     ]
 
 
-def _pictures(rows: list[Row], best: Mapping[str, Any]) -> list[dict[str, str]]:
+def _pictures(rows: list[Row], best_epoch: float | None) -> list[dict[str, str]]:
     """Curves over the epochs as images within the page, each with a text for those who cannot see it."""
     pictures = []
     for name, title in TITLES.items():
@@ -160,7 +161,7 @@ def _pictures(rows: list[Row], best: Mapping[str, Any]) -> list[dict[str, str]]:
         curves = {split: points for split, points in curves.items() if points}
         if curves:
             pictures.append(
-                {"title": title, "alt": _describe(title, name, curves), "source": _draw(name, curves, best)}
+                {"title": title, "alt": _describe(title, name, curves), "source": _draw(name, curves, best_epoch)}
             )
     return pictures
 
@@ -179,31 +180,33 @@ def _describe(title: str, name: str, curves: Mapping[str, list[tuple[float, floa
     return f"{title} over {span}; {'; '.join(parts)}"
 
 
-def _draw(name: str, curves: Mapping[str, list[tuple[float, float]]], best: Mapping[str, Any]) -> str:
-    """A data URI of an SVG picture; the same numbers give the same bytes."""
-    style = {"svg.hashsalt": "inception_jax", "font.size": 10, "text.color": GREY, "axes.edgecolor": GREY,
-             "axes.labelcolor": GREY, "xtick.color": GREY, "ytick.color": GREY}  # fmt: skip
+def _draw(name: str, curves: Mapping[str, list[tuple[float, float]]], best_epoch: float | None) -> str:
+    """A data URI of an SVG picture, the best weights' epoch marked; the same numbers give the same bytes."""
+    style: dict[Any, Any] = dict.fromkeys(
+        ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), GREY
+    )
+    style |= {"svg.hashsalt": "inception_jax", "font.size": 10, "lines.markersize": 5}
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(4.6, 2.9), layout="constrained")  # inches: as wide as a phone's page at 80 px an inch
         axes = figure.add_subplot()
         values = [value for points in curves.values() for _, value in points]
         for split, points in curves.items():
-            marker = "o" if len(points) == 1 else None
-            axes.plot(*zip(*points, strict=True), color=COLOURS.get(split, GREY), label=split, marker=marker, lw=1.8)
-        chosen = [points for split, points in curves.items() if split and split in best]
-        for points in chosen:
-            marked = [point for point in points if point[0] == best.get("epoch")]
-            axes.plot(*zip(*marked, strict=True), "o", color=GREY, ms=4) if marked else None
+            marked = [i for i, (epoch, _) in enumerate(points) if len(points) == 1 or (split and epoch == best_epoch)]
+            axes.plot(
+                *zip(*points, strict=True), color=COLOURS.get(split, GREY), label=split, marker="o", markevery=marked
+            )
         if min(values) > 0 and max(values) / min(values) > LOG_RATIO:
             axes.set_yscale("log")
         elif name in ("top1", "top5"):
-            axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+            axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+        epochs = [epoch for points in curves.values() for epoch, _ in points]
+        axes.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
         axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
         axes.grid(color=GREY, alpha=0.25, lw=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         if len(curves) > 1:
-            axes.legend(frameon=False)
+            axes.legend(handles=[Line2D([], [], color=COLOURS[split], label=split) for split in curves], frameon=False)
         picture = io.BytesIO()
         figure.savefig(picture, format="svg", transparent=True, metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(picture.getvalue()).decode()

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from jax import numpy as jnp
 
 from inception_jax import optimizers, schedules, state, steps
 from inception_jax.checkpoints import Checkpoints
+from inception_jax.config import Config
 from inception_jax.data import augment
 from inception_jax.errors import UserError
 from inception_jax.models import create_model
@@ -22,7 +23,7 @@ from inception_jax.models import create_model
 MAY_DIFFER = ("data.directory", "data.archives", "num_devices", "log.")
 
 
-def prepare_folder(folder: Path, config: ml_collections.ConfigDict) -> None:
+def prepare_folder(folder: Path, config: Config) -> None:
     """Makes the run's folder with its config.json, or checks that it belongs to the same config.
 
     Raises:
@@ -44,7 +45,7 @@ def prepare_folder(folder: Path, config: ml_collections.ConfigDict) -> None:
         raise UserError(f"cannot write the run's folder {folder}: {error.strerror or error}") from error
 
 
-def read_config(path: Path) -> ml_collections.ConfigDict:
+def read_config(path: Path) -> Config:
     """The config that a run has kept."""
 
     def thaw(value):  # JSON has no tuples
@@ -58,7 +59,7 @@ def read_config(path: Path) -> ml_collections.ConfigDict:
         raise UserError(f"{path} is no run's config: {error}") from error
 
 
-def config_differences(kept: ml_collections.ConfigDict, given: ml_collections.ConfigDict) -> list[str]:
+def config_differences(kept: Config, given: Config) -> list[str]:
     """One phrase for every field that decides what is computed and has two values."""
     old, new = (_flatten(json.loads(config.to_json())) for config in (kept, given))
     return [
@@ -124,14 +125,14 @@ def dtypes(compute_dtype: str) -> tuple[Any, Any]:
     return jnp.dtype(compute_dtype).type, jnp.float32
 
 
-def build_model(config: ml_collections.ConfigDict, num_classes: int) -> nn.Module:
+def build_model(config: Config, num_classes: int) -> nn.Module:
     """The network that the config names, with the options that it sets."""
     dtype, param_dtype = dtypes(config.compute_dtype)
     options = {key: value for key, value in config.model.items() if key != "name" and value is not None}
     return create_model(config.model.name, num_classes=num_classes, dtype=dtype, param_dtype=param_dtype, **options)
 
 
-def build_optimizer(config: ml_collections.ConfigDict, steps_per_epoch: int):
+def build_optimizer(config: Config, steps_per_epoch: int):
     """The Optax chain and its schedule, step -> rate."""
     schedule = schedules.make_schedule(
         config.schedule.name,
@@ -161,7 +162,7 @@ class Run:
     """
 
     folder: Path
-    config: ml_collections.ConfigDict
+    config: Config
     model: nn.Module
     variables: dict[str, Any]
     inputs: Inputs
@@ -205,22 +206,20 @@ def load_run(folder: str | Path, checkpoint: str = "best") -> Run:
     return Run(folder, config, model, restored.variables, inputs, step)
 
 
-def new_state(
-    config: ml_collections.ConfigDict, model: nn.Module, optimizer: Any, image_shape: Sequence[int]
-) -> state.TrainState:
+def new_state(config: Config, model: nn.Module, optimizer: Any, image_shape: tuple[int, int, int]) -> state.TrainState:
     """The state before the first update."""
     return state.create_state(
         jax.random.key(config.seed),
         model,
         optimizer,
-        tuple(image_shape),
+        image_shape,
         dtype=dtypes(config.compute_dtype)[1],
         plateau_mode=config.schedule.mode,
         with_average=config.average_decay > 0,
     )
 
 
-def open_checkpoints(folder: Path, config: ml_collections.ConfigDict) -> Checkpoints:
+def open_checkpoints(folder: Path, config: Config) -> Checkpoints:
     """The run's checkpoints, with its rules for what is kept."""
     return Checkpoints(
         folder / "checkpoints",

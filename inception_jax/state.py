@@ -13,8 +13,7 @@ from inception_jax.models.layers import Outputs
 from inception_jax.schedules import PlateauState, init_plateau
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """What a checkpoint holds: with it and the config, training goes on as if it had not stopped.
 
     Attributes:

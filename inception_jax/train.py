@@ -1,6 +1,7 @@
 """The training loop: what `main` runs for a config, and `fit` for arrays in hand."""
 
 import collections
+import copy
 import dataclasses
 import importlib.metadata
 import json
@@ -19,13 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from inception_jax import data, metrics, report, run, schedules, sharding, steps
 from inception_jax.checkpoints import Checkpoints
-from inception_jax.config import validate
+from inception_jax.config import Config, validate
 from inception_jax.data import order, resident
 from inception_jax.errors import UserError
 from inception_jax.state import TrainState, count_parameters
@@ -46,7 +46,7 @@ class NonFiniteLoss(Exception):  # noqa: N818
     """The loss became infinite or NaN; the last checkpoint is from before."""
 
 
-def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -> dict[str, Any]:
+def train_and_evaluate(config: Config, workdir: str | Path) -> dict[str, Any]:
     """Trains as the config says, or goes on where the run in `workdir` stopped; returns what summary.json holds.
 
     Raises:
@@ -68,7 +68,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str | Path) -
 
 
 def fit(
-    config: ml_collections.ConfigDict,
+    config: Config,
     train: tuple[np.ndarray, np.ndarray],
     validation: tuple[np.ndarray, np.ndarray] | None = None,
     test: tuple[np.ndarray, np.ndarray] | None = None,
@@ -86,7 +86,7 @@ def fit(
       workdir: the run's folder; a run that is there already goes on.
     """
     dataset = data.from_arrays(train=train, validation=validation, test=test, class_names=class_names)
-    config = ml_collections.ConfigDict(config)
+    config = copy.deepcopy(config)
     config.data.name = "arrays"
     for split in config.data.splits:
         config.data.splits[split] = "all" if split in dataset.splits else ""
@@ -113,7 +113,7 @@ class Record:
     evaluations_since_best: int = 0
 
 
-def _train(config: ml_collections.ConfigDict, folder: Path, dataset: resident.Dataset) -> dict[str, Any]:
+def _train(config: Config, folder: Path, dataset: resident.Dataset) -> dict[str, Any]:
     for name in {*config.evaluate.splits, *config.evaluate.final_splits}:
         if not len(dataset.splits[name]):
             raise UserError(f"data.splits.{name}={config.data.splits[name]!r} holds no example")
@@ -194,7 +194,7 @@ def _train(config: ml_collections.ConfigDict, folder: Path, dataset: resident.Da
 
 
 def _loop(
-    config: ml_collections.ConfigDict,
+    config: Config,
     state: TrainState,
     record: Record,
     train_step: Callable[..., tuple[TrainState, jax.Array]],
@@ -283,7 +283,7 @@ def _running_metrics(state: TrainState, schedule: Callable[[int], Any], step: in
 
 
 def _end_epoch(
-    config: ml_collections.ConfigDict,
+    config: Config,
     state: TrainState,
     record: Record,
     evaluator: "Evaluator",
@@ -434,7 +434,7 @@ def _log_start(
 
 
 def _summarize(
-    config: ml_collections.ConfigDict,
+    config: Config,
     folder: Path,
     state: TrainState,
     record: Record,

@@ -16,6 +16,8 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from inception_jax.errors import UserError
+
 FIRST_SECONDS = 2.0  # until the first sign of progress, which says how long the run will take
 BAR_SECONDS = 1.0  # between two states of the bar; each waits for the device once
 
@@ -88,15 +90,28 @@ class MetricWriter:
 
 
 def read_metrics(path: str | Path) -> list[Row]:
-    """The rows of a metrics.csv; an empty cell has no key."""
-    rows = _read_text(Path(path))
-    return [{k: int(v) if k == "step" else float(v) for k, v in row.items() if v} for row in rows]
+    """The rows of a metrics.csv, none if there is no such file; an empty cell has no key.
+
+    Raises:
+      UserError: the file is no table of numbers with a column `step`.
+    """
+    path = Path(path)
+    try:
+        return [
+            {name: int(cell) if name == "step" else float(cell) for name, cell in row.items() if cell}
+            for row in _read_text(path)
+        ]
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from error
 
 
 def _read_text(path: Path) -> list[dict[str, str]]:
     text = path.read_text() if path.exists() else ""
     whole_lines = text[: text.rfind("\n") + 1]
-    return list(csv.DictReader(io.StringIO(whole_lines)))
+    rows = list(csv.DictReader(io.StringIO(whole_lines)))
+    if not all(row.get("step", "").isdecimal() and None not in row for row in rows):
+        raise UserError(f"{path} is damaged: not every row has a step and the header's columns")
+    return rows
 
 
 def _csv_lines(columns: list[str], rows: Iterable[Mapping]) -> str:

@@ -5,18 +5,17 @@ import sys
 import tempfile
 from pathlib import Path
 
-import jax
 import pytest
 
-# Devices are counted when JAX starts, so this stands before any test's first array.
-jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 8)
-cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or Path(tempfile.gettempdir()) / "inception_jax-tests"
-jax.config.update("jax_compilation_cache_dir", str(cache))
+# JAX reads these when it is imported; the programs that tests start read them, too.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir(), "inception_jax-tests")))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 sys.path.insert(0, str(Path(__file__).parent))  # `import peers`
 
-from inception_jax import data  # noqa: E402
+from inception_jax import data
 
 
 @pytest.fixture(scope="session")

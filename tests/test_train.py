@@ -109,9 +109,10 @@ def test_a_run_killed_between_checkpoints_repeats_what_was_lost(config, tmp_path
                 raise Killed
             return super().due(step)
 
-    with monkeypatch.context() as patched, pytest.raises(Killed):
+    with monkeypatch.context() as patched:
         patched.setattr(train, "Progress", Progress)
-        train.train_and_evaluate(config, tmp_path / "killed")
+        with pytest.raises(Killed):
+            train.train_and_evaluate(config, tmp_path / "killed")
     assert run.load_run(tmp_path / "killed", "latest").step == 30
     train.train_and_evaluate(config, tmp_path / "killed")
     assert_same_run(tmp_path / "killed", tmp_path / "whole")

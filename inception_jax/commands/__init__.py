@@ -7,6 +7,7 @@ from typing import NoReturn
 
 from inception_jax.commands import configs, prepare, train
 from inception_jax.errors import UserError, unknown_name
+from inception_jax.main import use_huge_pages
 
 COMMANDS = {"train": train, "prepare": prepare, "configs": configs}
 
@@ -18,7 +19,9 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the sub-command that `argv` names (None: this process's); returns the exit code, 2 for a user's mistake."""
-    argv = sys.argv[1:] if argv is None else argv
+    if argv is None:
+        use_huge_pages()
+        argv = sys.argv[1:]
     parser = _Parser(prog="inception-jax", description="Train and study the Inception family of image classifiers.")
     parser.add_argument("--version", action="version", version=importlib.metadata.version("inception-jax"))
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)

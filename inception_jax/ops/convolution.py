@@ -98,7 +98,6 @@ def conv(
         padding = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
     (top, bottom), (left, right) = padding
     pads = ((int(top), int(bottom)), (int(left), int(right)))
-    precision = lax.canonicalize_precision(precision) if hasattr(lax, "canonicalize_precision") else precision
     if implementation == "lax" or x.size == 0 or min(_out_sizes(x.shape, kernel.shape, strides, pads)) <= 0:
         return _lax_conv(x, kernel, strides, pads, precision)
     kernel, pads = _trim(kernel, x.shape, strides, pads)

@@ -181,8 +181,8 @@ def _max_pool_forward(x, window, strides, pads):
 
     def default(x):
         # Only the CPU's gradient reads the winners; every platform must return the same types.
-        y, winning_rows, columns = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(sliced, x))
-        return _reduce_window_max(x, window, strides, pads), winning_rows, columns
+        _, *winners = jax.eval_shape(sliced, x)
+        return _reduce_window_max(x, window, strides, pads), *(jnp.zeros(w.shape, w.dtype) for w in winners)
 
     y, *winners = lax.platform_dependent(x, cpu=sliced, default=default)
     return y, (x, *winners)

@@ -4,11 +4,11 @@ import jax
 import numpy as np
 import pytest
 from jax import numpy as jnp
+from peers import import_torchvision
 
 from inception_jax.errors import UserError
 from inception_jax.models import MODELS, Outputs, create_model, list_models
 from inception_jax.models.googlenet import STEMS, TABLE_1, Inception
-from peers import import_torchvision
 
 
 def shapes(name, size=224, channels=3, num_classes=1000, **options):
@@ -167,11 +167,11 @@ def test_wrong_options_are_named(options, message):
 
 
 def test_unknown_networks_are_named():
-    with pytest.raises(UserError, match="unknown model 'googelnet'. Did you mean 'googlenet'?"):
+    with pytest.raises(UserError, match=r"unknown model 'googelnet'. Did you mean 'googlenet'?"):
         create_model("googelnet", num_classes=10)
     with pytest.raises(UserError, match="cannot import 'no_such_module'"):
         create_model("no_such_module:Net", num_classes=10)
-    with pytest.raises(UserError, match="unknown model in flax.linen 'Dens'"):
+    with pytest.raises(UserError, match=r"unknown model in flax.linen 'Dens'"):
         create_model("flax.linen:Dens", num_classes=10)
 
 

@@ -1,0 +1,115 @@
+"""One network on 1, 2 and 8 devices: the same batches, the same counts, and parameters equal but for rounding."""
+
+import csv
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+from inception_jax import run, train
+from inception_jax.config import default_config
+from inception_jax.models.googlenet import Inception, InceptionModule
+from inception_jax.models.layers import ConvUnit
+
+DEVICES = (1, 2, 8)
+
+
+class ShortGoogLeNet(nn.Module):
+    """A convolution and two Inception modules with batch norm, the second residual."""
+
+    num_classes: int
+    dtype: object = None
+    param_dtype: object = np.float32
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        common = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        x = ConvUnit(16, (3, 3), (2, 2), name="conv1", **common)(images, train)
+        row = Inception(8, 4, 8, 4, 8, 8)
+        x = InceptionModule(row, name="inception_3a", **common)(x, train)
+        x = InceptionModule(row, residual="identity", name="inception_3b", **common)(x, train)
+        x = nn.Dropout(0.4, deterministic=not train)(x.mean(axis=(1, 2)))
+        return nn.Dense(self.num_classes, name="fc", **common)(x)
+
+
+@pytest.fixture
+def config(digits):
+    config = default_config()
+    config.batch_size = 16
+    config.num_epochs = 1
+    config.model.name = f"{__name__}:ShortGoogLeNet"
+    config.data.directory = str(digits)
+    config.data.splits.train = "train[:90]"  # five steps, and ten examples left over
+    config.data.splits.validation = "train[90:191]"  # 101, a prime
+    config.data.augment.pad_and_crop = 1
+    config.data.augment.rotation = 10.0
+    config.schedule.learning_rate = 0.05
+    config.evaluate.final_splits = ("validation",)
+    config.log.tensorboard = False
+    return config
+
+
+@pytest.fixture(autouse=True)
+def single_precision_afterwards():
+    yield
+    jax.config.update("jax_enable_x64", False)  # which compute_dtype="float64" switches on
+
+
+def train_on_devices(config, folder):
+    """By the number of devices: the summary, the row of metrics.csv, and the parameters in the end."""
+    results = {}
+    for number in DEVICES:
+        config.num_devices = number
+        summary = train.train_and_evaluate(config, folder / str(number))
+        with (folder / str(number) / "metrics.csv").open() as file:
+            (row,) = csv.DictReader(file)
+        results[number] = summary, row, run.load_run(folder / str(number), "latest").variables["params"]
+    return results
+
+
+def assert_parameters_agree(results, tolerance):
+    for number in DEVICES[1:]:
+        for (path, expected), actual in zip(
+            jax.tree_util.tree_leaves_with_path(results[1][2]), jax.tree.leaves(results[number][2]), strict=True
+        ):
+            assert actual.dtype == np.float64
+            np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance, err_msg=f"{number} devices, {path}")
+
+
+def test_parameters_agree_in_float64_after_five_steps(config, tmp_path):
+    config.compute_dtype = "float64"
+    results = train_on_devices(config, tmp_path)
+    assert_parameters_agree(results, 1e-9)
+    for summary, row, _ in results.values():
+        assert summary["steps"] == 5
+        assert summary["validation"]["count"] == 101
+        assert summary["validation"]["top1"] == results[1][0]["validation"]["top1"]
+        assert summary["validation"]["loss"] == pytest.approx(results[1][0]["validation"]["loss"], abs=1e-9)
+        assert row["train_top1"] == results[1][1]["train_top1"]  # the same examples were in the batches
+
+
+def test_the_first_steps_loss_agrees_in_float32(config, tmp_path):
+    config.data.splits.train = "train[:16]"
+    results = train_on_devices(config, tmp_path)
+    for _, row, _ in results.values():
+        assert float(row["train_loss"]) == pytest.approx(float(results[1][1]["train_loss"]), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_micro_batches_agree_in_float64(config, tmp_path):
+    """Each micro-batch takes its rows from all devices, and batch norm sees the same ones."""
+    config.compute_dtype = "float64"
+    config.batch_size = 32
+    config.accumulation_steps = 2
+    assert_parameters_agree(train_on_devices(config, tmp_path), 1e-9)
+
+
+@pytest.mark.slow
+def test_googlenet_agrees_in_float64_after_five_steps(config, tmp_path):
+    config.compute_dtype = "float64"
+    config.model.name = "googlenet"
+    config.model.norm = "batch"
+    config.model.stem = "small"
+    config.data.image_size = 16
+    assert_parameters_agree(train_on_devices(config, tmp_path), 1e-9)

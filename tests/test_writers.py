@@ -1,0 +1,212 @@
+"""metrics.csv by the standard library, events by their record format, progress by a clock that the test moves."""
+
+import csv
+import io
+import logging
+import struct
+
+import numpy as np
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from inception_jax import writers
+from inception_jax.errors import UserError
+from inception_jax.writers import MetricWriter, Progress, format_seconds, read_metrics
+
+
+def read_csv(folder):
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def read_events(folder):
+    """The events of all files in order of time: length (uint64), its checksum, the event, its checksum."""
+    events = []
+    for path in sorted(folder.glob("events.*")):
+        content, start = path.read_bytes(), 0
+        while start < len(content):
+            (length,) = struct.unpack_from("<Q", content, start)
+            events.append(Event.FromString(content[start + 12 : start + 12 + length]))
+            start += 12 + length + 4
+    return events
+
+
+def test_rows_keep_every_bit_of_their_numbers(tmp_path):
+    values = [1 / 3, 1e-300, -0.1, 2.0**60, float("nan"), float("inf")]
+    with MetricWriter(tmp_path, tensorboard=False) as writer:
+        for step, value in enumerate(values, start=1):
+            writer.write(step, {"epoch": step, "train_loss": value})
+        writer.write(10, {"epoch": np.float64(2.5), "train_loss": np.float32(0.1)})
+    rows = read_csv(tmp_path)
+    assert [float(row["train_loss"]) for row in rows[:-1]] == pytest.approx(values, rel=0, abs=0, nan_ok=True)
+    assert (rows[-1]["step"], rows[-1]["epoch"]) == ("10", "2.5")
+    assert float(rows[-1]["train_loss"]) == float(np.float32(0.1))
+    assert read_metrics(tmp_path / "metrics.csv")[0] == {"step": 1, "epoch": 1.0, "train_loss": 1 / 3}
+
+
+def test_a_new_metric_becomes_a_column_and_leaves_earlier_rows_empty(tmp_path):
+    with MetricWriter(tmp_path, tensorboard=False) as writer:
+        writer.write(1, {"train_loss": 1.0})
+        writer.write(2, {"train_loss": 0.5, "validation_top1": 0.75})
+        writer.write(3, {"train_loss": 0.25})
+    rows = read_csv(tmp_path)
+    assert [row["validation_top1"] for row in rows] == ["", "0.75", ""]
+    assert list(rows[0]) == ["step", "train_loss", "validation_top1"]
+    assert read_metrics(tmp_path / "metrics.csv")[2] == {"step": 3, "train_loss": 0.25}
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+@pytest.mark.parametrize(("resume_step", "kept"), [(None, []), (0, []), (10, ["10"]), (25, ["10", "20"])])
+def test_going_on_cuts_off_what_came_after(tmp_path, resume_step, kept):
+    with MetricWriter(tmp_path, tensorboard=False) as writer:
+        for step in (10, 20, 30):
+            writer.write(step, {"train_loss": 1 / step})
+    whole = (tmp_path / "metrics.csv").read_bytes()
+    with MetricWriter(tmp_path, resume_step=resume_step, tensorboard=False) as writer:
+        assert [row["step"] for row in read_csv(tmp_path)] == kept
+        for step in (10, 20, 30):
+            if str(step) not in kept:
+                writer.write(step, {"train_loss": 1 / step})
+    assert (tmp_path / "metrics.csv").read_bytes() == whole
+
+
+def test_a_line_that_was_cut_short_by_a_kill_is_dropped(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,train_loss\n10,0.5\n2")  # of "20,0.25": its step would look like an early one
+    with MetricWriter(tmp_path, resume_step=10, tensorboard=False):
+        assert path.read_text() == "step,train_loss\n10,0.5\n"
+
+
+@pytest.mark.parametrize("content", ["loss\n1\n", "step,loss\nx,1\n", "step,loss\n1,2,3\n", "step,loss\n1,high\n"])
+def test_a_damaged_file_is_named(tmp_path, content):
+    (tmp_path / "metrics.csv").write_text(content)
+    with pytest.raises(UserError, match=r"metrics\.csv is damaged"):
+        read_metrics(tmp_path / "metrics.csv")
+
+
+def test_no_metrics_yet(tmp_path):
+    assert read_metrics(tmp_path / "metrics.csv") == []
+
+
+def test_scalars_for_tensorboard_are_grouped_by_split(tmp_path):
+    with MetricWriter(tmp_path) as writer:
+        writer.write(5, {"epoch": 1.0, "learning_rate": 0.5, "validation_top1": 0.25})
+        writer.scalars(7, {"train_loss": 2.0})
+    scalars = [
+        (value.tag, value.simple_value, event.step) for event in read_events(tmp_path) for value in event.summary.value
+    ]
+    assert scalars == [("learning_rate", 0.5, 5), ("validation/top1", 0.25, 5), ("train/loss", 2.0, 7)]
+
+
+def test_tensorboard_forgets_what_came_after_the_resumed_step(tmp_path):
+    with MetricWriter(tmp_path, resume_step=20):
+        pass
+    started = [event.step for event in read_events(tmp_path) if event.HasField("session_log")]
+    assert started == [21]  # TensorBoard drops the steps from a START event's own onward
+
+
+def test_only_the_active_process_writes(tmp_path):
+    with MetricWriter(tmp_path, active=False) as writer:
+        writer.write(1, {"train_loss": 1.0})
+        writer.scalars(1, {"train_loss": 1.0})
+    stream = io.StringIO()
+    with Progress(10, 5, batch_size=4, active=False, mode="bar", stream=stream) as progress:
+        assert not progress.due(1)
+        progress.epoch(5, {"train_loss": 1.0})
+    assert list(tmp_path.iterdir()) == []
+    assert stream.getvalue() == ""
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands still until it is moved: clock[0] += seconds."""
+    now = [100.0]
+    monkeypatch.setattr(writers.time, "monotonic", lambda: now[0])
+    return now
+
+
+ROW = {"learning_rate": 0.098, "train_loss": 0.43214, "train_top1": 0.8712, "train_top5": 0.99, "train_aux1_loss": 2.0}
+
+
+def test_lines_come_at_intervals_and_leave_the_compilation_out(clock):
+    stream = io.StringIO()
+    progress = Progress(900, 90, batch_size=128, mode="lines", every_seconds=10.0, stream=stream)
+    clock[0] += 60.0  # the first step compiles
+    lines_at = []
+    for step in range(1, 201):
+        if progress.due(step):
+            lines_at.append(step)
+            progress.update(step, ROW)
+        clock[0] += 0.25
+    assert lines_at == [9, 49, 89, 129, 169]  # a first one after 2 s, the next ones 10 s apart
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == (
+        "epoch 1/10  step 9/900  loss 0.4321  top1 0.8712  rate 0.0980  512 images/s  left 3 min 43 s"
+    )
+    assert lines[3].startswith("epoch 2/10  step 129/900  ")
+
+
+def test_evaluation_does_not_count_as_training_but_as_time_left(clock):
+    stream = io.StringIO()
+    progress = Progress(100, 10, batch_size=10, mode="lines", every_seconds=5.0, stream=stream)
+    for step in range(1, 16):
+        if progress.due(step):
+            progress.update(step, ROW)
+        if step == 10:
+            clock[0] += 11.0
+            progress.epoch(step, ROW | {"validation_loss": 0.5, "validation_top1": 0.9})
+        clock[0] += 1.0
+    first, epoch, after = stream.getvalue().splitlines()
+    assert first.endswith("10 images/s  left 1 min 37 s")
+    assert epoch == "epoch 1/10 done  train loss 0.4321 top1 0.8712  validation loss 0.5000 top1 0.9000  rate 0.0980"
+    # 14 steps took 13 s and the evaluation 11 s; 85 are left. Steps alone took 1 s each.
+    assert after.startswith("epoch 2/10  step 15/100") is False
+
+
+@pytest.mark.parametrize(("rate", "text"), [(0.1, "0.1000"), (0.0, "0.0000"), (4.5e-5, "4.50e-05")])
+def test_small_rates_stay_readable(rate, text):
+    stream = io.StringIO()
+    with Progress(10, 5, batch_size=4, mode="lines", stream=stream) as progress:
+        progress.update(1, {"learning_rate": rate})
+    assert stream.getvalue() == f"epoch 1/2  step 1/10  rate {text}\n"
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_auto_shows_a_bar_on_a_terminal_and_other_lines_above_it(clock):
+    stream = Terminal()
+    logger = logging.getLogger("inception_jax")
+    handler = logging.StreamHandler(stream)
+    logger.addHandler(handler)
+    try:
+        with Progress(100, 10, batch_size=8, stream=stream) as progress:
+            progress.due(1)
+            clock[0] += 2.0
+            progress.update(5, ROW)
+            progress.epoch(10, ROW)
+            logger.warning("a word from the package")
+    finally:
+        logger.removeHandler(handler)
+    shown = stream.getvalue()
+    assert "epoch 1/10 |" in shown
+    assert "5 %, loss 0.4321  top1 0.8712  rate 0.0980  16 images/s  left 48 s" in shown
+    assert "epoch 1/10 done  train loss 0.4321 top1 0.8712  rate 0.0980\n" in shown
+    assert "10 %" in shown
+
+
+def test_auto_shows_lines_elsewhere():
+    stream = io.StringIO()
+    with Progress(10, 5, batch_size=4, stream=stream) as progress:
+        progress.epoch(5, {"train_loss": 1.0})
+    assert stream.getvalue() == "epoch 1/2 done  train loss 1.0000\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.2, "0 s"), (59.4, "59 s"), (59.6, "1 min 0 s"), (80, "1 min 20 s"), (3599.7, "1 h 0 min"), (7500, "2 h 5 min")],
+)
+def test_durations_in_words(seconds, text):
+    assert format_seconds(seconds) == text
