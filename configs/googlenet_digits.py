@@ -6,7 +6,7 @@ from inception_jax.config import default_config
 def get_config():
     config = default_config()
     config.batch_size = 64
-    config.num_epochs = 15
+    config.num_epochs = 12
 
     config.model.name = "googlenet"
     config.model.norm = "batch"

@@ -25,6 +25,16 @@ CHOICES = {
     "evaluate.watch_mode": ("max", "min"),
     "log.progress": ("auto", "bar", "lines"),
 }
+
+
+def _numbers(value: Any) -> bool:
+    return all(isinstance(item, int | float) and not isinstance(item, bool) for item in value)
+
+
+def _ascending(value: Any) -> bool:
+    return len(value) == 2 and _numbers(value) and 0 < value[0] <= value[1]
+
+
 LIMITS = (
     ("at least 1", lambda x: x >= 1, (
         "batch_size", "accumulation_steps", "num_epochs", "evaluate.every_epochs", "checkpoint.keep_latest",
@@ -40,12 +50,13 @@ LIMITS = (
     ("from 0 to 1", lambda x: 0 <= x <= 1, ("data.augment.horizontal_flip", "loss.label_smoothing")),
     ("0 or more and less than 1", lambda x: 0 <= x < 1, ("average_decay", "data.augment.zoom")),
     ("from 0 to 0.5", lambda x: 0 <= x <= 0.5, ("data.augment.hue",)),
-    ("two shares of the area, the smaller first", lambda x: not x or 0 < x[0] <= x[-1] <= 1 == len(x) - 1, (
+    ("two shares of the area, the smaller first", lambda x: not x or (_ascending(x) and x[1] <= 1), (
         "data.augment.random_resized_crop",
     )),
-    ("two numbers above 0, the smaller first", lambda x: len(x) == 2 and 0 < x[0] <= x[1], (
-        "data.augment.aspect_ratio",
-    )),
+    ("two numbers above 0, the smaller first", _ascending, ("data.augment.aspect_ratio",)),
+    ("numbers, such as (60, 120)", _numbers, ("schedule.boundaries",)),
+    ("a number from 0 to 1 for each channel", lambda x: _numbers(x) and all(0 <= i <= 1 for i in x), ("data.mean",)),
+    ("a number above 0 for each channel", lambda x: _numbers(x) and all(i > 0 for i in x), ("data.std",)),
 )  # fmt: skip
 
 
@@ -179,7 +190,7 @@ def validate(config: Config) -> None:
     for path in ("evaluate.splits", "evaluate.final_splits"):
         for split in _get(config, path):
             if split not in known:
-                raise unknown_name(f"split in {path}", split, known)
+                raise unknown_name(f"split in {path}", str(split), known)
     metrics = [f"{split}_{name}" for split in config.evaluate.splits for name in ("loss", "top1", "top5")]
     watched = {"evaluate.watch": config.evaluate.watch}
     if config.schedule.name == "plateau":

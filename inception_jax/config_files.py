@@ -1,15 +1,22 @@
-"""Config files: finding one by path or by name, and running it. Free of JAX, so that listing them is quick."""
+"""Config files: finding one by path or by name, running it, setting its fields from the shell.
+
+Free of JAX, so that mistakes are answered at once.
+"""
 
 import difflib
 import re
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import ml_collections
+from absl import flags
+from ml_collections import ConfigDict, config_flags
 
 from inception_jax.config import Config
 from inception_jax.errors import UserError
+
+EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", tuple: "values with commas between them"}
 
 # Shipped configs stand inside the package in a wheel, and beside it in a checkout.
 _FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")
@@ -58,7 +65,7 @@ def load_config(path: Path) -> Config:
         line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
         where = f"{path}, line {line}" if line else str(path)
         raise UserError(f"config file {where}: {type(error).__name__}: {_one_line(error)}") from error
-    if not isinstance(config, ml_collections.ConfigDict):
+    if not isinstance(config, ConfigDict):
         raise UserError(
             f"config file {path} needs a function get_config() that returns a ConfigDict: "
             "start it from inception_jax.config.default_config()"
@@ -73,3 +80,90 @@ def _one_line(error: Exception) -> str:
         content = content.args[0]
     text = re.sub(r"Other fields present:.*?(?=Did you mean|\Z)", "", str(content), flags=re.DOTALL)
     return " ".join(text.split())
+
+
+def override(config: Config, argv: list[str]) -> None:
+    """Sets the fields given as --config.FIELD=VALUE; argv[0] is the program's name.
+
+    Raises:
+      UserError: an unknown field or flag, or a value of the wrong type.
+    """
+    fields = [match[1] for arg in argv if (match := re.match(r"--?(?:no)?config\.([^=]*)", arg))]
+    for field in fields:
+        _check_field(config, field)
+    network = config.model.name
+    values = flags.FlagValues()
+    values.set_gnu_getopt(True)
+    try:
+        # New fields are for networks from outside the package: _check_field lets them pass in unlocked sections only.
+        config_flags.DEFINE_config_dict(
+            "config", config, flag_values=values, lock_config=False, accept_new_attributes=True, sys_argv=argv
+        )
+        unexpected = values(argv)[1:]
+    except flags.UnrecognizedFlagError as error:
+        known = ["config", "workdir", "help", *(f"config.{field}" for field in field_names(config))]
+        raise UserError(f"unknown flag --{error.flagname}{_nearest(error.flagname, known)}") from error
+    except flags.IllegalFlagValueError as error:
+        field, value = re.findall(r"flag --config\.([^=]*)=(.*?): ", f"{error}: ", re.DOTALL)[0]
+        section, name = _section(config, field)
+        expected = EXPECTED.get(section.get_type(name), "another type")
+        raise UserError(f"--config.{field}={value} is not allowed: it must be {expected}") from error
+    except (flags.Error, ValueError) as error:
+        raise UserError(str(error)) from error
+    if config.model.name != network:
+        _forget_options(config, fields)
+    if unexpected:
+        raise UserError(f"unexpected argument {unexpected[0]!r}: flags have the form --name=value")
+    for field in fields:
+        section, name = _section(config, field)
+        if isinstance(section[name], tuple):
+            section[name] = _split_names(section[name])
+
+
+def _forget_options(config: Config, given: list[str]) -> None:
+    """Another network starts from its own defaults: the config's options were meant for the one that it names."""
+    for name in config.model:
+        if name != "name" and f"model.{name}" not in given:
+            config.model[name] = None
+
+
+def _split_names(values: tuple) -> tuple:
+    """`--config.evaluate.splits=validation,test` comes as one text; numbers come one by one already."""
+    parts = []
+    for value in values:
+        parts += [part.strip() for part in value.strip("()[]").split(",")] if isinstance(value, str) else [value]
+    return tuple(part for part in parts if part != "")
+
+
+def _check_field(config: Config, field: str) -> None:
+    section, name = _section(config, field)
+    known = list(field_names(config))
+    if section is None or (name not in section and (section.is_locked or not name.isidentifier())):
+        raise UserError(f"unknown field --config.{field}{_nearest(field, known, '--config.')}")
+    if isinstance(section.get(name), ConfigDict):
+        inside = ", ".join(path for path in known if path.startswith(f"{field}."))
+        raise UserError(f"--config.{field} is a section; set its fields one by one: {inside}")
+
+
+def _section(config: Config, field: str) -> tuple[Any, str]:
+    """The part of the config that a field is in, None if there is no such part, and the field's name there."""
+    *sections, name = field.split(".")
+    part: Any = config
+    for section in sections:
+        part = part.get(section) if isinstance(part, ConfigDict) else None
+    return (part if isinstance(part, ConfigDict) else None), name
+
+
+def field_names(config: Config, prefix: str = "") -> Iterator[str]:
+    """The full names of all fields, such as "schedule.learning_rate"."""
+    for name in config:
+        value = config.get(name)
+        if isinstance(value, ConfigDict):
+            yield from field_names(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def _nearest(name: str, known: list[str], prefix: str = "--") -> str:
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f": did you mean {prefix}{nearest[0]}?" if nearest else " (--help lists all)"

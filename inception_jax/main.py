@@ -4,22 +4,18 @@ JAX is imported only after the flags have been read: help and mistakes are answe
 """
 
 import contextlib
-import difflib
 import logging
 import os
 import platform
-import re
 import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
 
 from inception_jax.config import Config, default_config
-from inception_jax.config_files import find_config, load_config, shipped_configs
+from inception_jax.config_files import field_names, find_config, load_config, override, shipped_configs
 from inception_jax.errors import UserError
 
 USAGE = """\
@@ -39,7 +35,6 @@ examples:
 fields (their meanings and defaults: {reference}):
 {fields}
 """
-EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", tuple: "values with commas between them"}
 
 
 def parse_flags(argv: list[str]) -> tuple[Config, Path]:
@@ -61,95 +56,13 @@ def parse_flags(argv: list[str]) -> tuple[Config, Path]:
         raise UserError(f"--config=NAME_OR_FILE is missing. Shipped configs: {', '.join(shipped_configs())}")
     path = find_config(name)
     config = load_config(path)
-    _override(config, rest)
+    override(config, rest)
     return config, Path(values["workdir"].value or Path("runs", path.stem))
-
-
-def _override(config: Config, argv: list[str]) -> None:
-    """Sets the fields given as --config.FIELD=VALUE; argv[0] is the program's name."""
-    fields = [match[1] for arg in argv if (match := re.match(r"--?(?:no)?config\.([^=]*)", arg))]
-    for field in fields:
-        _check_field(config, field)
-    network = config.model.name
-    values = flags.FlagValues()
-    values.set_gnu_getopt(True)
-    try:
-        # New fields are for networks from outside the package: _check_field lets them pass in unlocked sections only.
-        config_flags.DEFINE_config_dict(
-            "config", config, flag_values=values, lock_config=False, accept_new_attributes=True, sys_argv=argv
-        )
-        unexpected = values(argv)[1:]
-    except flags.UnrecognizedFlagError as error:
-        known = ["config", "workdir", "help", *(f"config.{field}" for field in _fields(config))]
-        raise UserError(f"unknown flag --{error.flagname}{_nearest(error.flagname, known)}") from error
-    except flags.IllegalFlagValueError as error:
-        field, value = re.findall(r"flag --config\.([^=]*)=(.*?): ", f"{error}: ", re.DOTALL)[0]
-        section, name = _section(config, field)
-        expected = EXPECTED.get(section.get_type(name), "another type")
-        raise UserError(f"--config.{field}={value} is not allowed: it must be {expected}") from error
-    except (flags.Error, ValueError) as error:
-        raise UserError(str(error)) from error
-    if config.model.name != network:
-        _forget_options(config, fields)
-    if unexpected:
-        raise UserError(f"unexpected argument {unexpected[0]!r}: flags have the form --name=value")
-    for field in fields:
-        section, name = _section(config, field)
-        if isinstance(section[name], tuple):
-            section[name] = _split_names(section[name])
-
-
-def _forget_options(config: Config, given: list[str]) -> None:
-    """Another network starts from its own defaults: the config's options were meant for the one that it names."""
-    for name in config.model:
-        if name != "name" and f"model.{name}" not in given:
-            config.model[name] = None
-
-
-def _split_names(values: tuple) -> tuple:
-    """`--config.evaluate.splits=validation,test` comes as one text; numbers come one by one already."""
-    parts = []
-    for value in values:
-        parts += [part.strip() for part in value.strip("()[]").split(",")] if isinstance(value, str) else [value]
-    return tuple(part for part in parts if part != "")
-
-
-def _check_field(config: Config, field: str) -> None:
-    section, name = _section(config, field)
-    known = list(_fields(config))
-    if section is None or (name not in section and (section.is_locked or not name.isidentifier())):
-        raise UserError(f"unknown field --config.{field}{_nearest(field, known, '--config.')}")
-    if isinstance(section.get(name), ConfigDict):
-        inside = ", ".join(path for path in known if path.startswith(f"{field}."))
-        raise UserError(f"--config.{field} is a section; set its fields one by one: {inside}")
-
-
-def _section(config: Config, field: str) -> tuple[Any, str]:
-    """The part of the config that a field is in, None if there is no such part, and the field's name there."""
-    *sections, name = field.split(".")
-    part: Any = config
-    for section in sections:
-        part = part.get(section) if isinstance(part, ConfigDict) else None
-    return (part if isinstance(part, ConfigDict) else None), name
-
-
-def _fields(config: Config, prefix: str = "") -> Iterator[str]:
-    for name in config:
-        value = config.get(name)
-        if isinstance(value, ConfigDict):
-            yield from _fields(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name
-
-
-def _nearest(name: str, known: list[str], prefix: str = "--") -> str:
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f": did you mean {prefix}{nearest[0]}?" if nearest else " (--help lists all)"
 
 
 def _usage(program: str) -> str:
     sections: dict[str, list[str]] = {}
-    for field in _fields(default_config()):
+    for field in field_names(default_config()):
         section, _, name = field.rpartition(".")
         sections.setdefault(section, []).append(name)
     lines = [f"{f'{section}.' if section else '':15} {', '.join(names)}" for section, names in sections.items()]

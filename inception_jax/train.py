@@ -127,6 +127,10 @@ def _train(config: Config, folder: Path, dataset: resident.Dataset) -> dict[str,
     if not mean or not std:
         computed_mean, computed_std = dataset.channel_statistics()
         mean, std = mean or computed_mean.tolist(), std or computed_std.tolist()
+    for field, values in (("mean", mean), ("std", std)):
+        channels = dataset.image_shape[-1]
+        if len(values) != channels:
+            raise UserError(f"data.{field} has {len(values)} numbers, but the images have {channels} channel(s)")
     inputs = run.Inputs(dataset.class_names, dataset.image_shape, tuple(mean), tuple(std))
     model = run.build_model(config, len(dataset.class_names))
     optimizer, schedule = run.build_optimizer(config, steps_per_epoch)

@@ -274,7 +274,8 @@ def _dot(x: Array, kernel: Array, precision) -> Array:
 
 def _outer(x: Array, dy: Array, precision) -> Array:
     """Sum over examples and pixels of the products of channels, (in_channels, out_channels)."""
-    return lax.dot_general(x, dy, (((0, 1, 2), (0, 1, 2)), ((), ())), precision=precision)
+    # XLA transposes x for this product. The barrier keeps what computes x out of that loop, which strides through memory.
+    return lax.dot_general(lax.optimization_barrier(x), dy, (((0, 1, 2), (0, 1, 2)), ((), ())), precision=precision)
 
 
 def _pad(x: Array, pads: Pads) -> Array:

@@ -1,0 +1,202 @@
+"""The report as its reader gets it: read back with the standard library's HTML and XML parsers."""
+
+import base64
+import json
+import re
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import pytest
+
+from inception_jax.config import default_config
+from inception_jax.errors import UserError
+from inception_jax.report import write_report
+from inception_jax.writers import MetricWriter
+
+METRICS = {"top1": 0.93125, "top5": 0.9971, "loss": 0.2513, "count": 5000}
+
+
+class Page(HTMLParser):
+    """Visible text, tables as lists of rows, and every tag with its attributes."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.tags, self.text, self.rows, self.cell = [], "", [], None
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag == "tr":
+            self.rows.append([])
+        self.cell = [] if tag in ("td", "th") else self.cell
+
+    def handle_endtag(self, tag):
+        if tag in ("td", "th"):
+            self.rows[-1].append("".join(self.cell))
+            self.cell = None
+
+    def handle_data(self, data):
+        self.text += data
+        if self.cell is not None:
+            self.cell.append(data)
+
+    def images(self):
+        return [attrs for tag, attrs in self.tags if tag == "img"]
+
+
+def make_run(folder, *, epochs=3, splits=("train", "validation"), summary=None, **fields):
+    config = default_config()
+    config.num_epochs = 3
+    config.update_from_flattened_dict(fields)
+    (folder / "config.json").write_text(config.to_json())
+    with MetricWriter(folder, tensorboard=False) as writer:
+        for epoch in range(1, epochs + 1):
+            row = {"epoch": float(epoch), "learning_rate": 0.1 / epoch}
+            for split in splits:
+                row |= {f"{split}_loss": 2.0 / epoch, f"{split}_top1": 1 - 0.5 / epoch, f"{split}_top5": 0.9}
+            writer.write(10 * epoch, row | {"images_per_second": 600.0, "seconds": 40.0 * epoch})
+    if summary is not None:
+        (folder / "summary.json").write_text(json.dumps(summary))
+    return Page(write_report(folder))
+
+
+def make_summary(*splits, metric="validation_top1", epoch=2.0, **fields):
+    results = dict.fromkeys(splits, METRICS)
+    best = {"step": 20, "epoch": epoch, "metric": metric, "value": 0.75, **results}
+    return {
+        "name": "a_run", "steps": 30, "epochs": 3.0, **results, "best": best, "watched": metric, "stopped": "completed",
+        "images_per_second": 612.3, "seconds": 4321.0, "parameters": 5986634, "device": "2 x cpu",
+        "versions": {"jax": "0.10.2"},
+    } | fields  # fmt: skip
+
+
+def test_a_finished_run(tmp_path):
+    page = make_run(tmp_path, summary=make_summary("validation", "test"))
+    values = ["93.12 %", "99.71 %", "0.2513", "5,000"]
+    assert page.rows[:7] == [
+        ["Split", "Top-1", "Top-5", "Loss", "Images"],
+        ["Last (epoch 3)"], ["validation", *values], ["test", *values],
+        ["Best (epoch 2)"], ["validation", *values], ["test", *values],
+    ]  # fmt: skip
+    assert ["schedule.learning_rate", "0.1"] in page.rows
+    assert ["data.splits.train", "train[:90%]"] in page.rows
+    assert ["jax", "0.10.2"] in page.rows
+    for text in ("1 h 12 min", "5,986,634", "612", "2 x cpu", "all epochs", "best validation_top1 (0.7500, step 20)"):
+        assert text in page.text
+    assert "not finished" not in page.text
+    assert "Chosen on test data" not in page.text
+
+
+def test_it_needs_nothing_from_outside(tmp_path):
+    page = make_run(tmp_path, summary=make_summary("validation", "test"))
+    for tag, attributes in page.tags:
+        assert tag not in ("script", "link", "iframe", "object")
+        for name in ("src", "href", "srcset", "data"):
+            assert attributes.get(name, "data:").startswith("data:")
+    assert not re.search(r"https?:|url\(|@import", page.source)
+    assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in page.tags
+
+
+def test_every_picture_is_a_drawing_with_a_text_for_it(tmp_path):
+    page = make_run(tmp_path, splits=("train", "validation", "test"), summary=make_summary("validation", "test"))
+    assert [image["alt"] for image in page.images()] == [
+        "Loss over epochs 1 to 3; train: from 2 to 0.6667; validation: from 2 to 0.6667; test: from 2 to 0.6667",
+        "Top-1 accuracy over epochs 1 to 3; train: from 50.00% to 83.33%; validation: from 50.00% to 83.33%; "
+        "test: from 50.00% to 83.33%",
+        "Top-5 accuracy over epochs 1 to 3; train: from 90.00% to 90.00%; validation: from 90.00% to 90.00%; "
+        "test: from 90.00% to 90.00%",
+        "Learning rate over epochs 1 to 3; from 0.1 to 0.03333",
+    ]
+    for image in page.images():
+        kind, _, content = image["src"].partition(",")
+        assert kind == "data:image/svg+xml;base64"
+        drawing = ElementTree.fromstring(base64.b64decode(content))
+        assert drawing.tag == "{http://www.w3.org/2000/svg}svg"
+
+
+def test_the_same_run_gives_the_same_page(tmp_path):
+    first = make_run(tmp_path, summary=make_summary("validation")).source
+    assert Page(write_report(tmp_path)).source == first
+
+
+def test_a_run_that_goes_on(tmp_path):
+    page = make_run(tmp_path, epochs=2)
+    assert "This run has not finished: 2 of 3 epochs are evaluated" in page.text
+    assert page.rows[:7] == [
+        ["Split", "Top-1", "Top-5", "Loss"],
+        ["Last (epoch 2)"], ["train", "75.00 %", "90.00 %", "1.0000"], ["validation", "75.00 %", "90.00 %", "1.0000"],
+        ["Best (epoch 2)"], ["train", "75.00 %", "90.00 %", "1.0000"], ["validation", "75.00 %", "90.00 %", "1.0000"],
+    ]  # fmt: skip
+    assert "1 min 20 s" in page.text
+
+
+def test_the_best_epoch_of_a_run_that_goes_on_is_by_the_watched_metric(tmp_path):
+    page = make_run(tmp_path, epochs=2, **{"evaluate.watch": "validation_top1", "evaluate.watch_mode": "min"})
+    assert ["Best (epoch 1)"] in page.rows
+
+
+def test_a_run_without_an_epoch_yet(tmp_path):
+    page = make_run(tmp_path, epochs=0)
+    assert page.images() == []
+    assert "This run has not finished." in page.text
+    assert ["batch_size", "128"] in page.rows
+
+
+@pytest.mark.parametrize("splits", [(), ("validation",), ("test",)])
+def test_one_epoch_and_any_final_splits(tmp_path, splits):
+    page = make_run(tmp_path, epochs=1, summary=make_summary(*splits, epoch=1.0))
+    assert len(page.images()) == 4
+    assert {row[0] for row in page.rows if row[0] in ("validation", "test")} == set(splits)
+
+
+def test_where_nothing_was_watched_there_is_no_best(tmp_path):
+    page = make_run(tmp_path, splits=("train",), summary=make_summary("test", metric=None))
+    assert ["Last (epoch 3)"] in page.rows
+    assert "est weights" not in page.text
+
+
+@pytest.mark.parametrize(
+    ("fields", "note"),
+    [
+        ({"evaluate.watch": "test_top1"}, "the best weights were picked by test_top1"),
+        ({"evaluate.watch": "test_top1", "evaluate.early_stopping_patience": 3}, "Stopped on test data"),
+        ({"schedule.name": "plateau", "schedule.metric": "test_loss"}, "the learning rate was lowered by test_loss"),
+    ],
+)
+def test_what_was_chosen_on_test_data_is_said(tmp_path, fields, note):
+    page = make_run(tmp_path, summary=make_summary("test"), **fields)
+    assert "Chosen on test data" in page.text
+    assert note in page.text
+
+
+def test_text_from_outside_is_no_markup(tmp_path):
+    evil = "<img src=x onerror=alert(1)>&\"'"
+    summary = make_summary("validation", name=evil, device=evil, versions={evil: evil})
+    page = make_run(tmp_path, summary=summary, **{"model.name": evil, "schedule.boundaries": (evil,)})
+    assert "onerror=alert" in page.text
+    assert len(page.images()) == 4
+    assert not any("onerror" in attributes for _, attributes in page.tags)
+
+
+def test_numbers_that_are_not_finite_leave_gaps(tmp_path):
+    make_run(tmp_path, epochs=2)
+    with MetricWriter(tmp_path, resume_step=20, tensorboard=False) as writer:
+        writer.write(
+            30, {"epoch": 3.0, "learning_rate": 0.1, "train_loss": float("nan"), "validation_loss": float("inf")}
+        )
+    page = Page(write_report(tmp_path))
+    assert page.images()[0]["alt"].startswith("Loss over epochs 1 to 2; ")
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"holds no run: it has no config\.json"):
+        write_report(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "summary.json", "metrics.csv"])
+def test_a_damaged_file_is_named(tmp_path, name):
+    make_run(tmp_path, summary=make_summary("validation"))
+    (tmp_path / name).write_text("{\n,,\n")
+    with pytest.raises(UserError, match=f"{name} is damaged"):
+        write_report(tmp_path)
