@@ -1,4 +1,4 @@
-"""GoogLeNet on MNIST in two epochs."""
+"""GoogLeNet with batch norm on MNIST, two epochs."""
 
 from inception_jax.config import default_config
 
@@ -10,8 +10,7 @@ def get_config():
 
     config.model.name = "googlenet"
     config.model.norm = "batch"
-    config.model.stem = "small"
-    config.model.aux_heads = False
+    config.model.stem = "imagenet"
 
     config.data.name = "mnist"
     config.data.splits.train = "train[:55000]"
@@ -23,6 +22,6 @@ def get_config():
     config.optimizer.weight_decay = 1e-4
 
     config.schedule.name = "cosine"
-    config.schedule.learning_rate = 0.1
+    config.schedule.learning_rate = 0.05
     config.schedule.warmup_epochs = 0.2
     return config

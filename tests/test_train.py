@@ -208,7 +208,13 @@ def test_a_folder_that_cannot_be_written_is_named(config, tmp_path):
 
 
 OWN_NETWORK = """
+import numpy as np
 from flax import linen as nn
+
+def my_data():
+    labels = np.arange(80) % 2
+    images = np.where(labels[:, None, None, None], np.full((6, 6, 3), 200, np.uint8), np.uint8(50))
+    return {"train": (images, labels), "test": (images, labels), "class_names": ("dark", "light")}
 
 class MyNet(nn.Module):
     num_classes: int
@@ -250,6 +256,30 @@ def test_a_network_outside_the_package_trains_resumes_and_can_be_looked_into(tmp
     _, state = loaded.model.apply(loaded.variables, loaded.normalize(images), train=False, capture_intermediates=True)
     assert state["intermediates"]["conv"]["__call__"][0].shape == (2, 4, 4, 6)
     np.testing.assert_allclose(loaded.predict(images).sum(axis=1), 1, rtol=1e-5)
+
+
+def test_a_data_set_outside_the_package_is_trained_on(tmp_path, monkeypatch):
+    (tmp_path / "my_module_with_data.py").write_text(OWN_NETWORK)
+    (tmp_path / "experiment.py").write_text(OWN_CONFIG.replace("my_module", "my_module_with_data"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    command = ["--config=experiment.py", "--config.data.name=my_module_with_data:my_data", "--config.batch_size=8"]
+    assert main.main(command) == 0
+    loaded = inception_jax.load_run(tmp_path / "runs" / "experiment")
+    assert loaded.inputs.class_names == ("dark", "light")
+    assert summary(loaded.folder)["test"]["count"] == 80
+
+
+def test_bfloat16_computes_with_float32_parameters(config, tmp_path):
+    config.compute_dtype = "bfloat16"
+    config.num_epochs = 1
+    result = train.train_and_evaluate(config, tmp_path)
+    assert np.isfinite(result["test"]["loss"])
+    loaded = run.load_run(tmp_path)
+    assert {leaf.dtype for leaf in jax.tree.leaves(loaded.variables)} == {np.dtype("float32")}
+    images = loaded.normalize(np.zeros((1, *loaded.inputs.image_shape), np.uint8))
+    _, kept = loaded.model.apply(loaded.variables, images, train=False, capture_intermediates=True)
+    assert kept["intermediates"]["conv1_1"]["__call__"][0].dtype == "bfloat16"
 
 
 def test_fit_trains_on_arrays_in_hand(config, tmp_path):

@@ -224,9 +224,11 @@ class GoogLeNet(nn.Module):
         return _halve(x)
 
 
-def _halve(x: jax.Array, window: int = 3) -> jax.Array:
-    # Windows may reach past the end, as in Caffe and PyTorch's ceil mode; SAME differs at odd maps.
-    return ops.max_pool(x, (window, window), (2, 2), "VALID", ceil_mode=True)
+def _halve(x: jax.Array, side: int = 3) -> jax.Array:
+    # Windows may reach past the end, as in Caffe and PyTorch's ceil mode; SAME differs at odd maps. On maps smaller
+    # than the window, which Table 1 has no need of, the window is the map.
+    window = (min(side, x.shape[1]), min(side, x.shape[2]))
+    return ops.max_pool(x, window, (2, 2), "VALID", ceil_mode=True)
 
 
 def _at_least_float32(logits: jax.Array) -> jax.Array:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -206,23 +207,25 @@ def _cpu_input_gradient(dy, kernel, x_shape, strides: Pair, pads: Pads, precisio
 def _cpu_kernel_gradient(dy, x, kernel_shape, strides: Pair, pads: Pads, precision, fallback) -> Array:
     if _is_pointwise(kernel_shape, pads):
         return _outer(x[:, :: strides[0], :: strides[1]], dy, precision)[None, None]
-    if max(x.shape[1:3]) <= 4:
+    largest = max(x.shape[1:3])
+    # Matrix products of fewer channels are too thin to be worth one per offset, unless the map is tiny.
+    if largest > 2 and min(kernel_shape[2:]) < 64:
+        return fallback(dy, x)
+    if largest <= 4:
+        contacts = _contacts(x.shape[1:3], dy.shape[1:3], kernel_shape, strides, pads)
         products = {
             (i, j): _outer(x[:, rows.inputs, columns.inputs], dy[:, rows.outputs, columns.outputs], precision)
-            for i, j, rows, columns in _contacts(x.shape[1:3], dy.shape[1:3], kernel_shape, strides, pads)
+            for i, j, rows, columns in contacts
         }
-        nothing = jnp.zeros(kernel_shape[2:], dy.dtype)
-        offsets = itertools.product(range(kernel_shape[0]), range(kernel_shape[1]))
-        return jnp.stack([products.get(offset, nothing) for offset in offsets]).reshape(kernel_shape)
-    if min(kernel_shape[2:]) >= 64:
+    else:
         padded = _pad(x, pads)
-        reach = [(n - 1) * stride + 1 for n, stride in zip(dy.shape[1:3], strides, strict=True)]
-        products = [
-            _outer(padded[:, i : i + reach[0] : strides[0], j : j + reach[1] : strides[1]], dy, precision)
-            for i, j in itertools.product(range(kernel_shape[0]), range(kernel_shape[1]))
-        ]
-        return jnp.stack(products).reshape(kernel_shape)
-    return fallback(dy, x)
+        height, width = ((n - 1) * stride + 1 for n, stride in zip(dy.shape[1:3], strides, strict=True))
+        products = {
+            (i, j): _outer(padded[:, i : i + height : strides[0], j : j + width : strides[1]], dy, precision)
+            for i, j in np.ndindex(*kernel_shape[:2])
+        }
+    zeros = jnp.zeros(kernel_shape[2:], dy.dtype)
+    return jnp.stack([products.get(offset, zeros) for offset in np.ndindex(*kernel_shape[:2])]).reshape(kernel_shape)
 
 
 def _is_pointwise(kernel_shape, pads: Pads) -> bool:

@@ -165,7 +165,8 @@ def _reduce_window_max(x: Array, window: Pair, strides: Pair, pads: tuple[Pair, 
 def _max_pool(x: Array, window: Pair, strides: Pair, pads: tuple[Pair, Pair]) -> Array:
     def sliced(x):
         for axis in (2, 1):
-            padded = _pad_axis(x, axis, *pads[axis - 1], -math.inf)
+            # Without the barrier each slice would repeat the padding, one test of bounds per element.
+            padded = lax.optimization_barrier(_pad_axis(x, axis, *pads[axis - 1], -math.inf))
             x = functools.reduce(jnp.maximum, _window_slices(padded, axis, window[axis - 1], strides[axis - 1]))
         return x
 
@@ -205,7 +206,8 @@ _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 def _max_and_winner(x: Array, axis: int, size: int, stride: int, pads: Pair) -> tuple[Array, Array]:
     """Windows' maxima along `axis`, and the position in the window of the first of them."""
-    best, *candidates = _window_slices(_pad_axis(x, axis, *pads, -math.inf), axis, size, stride)
+    padded = lax.optimization_barrier(_pad_axis(x, axis, *pads, -math.inf))
+    best, *candidates = _window_slices(padded, axis, size, stride)
     winner = jnp.zeros(best.shape, jnp.int8)
     for position, candidate in enumerate(candidates, start=1):
         winner = jnp.where(candidate > best, jnp.int8(position), winner)

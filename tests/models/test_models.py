@@ -110,6 +110,12 @@ def test_stems_divide_the_map_as_they_say(stem, map_size):
     assert first.shape == (2, map_size, map_size, 256)
 
 
+@pytest.mark.parametrize("size", [1, 8, 28, 33, 64])
+def test_googlenet_takes_images_of_any_size(size):
+    outputs, _ = shapes("googlenet", size=size, channels=1, num_classes=10, aux_heads=True)
+    assert outputs.logits.shape == outputs.aux["aux1"].shape == (2, 10)
+
+
 @pytest.mark.parametrize("name", sorted(MODELS))
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_every_network_keeps_parameters_and_logits_in_float32(name, dtype):

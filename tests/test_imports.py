@@ -1,0 +1,69 @@
+"""Imports inside the package go down only, and what a folder may not know of, it does not import."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "inception_jax"
+# From the bottom up; a module imports from its own layer or from those before it.
+LAYERS = (
+    {"errors"},
+    {"registry", "config", "ops"},
+    {"config_files", "models", "losses", "metrics"},
+    {"data", "checkpoints", "schedules", "optimizers", "sharding", "writers", "state"},
+    {"steps"},
+    {"run"},
+    {"report"},
+    {"train"},
+    {"main", "commands"},
+)
+MODELS_MAY_IMPORT = {"errors", "registry", "ops", "models"}
+ONLY_IMPORTERS = {"orbax": {"checkpoints.py"}, "tensorboardX": {"writers.py"}}
+
+
+def imports(path):
+    """(module, names) of every import in the file, the lazy ones in functions, too; typing's left out."""
+    tree = ast.parse(path.read_text())
+    skipped = [
+        node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+    ]
+    inside = {id(child) for node in skipped for child in ast.walk(node)}
+    for node in ast.walk(tree):
+        if id(node) in inside:
+            continue
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, []) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module, [alias.name for alias in node.names]
+
+
+def own_modules(path):
+    """The modules directly below inception_jax that the file imports from."""
+    known = {name for layer in LAYERS for name in layer}
+    for module, names in imports(path):
+        first, *rest = module.split(".")
+        if first == "inception_jax":
+            yield from rest[:1] or (name for name in names if name in known)
+
+
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_down_only(path):
+    module = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    (own,) = [index for index, layer in enumerate(LAYERS) if module in layer]
+    for imported in own_modules(path):
+        (layer,) = [index for index, names in enumerate(LAYERS) if imported in names]
+        assert layer <= own, f"{path} imports {imported}, which is above it"
+        assert module != "models" or imported in MODELS_MAY_IMPORT
+        assert module != "data" or imported != "models"
+    for library, importers in ONLY_IMPORTERS.items():
+        if path.name not in importers:
+            assert not any(name.split(".")[0] == library for name, _ in imports(path)), f"{path} imports {library}"
+
+
+def test_configs_import_the_default_config_alone():
+    for path in (PACKAGE.parent / "configs").glob("*.py"):
+        assert {module for module, _ in imports(path)} == {"inception_jax.config"}
