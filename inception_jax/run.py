@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -178,8 +179,9 @@ class Run:
         return np.asarray(_predict(self.variables, self.normalize(images), self.model))
 
 
-def _predict(variables, inputs, model):
-    return jax.jit(lambda v, x: steps.predict_step(v, x, model=model, prepare=lambda x: x))(variables, inputs)
+@partial(jax.jit, static_argnames="model")  # compiled once for a network, not at every call
+def _predict(variables: dict[str, Any], inputs: jax.Array, model: nn.Module) -> jax.Array:
+    return steps.predict_step(variables, inputs, model=model, prepare=lambda x: x)
 
 
 def load_run(folder: str | Path, checkpoint: str = "best") -> Run:

@@ -144,6 +144,11 @@ def _train(config: Config, folder: Path, dataset: resident.Dataset) -> dict[str,
         if checkpoints.latest_step() is not None:
             state, kept = checkpoints.restore(None, state)
             record = Record(**kept)
+            if run.Inputs.from_json(record.inputs) != inputs or record.steps_per_epoch != steps_per_epoch:
+                raise UserError(
+                    f"{folder} holds a run on other data: its classes, image shape, pixel statistics or number of "
+                    "images differ. Choose another --workdir, or bring the data back to what it was"
+                )
         first_step = int(state.step)
         _log_start(folder, dataset, mesh, dtype, state, first_step, total_steps)
         train_step = jax.jit(

@@ -298,5 +298,7 @@ def test_fit_trains_on_arrays_in_hand(config, tmp_path):
     )
     assert fitted.inputs.class_names == ("dark", "light")
     assert (fitted.predict(images[240:]).argmax(axis=1) == labels[240:]).mean() > 0.95
+    with pytest.raises(UserError, match="holds a run on other data"):
+        inception_jax.fit(config, (images[:230], labels[:230]), (images[240:], labels[240:]), workdir=tmp_path / "run")
     without_validation = inception_jax.fit(config, (images, labels), workdir=tmp_path / "no_validation")
     assert without_validation.step == 30
