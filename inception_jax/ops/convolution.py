@@ -180,11 +180,11 @@ def _cpu_forward(x, kernel, strides: Pair, pads: Pads, precision) -> Array:
         return _dot(x[:, :: strides[0], :: strides[1]], kernel[0, 0], precision)
     out_sizes = _out_sizes(x.shape, kernel.shape, strides, pads)
     if _is_tiny(x.shape, kernel.shape):
-        y = 0.0
+        y = jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))
         for i, j, rows, columns in _contacts(x.shape[1:3], out_sizes, kernel.shape, strides, pads):
-            part = _dot(x[:, rows.inputs, columns.inputs], kernel[i, j], precision)
+            part = _dot(x[:, rows.inputs, columns.inputs], kernel[i, j], precision).astype(y.dtype)
             y = y + _place(part, (rows.outputs, columns.outputs), out_sizes)
-        return jnp.asarray(y, x.dtype)
+        return y.astype(x.dtype)
     if _over_the_cliff(x.shape, kernel.shape):
         return _lax_conv(_pad(x, pads), kernel, strides, ((0, 0), (0, 0)), precision)
     return _lax_conv(x, kernel, strides, pads, precision)
@@ -192,11 +192,11 @@ def _cpu_forward(x, kernel, strides: Pair, pads: Pads, precision) -> Array:
 
 def _cpu_input_gradient(dy, kernel, x_shape, strides: Pair, pads: Pads, precision, fallback) -> Array:
     if _is_pointwise(kernel.shape, pads) or _is_tiny(x_shape, kernel.shape):
-        dx = 0.0
+        dx = jnp.zeros((), jnp.promote_types(dy.dtype, jnp.float32))
         for i, j, rows, columns in _contacts(x_shape[1:3], dy.shape[1:3], kernel.shape, strides, pads):
-            part = _dot(dy[:, rows.outputs, columns.outputs], kernel[i, j].T, precision)
+            part = _dot(dy[:, rows.outputs, columns.outputs], kernel[i, j].T, precision).astype(dx.dtype)
             dx = dx + _place(part, (rows.inputs, columns.inputs), x_shape[1:3])
-        return jnp.asarray(dx, dy.dtype)
+        return dx.astype(dy.dtype)
     if strides == (1, 1) and _over_the_cliff(dy.shape, kernel.shape):
         flipped = kernel[::-1, ::-1].swapaxes(2, 3)
         back = [(k - 1 - low, k - 1 - high) for k, (low, high) in zip(kernel.shape, pads, strict=False)]
@@ -277,7 +277,7 @@ def _dot(x: Array, kernel: Array, precision) -> Array:
 
 def _outer(x: Array, dy: Array, precision) -> Array:
     """Sum over examples and pixels of the products of channels, (in_channels, out_channels)."""
-    # XLA transposes x for this product. The barrier keeps what computes x out of that loop, which strides through memory.
+    # XLA transposes x for this product; the barrier keeps what computes x out of that loop, whose stride is long.
     return lax.dot_general(lax.optimization_barrier(x), dy, (((0, 1, 2), (0, 1, 2)), ((), ())), precision=precision)
 
 

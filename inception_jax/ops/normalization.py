@@ -38,20 +38,14 @@ def local_response_norm(
 
 
 def _sum_of_slices(x: Array, before: int, after: int) -> Array:
+    """The sum of each channel, the `before` ones before it and the `after` ones after it."""
     padded = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(before, after)])
     slices = [lax.slice_in_dim(padded, i, i + x.shape[-1], axis=x.ndim - 1) for i in range(before + after + 1)]
     return functools.reduce(jnp.add, slices)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _window_sum(x: Array, before: int, after: int) -> Array:
-    """The sum of each channel, the `before` ones before it and the `after` ones after it.
-
-    Its transpose is the same sum, mirrored; JAX's own would pad each slice back, ten times as slow on CPUs.
-    """
-    return _sum_of_slices(x, before, after)
-
-
+# The transpose of the sum is the same sum, mirrored. JAX's own would pad each slice back, ten times as slow on CPUs.
+_window_sum = jax.custom_vjp(_sum_of_slices, nondiff_argnums=(1, 2))
 _window_sum.defvjp(
     lambda x, before, after: (_window_sum(x, before, after), None),
     lambda before, after, _, dy: (_window_sum(dy, after, before),),
