@@ -1,4 +1,7 @@
-"""A sequential network of four stages on CIFAR-10: the baseline that GoogLeNet is compared with."""
+"""A sequential network of four stages on CIFAR-10, the baseline that GoogLeNet is compared with (not measured yet).
+
+python -m inception_jax.main --config=configs/simple_cnn_cifar10.py
+"""
 
 from inception_jax.config import default_config
 
