@@ -9,7 +9,7 @@ from jax import numpy as jnp
 
 from inception_jax import ops
 from inception_jax.errors import UserError
-from inception_jax.models.layers import INITIALIZERS, ConvUnit, Dtype, Outputs, check_choice
+from inception_jax.models.layers import INITIALIZERS, ConvUnit, Dtype, Outputs, at_least_float32, check_choice, classify
 
 
 class Inception(NamedTuple):
@@ -196,17 +196,17 @@ class GoogLeNet(nn.Module):
                 x = InceptionModule(row, self.kernel_5x5, self.residual, name=name, **common)(x, train)
             if self.aux_heads and name in AUX_HEADS:
                 head = AuxHead(self.num_classes, self.aux_pool, self.aux_dropout_rate, name=AUX_HEADS[name], **common)
-                aux[AUX_HEADS[name]] = _at_least_float32(head(x, train))
-        x = x.mean(axis=(1, 2))
-        x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
-        logits = nn.Dense(
+                aux[AUX_HEADS[name]] = at_least_float32(head(x, train))
+        logits = classify(
+            x,
             self.num_classes,
+            train=train,
+            dropout_rate=self.dropout_rate,
+            initializer=self.initializer,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
-            kernel_init=INITIALIZERS[self.initializer],
-            name="fc",
-        )(x)
-        return Outputs(_at_least_float32(logits), aux)
+        )
+        return Outputs(logits, aux)
 
     def _stem(self, x: jax.Array, train: bool, conv) -> jax.Array:
         check_choice("stem", self.stem, STEMS)
@@ -229,7 +229,3 @@ def _halve(x: jax.Array, side: int = 3) -> jax.Array:
     # than the window, which Table 1 has no need of, the window is the map.
     window = (min(side, x.shape[1]), min(side, x.shape[2]))
     return ops.max_pool(x, window, (2, 2), "VALID", ceil_mode=True)
-
-
-def _at_least_float32(logits: jax.Array) -> jax.Array:
-    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))

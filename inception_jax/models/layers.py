@@ -105,3 +105,29 @@ class ConvUnit(nn.Module):
                 name="norm",
             )(x)
         return self.activation(x) if self.activation else x
+
+
+def classify(
+    x: jax.Array,
+    num_classes: int,
+    *,
+    train: bool,
+    dropout_rate: float,
+    initializer: str,
+    dtype: Dtype | None,
+    param_dtype: Dtype,
+) -> jax.Array:
+    """Maps (batch, height, width, channels) to logits (batch, num_classes): mean, dropout, dense layer `fc`.
+
+    To be called inside a network's compact `__call__`, whose submodule `fc` becomes.
+    """
+    x = nn.Dropout(dropout_rate, deterministic=not train)(x.mean(axis=(1, 2)))
+    dense = nn.Dense(
+        num_classes, dtype=dtype, param_dtype=param_dtype, kernel_init=INITIALIZERS[initializer], name="fc"
+    )
+    return at_least_float32(dense(x))
+
+
+def at_least_float32(x: jax.Array) -> jax.Array:
+    """Logits in a precision in which losses can be computed."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

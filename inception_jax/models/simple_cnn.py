@@ -5,7 +5,7 @@ from flax import linen as nn
 from jax import numpy as jnp
 
 from inception_jax import ops
-from inception_jax.models.layers import INITIALIZERS, ConvUnit, Dtype, Outputs
+from inception_jax.models.layers import ConvUnit, Dtype, Outputs, classify
 
 
 class SimpleCNN(nn.Module):
@@ -47,13 +47,13 @@ class SimpleCNN(nn.Module):
                     name=f"conv{stage}_{index}",
                 )(x, train)
             x = ops.max_pool(x, (2, 2), (2, 2), "VALID", ceil_mode=True)
-        x = x.mean(axis=(1, 2))
-        x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
-        logits = nn.Dense(
+        logits = classify(
+            x,
             self.num_classes,
+            train=train,
+            dropout_rate=self.dropout_rate,
+            initializer=self.initializer,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
-            kernel_init=INITIALIZERS[self.initializer],
-            name="fc",
-        )(x)
-        return Outputs(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
+        )
+        return Outputs(logits)
