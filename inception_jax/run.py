@@ -130,6 +130,9 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
     """The network that the config names, with the options that it sets."""
     dtype, param_dtype = dtypes(config.compute_dtype)
     options = {key: value for key, value in config.model.items() if key != "name" and value is not None}
+    for option, source in (("num_classes", "the data"), ("dtype", "compute_dtype"), ("param_dtype", "compute_dtype")):
+        if option in options:
+            raise UserError(f"model.{option} cannot be set: it follows from {source}")
     return create_model(config.model.name, num_classes=num_classes, dtype=dtype, param_dtype=param_dtype, **options)
 
 

@@ -109,7 +109,6 @@ class Record:
     training_images: int = 0  # that training_seconds were spent on
     evaluated_step: int = 0
     best_value: float | None = None  # of the watched metric
-    best_step: int = 0
     evaluations_since_best: int = 0
 
 
@@ -319,7 +318,7 @@ def _end_epoch(
         sign = 1 if config.evaluate.watch_mode == "max" else -1
         better = math.isfinite(value) and (record.best_value is None or sign * value > sign * record.best_value)
         if better:
-            record.best_value, record.best_step = value, step
+            record.best_value = value
         record.evaluations_since_best = 0 if better else record.evaluations_since_best + 1
     record.evaluated_step = step
     fresh = sharding.replicate(
