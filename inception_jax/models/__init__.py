@@ -3,20 +3,39 @@
 import fnmatch
 import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
 from flax import linen as nn
 
 from inception_jax.errors import unknown_name
+from inception_jax.models import resnet, vgg
 from inception_jax.models.googlenet import GoogLeNet
 from inception_jax.models.layers import Outputs
+from inception_jax.models.resnet import ResNet
 from inception_jax.models.simple_cnn import SimpleCNN
+from inception_jax.models.vgg import VGG
 from inception_jax.registry import resolve
 
-__all__ = ["MODELS", "GoogLeNet", "Outputs", "SimpleCNN", "create_model", "list_models"]
+__all__ = ["MODELS", "VGG", "GoogLeNet", "Outputs", "ResNet", "SimpleCNN", "create_model", "list_models"]
 
-MODELS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType({"googlenet": GoogLeNet, "simple_cnn": SimpleCNN})
+# What makes a network the one of its name is given by position: no option can change it then.
+MODELS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
+    {
+        "googlenet": GoogLeNet,
+        "resnet18": partial(ResNet, *resnet.TABLE_1[18]),
+        "resnet34": partial(ResNet, *resnet.TABLE_1[34]),
+        "resnet50": partial(ResNet, *resnet.TABLE_1[50]),
+        "resnet101": partial(ResNet, *resnet.TABLE_1[101]),
+        "resnet152": partial(ResNet, *resnet.TABLE_1[152]),
+        "simple_cnn": SimpleCNN,
+        "vgg11": partial(VGG, vgg.TABLE_1["A"]),
+        "vgg13": partial(VGG, vgg.TABLE_1["B"]),
+        "vgg16": partial(VGG, vgg.TABLE_1["D"]),
+        "vgg19": partial(VGG, vgg.TABLE_1["E"]),
+    }
+)
 
 
 def list_models(pattern: str = "*") -> list[str]:

@@ -4,37 +4,12 @@ import jax
 import numpy as np
 import pytest
 from jax import numpy as jnp
+from networks import assert_every_parameter_has_a_gradient, channels_last, count, from_torch, randomize, shapes
 from peers import import_torchvision
 
 from inception_jax.errors import UserError
 from inception_jax.models import MODELS, Outputs, create_model, list_models
 from inception_jax.models.googlenet import STEMS, TABLE_1, Inception
-
-
-def shapes(name, size=224, channels=3, num_classes=1000, **options):
-    """What `init_with_output` would return: outputs and variables as shapes, without computing them."""
-    model = create_model(name, num_classes=num_classes, **options)
-    images = jax.ShapeDtypeStruct((2, size, size, channels), jnp.float32)
-    return jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x, train=False), images)
-
-
-def count(variables) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-
-
-def random_variables(abstract, seed=0):
-    """Variables from NumPy, which is quicker than a compiled initialisation; variances are positive."""
-    generator = np.random.default_rng(seed)
-
-    def draw(path, leaf):
-        name = path[-1].key
-        if name == "kernel":
-            fan_in = np.prod(leaf.shape[:-1])
-            return (generator.standard_normal(leaf.shape) * np.sqrt(2 / fan_in)).astype(leaf.dtype)
-        low, high = (0.5, 1.5) if name in ("var", "scale") else (-0.2, 0.2)
-        return generator.uniform(low, high, leaf.shape).astype(leaf.dtype)
-
-    return jax.tree_util.tree_map_with_path(draw, abstract)
 
 
 @pytest.mark.parametrize(
@@ -126,21 +101,7 @@ def test_every_network_keeps_parameters_and_logits_in_float32(name, dtype):
 
 def test_every_parameter_of_a_simple_cnn_has_a_gradient():
     model = create_model("simple_cnn", num_classes=3, norm="batch", stage_features=(4, 8))
-    images = jnp.asarray(np.random.default_rng(0).standard_normal((4, 16, 16, 3)), jnp.float32)
-    variables = model.init(jax.random.key(0), images, train=False)
-
-    def loss(params):
-        outputs, _ = model.apply(
-            {**variables, "params": params},
-            images,
-            train=True,
-            mutable=["batch_stats"],
-            rngs={"dropout": jax.random.key(1)},
-        )
-        return jnp.square(outputs.logits).sum()
-
-    gradients = jax.grad(loss)(variables["params"])
-    assert all(np.isfinite(g).all() and np.abs(g).max() > 0 for g in jax.tree.leaves(gradients))
+    assert_every_parameter_has_a_gradient(model, (4, 16, 16, 3))
 
 
 def test_simple_cnn_has_the_parameters_of_its_docstring():
@@ -186,35 +147,24 @@ def test_list_models_takes_a_pattern():
     assert list_models("google*") == ["googlenet"]
 
 
-def from_torchvision(state_dict):
+def from_torchvision(peer):
     """torchvision's GoogLeNet as our variables."""
     branches = {
         "branch1": "conv_1x1", "branch2.0": "conv_3x3_reduce", "branch2.1": "conv_3x3",
         "branch3.0": "conv_5x5_reduce", "branch3.1": "conv_5x5", "branch4.1": "pool_proj",
     }  # fmt: skip
-    variables = {"params": {}, "batch_stats": {}}
-    leaves = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
-    for key, value in state_dict.items():
-        value = value.numpy()
-        *path, leaf = key.split(".")
-        if leaf == "num_batches_tracked":
-            continue
-        if path[0].startswith("inception"):
-            path[0] = path[0].replace("inception", "inception_")
-            unit = ".".join(path[1:-1])
-            path = [path[0], branches[unit], path[-1]]
-        collection = "batch_stats" if leaf.startswith("running") else "params"
-        if path[-1] == "bn":
-            path, leaf = [*path[:-1], "norm"], leaves[leaf]
-        elif leaf == "weight":
-            leaf = "kernel"
-            value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
-            if path[-1] == "fc1":  # it reads (channels, 4, 4) flattened, ours (4, 4, channels)
-                value = value.reshape(128, 4, 4, -1).transpose(1, 2, 0, 3).reshape(2048, -1)
-        node = variables[collection]
-        for part in path:
-            node = node.setdefault(part, {})
-        node[leaf] = value
+
+    def rename(name):
+        name, _, unit = name.rpartition(".")
+        module, _, branch = name.partition(".")
+        parts = [module.replace("inception", "inception_"), branches.get(branch, branch), unit.replace("bn", "norm")]
+        return "/".join(filter(None, parts))
+
+    variables = from_torch(peer, rename)
+    for name in ("aux1", "aux2"):
+        if name in variables["params"]:
+            dense = variables["params"][name]["fc1"]
+            dense["kernel"] = channels_last(dense["kernel"], 4)
     return variables
 
 
@@ -225,15 +175,8 @@ def test_logits_equal_torchvisions(aux_heads):
 
     peer = torchvision.models.googlenet(aux_logits=aux_heads, init_weights=False, transform_input=False)
     abstract = shapes("googlenet", norm="batch", kernel_5x5=3, aux_heads=aux_heads)[1]
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, value in peer.state_dict().items():
-            if value.ndim > 1:
-                value.copy_(torch.randn(value.shape, generator=generator) * (2 / value[0].numel()) ** 0.5)
-            elif value.ndim == 1:
-                low, high = (0.5, 1.5) if "var" in name or name.endswith("bn.weight") else (-0.2, 0.2)
-                value.copy_(torch.rand(value.shape, generator=generator) * (high - low) + low)
-    variables = from_torchvision(peer.state_dict())
+    randomize(peer)
+    variables = from_torchvision(peer)
     assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, abstract)
 
     images = np.random.default_rng(0).standard_normal((2, 224, 224, 3)).astype(np.float32)

@@ -1,0 +1,87 @@
+"""VGG, from Table 1 of Simonyan & Zisserman 2015, "Very deep convolutional networks for large-scale image recognition"
+(ICLR)."""
+
+from functools import partial
+
+import jax
+from flax import linen as nn
+from jax import numpy as jnp
+
+from inception_jax import ops
+from inception_jax.errors import UserError
+from inception_jax.models.layers import INITIALIZERS, ConvUnit, Dtype, Outputs, check_choice, classify
+
+# The columns of Table 1 that have 3x3 convolutions and no local response norm: convolutions before each max pool.
+TABLE_1: dict[str, tuple[int, ...]] = {
+    "A": (1, 1, 2, 2, 2),
+    "B": (2, 2, 2, 2, 2),
+    "D": (2, 2, 3, 3, 3),
+    "E": (2, 2, 4, 4, 4),
+}
+
+
+class VGG(nn.Module):
+    """VGG-11, 13, 16 and 19 (Simonyan & Zisserman 2015, Table 1: A, B, D, E), with torchvision's logits.
+
+    Parameters at 1000 classes, by depth: 132,863,336; 133,047,848; 138,357,544; 143,667,240. With batch norm a
+    convolution has no bias, where torchvision's keeps one without effect: its VGG-19 has 143,678,248 parameters, this
+    one 5,504 fewer, the number of the convolutions' features. Submodules: `conv1_1`, `conv1_2` and so on, `fc6`, `fc7`
+    (so named at every depth, as the authors' released networks are), `fc`.
+
+    Attributes:
+      stage_sizes: 3x3 convolutions of each stage, which a 2x2 max pool ends, so images have at least 2 ** stages pixels
+        a side. The first stage has 64 features; each further one doubles them, up to 512.
+      norm: "none" as the paper, or "batch" after every convolution.
+      classifier: "paper", three dense layers on 7x7 maps, to which maps of other sizes are averaged or spread, as
+        torchvision; "mean", one on the mean over the map, the usual choice for 32 and 64 pixels.
+      dropout_rate: before every dense layer but `fc6`.
+      initializer: a name from layers.INITIALIZERS.
+      dtype: of the computation; None: that of the inputs and parameters.
+    """
+
+    stage_sizes: tuple[int, ...]
+    num_classes: int
+    norm: str = "none"
+    classifier: str = "paper"
+    dropout_rate: float = 0.5
+    initializer: str = "he_normal"
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> Outputs:
+        """Images (batch, height, width, channels), normalised, to Outputs.
+
+        Raises:
+          UserError: an option has a value that is not allowed, or the images are too small.
+        """
+        check_choice("norm", self.norm, ("none", "batch"))
+        check_choice("classifier", self.classifier, ("paper", "mean"))
+        height, width = images.shape[1:3]
+        smallest = 2 ** len(self.stage_sizes)
+        if min(height, width) < smallest:
+            raise UserError(
+                f"images of {height}x{width} pixels are too small for a VGG that halves them {len(self.stage_sizes)} "
+                f"times: use at least {smallest}x{smallest}"
+            )
+        common = {"initializer": self.initializer, "dtype": self.dtype, "param_dtype": self.param_dtype}
+        conv = partial(ConvUnit, kernel_size=(3, 3), norm=self.norm, norm_epsilon=1e-5, **common)
+        x = images
+        for stage, size in enumerate(self.stage_sizes, start=1):
+            for index in range(1, size + 1):
+                x = conv(min(64 * 2 ** (stage - 1), 512), name=f"conv{stage}_{index}")(x, train)
+            x = ops.max_pool(x, (2, 2), (2, 2), "VALID")
+        if self.classifier == "paper":
+            dense = partial(
+                nn.Dense,
+                4096,
+                dtype=self.dtype,
+                param_dtype=self.param_dtype,
+                kernel_init=INITIALIZERS[self.initializer],
+            )
+            x = ops.adaptive_avg_pool(x, (7, 7)).reshape(x.shape[0], -1)
+            x = nn.relu(dense(name="fc6")(x))
+            x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+            x = nn.relu(dense(name="fc7")(x))[:, None, None]  # for `classify`, a map of one pixel
+        logits = classify(x, self.num_classes, train=train, dropout_rate=self.dropout_rate, **common)
+        return Outputs(logits)

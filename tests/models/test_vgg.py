@@ -1,0 +1,141 @@
+"""VGG against the paper's tables and against torchvision."""
+
+import jax
+import numpy as np
+import pytest
+from networks import (
+    assert_every_parameter_has_a_gradient,
+    assert_logits_equal,
+    channels_last,
+    count,
+    from_torch,
+    module_shapes,
+    randomize,
+    shapes,
+)
+from peers import import_torchvision
+
+from inception_jax.errors import UserError
+from inception_jax.models import VGG, create_model
+
+DEPTHS = {11: 132_863_336, 13: 133_047_848, 16: 138_357_544, 19: 143_667_240}
+TORCHVISION_WITH_BATCH_NORM = {11: 132_868_840, 13: 133_053_736, 16: 138_365_992, 19: 143_678_248}
+TABLE_2 = {11: 133, 13: 133, 16: 138, 19: 144}  # of the paper, millions of parameters
+
+
+def conv_features(variables) -> int:
+    return sum(unit["conv"]["kernel"].shape[-1] for unit in variables["params"].values() if "conv" in unit)
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_vggs_have_exactly_the_published_parameters_and_layers(depth):
+    outputs, variables = shapes(f"vgg{depth}")
+    assert count(variables) == DEPTHS[depth]
+    assert round(count(variables) / 1e6) == TABLE_2[depth]
+    assert outputs.logits.shape == (2, 1000)
+    assert len(variables["params"]) == depth  # the name counts the layers with weights
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_with_batch_norm_torchvision_has_the_convolutions_biases_in_addition(depth):
+    _, variables = shapes(f"vgg{depth}", norm="batch")
+    assert count(variables) + conv_features(variables) == TORCHVISION_WITH_BATCH_NORM[depth]
+    assert depth != 19 or conv_features(variables) == 5_504
+
+
+def test_submodules_have_the_names_of_the_docstring():
+    _, variables = shapes("vgg16", size=32)
+    convolutions = [f"conv{stage}_{i + 1}" for stage, size in enumerate((2, 2, 3, 3, 3), start=1) for i in range(size)]
+    assert variables["params"].keys() == {*convolutions, "fc6", "fc7", "fc"}
+    _, variables = shapes("vgg16", size=32, classifier="mean", num_classes=10)
+    assert variables["params"].keys() == {*convolutions, "fc"}
+    assert variables["params"]["fc"]["kernel"].shape == (512, 10)
+
+
+@pytest.mark.parametrize(("size", "sides"), [(224, (224, 112, 56, 28, 14)), (32, (32, 16, 8, 4, 2))])
+def test_a_pool_halves_the_map_after_each_stage(size, sides):
+    model = create_model("vgg11", num_classes=10)
+    _, state = module_shapes(model, (2, size, size, 3), capture_intermediates=lambda m, _: "_1" in (m.name or ""))
+    maps = [state["intermediates"][f"conv{stage}_1"]["__call__"][0].shape for stage in range(1, 6)]
+    assert maps == [(2, side, side, features) for side, features in zip(sides, (64, 128, 256, 512, 512), strict=True)]
+
+
+@pytest.mark.parametrize("classifier", ["paper", "mean"])
+@pytest.mark.parametrize("shape", [(28, 28), (31, 64), (64, 1)])
+def test_images_that_the_pools_use_up_are_refused(classifier, shape):
+    model = create_model("vgg19", num_classes=10, classifier=classifier)
+    with pytest.raises(UserError) as error:
+        module_shapes(model, (2, *shape, 3))
+    assert str(error.value) == (
+        f"images of {shape[0]}x{shape[1]} pixels are too small for a VGG that halves them 5 times: use at least 32x32"
+    )
+
+
+@pytest.mark.parametrize(
+    "options", [{"norm": "batch", "classifier": "mean", "stage_sizes": (2, 1)}, {"stage_sizes": (1,)}]
+)
+def test_every_parameter_has_a_gradient(options):
+    assert_every_parameter_has_a_gradient(VGG(num_classes=3, **options), (4, 8, 8, 3))
+
+
+def test_dropout_stands_before_fc7_and_fc():
+    """With all that enters a layer dropped, only its bias is left."""
+    images = np.ones((2, 4, 4, 3), np.float32)
+    model = VGG((1,), num_classes=3, dropout_rate=1.0)
+    variables = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), module_shapes(model, images.shape)[1])
+    rngs = {"dropout": jax.random.key(0)}
+    outputs, state = model.apply(variables, images, train=True, rngs=rngs, capture_intermediates=True)
+    fc6, fc7 = (state["intermediates"][name]["__call__"][0] for name in ("fc6", "fc7"))
+    assert (fc6 > 1).all()
+    np.testing.assert_array_equal(fc7, 1)
+    np.testing.assert_array_equal(outputs.logits, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"norm": "bach"}, "unknown norm 'bach'. Did you mean 'batch'?"),
+        ({"norm": "lrn"}, "unknown norm 'lrn'. Known: batch, none"),
+        ({"classifier": "men"}, "unknown classifier 'men'. Did you mean 'mean'?"),
+        ({"initializer": "he_norm"}, "unknown initializer 'he_norm'. Did you mean 'he_normal'?"),
+        ({"clasifier": "mean"}, "unknown option of vgg11 'clasifier'. Did you mean 'classifier'?"),
+        ({"stage_sizes": (1,)}, "unknown option of vgg11 'stage_sizes'. Known: classifier, dropout_rate, dtype, "),
+    ],
+)
+def test_wrong_options_are_named_and_the_depth_is_fixed(options, message):
+    with pytest.raises(UserError) as error:
+        shapes("vgg11", size=32, **options)
+    assert message in str(error.value)
+    assert "num_classes" not in str(error.value)
+
+
+def from_torchvision(peer):
+    """torchvision's VGG as our variables; what its convolutions add before batch norm is taken off the means."""
+    dense = {0: "fc6", 3: "fc7", 6: "fc"}
+    names = {f"classifier.{index}": name for index, name in dense.items()}
+    stage, number = 1, 0
+    for index, layer in enumerate(peer.features):
+        kind = type(layer).__name__
+        if kind == "MaxPool2d":
+            stage, number = stage + 1, 0
+        elif kind in ("Conv2d", "BatchNorm2d"):
+            number += kind == "Conv2d"
+            names[f"features.{index}"] = f"conv{stage}_{number}/" + ("conv" if kind == "Conv2d" else "norm")
+    variables = from_torch(peer, names.__getitem__)
+    params = variables["params"]
+    params["fc6"]["kernel"] = channels_last(params["fc6"]["kernel"], 7)
+    for name, statistics in variables.get("batch_stats", {}).items():
+        statistics["norm"]["mean"] = statistics["norm"]["mean"] - params[name]["conv"].pop("bias")
+    return variables
+
+
+# Maps of 2x3, which are spread to 7x7, and of 8x7, which are averaged; the paper's 7x7 are as they are.
+@pytest.mark.parametrize(
+    ("name", "norm", "size"),
+    [("vgg11", "none", (67, 96)), ("vgg11_bn", "batch", (67, 96)), ("vgg11", "none", (256, 224))],
+)
+def test_logits_equal_torchvisions(name, norm, size):
+    peer = import_torchvision().models.get_model(name, num_classes=100, init_weights=False)
+    randomize(peer)
+    model = create_model("vgg11", num_classes=100, norm=norm)
+    assert_logits_equal(model, from_torchvision(peer), peer, (2, *size, 3))

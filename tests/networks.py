@@ -1,0 +1,110 @@
+"""What the tests of networks share, `from networks import shapes`: shapes, random weights, PyTorch's as ours."""
+
+import jax
+import numpy as np
+from jax import numpy as jnp
+
+from inception_jax.models import create_model
+
+
+def shapes(name, size=224, channels=3, num_classes=1000, **options):
+    """What `init_with_output` would return: outputs and variables as shapes, without computing them."""
+    return module_shapes(create_model(name, num_classes=num_classes, **options), (2, size, size, channels))
+
+
+def module_shapes(model, image_shape, **options):
+    """The same of a module; `options` are `init_with_output`'s."""
+    images = jax.ShapeDtypeStruct(image_shape, jnp.float32)
+    return jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x, train=False, **options), images)
+
+
+def count(variables) -> int:
+    """The number of parameters."""
+    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+
+
+def random_variables(abstract, seed=0):
+    """Variables from NumPy, which is quicker than a compiled initialisation; variances are positive."""
+    generator = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        name = path[-1].key
+        if name == "kernel":
+            fan_in = np.prod(leaf.shape[:-1])
+            return (generator.standard_normal(leaf.shape, np.float32) * np.sqrt(2 / fan_in)).astype(leaf.dtype)
+        low, high = (0.5, 1.5) if name in ("var", "scale") else (-0.2, 0.2)
+        return generator.uniform(low, high, leaf.shape).astype(leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, abstract)
+
+
+def assert_every_parameter_has_a_gradient(model, image_shape):
+    """Of the sum of squared logits, in training."""
+    images = np.random.default_rng(0).standard_normal(image_shape, np.float32)
+    variables = random_variables(module_shapes(model, image_shape)[1])
+
+    @jax.jit
+    @jax.grad
+    def gradients(params):
+        rngs = {"dropout": jax.random.key(1)}
+        outputs, _ = model.apply(
+            {**variables, "params": params}, images, train=True, mutable=["batch_stats"], rngs=rngs
+        )
+        return jnp.square(outputs.logits).sum()
+
+    for path, gradient in jax.tree_util.tree_leaves_with_path(gradients(variables["params"])):
+        where = jax.tree_util.keystr(path)
+        assert np.isfinite(gradient).all(), where
+        assert np.abs(gradient).max() > 0, where
+
+
+def randomize(peer):
+    """Fills a PyTorch network so that activations neither vanish nor grow, and nothing is left at 0 or 1."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    norms = [name for name, module in peer.named_modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    positive = {f"{name}.{leaf}" for name in norms for leaf in ("weight", "running_var")}
+    with torch.no_grad():
+        for name, value in peer.state_dict().items():
+            if value.ndim > 1:
+                value.normal_(std=(2 / value[0].numel()) ** 0.5, generator=generator)
+            elif value.ndim == 1:
+                value.uniform_(*((0.5, 1.5) if name in positive else (-0.2, 0.2)), generator=generator)
+
+
+def from_torch(peer, rename):
+    """A PyTorch network's state as our variables; `rename(name)` is our path, "a/b", of the module of that name."""
+    variables = {"params": {}}
+    norm_leaves = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
+    for key, value in peer.state_dict().items():
+        module, _, leaf = key.rpartition(".")
+        if leaf == "num_batches_tracked":
+            continue
+        path, value = rename(module).split("/"), value.numpy()
+        node = variables.setdefault("batch_stats" if leaf.startswith("running") else "params", {})
+        if path[-1] == "norm":
+            leaf = norm_leaves[leaf]
+        elif leaf == "weight":
+            leaf, value = "kernel", value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
+        for part in path:
+            node = node.setdefault(part, {})
+        node[leaf] = value
+    return variables
+
+
+def channels_last(kernel, side):
+    """A dense kernel that reads flattened (channels, side, side) maps, for (side, side, channels) ones."""
+    return kernel.reshape(-1, side, side, kernel.shape[-1]).transpose(1, 2, 0, 3).reshape(kernel.shape)
+
+
+def assert_logits_equal(model, variables, peer, image_shape):
+    """Those of the PyTorch network in evaluation, for its variables in ours."""
+    import torch
+
+    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, module_shapes(model, image_shape)[1])
+    images = np.random.default_rng(0).standard_normal(image_shape, np.float32)
+    with torch.no_grad():
+        expected = peer.eval()(torch.from_numpy(images.transpose(0, 3, 1, 2))).numpy()
+    outputs = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images)
+    np.testing.assert_allclose(outputs.logits, expected, atol=1e-4 * np.abs(expected).max())
