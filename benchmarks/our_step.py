@@ -1,0 +1,85 @@
+"""Our side of train_step.py: the steps as the trainer and `Run.predict` compile them."""
+
+import collections
+import platform
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
+from typing import Any
+
+import jax
+import numpy as np
+from jax import numpy as jnp
+from worker import Side, resident_bytes, serve
+
+from inception_jax import create_model, steps
+from inception_jax.optimizers import make_optimizer
+from inception_jax.state import count_parameters, create_state
+from inception_jax.train import STEPS_IN_FLIGHT
+
+
+class OurSide(Side):
+    def __init__(self):
+        self.on_gpu = jax.default_backend() == "gpu"
+
+    def describe(self) -> dict[str, Any]:
+        versions = {name: version(name) for name in ("inception_jax", "jax", "flax", "optax")}
+        versions["python"] = platform.python_version()
+        return {"versions": versions, "gpu": jax.devices()[0].device_kind if self.on_gpu else None}
+
+    def matrix_product(self, side: int) -> Callable[[], Any]:
+        x = jnp.ones((side, side), jnp.bfloat16 if self.on_gpu else jnp.float32)
+        multiply = jax.jit(jnp.matmul)
+        return lambda: multiply(x, x).block_until_ready()
+
+    def make(self, name: str, batch: int, side: int, mode: str, small_stem: bool) -> dict[str, Any]:
+        before = resident_bytes()
+        options = {"stem": "small"} if small_stem else {}
+        dtype = jnp.bfloat16 if self.on_gpu else jnp.float32
+        model = create_model(name, num_classes=1000, dtype=dtype, dropout_rate=0.0, **options)
+        optimizer = make_optimizer("sgd", 0.01, momentum=0.9)
+        state = create_state(jax.random.key(0), model, optimizer, (side, side, 3))
+        parameters = count_parameters(state.params)
+        random = np.random.default_rng(0)
+        images = jax.device_put(random.standard_normal((batch, side, side, 3), np.float32))
+        labels = jax.device_put(random.integers(0, 1000, batch, np.int32))
+        self._step = (self._train if mode == "train" else self._predict)(model, optimizer, state, images, labels)
+        self.steps(1)
+        return {"parameters": parameters, "resident_before": before}
+
+    def _train(self, model, optimizer, state, images, labels) -> Callable[[], jax.Array]:
+        step = partial(steps.train_step, model=model, optimizer=optimizer, prepare=lambda key, images: images)
+        step = jax.jit(step, donate_argnames="state")
+        key = jax.random.key(1)
+
+        def train() -> jax.Array:
+            nonlocal state
+            state, loss = step(state, images, labels, key)
+            return loss
+
+        return train
+
+    def _predict(self, model, optimizer, state, images, labels) -> Callable[[], jax.Array]:
+        del optimizer, labels
+        predict = jax.jit(partial(steps.predict_step, model=model, prepare=lambda images: images))
+        return partial(predict, state.variables, images)
+
+    def steps(self, number: int) -> None:
+        in_flight: collections.deque[jax.Array] = collections.deque()
+        for _ in range(number):
+            in_flight.append(self._step())
+            if len(in_flight) > STEPS_IN_FLIGHT:  # as the trainer's loop
+                in_flight.popleft().block_until_ready()
+        jax.block_until_ready(in_flight)
+
+    def peak_memory(self) -> int | None:
+        if not self.on_gpu:
+            return super().peak_memory()
+        # Since the process began: JAX cannot start it anew. The program comes from the cache, so that what compilation
+        # tries out is not in it.
+        statistics = jax.devices()[0].memory_stats()
+        return statistics and statistics["peak_bytes_in_use"]
+
+
+if __name__ == "__main__":
+    serve(OurSide())

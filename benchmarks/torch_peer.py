@@ -1,0 +1,147 @@
+"""PyTorch's side of train_step.py: torchvision's networks, trained and run as its users do. Knows nothing of JAX."""
+# pyright: reportMissingImports=false
+
+import importlib
+import platform
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+from worker import Side, cores, resident_bytes, seconds, serve
+
+_libraries = []  # PyTorch forgets the operators of a library that nothing refers to
+
+
+def import_torchvision() -> ModuleType:
+    """torchvision, also without its compiled operators, two of which it then fails to find at import."""
+    try:
+        return importlib.import_module("torchvision")
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        del sys.modules[name]  # what the failed import left
+    library = torch.library.Library("torchvision", "DEF")
+    for operator in ("nms", "qnms"):
+        library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _libraries.append(library)
+    return importlib.import_module("torchvision")
+
+
+torchvision = import_torchvision()
+
+
+def make_network(name: str, small_stem: bool) -> nn.Module:
+    """torchvision's network without dropout, and where it departs from its paper, changed to be ours."""
+    options = {}
+    if name == "googlenet":
+        options = {"aux_logits": False, "init_weights": False}
+    elif name.startswith("vgg"):
+        options = {"init_weights": False}
+    network = torchvision.models.get_model(name, weights=None, num_classes=1000, **options)
+    for module in network.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "branch3"):  # an Inception module: 5x5 kernels, as Table 1 of the paper
+            conv = module.branch3[1].conv
+            module.branch3[1].conv = nn.Conv2d(conv.in_channels, conv.out_channels, 5, padding=2, bias=False)
+    if name == "googlenet":
+        network.maxpool4 = nn.MaxPool2d(3, 2, ceil_mode=True)
+    if small_stem:
+        network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        network.maxpool = nn.Identity()
+    return network
+
+
+class TorchSide(Side):
+    def __init__(self):
+        self.on_gpu = torch.cuda.is_available()
+        self._device = "cuda" if self.on_gpu else "cpu"
+        torch.set_num_threads(cores())
+        torch.backends.cudnn.benchmark = True
+
+    def describe(self) -> dict[str, Any]:
+        versions = {"torch": torch.__version__, "torchvision": torchvision.__version__}
+        versions["python"] = platform.python_version()
+        return {"versions": versions, "gpu": torch.cuda.get_device_name() if self.on_gpu else None}
+
+    def matrix_product(self, side: int) -> Callable[[], Any]:
+        x = torch.ones(side, side, device=self._device, dtype=torch.bfloat16 if self.on_gpu else torch.float32)
+
+        def multiply() -> None:
+            torch.matmul(x, x)
+            self._wait()
+
+        return multiply
+
+    def make(self, name: str, batch: int, side: int, mode: str, small_stem: bool, compiled: bool) -> dict[str, Any]:
+        before = resident_bytes()
+        torch.manual_seed(0)
+        network = make_network(name, small_stem).to(self._device, memory_format=torch.channels_last)
+        images = torch.randn(batch, 3, side, side)
+        self._images = images.to(self._device, memory_format=torch.channels_last)
+        self._labels = torch.randint(0, 1000, (batch,), device=self._device)
+        self._eager = self._network = network.train(mode == "train")
+        if compiled:
+            self._network = torch.compile(network)
+        self._optimizer = self._make_optimizer("fused") if mode == "train" else None
+        self.steps(1)
+        return {"parameters": sum(x.numel() for x in network.parameters()), "resident_before": before}
+
+    def _make_optimizer(self, kind: str) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self._eager.parameters(), lr=0.01, momentum=0.9, **{kind: True})
+
+    def _step(self) -> None:
+        precision = torch.autocast(self._device, torch.bfloat16, enabled=self.on_gpu)
+        if self._optimizer is None:
+            with torch.inference_mode(), precision:
+                self._network(self._images).softmax(1)
+            return
+        self._optimizer.zero_grad(set_to_none=True)
+        with precision:
+            loss = F.cross_entropy(self._network(self._images), self._labels)
+        loss.backward()
+        self._optimizer.step()
+
+    def steps(self, number: int) -> None:
+        for _ in range(number):
+            self._step()
+        self._wait()
+
+    def _wait(self) -> None:
+        if self.on_gpu:
+            torch.cuda.synchronize()
+
+    def warm_up(self) -> dict[str, Any]:
+        """Chooses the faster of PyTorch's optimisers, and counts a step's floating-point operations."""
+        chosen = None
+        if self._optimizer is not None:
+            took = {}
+            for kind in ("fused", "foreach"):
+                self._optimizer = self._make_optimizer(kind)
+                self.steps(1)  # makes the momentum
+                took[kind] = min(seconds(lambda: self.steps(1)) for _ in range(3))
+            chosen = min(took, key=lambda kind: took[kind])
+            self._optimizer = self._make_optimizer(chosen)
+        compiled, self._network = self._network, self._eager
+        with FlopCounterMode(display=False) as counter:
+            self._step()
+        self._network = compiled
+        return super().warm_up() | {"optimizer": chosen, "flops": counter.get_total_flops()}
+
+    def peak_memory(self) -> int | None:
+        if not self.on_gpu:
+            return super().peak_memory()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        self.steps(3)
+        return torch.cuda.max_memory_allocated()
+
+
+if __name__ == "__main__":
+    serve(TorchSide())

@@ -1,0 +1,230 @@
+"""One training step, or one prediction, against PyTorch's: speed, memory, time to the first step.
+
+Every side is a process of its own, and one works at a time; they take turns in rounds, so that what else the machine
+does meets all of them. The networks are equal (their numbers of parameters are compared), as are the batch, the
+optimiser (SGD, momentum 0.9), the threads and the allocator's huge pages; dropout is 0. On a CPU everything is float32,
+on a GPU the networks compute in bfloat16. Prints Markdown.
+"""
+
+import argparse
+import contextlib
+import itertools
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from worker import Worker, WorkerError, cores
+
+EXAMPLES = """\
+examples, in the repository's root:
+  python benchmarks/train_step.py
+  python benchmarks/train_step.py --models googlenet --shapes 64x32 --rounds 3 --peers eager
+  python benchmarks/train_step.py --peer-python ../torch/bin/python --json train_step.json
+  python benchmarks/train_step.py --device gpu --shapes 256x224 512x224
+"""
+FOLDER = Path(__file__).parent
+SCRIPTS = {"ours": FOLDER / "our_step.py", "eager": FOLDER / "torch_peer.py", "compile": FOLDER / "torch_peer.py"}
+DEFAULTS = {  # models, shapes
+    "cpu": (("googlenet", "resnet18", "resnet50", "vgg11"), ("64x32", "64x64", "16x224")),
+    "gpu": (("googlenet", "resnet50"), ("256x224",)),
+}
+SPEED_HEADER = (
+    "model", "batch x side", "mode", "ours, images/s", "eager", "torch.compile", "ours / better peer (min to max)",
+    "of the peak: ours, peer", "memory, MB: ours, peer (before the network)", "ours / peer",
+)  # fmt: skip
+START_HEADER = ("model", "batch x side", "ours, nothing compiled before", "ours, again", "eager", "torch.compile")
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--models", nargs="+", help="of torchvision's names (default: googlenet resnet18 resnet50 vgg11)")
+    add("--shapes", nargs="+", help="BATCHxSIDE (default: 64x32 64x64 16x224; on a GPU 256x224)")
+    add("--modes", nargs="+", choices=("train", "inference"), default=["train", "inference"])
+    add("--peers", nargs="+", choices=("eager", "compile"), default=["eager", "compile"])
+    add("--rounds", type=int, default=7)
+    add("--seconds", type=float, default=1.0, help="of steps of each side in a round, at least two steps (default: 1)")
+    add("--device", choices=("auto", "cpu", "gpu"), default="auto", help="auto: a GPU that both sides see, or the CPU")
+    add("--threads", type=int, help="cores that may be used (default: all)")
+    add("--peer-python", default=sys.executable, help="the Python that has PyTorch (default: this one)")
+    add("--json", type=Path, help="file for everything, every round included")
+    return parser.parse_args(argv)
+
+
+def start(side: str, device: str, options: argparse.Namespace, cache: str = "") -> Worker:
+    """A side's process. What it compiles is kept in `cache`."""
+    environment = {key: value for key, value in os.environ.items() if key != "JAX_NUM_CPU_DEVICES"}
+    environment.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")  # see inception_jax.main.use_huge_pages
+    environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # several processes share the GPU
+    environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"  # as the trainer
+    if cache:
+        environment |= {"JAX_COMPILATION_CACHE_DIR": cache, "TORCHINDUCTOR_CACHE_DIR": cache}
+    if device == "cpu":
+        environment |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    return Worker(sys.executable if side == "ours" else options.peer_python, SCRIPTS[side], environment)
+
+
+def describe(options: argparse.Namespace) -> dict[str, Any]:
+    """The machine: what the sides are made of, the device they share, and how fast it multiplies matrices."""
+    sides = ("ours", "eager")
+    found = {}
+    for side in sides:
+        with start(side, options.device, options) as worker:
+            found[side] = worker.ask("describe")
+    gpus = [found[side]["gpu"] for side in sides]
+    if options.device == "gpu" and not all(gpus):
+        raise SystemExit(f"error: no GPU is seen by {' and '.join(s for s in sides if not found[s]['gpu'])}")
+    device = "gpu" if all(gpus) else "cpu"
+    flops = {}
+    for side in sides:
+        with start(side, device, options) as worker:
+            flops[side] = worker.ask("matrix_flops")
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    return {
+        "device": device,
+        "gpu": gpus[0] if device == "gpu" else None,
+        "cpu": models[0] if models else platform.processor(),
+        "cores": cores(),
+        "load_average": os.getloadavg(),
+        "platform": platform.platform(),
+        "versions": {side: found[side]["versions"] for side in sides},
+        "matrix_flops": flops,
+    }
+
+
+def measure(model: str, shape: str, mode: str, device: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Everything about one network, shape and mode: the sides made one after the other, then timed in rounds."""
+    batch, length = map(int, shape.split("x"))
+    small_stem = model.startswith("resnet") and length <= 32
+    arguments = {"name": model, "batch": batch, "side": length, "mode": mode, "small_stem": small_stem}
+    first_step, facts, left_out, rounds = {}, {}, {}, []
+    workers: dict[str, Worker] = {}
+
+    def make(worker: Worker, side: str, label: str) -> None:
+        facts[side] = worker.ask("make", **arguments, **({} if side == "ours" else {"compiled": side == "compile"}))
+        first_step[label] = time.perf_counter() - worker.started
+
+    with tempfile.TemporaryDirectory() as cache, contextlib.ExitStack() as stack:
+        with start("ours", device, options, cache) as worker:
+            make(worker, "ours", "cold")
+        for side in ("ours", *options.peers):
+            worker = stack.enter_context(start(side, device, options, cache))
+            try:
+                make(worker, side, "warm" if side == "ours" else side)
+                facts[side] |= worker.ask("warm_up")
+                facts[side]["peak_memory"] = worker.ask("peak_memory")
+                workers[side] = worker
+            except WorkerError as error:
+                if side != "compile" or options.peers == ["compile"]:
+                    raise
+                left_out[side] = str(error).strip().splitlines()[-1]
+                facts.pop(side, None)
+        if len({fact["parameters"] for fact in facts.values()}) > 1:
+            raise SystemExit(f"error: the sides' {model} differ: {facts}")
+        for number in range(options.rounds):
+            order = list(workers)[:: 1 if number % 2 == 0 else -1]
+            took = {side: workers[side].ask("measure", duration=options.seconds) for side in order}
+            rounds.append({side: batch * steps / seconds for side, (steps, seconds) in took.items()})
+    return {
+        "model": model,
+        "shape": shape,
+        "mode": mode,
+        "images_per_second": {side: statistics.median(round[side] for round in rounds) for side in workers},
+        "first_step_seconds": first_step,
+        "sides": facts,
+        "left_out": left_out,
+        "rounds": rounds,  # images/s
+    }
+
+
+def speed_row(case: dict[str, Any], peak_flops: float) -> list[str]:
+    """A row under SPEED_HEADER. The better peer is the one with the higher median; it is compared in every round."""
+    rates, facts = case["images_per_second"], case["sides"]
+    peer = max((side for side in rates if side != "ours"), key=lambda side: rates[side])
+    ratios = [round["ours"] / round[peer] for round in case["rounds"]]
+    flops_per_image = facts[peer]["flops"] / int(case["shape"].split("x")[0])
+    shares = [f"{rates[side] * flops_per_image / peak_flops:.0%}" for side in ("ours", peer)]
+    memory = [facts[side]["peak_memory"] for side in ("ours", peer)]
+    before = [facts[side]["resident_before"] for side in ("ours", peer)]
+    known = all(memory)
+    return [
+        case["model"],
+        case["shape"],
+        case["mode"],
+        *(f"{rates[side]:,.4g}" if side in rates else "-" for side in ("ours", "eager", "compile")),
+        f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+        ", ".join(shares),
+        ", ".join(f"{peak / 1e6:,.0f} ({own / 1e6:,.0f})" for peak, own in zip(memory, before, strict=True))
+        if known
+        else "-",
+        f"{memory[0] / memory[1]:.2f}" if known else "-",
+    ]
+
+
+def start_row(case: dict[str, Any]) -> list[str]:
+    """A row under START_HEADER: from the start of the process to the end of the first step."""
+    took = case["first_step_seconds"]
+    times = (f"{took[label]:.1f} s" if label in took else "-" for label in ("cold", "warm", "eager", "compile"))
+    return [case["model"], case["shape"], *times]
+
+
+def table_line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def header_lines(cells: Sequence[str]) -> str:
+    return f"{table_line(cells)}\n{table_line(['---'] * len(cells))}"
+
+
+def machine_line(machine: dict[str, Any]) -> str:
+    versions, flops = machine["versions"], machine["matrix_flops"]
+    device = machine["gpu"] or f"{machine['cores']} cores of {machine['cpu']}"
+    return (
+        f"{device}, {'bfloat16' if machine['gpu'] else 'float32'}. JAX {versions['ours']['jax']} against PyTorch "
+        f"{versions['eager']['torch']}, whose matrix products reach {flops['ours'] / 1e9:,.0f} and "
+        f"{flops['eager'] / 1e9:,.0f} GFLOP/s; the peak is the higher one. Load when this began: "
+        f"{machine['load_average'][0]:.1f}."
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parse_arguments(argv)
+    if options.threads:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])  # which all the sides inherit
+    machine = describe(options)
+    models, shapes = DEFAULTS[machine["device"]]
+    peak_flops = max(machine["matrix_flops"].values())
+    print(machine_line(machine), header_lines(SPEED_HEADER), sep="\n\n", flush=True)
+    cases, notes = [], []
+    for model, shape, mode in itertools.product(options.models or models, options.shapes or shapes, options.modes):
+        case = measure(model, shape, mode, machine["device"], options)
+        cases.append(case)
+        notes += [f"{model} {shape} {mode}: no {side}: {reason}" for side, reason in case["left_out"].items()]
+        print(table_line(speed_row(case, peak_flops)), flush=True)
+        if options.json:  # after every case: what was measured is kept if the rest is not
+            everything = {"command": [sys.executable, *sys.argv], "machine": machine, "cases": cases}
+            options.json.write_text(json.dumps(everything, indent=1) + "\n")
+    training = [case for case in cases if case["mode"] == "train"]
+    if training:
+        print(f"\nFrom the start of the process to the end of the first training step:\n\n{header_lines(START_HEADER)}")
+        print(*(table_line(start_row(case)) for case in training), sep="\n")
+    if notes:
+        print("", *notes, sep="\n")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except WorkerError as error:
+        raise SystemExit(f"error: {error}") from None

@@ -1,0 +1,143 @@
+"""A side of a benchmark: a process of its own that does what it is asked for, one line of JSON at a time.
+
+Standard library alone, since the sides may live in environments that share nothing else.
+"""
+
+import contextlib
+import ctypes
+import gc
+import json
+import os
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+MEMORY_STEPS = 3  # over which the peak is taken
+
+
+class WorkerError(Exception):
+    """What was asked for raised in the worker (then with its traceback), or the worker ended."""
+
+
+class Worker:
+    """The asking end: starts `python script` and keeps it until the block ends."""
+
+    def __init__(self, python: str, script: Path, environment: dict[str, str]):
+        self.started = time.perf_counter()
+        self._name = f"{python} {script}"
+        self._process = subprocess.Popen(
+            [python, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def ask(self, method: str, **arguments: Any) -> Any:
+        """What the side's method returns.
+
+        Raises:
+          WorkerError: it raised, or the process ended.
+        """
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin  # both are pipes
+        assert stdout
+        with contextlib.suppress(BrokenPipeError):
+            stdin.write(json.dumps([method, arguments]) + "\n")
+            stdin.flush()
+        reply = json.loads(stdout.readline() or '{"error": ""}')
+        if "error" in reply:
+            raise WorkerError(reply["error"] or f"{self._name} ended with code {self._process.wait()}")
+        return reply["result"]
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._process.communicate()  # closes its input, at whose end it ends
+
+
+def serve(side: "Side") -> None:
+    """The answering end: calls the side's methods as asked until the input ends."""
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print must not get between the replies
+    for line in sys.stdin:
+        method, arguments = json.loads(line)
+        try:
+            reply = {"result": getattr(side, method)(**arguments)}
+        except Exception:
+            reply = {"error": traceback.format_exc()}
+        print(json.dumps(reply), file=replies, flush=True)
+
+
+class Side:
+    """What both sides measure alike; a library's subclass says how.
+
+    A subclass has `describe()`, `make(name, batch, side, mode, ...)`, which runs the first step and returns the number
+    of parameters and what the process occupied before, `steps(number)`, which waits for the last one, and
+    `matrix_product(side)`. The device is the one that the library sees: the environment hides the others.
+    """
+
+    on_gpu = False
+    _step_seconds = 0.0
+
+    def steps(self, number: int) -> None:
+        raise NotImplementedError
+
+    def matrix_product(self, side: int) -> Callable[[], Any]:
+        """A function that multiplies two square matrices and waits; float32, on a GPU bfloat16."""
+        raise NotImplementedError
+
+    def matrix_flops(self) -> float:
+        """The most floating-point operations per second that a large matrix product was seen to do."""
+        side = 8192 if self.on_gpu else 3072
+        multiply = self.matrix_product(side)
+        multiply()
+        return 2 * side**3 / min(seconds(multiply) for _ in range(12))
+
+    def warm_up(self) -> dict[str, Any]:
+        """Runs steps until their time is known; returns what is to be known of how they are run."""
+        self.steps(2)
+        self._step_seconds = seconds(lambda: self.steps(2)) / 2
+        return {}
+
+    def measure(self, duration: float) -> list[float]:
+        """[steps, seconds] of about `duration` seconds of steps, at least two."""
+        number = max(2, round(duration / self._step_seconds))
+        elapsed = seconds(lambda: self.steps(number))
+        self._step_seconds = elapsed / number
+        return [number, elapsed]
+
+    def peak_memory(self) -> int | None:
+        """The most bytes of memory that the process occupied during some steps; None where Linux does not count them.
+
+        What compilation left to the allocator is given back before.
+        """
+        reset = Path("/proc/self/clear_refs")
+        if not reset.exists():
+            return None
+        gc.collect()
+        with contextlib.suppress(AttributeError):  # glibc's alone
+            ctypes.CDLL(None).malloc_trim(0)
+        reset.write_text("5")  # VmHWM starts anew
+        self.steps(MEMORY_STEPS)
+        return resident_bytes("VmHWM")
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    """How long a call takes."""
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def resident_bytes(field: str = "VmRSS") -> int | None:
+    """A field of this process's status, in bytes; None where there is none."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), None)
+
+
+def cores() -> int:
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
