@@ -10,12 +10,14 @@ from typing import Any
 import jax
 import numpy as np
 from jax import numpy as jnp
-from worker import Side, resident_bytes, serve
+from worker import Side, serve
 
-from inception_jax import create_model, steps
+from inception_jax import steps
+from inception_jax.models import create_model
 from inception_jax.optimizers import make_optimizer
 from inception_jax.state import count_parameters, create_state
-from inception_jax.train import STEPS_IN_FLIGHT
+
+STEPS_IN_FLIGHT = 2  # as in inception_jax.train, which this does not import: its libraries need memory
 
 
 class OurSide(Side):
@@ -33,7 +35,7 @@ class OurSide(Side):
         return lambda: multiply(x, x).block_until_ready()
 
     def make(self, name: str, batch: int, side: int, mode: str, small_stem: bool) -> dict[str, Any]:
-        before = resident_bytes()
+        before = self.memory_before()
         options = {"stem": "small"} if small_stem else {}
         dtype = jnp.bfloat16 if self.on_gpu else jnp.float32
         model = create_model(name, num_classes=1000, dtype=dtype, dropout_rate=0.0, **options)
@@ -45,7 +47,7 @@ class OurSide(Side):
         labels = jax.device_put(random.integers(0, 1000, batch, np.int32))
         self._step = (self._train if mode == "train" else self._predict)(model, optimizer, state, images, labels)
         self.steps(1)
-        return {"parameters": parameters, "resident_before": before}
+        return {"parameters": parameters, "memory_before": before}
 
     def _train(self, model, optimizer, state, images, labels) -> Callable[[], jax.Array]:
         step = partial(steps.train_step, model=model, optimizer=optimizer, prepare=lambda key, images: images)
@@ -68,7 +70,7 @@ class OurSide(Side):
         in_flight: collections.deque[jax.Array] = collections.deque()
         for _ in range(number):
             in_flight.append(self._step())
-            if len(in_flight) > STEPS_IN_FLIGHT:  # as the trainer's loop
+            if len(in_flight) > STEPS_IN_FLIGHT:
                 in_flight.popleft().block_until_ready()
         jax.block_until_ready(in_flight)
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
-from worker import Side, cores, resident_bytes, seconds, serve
+from worker import MEMORY_STEPS, Side, cores, seconds, serve
 
 _libraries = []  # PyTorch forgets the operators of a library that nothing refers to
 
@@ -44,18 +44,22 @@ def make_network(name: str, small_stem: bool) -> nn.Module:
     elif name.startswith("vgg"):
         options = {"init_weights": False}
     network = torchvision.models.get_model(name, weights=None, num_classes=1000, **options)
-    for module in network.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        if hasattr(module, "branch3"):  # an Inception module: 5x5 kernels, as Table 1 of the paper
-            conv = module.branch3[1].conv
-            module.branch3[1].conv = nn.Conv2d(conv.in_channels, conv.out_channels, 5, padding=2, bias=False)
+    network.apply(_adapt)
     if name == "googlenet":
         network.maxpool4 = nn.MaxPool2d(3, 2, ceil_mode=True)
     if small_stem:
         network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
         network.maxpool = nn.Identity()
     return network
+
+
+def _adapt(module: nn.Module) -> None:
+    if isinstance(module, nn.Dropout):
+        module.p = 0.0
+    third = getattr(module, "branch3", None)
+    if third is not None:  # of an Inception module; 5x5 as in Table 1 of the paper
+        conv = third[1].conv
+        third[1].conv = nn.Conv2d(conv.in_channels, conv.out_channels, 5, padding=2, bias=False)
 
 
 class TorchSide(Side):
@@ -80,18 +84,19 @@ class TorchSide(Side):
         return multiply
 
     def make(self, name: str, batch: int, side: int, mode: str, small_stem: bool, compiled: bool) -> dict[str, Any]:
-        before = resident_bytes()
+        before = self.memory_before()
         torch.manual_seed(0)
-        network = make_network(name, small_stem).to(self._device, memory_format=torch.channels_last)
-        images = torch.randn(batch, 3, side, side)
-        self._images = images.to(self._device, memory_format=torch.channels_last)
+        network = make_network(name, small_stem).to(self._device)
+        network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (PyTorch's stubs lack it)
+        images = torch.randn(batch, 3, side, side, device=self._device)
+        self._images = images.contiguous(memory_format=torch.channels_last)
         self._labels = torch.randint(0, 1000, (batch,), device=self._device)
         self._eager = self._network = network.train(mode == "train")
         if compiled:
             self._network = torch.compile(network)
         self._optimizer = self._make_optimizer("fused") if mode == "train" else None
         self.steps(1)
-        return {"parameters": sum(x.numel() for x in network.parameters()), "resident_before": before}
+        return {"parameters": sum(x.numel() for x in network.parameters()), "memory_before": before}
 
     def _make_optimizer(self, kind: str) -> torch.optim.Optimizer:
         return torch.optim.SGD(self._eager.parameters(), lr=0.01, momentum=0.9, **{kind: True})
@@ -139,7 +144,7 @@ class TorchSide(Side):
             return super().peak_memory()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        self.steps(3)
+        self.steps(MEMORY_STEPS)
         return torch.cuda.max_memory_allocated()
 
 

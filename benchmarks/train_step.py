@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import platform
+import re
 import statistics
 import sys
 import tempfile
@@ -48,7 +49,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--models", nargs="+", help="of torchvision's names (default: googlenet resnet18 resnet50 vgg11)")
-    add("--shapes", nargs="+", help="BATCHxSIDE (default: 64x32 64x64 16x224; on a GPU 256x224)")
+    add("--shapes", nargs="+", type=shape, help="BATCHxSIDE (default: 64x32 64x64 16x224; on a GPU 256x224)")
     add("--modes", nargs="+", choices=("train", "inference"), default=["train", "inference"])
     add("--peers", nargs="+", choices=("eager", "compile"), default=["eager", "compile"])
     add("--rounds", type=int, default=7)
@@ -58,6 +59,13 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--peer-python", default=sys.executable, help="the Python that has PyTorch (default: this one)")
     add("--json", type=Path, help="file for everything, every round included")
     return parser.parse_args(argv)
+
+
+def shape(text: str) -> str:
+    """Checks a BATCHxSIDE."""
+    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", text):
+        raise ValueError(text)
+    return text
 
 
 def start(side: str, device: str, options: argparse.Namespace, cache: str = "") -> Worker:
@@ -128,7 +136,7 @@ def measure(model: str, shape: str, mode: str, device: str, options: argparse.Na
             except WorkerError as error:
                 if side != "compile" or options.peers == ["compile"]:
                     raise
-                left_out[side] = str(error).strip().splitlines()[-1]
+                left_out[side] = error.reason
                 facts.pop(side, None)
         if len({fact["parameters"] for fact in facts.values()}) > 1:
             raise SystemExit(f"error: the sides' {model} differ: {facts}")
@@ -156,7 +164,7 @@ def speed_row(case: dict[str, Any], peak_flops: float) -> list[str]:
     flops_per_image = facts[peer]["flops"] / int(case["shape"].split("x")[0])
     shares = [f"{rates[side] * flops_per_image / peak_flops:.0%}" for side in ("ours", peer)]
     memory = [facts[side]["peak_memory"] for side in ("ours", peer)]
-    before = [facts[side]["resident_before"] for side in ("ours", peer)]
+    before = [facts[side]["memory_before"] for side in ("ours", peer)]
     known = all(memory)
     return [
         case["model"],

@@ -20,7 +20,14 @@ MEMORY_STEPS = 3  # over which the peak is taken
 
 
 class WorkerError(Exception):
-    """What was asked for raised in the worker (then with its traceback), or the worker ended."""
+    """What was asked for raised in the worker, whose traceback this shows, or the worker ended.
+
+    `reason` is the same in one line.
+    """
+
+    def __init__(self, reason: str, traceback: str = ""):
+        super().__init__(traceback or reason)
+        self.reason = reason
 
 
 class Worker:
@@ -45,9 +52,12 @@ class Worker:
         with contextlib.suppress(BrokenPipeError):
             stdin.write(json.dumps([method, arguments]) + "\n")
             stdin.flush()
-        reply = json.loads(stdout.readline() or '{"error": ""}')
+        line = stdout.readline()
+        if not line:
+            raise WorkerError(f"{self._name} ended with code {self._process.wait()}")
+        reply = json.loads(line)
         if "error" in reply:
-            raise WorkerError(reply["error"] or f"{self._name} ended with code {self._process.wait()}")
+            raise WorkerError(*reply["error"])
         return reply["result"]
 
     def __enter__(self) -> "Worker":
@@ -65,8 +75,9 @@ def serve(side: "Side") -> None:
         method, arguments = json.loads(line)
         try:
             reply = {"result": getattr(side, method)(**arguments)}
-        except Exception:
-            reply = {"error": traceback.format_exc()}
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            reply = {"error": [reason, traceback.format_exc()]}
         print(json.dumps(reply), file=replies, flush=True)
 
 
@@ -74,7 +85,7 @@ class Side:
     """What both sides measure alike; a library's subclass says how.
 
     A subclass has `describe()`, `make(name, batch, side, mode, ...)`, which runs the first step and returns the number
-    of parameters and what the process occupied before, `steps(number)`, which waits for the last one, and
+    of parameters and what `memory_before()` was, `steps(number)`, which waits for the last one, and
     `matrix_product(side)`. The device is the one that the library sees: the environment hides the others.
     """
 
@@ -93,7 +104,11 @@ class Side:
         side = 8192 if self.on_gpu else 3072
         multiply = self.matrix_product(side)
         multiply()
-        return 2 * side**3 / min(seconds(multiply) for _ in range(12))
+        return 2 * side**3 / min(seconds(multiply) for _ in range(8))
+
+    def memory_before(self) -> int | None:
+        """Bytes that the process occupies before there is a network; on a GPU, whose memory is counted, 0."""
+        return 0 if self.on_gpu else resident_bytes("VmRSS")
 
     def warm_up(self) -> dict[str, Any]:
         """Runs steps until their time is known; returns what is to be known of how they are run."""
@@ -131,7 +146,7 @@ def seconds(call: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
-def resident_bytes(field: str = "VmRSS") -> int | None:
+def resident_bytes(field: str) -> int | None:
     """A field of this process's status, in bytes; None where there is none."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []

@@ -1,0 +1,134 @@
+"""The benchmarks run and count what they should; how fast anything is, is not asserted."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from peers import import_torchvision
+
+from inception_jax.models import create_model
+from inception_jax.state import count_parameters
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+PEER = f"""
+import sys, time
+sys.path.insert(0, {str(BENCHMARKS)!r})
+from worker import Side, serve
+
+class Peer(Side):
+    def describe(self):
+        return {{"versions": {{"torch": "2.0"}}, "gpu": None}}
+
+    def matrix_product(self, side):
+        return lambda: time.sleep(0.001)
+
+    def make(self, compiled, **arguments):
+        if compiled:
+            raise RuntimeError("no compiler\\nAdvice.")
+        return {{"parameters": PARAMETERS, "memory_before": self.memory_before()}}
+
+    def warm_up(self):
+        return super().warm_up() | {{"flops": 10**9}}
+
+    def steps(self, number):
+        time.sleep(0.01 * number)
+
+serve(Peer())
+"""
+
+
+@pytest.fixture
+def train_step(monkeypatch):
+    """The benchmark as a module; its folder stands first on the path, as when it is run."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import train_step
+
+    return train_step
+
+
+def parameters_of(name, side, **options):
+    model = create_model(name, num_classes=1000, **options)
+    images = np.zeros((1, side, side, 3), np.float32)
+    return count_parameters(jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))["params"])
+
+
+def test_help_shows_examples():
+    result = subprocess.run([sys.executable, BENCHMARKS / "train_step.py", "--help"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "--peer-python" in result.stdout
+    assert "  python benchmarks/train_step.py --models googlenet" in result.stdout
+
+
+def test_our_side_is_measured_against_a_peer(train_step, tmp_path, monkeypatch, capsys):
+    peer = tmp_path / "peer.py"
+    peer.write_text(PEER.replace("PARAMETERS", str(parameters_of("simple_cnn", 16))))
+    monkeypatch.setattr(train_step, "SCRIPTS", train_step.SCRIPTS | {"eager": peer, "compile": peer})
+    flags = "--models simple_cnn --shapes 2x16 --rounds 2 --seconds 0.05 --modes train --device cpu"
+    train_step.main([*flags.split(), "--json", str(tmp_path / "out.json")])
+
+    lines = capsys.readouterr().out.splitlines()
+    tables = [line.strip("| ").split(" | ") for line in lines if line.startswith("|")]
+    assert [len(row) for row in tables] == [len(train_step.SPEED_HEADER)] * 3 + [len(train_step.START_HEADER)] * 3
+    assert tables[2][:3] == ["simple_cnn", "2x16", "train"]
+    assert lines[-1] == "simple_cnn 2x16 train: no compile: RuntimeError: no compiler"
+    (case,) = json.loads((tmp_path / "out.json").read_text())["cases"]
+    assert [set(rates) for rates in case["rounds"]] == [{"ours", "eager"}] * 2
+    assert set(case["first_step_seconds"]) == {"cold", "warm", "eager"}
+    assert case["sides"]["ours"]["peak_memory"] > case["sides"]["ours"]["memory_before"] > 10**7
+
+
+def test_a_row_compares_with_the_better_peer_round_by_round(train_step):
+    facts = {"flops": 8 * 10**9, "peak_memory": 400e6, "memory_before": 300e6}
+    case = {
+        "model": "googlenet",
+        "shape": "4x32",
+        "mode": "train",
+        "images_per_second": {"ours": 10.0, "eager": 8.0, "compile": 12.5},
+        "sides": {"ours": {"peak_memory": 500e6, "memory_before": 200e6}, "eager": facts, "compile": facts},
+        "rounds": [{"ours": 10.0, "eager": 8.0, "compile": 12.5}, {"ours": 9.0, "eager": 8.0, "compile": 10.0}],
+    }
+    assert train_step.speed_row(case, 100e9) == [
+        "googlenet", "4x32", "train", "10", "8", "12.5", "0.85 (0.80 to 0.90)", "20%, 25%", "500 (200), 400 (300)",
+        "1.25",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "options"),
+    [
+        ("googlenet", 32, {}),
+        ("resnet18", 32, {"stem": "small"}),
+        ("resnet50", 64, {}),
+        ("vgg11", 32, {}),
+    ],
+)
+def test_the_peer_has_our_networks(train_step, name, side, options):
+    del train_step  # whose folder torch_peer is found in
+    import_torchvision()
+    import torch
+    import torch_peer
+
+    with torch.device("meta"):
+        network = torch_peer.make_network(name, bool(options))
+    assert sum(x.numel() for x in network.parameters()) == parameters_of(name, side, **options)
+    assert network(torch.zeros(2, 3, side, side, device="meta")).shape == (2, 1000)
+
+
+def test_the_peer_trains(train_step):
+    import_torchvision()
+    arguments = {"name": "resnet18", "batch": 2, "side": 32, "small_stem": True, "compiled": False}
+    flops = {}
+    for mode in ("train", "inference"):
+        with train_step.start("eager", "cpu", train_step.parse_arguments([])) as worker:
+            worker.ask("make", mode=mode, **arguments)
+            flops[mode] = worker.ask("warm_up")["flops"]
+            number, seconds = worker.ask("measure", duration=0.0)
+        assert number == 2
+        assert seconds > 0
+    # The first convolution needs no gradient of its input; all else costs as much again, twice.
+    first = 2 * 2 * 32 * 32 * 64 * 27
+    assert flops["train"] == 3 * flops["inference"] - first
