@@ -42,9 +42,9 @@ LIMITS = (
     ("0 or more", lambda x: x >= 0, (
         "num_devices", "checkpoint.every_steps", "checkpoint.keep_best", "data.augment.brightness",
         "data.augment.contrast", "data.augment.cutout", "data.augment.pad_and_crop", "data.augment.rotation",
-        "data.augment.saturation", "evaluate.batch_size", "evaluate.early_stopping_patience", "loss.aux_weight",
-        "optimizer.clip_norm", "optimizer.momentum", "optimizer.weight_decay", "schedule.cooldown",
-        "schedule.learning_rate", "schedule.patience", "schedule.warmup_epochs",
+        "data.augment.saturation", "evaluate.batch_size", "evaluate.early_stopping_patience", "evaluate.first_epoch",
+        "evaluate.stop_at", "loss.aux_weight", "optimizer.clip_norm", "optimizer.momentum", "optimizer.weight_decay",
+        "schedule.cooldown", "schedule.learning_rate", "schedule.patience", "schedule.warmup_epochs",
     )),
     ("more than 0", lambda x: x > 0, ("schedule.every_epochs",)),
     ("from 0 to 1", lambda x: 0 <= x <= 1, ("data.augment.horizontal_flip", "loss.label_smoothing")),
@@ -70,6 +70,7 @@ def default_config() -> Config:
     config.num_devices = 0  # devices of the data mesh; 0: all there are
     config.compute_dtype = "auto"  # auto: bfloat16 on accelerators, float32 on CPUs
     config.average_decay = 0.0  # per-step decay of the moving average of the weights that is evaluated; 0: none
+    config.profile = False  # trace a few steps into the run's folder, for TensorBoard's profiler and Perfetto
 
     config.model = model = _section()
     model.name = "googlenet"  # a name from list_models(), or "module:Name" from outside the package
@@ -144,12 +145,14 @@ def default_config() -> Config:
 
     config.evaluate = evaluate = _section()
     evaluate.every_epochs = 1
+    evaluate.first_epoch = 0  # no evaluation before this epoch's end
     evaluate.splits = ("validation",)  # evaluated during training
     evaluate.final_splits = ("validation", "test")  # evaluated at the end, with the last and the best weights
     evaluate.batch_size = 0  # 0: as in training
     evaluate.watch = "validation_top1"  # decides which checkpoint is the best, and early stopping
     evaluate.watch_mode = "max"
     evaluate.early_stopping_patience = 0  # evaluations without a better watched metric; 0: never stop early
+    evaluate.stop_at = 0.0  # end the run once the watched metric is this good, e.g. 0.94; 0: never
 
     config.checkpoint = checkpoint = _section()
     checkpoint.every_steps = 0  # besides the one at each evaluation; 0: none
@@ -200,6 +203,13 @@ def validate(config: Config) -> None:
             raise unknown_name(f"metric in {path}", metric, metrics)
     if config.schedule.name == "plateau" and not metrics:
         raise UserError("schedule.name='plateau' needs a split in evaluate.splits to watch")
+    if config.evaluate.stop_at and not metrics:
+        raise UserError("evaluate.stop_at needs a split in evaluate.splits to watch")
+    if config.evaluate.stop_at > 1 and not config.evaluate.watch.endswith("_loss"):
+        raise UserError(
+            f"evaluate.stop_at={config.evaluate.stop_at} is not allowed with evaluate.watch={config.evaluate.watch!r}, "
+            "which is from 0 to 1"
+        )
 
 
 def _get(config: Config, path: str) -> Any:

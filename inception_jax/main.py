@@ -6,7 +6,6 @@ JAX is imported only after the flags have been read: help and mistakes are answe
 import contextlib
 import logging
 import os
-import platform
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from absl import flags
 
+from inception_jax import process
 from inception_jax.config import Config, default_config
 from inception_jax.config_files import field_names, find_config, load_config, override, shipped_configs
 from inception_jax.errors import UserError
@@ -85,19 +85,6 @@ def _use_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def use_huge_pages() -> None:
-    """Starts this program again with glibc's allocator asking for huge pages; for programs, not for libraries.
-
-    XLA allocates its temporary buffers anew in every step, and their page faults were a quarter of a training step's
-    time on two CPU cores: 214 to 309 images/s (GoogLeNet, 128 images of 32 pixels). The setting is read when a process
-    starts, so there is no other way than a new start. Nothing happens where the setting is made already, and on
-    systems without glibc.
-    """
-    if platform.libc_ver()[0] == "glibc" and "GLIBC_TUNABLES" not in os.environ:
-        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-
-
 @contextlib.contextmanager
 def _log_to_stderr() -> Iterator[None]:
     """Shows what the package logs, once: libraries give the root logger a handler, too."""
@@ -149,5 +136,5 @@ def _say(message: str, exit_code: int) -> int:
 
 
 if __name__ == "__main__":
-    use_huge_pages()
+    process.tune()
     sys.exit(main())

@@ -97,6 +97,8 @@ def _notes(config: Mapping[str, Any]) -> list[str]:
         )
         if evaluate.get("early_stopping_patience"):
             notes.append("Stopped on test data: early stopping watched the same metric.")
+        if evaluate.get("stop_at"):
+            notes.append(f"Stopped on test data: the run was to end at {evaluate['watch']} {evaluate['stop_at']:g}.")
     if schedule.get("name") == "plateau" and str(schedule.get("metric", "")).startswith("test_"):
         notes.append(f"Chosen on test data: the learning rate was lowered by {schedule['metric']}.")
     return notes
@@ -106,12 +108,13 @@ def _facts(summary: Mapping[str, Any] | None, rows: list[Row]) -> list[tuple[str
     """Time, throughput and size, of the summary or, before there is one, of the last row."""
     last = rows[-1] if rows else {}
     values = summary or {"epochs": last.get("epoch"), "steps": last.get("step"), **last}
-    stopped = {"early": "early stopping", "completed": "all epochs"}
+    stopped = {"early": "early stopping", "completed": "all epochs", "target": "reaching the target"}
     formats = {
         "epochs": ("Epochs", lambda value: f"{value:g}"),
         "steps": ("Updates", lambda value: f"{value:,}"),
         "stopped": ("Ended by", lambda value: stopped.get(value, value)),
         "seconds": ("Time", format_seconds),
+        "training_seconds": ("Training steps alone", format_seconds),
         "images_per_second": ("Images per second", lambda value: f"{value:,.0f}"),
         "parameters": ("Parameters", lambda value: f"{value:,}"),
         "device": ("Device", str),

@@ -21,7 +21,7 @@ from inception_jax.errors import UserError
 from inception_jax.models import create_model
 
 # Where things are and how they are shown may differ when a run goes on; what is computed may not.
-MAY_DIFFER = ("data.directory", "data.archives", "num_devices", "log.")
+MAY_DIFFER = ("data.directory", "data.archives", "num_devices", "profile", "log.")
 
 
 def prepare_folder(folder: Path, config: Config) -> None:
@@ -211,10 +211,16 @@ def load_run(folder: str | Path, checkpoint: str = "best") -> Run:
     return Run(folder, config, model, restored.variables, inputs, step)
 
 
-def new_state(config: Config, model: nn.Module, optimizer: Any, image_shape: tuple[int, int, int]) -> state.TrainState:
-    """The state before the first update."""
+def new_state(
+    config: Config,
+    model: nn.Module,
+    optimizer: Any,
+    image_shape: tuple[int, int, int],
+    key: jax.Array | None = None,
+) -> state.TrainState:
+    """The state before the first update; `key` is the config's seed's unless it is given."""
     return state.create_state(
-        jax.random.key(config.seed),
+        jax.random.key(config.seed) if key is None else key,
         model,
         optimizer,
         image_shape,

@@ -14,6 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -23,11 +24,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from inception_jax import data, metrics, report, run, schedules, sharding, steps
+from inception_jax import data, metrics, run, schedules, sharding, steps
 from inception_jax.checkpoints import Checkpoints
 from inception_jax.config import Config, validate
 from inception_jax.data import order, resident
 from inception_jax.errors import UserError
+from inception_jax.profiling import Profiler
 from inception_jax.state import TrainState, count_parameters
 from inception_jax.writers import MetricWriter, Progress, format_seconds
 
@@ -105,14 +107,16 @@ class Record:
     inputs: dict[str, Any]
     steps_per_epoch: int
     elapsed_seconds: float = 0.0  # of all sessions, evaluation included
-    training_seconds: float = 0.0  # of all sessions, the first steps (compilation) left out
+    training_seconds: float = 0.0  # of steps alone, each session's first one (compilation) left out
     training_images: int = 0  # that training_seconds were spent on
+    evaluation_seconds: float = 0.0  # of evaluations while training, each session's first batch (compilation) left out
     evaluated_step: int = 0
     best_value: float | None = None  # of the watched metric
     evaluations_since_best: int = 0
 
 
 def _train(config: Config, folder: Path, dataset: resident.Dataset) -> dict[str, Any]:
+    started = time.monotonic()
     for name in {*config.evaluate.splits, *config.evaluate.final_splits}:
         if not len(dataset.splits[name]):
             raise UserError(f"data.splits.{name}={config.data.splits[name]!r} holds no example")
@@ -133,23 +137,32 @@ def _train(config: Config, folder: Path, dataset: resident.Dataset) -> dict[str,
     inputs = run.Inputs(dataset.class_names, dataset.image_shape, tuple(mean), tuple(std))
     model = run.build_model(config, len(dataset.class_names))
     optimizer, schedule = run.build_optimizer(config, steps_per_epoch)
+
+    def initial_state(key):
+        return run.new_state(config, model, optimizer, dataset.image_shape, key)
+
     # Shapes first: an option that does not fit the images is answered before anything is written.
-    jax.eval_shape(lambda: run.new_state(config, model, optimizer, dataset.image_shape))
+    initial_key = jax.random.key(config.seed)
+    initialization = jax.jit(initial_state).trace(initial_key)
     run.prepare_folder(folder, config)
 
     record = Record(dataclasses.asdict(inputs), steps_per_epoch)
     with run.open_checkpoints(folder, config) as checkpoints, _stop_requests() as stop_requested:
-        state = sharding.replicate(run.new_state(config, model, optimizer, dataset.image_shape), mesh)
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        template = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), initialization.out_info
+        )
+        state = None
         if checkpoints.latest_step() is not None:
-            state, kept = checkpoints.restore(None, state)
+            state, kept = checkpoints.restore(None, template)
             record = Record(**kept)
             if run.Inputs.from_json(record.inputs) != inputs or record.steps_per_epoch != steps_per_epoch:
                 raise UserError(
                     f"{folder} holds a run on other data: its classes, image shape, pixel statistics or number of "
                     "images differ. Choose another --workdir, or bring the data back to what it was"
                 )
-        first_step = int(state.step)
-        _log_start(folder, dataset, mesh, dtype, state, first_step, total_steps)
+        first_step = 0 if state is None else int(state.step)
+        _log_start(folder, dataset, mesh, dtype, template, first_step, total_steps)
         train_step = jax.jit(
             partial(
                 steps.train_step,
@@ -162,8 +175,16 @@ def _train(config: Config, folder: Path, dataset: resident.Dataset) -> dict[str,
                 average_decay=config.average_decay,
             ),
             donate_argnames="state",
-            out_shardings=NamedSharding(mesh, PartitionSpec()),
+            out_shardings=everywhere,
         )
+        batches, key = _batches(dataset.splits["train"], mesh), jax.random.key(config.seed + 1)
+        if state is None:
+            # The two programs are compiled, or read from the cache, side by side.
+            with ThreadPoolExecutor(1) as pool:
+                initial = pool.submit(lambda: initialization.lower().compile()(initial_key))
+                example = batches(np.arange(config.batch_size))
+                train_step = train_step.lower(template, *example, key).compile()
+            state = sharding.replicate(initial.result(), mesh)
         evaluator = Evaluator(
             dataset,
             mesh,
@@ -180,7 +201,8 @@ def _train(config: Config, folder: Path, dataset: resident.Dataset) -> dict[str,
             mode=config.log.progress,
             every_seconds=config.log.every_seconds,
         )
-        with writer, progress:
+        profiler = Profiler(folder if config.profile else None, first_step)
+        with writer, progress, profiler:
             state, stopped = _loop(
                 config,
                 state,
@@ -190,13 +212,17 @@ def _train(config: Config, folder: Path, dataset: resident.Dataset) -> dict[str,
                 checkpoints,
                 writer,
                 progress,
+                profiler,
                 stop_requested,
                 schedule=schedule,
-                batches=_batches(dataset.splits["train"], mesh),
-                key=jax.random.key(config.seed + 1),
+                batches=batches,
+                key=key,
                 total_steps=total_steps,
+                started=started,
             )
         summary = _summarize(config, folder, state, record, evaluator, checkpoints, stopped)
+    from inception_jax import report  # only now, since Matplotlib would delay the first step
+
     logger.info("report: %s", report.write_report(folder))
     return summary
 
@@ -210,18 +236,24 @@ def _loop(
     checkpoints: Checkpoints,
     writer: MetricWriter,
     progress: Progress,
+    profiler: Profiler,
     stop_requested: Callable[[], bool],
     *,
     schedule: Callable[[int], Any],
     batches: Callable[[np.ndarray], tuple[jax.Array, jax.Array]],
     key: jax.Array,
     total_steps: int,
+    started: float,
 ) -> tuple[TrainState, str]:
-    """Trains until the end, early stopping or a request to stop; at an epoch's end it evaluates, then saves."""
+    """Trains until the end, early stopping or a request to stop; at an epoch's end it evaluates, then saves.
+
+    Returns the state and why training ended: "completed", "early" or "target".
+    """
     num_examples = len(evaluator.dataset.splits["train"])
     evaluate_every = config.evaluate.every_epochs * record.steps_per_epoch
+    evaluate_from = config.evaluate.first_epoch * record.steps_per_epoch
     save_every, patience = config.checkpoint.every_steps, config.evaluate.early_stopping_patience
-    clock = Clock(record, config.batch_size)
+    clock = Clock(record, config.batch_size, started)
     in_flight: collections.deque[tuple[int, jax.Array]] = collections.deque()
     first_step = step = int(state.step)
 
@@ -237,11 +269,13 @@ def _loop(
                 )
 
     def save(watched: dict[str, float] | None = None) -> None:
+        clock.pause(step)  # what was timed belongs to the checkpoint
         record.elapsed_seconds = clock.elapsed()
         checkpoints.save(step, state, dataclasses.asdict(record), watched)
 
     while True:
-        if step > record.evaluated_step and (step % evaluate_every == 0 or step == total_steps):
+        due = step % evaluate_every == 0 and step >= evaluate_from
+        if step > record.evaluated_step and (due or step == total_steps):
             finish_steps()
             rate = clock.pause(step)
             state, row = _end_epoch(config, state, record, evaluator, schedule, step)
@@ -250,6 +284,8 @@ def _loop(
             save({name: row[name] for name in (config.evaluate.watch,) if name in row})
         if patience and record.evaluations_since_best >= patience:
             return state, "early"
+        if _reached(config.evaluate.stop_at, record.best_value, config.evaluate.watch_mode):
+            return state, "target"
         if step >= total_steps:
             return state, "completed"
         if stop_requested():
@@ -263,15 +299,25 @@ def _loop(
             finish_steps()
             save()
 
-        indices = order.batch_indices(config.seed, step, num_examples=num_examples, batch_size=config.batch_size)
-        clock.resume(step)
-        state, loss = train_step(state, *batches(indices), key)
-        step += 1
-        in_flight.append((step, loss))
-        # Of the first step nothing may stay in flight: it compiles, and the clock starts behind it.
-        finish_steps(STEPS_IN_FLIGHT if step > first_step + 1 else 0)
+        if profiler.starts_with(step + 1):
+            finish_steps()
+            clock.pause(step)
+            profiler.start()
+        with profiler.step(step + 1):
+            indices = order.batch_indices(config.seed, step, num_examples=num_examples, batch_size=config.batch_size)
+            clock.resume(step)
+            state, loss = train_step(state, *batches(indices), key)
+            step += 1
+            in_flight.append((step, loss))
+            # Of the first step nothing may stay in flight: it compiles, and the clock starts behind it.
+            finish_steps(STEPS_IN_FLIGHT if step > first_step + 1 else 0)
         if step == first_step + 1:
+            logger.info("first step: after %.1f s, compilation included", clock.session())
             clock.restart(step)
+        if profiler.ends_with(step):
+            finish_steps()
+            profiler.stop()
+            clock.restart(step)  # steps under the profiler are slower
         if step == first_step + STEPS_TO_ESTIMATE:
             finish_steps()
             rate = clock.rate(step)
@@ -281,6 +327,13 @@ def _loop(
             row = _running_metrics(state, schedule, step)
             progress.update(step, row)
             writer.scalars(step, row)
+
+
+def _reached(target: float, value: float | None, mode: str) -> bool:
+    """Whether a metric's best value is as good as the target; there is none if it is 0."""
+    if not target or value is None:
+        return False
+    return value >= target if mode == "max" else value <= target
 
 
 def _running_metrics(state: TrainState, schedule: Callable[[int], Any], step: int) -> dict[str, float]:
@@ -300,9 +353,11 @@ def _end_epoch(
 ) -> tuple[TrainState, dict[str, float]]:
     """Evaluates, lets the plateau schedule look, updates the record; the new state and the row for metrics.csv."""
     row = {"epoch": step / record.steps_per_epoch} | _running_metrics(state, schedule, step)
+    seconds_before = evaluator.seconds
     for split in config.evaluate.splits:
         means = evaluator(state.variables, split)
         row |= {f"{split}_{name}": value for name, value in means.items() if name != "count"}
+    record.evaluation_seconds += evaluator.seconds - seconds_before
     plateau = state.plateau
     if config.schedule.name == "plateau":
         rate = config.schedule.learning_rate
@@ -328,21 +383,32 @@ def _end_epoch(
 
 
 class Evaluator:
-    """Metrics of a whole split, every example counted once, at any batch size."""
+    """Metrics of a whole split, every example counted once, at any batch size.
+
+    Attributes:
+      seconds: that evaluations took, without the first batch, which compiles.
+    """
 
     def __init__(self, dataset: resident.Dataset, mesh: Mesh, batch_size: int, *, model: Any, prepare: Callable):
         self.dataset = dataset
         self.mesh = mesh
         self._batch_size = -(-batch_size // mesh.size) * mesh.size  # padding makes up what does not divide
         self._eval_step = jax.jit(partial(steps.eval_step, model=model, prepare=prepare))
+        self._compiled = False
+        self.seconds = 0.0
 
     def __call__(self, variables: dict[str, Any], split: str) -> dict[str, float]:
         """The means over the split: loss, top1, top5, count."""
-        total = None
+        total, started = None, time.monotonic()
         for batch in resident.eval_batches(self.dataset.splits[split], self._batch_size):
             sums = self._eval_step(variables, *sharding.split_batch(batch, self.mesh))
             total = sums if total is None else metrics.add(total, sums)
-        return metrics.summarize(jax.device_get(total))
+            if not self._compiled:
+                jax.block_until_ready(sums)
+                self._compiled, started = True, time.monotonic()
+        total = jax.device_get(total)
+        self.seconds += time.monotonic() - started
+        return metrics.summarize(total)
 
 
 def _batches(split: resident.Split, mesh: Mesh) -> Callable[[np.ndarray], tuple[jax.Array, jax.Array]]:
@@ -362,15 +428,18 @@ def _batches(split: resident.Split, mesh: Mesh) -> Callable[[np.ndarray], tuple[
 class Clock:
     """Seconds that the run has taken, over all its sessions, and the speed of its training steps."""
 
-    def __init__(self, record: Record, batch_size: int):
+    def __init__(self, record: Record, batch_size: int, started: float):
         self._record = record
         self._batch_size = batch_size
         self._before = record.elapsed_seconds
-        self._started = time.monotonic()
+        self._started = started
         self._mark: tuple[float, int] | None = None  # when, and after which step, the steps being timed began
 
     def elapsed(self) -> float:
-        return self._before + time.monotonic() - self._started
+        return self._before + self.session()
+
+    def session(self) -> float:
+        return time.monotonic() - self._started
 
     def resume(self, step: int) -> None:
         if self._mark is None:
@@ -478,6 +547,8 @@ def _summarize(
         "stopped": stopped,
         "images_per_second": record.training_images / record.training_seconds if record.training_seconds else None,
         "seconds": record.elapsed_seconds,
+        "training_seconds": record.training_seconds,
+        "evaluation_seconds": record.evaluation_seconds,
         "parameters": count_parameters(state.params),
         "device": f"{evaluator.mesh.size} x {device.device_kind}",
         "versions": {"python": platform.python_version()}

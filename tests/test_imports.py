@@ -8,10 +8,10 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "inception_jax"
 # From the bottom up; a module imports from its own layer or from those before it.
 LAYERS = (
-    {"errors"},
+    {"errors", "process"},
     {"registry", "config", "ops"},
     {"config_files", "models", "losses", "metrics"},
-    {"data", "checkpoints", "schedules", "optimizers", "sharding", "writers", "state"},
+    {"data", "checkpoints", "schedules", "optimizers", "sharding", "writers", "state", "profiling"},
     {"steps"},
     {"run"},
     {"report"},

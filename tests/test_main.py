@@ -54,9 +54,10 @@ def test_any_field_can_be_set(folder):
             "--config=small.py", "--workdir=elsewhere", "--config.schedule.learning_rate=0.05",
             "--config.optimizer.nesterov=true", "--config.model.norm=batch", "--config.model.dropout_rate=0.25",
             "--config.evaluate.splits=validation,test", "--config.schedule.boundaries=(60,120)",
-            "--config.data.splits.train=train[:80%]",
+            "--config.data.splits.train=train[:80%]", "--config.profile",
         ]
     )  # fmt: skip
+    assert config.profile is True
     assert workdir == Path("elsewhere")
     assert config.schedule.learning_rate == 0.05
     assert config.optimizer.nesterov is True
@@ -93,6 +94,7 @@ WRONG = [
     (["--config=small.py", "--config.accumulation_steps=3"], "does not divide into accumulation_steps=3"),
     (["--config=small.py", "--config.num_devices=8", "--config.batch_size=60"], "does not divide over 8 devices"),
     (["--config=small.py", "--config.evaluate.watch=validation_top3"], "unknown metric in evaluate.watch"),
+    (["--config=small.py", "--config.evaluate.stop_at=94"], "watch='validation_top1', which is from 0 to 1"),
     (["--config=small.py", "--config.evaluate.splits=dev"], "unknown split in evaluate.splits 'dev'"),
     (["--config=small.py", "--config.evaluate.splits=(1,2)"], "unknown split in evaluate.splits '1'"),
     (["--config=small.py", "--config.schedule.boundaries=(a,b)"], "schedule.boundaries=('a', 'b') is not allowed"),
@@ -123,7 +125,7 @@ def test_a_loss_that_is_not_finite_has_its_own_exit_code(folder, capsys):
 def test_training_leaves_the_whole_run_folder_and_finishes_again_at_once(folder, capsys):
     assert main.main(["--config=small.py", "--config.log.tensorboard=true"]) == 0
     shown = capsys.readouterr().err
-    for expected in ("device: 1 x cpu", "data: digits", "parameters: ", "estimate: ", "epoch 2/2 done"):
+    for expected in ("device: 1 x cpu", "data: digits", "parameters: ", "first step: ", "estimate: ", "epoch 2/2 done"):
         assert expected in shown
     names = {path.name.partition(".")[0] for path in (folder / "runs" / "small").iterdir()}
     assert names >= {"config", "metrics", "summary", "report", "events", "checkpoints"}

@@ -88,6 +88,12 @@ def test_a_finished_run(tmp_path):
     assert "Chosen on test data" not in page.text
 
 
+def test_a_run_that_reached_its_target_tells_the_time_of_its_steps(tmp_path):
+    page = make_run(tmp_path, summary=make_summary("test", stopped="target", training_seconds=41.2))
+    for text in ("reaching the target", "41 s"):
+        assert text in page.text
+
+
 def test_it_needs_nothing_from_outside(tmp_path):
     page = make_run(tmp_path, summary=make_summary("validation", "test"))
     for tag, attributes in page.tags:
@@ -161,6 +167,7 @@ def test_where_nothing_was_watched_there_is_no_best(tmp_path):
     [
         ({"evaluate.watch": "test_top1"}, "the best weights were picked by test_top1"),
         ({"evaluate.watch": "test_top1", "evaluate.early_stopping_patience": 3}, "Stopped on test data"),
+        ({"evaluate.watch": "test_top1", "evaluate.stop_at": 0.94}, "the run was to end at test_top1 0.94"),
         ({"schedule.name": "plateau", "schedule.metric": "test_loss"}, "the learning rate was lowered by test_loss"),
     ],
 )

@@ -1,20 +1,22 @@
 """Whole runs of small networks: what a user starts, stops, resumes and looks into."""
 
 import csv
+import gzip
 import json
 import signal
 import sys
+import warnings
 
 import jax
 import numpy as np
 import pytest
 
 import inception_jax
-from inception_jax import data, main, run, train
+from inception_jax import data, main, profiling, run, train
 from inception_jax.config import default_config
 from inception_jax.errors import UserError
 
-TIMINGS = ("images_per_second", "seconds")
+TIMINGS = ("images_per_second", "seconds", "training_seconds", "evaluation_seconds")
 
 
 @pytest.fixture
@@ -152,6 +154,7 @@ def test_another_config_in_the_same_folder_is_refused_with_the_difference(config
     config.num_epochs = 1
     train.train_and_evaluate(config, tmp_path)
     config.log.progress = "lines"  # how it is shown may differ
+    config.profile = True
     train.train_and_evaluate(config, tmp_path)
     config.schedule.learning_rate = 0.2
     with pytest.raises(UserError, match=r"another config: schedule.learning_rate was 0.05, now 0.2"):
@@ -180,6 +183,99 @@ def test_early_stopping_waits_for_its_patience(config, tmp_path):
     config.evaluate.early_stopping_patience = 2
     result = train.train_and_evaluate(config, tmp_path)
     assert (result["stopped"], result["epochs"], result["best"]["epoch"]) == ("early", 3, 1)
+
+
+def test_a_run_ends_at_its_target_and_tells_the_time_until_then(config, tmp_path):
+    config.num_epochs = 6
+    config.schedule.name = "constant"
+    config.schedule.learning_rate = 0.02
+    config.evaluate.splits = ("test",)
+    config.evaluate.watch = "test_top1"
+    config.evaluate.first_epoch = 2
+    config.evaluate.every_epochs = 1
+    config.evaluate.stop_at = 0.3
+    result = train.train_and_evaluate(config, tmp_path / "max")
+    evaluated = [float(row["test_top1"]) for row in rows(tmp_path / "max")]
+    assert all(value < 0.3 for value in evaluated[:-1])
+    assert evaluated[-1] >= 0.3
+    assert (result["stopped"], result["epochs"]) == ("target", len(evaluated) + 1)
+    assert 0 < result["training_seconds"] < result["seconds"]
+    assert 0 <= result["evaluation_seconds"] < result["seconds"] - result["training_seconds"]
+    timed = (result["steps"] - 1) * config.batch_size  # all but the first step
+    assert result["images_per_second"] == pytest.approx(timed / result["training_seconds"])
+    assert "Stopped on test data" in (tmp_path / "max" / "report.html").read_text()
+    # A run that has reached it stays ended.
+    assert train.train_and_evaluate(config, tmp_path / "max")["stopped"] == "target"
+
+    config.evaluate.watch, config.evaluate.watch_mode = "test_loss", "min"
+    config.evaluate.stop_at = 1e-6
+    config.num_epochs = 2
+    assert train.train_and_evaluate(config, tmp_path / "min")["stopped"] == "completed"
+    config.evaluate.stop_at = 100.0
+    assert train.train_and_evaluate(config, tmp_path / "min_reached")["stopped"] == "target"
+
+
+def test_the_time_of_steps_survives_a_stop_in_the_middle_of_an_epoch(config, tmp_path, monkeypatch):
+    config.num_epochs = 1
+    stop_after(monkeypatch, 10)
+    with pytest.raises(train.Interrupted):
+        train.train_and_evaluate(config, tmp_path)
+    result = train.train_and_evaluate(config, tmp_path)
+    timed = (result["steps"] - 2) * config.batch_size  # all but each session's first step
+    assert result["images_per_second"] == pytest.approx(timed / result["training_seconds"])
+
+
+def traced_steps(folder):
+    """The steps that the only trace in a run's folder marks, by what TensorBoard reads and by what Perfetto reads."""
+    (profile,) = (folder / "profile" / "plugins" / "profile").glob("*/*.xplane.pb")
+    (perfetto,) = profile.parent.glob("perfetto_trace.json.gz")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # nanobind's types have no module, says Python 3.12
+        events = [
+            event
+            for plane in jax.profiler.ProfileData.from_file(str(profile)).planes
+            for line in plane.lines
+            for event in line.events
+            if event.name == "train"
+        ]
+        marked = [dict(event.stats)["step_num"] for event in events]
+    shown = json.loads(gzip.decompress(perfetto.read_bytes()))["traceEvents"]
+    return marked, [int(event["args"]["step_num"]) for event in shown if event.get("name") == "train"]
+
+
+def test_a_profile_marks_its_steps_and_changes_nothing(config, tmp_path, caplog):
+    config.num_epochs = 1
+    train.train_and_evaluate(config, tmp_path / "plain")
+    config.profile = True
+    with caplog.at_level("INFO", "inception_jax"):
+        train.train_and_evaluate(config, tmp_path / "profiled")
+    expected = list(range(profiling.FIRST_STEP, profiling.LAST_STEP + 1))
+    assert traced_steps(tmp_path / "profiled") == (expected, expected)
+    assert f"profile: steps 6 to 10 in {tmp_path / 'profiled' / 'profile'}" in caplog.text
+    assert_same_run(tmp_path / "profiled", tmp_path / "plain")
+    assert not (tmp_path / "plain" / "profile").exists()
+
+
+@pytest.mark.parametrize("end", ["completed", "stopped", "failed", "too early"])
+def test_a_profile_is_whole_however_the_run_ends(config, tmp_path, monkeypatch, caplog, end):
+    config.profile = True
+    config.num_epochs = 1
+    if end == "completed":
+        config.data.splits.train = "train[:480]"  # eight steps
+        train.train_and_evaluate(config, tmp_path)
+    elif end == "too early":
+        config.data.splits.train = "train[:180]"
+        train.train_and_evaluate(config, tmp_path)
+        assert "profile: nothing was traced" in caplog.text
+        assert not (tmp_path / "profile").exists()
+        return
+    else:
+        stop_after(monkeypatch, 8)
+        if end == "failed":
+            monkeypatch.setattr(train.signal, "signal", lambda number, handler: None)
+        with pytest.raises(KeyboardInterrupt if end == "failed" else train.Interrupted):
+            train.train_and_evaluate(config, tmp_path)
+    assert traced_steps(tmp_path) == ([6, 7, 8], [6, 7, 8])
 
 
 @pytest.mark.parametrize(

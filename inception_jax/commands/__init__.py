@@ -5,11 +5,8 @@ import importlib.metadata
 import sys
 from typing import NoReturn
 
-from inception_jax.commands import configs, prepare, train
+from inception_jax import process
 from inception_jax.errors import UserError, unknown_name
-from inception_jax.main import use_huge_pages
-
-COMMANDS = {"train": train, "prepare": prepare, "configs": configs}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -20,16 +17,20 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: list[str] | None = None) -> int:
     """Runs the sub-command that `argv` names (None: this process's); returns the exit code, 2 for a user's mistake."""
     if argv is None:
-        use_huge_pages()
+        process.tune()
         argv = sys.argv[1:]
+    # Imported only now, so that the new start that tune() may make costs nothing.
+    from inception_jax.commands import configs, prepare, train
+
+    commands = {"train": train, "prepare": prepare, "configs": configs}
     parser = _Parser(prog="inception-jax", description="Train and study the Inception family of image classifiers.")
     parser.add_argument("--version", action="version", version=importlib.metadata.version("inception-jax"))
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in COMMANDS.values():
+    for module in commands.values():
         module.add_parser(subparsers)
     try:
-        if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
-            raise unknown_name("command", argv[0], COMMANDS)
+        if argv and not argv[0].startswith("-") and argv[0] not in commands:
+            raise unknown_name("command", argv[0], commands)
         args = parser.parse_args(argv)
         return args.run(args)
     except UserError as error:
