@@ -75,7 +75,7 @@ class TorchSide(Side):
         return {"versions": versions, "gpu": torch.cuda.get_device_name() if self.on_gpu else None}
 
     def matrix_product(self, side: int) -> Callable[[], Any]:
-        x = torch.ones(side, side, device=self._device, dtype=torch.bfloat16 if self.on_gpu else torch.float32)
+        x = torch.randn(side, side, device=self._device, dtype=torch.bfloat16 if self.on_gpu else torch.float32)
 
         def multiply() -> None:
             torch.matmul(x, x)

@@ -24,10 +24,12 @@ from typing import Any
 from worker import Worker, WorkerError, cores
 
 EXAMPLES = """\
+Nothing else should run meanwhile. Most of the time goes into compilation; --peers eager saves torch.compile's.
+
 examples, in the repository's root:
-  python benchmarks/train_step.py
+  python benchmarks/train_step.py --json train_step.json
   python benchmarks/train_step.py --models googlenet --shapes 64x32 --rounds 3 --peers eager
-  python benchmarks/train_step.py --peer-python ../torch/bin/python --json train_step.json
+  python benchmarks/train_step.py --peer-python ../torch/bin/python --models vgg11 --modes inference
   python benchmarks/train_step.py --device gpu --shapes 256x224 512x224
 """
 FOLDER = Path(__file__).parent
@@ -55,7 +57,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--rounds", type=int, default=7)
     add("--seconds", type=float, default=1.0, help="of steps of each side in a round, at least two steps (default: 1)")
     add("--device", choices=("auto", "cpu", "gpu"), default="auto", help="auto: a GPU that both sides see, or the CPU")
-    add("--threads", type=int, help="cores that may be used (default: all)")
+    add("--threads", type=int, help="cores to use, on Linux (default: all)")
     add("--peer-python", default=sys.executable, help="the Python that has PyTorch (default: this one)")
     add("--json", type=Path, help="file for everything, every round included")
     return parser.parse_args(argv)
@@ -71,7 +73,7 @@ def shape(text: str) -> str:
 def start(side: str, device: str, options: argparse.Namespace, cache: str = "") -> Worker:
     """A side's process. What it compiles is kept in `cache`."""
     environment = {key: value for key, value in os.environ.items() if key != "JAX_NUM_CPU_DEVICES"}
-    environment.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")  # see inception_jax.main.use_huge_pages
+    environment.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")  # as our programs
     environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # several processes share the GPU
     environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"  # as the trainer
     if cache:
@@ -84,6 +86,7 @@ def start(side: str, device: str, options: argparse.Namespace, cache: str = "") 
 def describe(options: argparse.Namespace) -> dict[str, Any]:
     """The machine: what the sides are made of, the device they share, and how fast it multiplies matrices."""
     sides = ("ours", "eager")
+    load = os.getloadavg()  # before our own
     found = {}
     for side in sides:
         with start(side, options.device, options) as worker:
@@ -104,7 +107,7 @@ def describe(options: argparse.Namespace) -> dict[str, Any]:
         "gpu": gpus[0] if device == "gpu" else None,
         "cpu": models[0] if models else platform.processor(),
         "cores": cores(),
-        "load_average": os.getloadavg(),
+        "load_average": load,
         "platform": platform.platform(),
         "versions": {side: found[side]["versions"] for side in sides},
         "matrix_flops": flops,
@@ -198,17 +201,21 @@ def header_lines(cells: Sequence[str]) -> str:
 def machine_line(machine: dict[str, Any]) -> str:
     versions, flops = machine["versions"], machine["matrix_flops"]
     device = machine["gpu"] or f"{machine['cores']} cores of {machine['cpu']}"
+    load = machine["load_average"][0]
+    busy = load > machine["cores"] / 4
     return (
         f"{device}, {'bfloat16' if machine['gpu'] else 'float32'}. JAX {versions['ours']['jax']} against PyTorch "
         f"{versions['eager']['torch']}, whose matrix products reach {flops['ours'] / 1e9:,.0f} and "
-        f"{flops['eager'] / 1e9:,.0f} GFLOP/s; the peak is the higher one. Load when this began: "
-        f"{machine['load_average'][0]:.1f}."
+        f"{flops['eager'] / 1e9:,.0f} GFLOP/s; the peak is the higher one. Load average when "
+        f"this began: {load:.1f}{', TOO HIGH: PyTorch suffers more than we from what else runs' if busy else ''}."
     )
 
 
 def main(argv: list[str] | None = None) -> None:
     options = parse_arguments(argv)
     if options.threads:
+        if not hasattr(os, "sched_setaffinity"):
+            raise SystemExit("error: --threads needs Linux")
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])  # which all the sides inherit
     machine = describe(options)
     models, shapes = DEFAULTS[machine["device"]]

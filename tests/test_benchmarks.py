@@ -81,6 +81,23 @@ def test_our_side_is_measured_against_a_peer(train_step, tmp_path, monkeypatch, 
     assert case["sides"]["ours"]["peak_memory"] > case["sides"]["ours"]["memory_before"] > 10**7
 
 
+def test_our_side_waits_for_every_step(train_step):
+    del train_step  # whose folder our_step is found in
+    import our_step
+
+    class Result:
+        ready = False
+
+        def block_until_ready(self):
+            self.ready = True
+
+    results = []
+    side = our_step.OurSide()
+    side._step = lambda: results.append(Result()) or results[-1]
+    side.steps(5)
+    assert [result.ready for result in results] == [True] * 5
+
+
 def test_a_row_compares_with_the_better_peer_round_by_round(train_step):
     facts = {"flops": 8 * 10**9, "peak_memory": 400e6, "memory_before": 300e6}
     case = {
