@@ -1,8 +1,10 @@
-"""Our side of train_step.py: the steps as the trainer and `Run.predict` compile them."""
+"""Our side of train_step.py: the steps, compiled and called as the trainer and `Run.predict` do."""
 
 import collections
+import gc
 import platform
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -12,7 +14,7 @@ import numpy as np
 from jax import numpy as jnp
 from worker import Side, serve
 
-from inception_jax import steps
+from inception_jax import process, steps
 from inception_jax.models import create_model
 from inception_jax.optimizers import make_optimizer
 from inception_jax.state import count_parameters, create_state
@@ -40,31 +42,34 @@ class OurSide(Side):
         dtype = jnp.bfloat16 if self.on_gpu else jnp.float32
         model = create_model(name, num_classes=1000, dtype=dtype, dropout_rate=0.0, **options)
         optimizer = make_optimizer("sgd", 0.01, momentum=0.9)
-        state = create_state(jax.random.key(0), model, optimizer, (side, side, 3))
-        parameters = count_parameters(state.params)
         random = np.random.default_rng(0)
         images = jax.device_put(random.standard_normal((batch, side, side, 3), np.float32))
         labels = jax.device_put(random.integers(0, 1000, batch, np.int32))
-        self._step = (self._train if mode == "train" else self._predict)(model, optimizer, state, images, labels)
-        self.steps(1)
-        return {"parameters": parameters, "memory_before": before}
+        key = jax.random.key(0)
 
-    def _train(self, model, optimizer, state, images, labels) -> Callable[[], jax.Array]:
-        step = partial(steps.train_step, model=model, optimizer=optimizer, prepare=lambda key, images: images)
-        step = jax.jit(step, donate_argnames="state")
-        key = jax.random.key(1)
+        create = partial(create_state, model=model, optimizer=optimizer, image_shape=(side, side, 3))
+        initialization = jax.jit(create).trace(key)
+        template = initialization.out_info
+        with ThreadPoolExecutor(1) as pool:  # side by side, as the trainer
+            initial = pool.submit(lambda: initialization.lower().compile()(key))
+            if mode == "train":
+                program = partial(
+                    steps.train_step, model=model, optimizer=optimizer, prepare=lambda key, images: images
+                )
+                program = jax.jit(program, donate_argnames="state").lower(template, images, labels, key).compile()
+            else:
+                program = partial(steps.predict_step, model=model, prepare=lambda images: images)
+                program = jax.jit(program).lower(template.variables, images).compile()
+        state = initial.result()
 
         def train() -> jax.Array:
             nonlocal state
-            state, loss = step(state, images, labels, key)
+            state, loss = program(state, images, labels, key)
             return loss
 
-        return train
-
-    def _predict(self, model, optimizer, state, images, labels) -> Callable[[], jax.Array]:
-        del optimizer, labels
-        predict = jax.jit(partial(steps.predict_step, model=model, prepare=lambda images: images))
-        return partial(predict, state.variables, images)
+        self._step = train if mode == "train" else partial(program, state.variables, images)
+        self.steps(1)
+        return {"parameters": count_parameters(template.params), "memory_before": before}
 
     def steps(self, number: int) -> None:
         in_flight: collections.deque[jax.Array] = collections.deque()
@@ -84,4 +89,5 @@ class OurSide(Side):
 
 
 if __name__ == "__main__":
+    gc.set_threshold(process.GC_THRESHOLD)  # as our programs
     serve(OurSide())
