@@ -16,6 +16,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from inception_jax.errors import unknown_name
+from inception_jax.ops import winograd
 
 Pair = tuple[int, int]
 Pads = tuple[Pair, Pair]
@@ -142,34 +143,27 @@ def _conv_forward(x, kernel, strides, pads, precision):
 
 
 def _conv_backward(strides, pads, precision, residuals, dy):
-    x, kernel = residuals
-    x_shape, kernel_shape = x.shape, kernel.shape
     args = {"strides": strides, "pads": pads, "precision": precision}
-
-    def lax_input_gradient(dy, kernel):
-        x = jax.ShapeDtypeStruct(x_shape, dy.dtype)
-        return jax.linear_transpose(lambda x: _lax_conv(x, kernel, **args), x)(dy)[0]
-
-    def lax_kernel_gradient(dy, x):
-        kernel = jax.ShapeDtypeStruct(kernel_shape, dy.dtype)
-        return jax.linear_transpose(lambda kernel: _lax_conv(x, kernel, **args), kernel)(dy)[0]
-
-    dx = lax.platform_dependent(
-        dy,
-        kernel,
-        cpu=functools.partial(_cpu_input_gradient, x_shape=x_shape, fallback=lax_input_gradient, **args),
-        default=lax_input_gradient,
-    )
-    dkernel = lax.platform_dependent(
-        dy,
-        x,
-        cpu=functools.partial(_cpu_kernel_gradient, kernel_shape=kernel_shape, fallback=lax_kernel_gradient, **args),
-        default=lax_kernel_gradient,
-    )
-    return dx, dkernel
+    cpu = functools.partial(_cpu_gradients, **args)
+    default = functools.partial(_lax_gradients, **args)
+    return lax.platform_dependent(*residuals, dy, cpu=cpu, default=default)
 
 
 _conv.defvjp(_conv_forward, _conv_backward)
+
+
+def _lax_gradients(x, kernel, dy, **args) -> tuple[Array, Array]:
+    return _lax_input_gradient(kernel, dy, x.shape, **args), _lax_kernel_gradient(x, dy, kernel.shape, **args)
+
+
+def _lax_input_gradient(kernel, dy, x_shape, **args) -> Array:
+    x = jax.ShapeDtypeStruct(x_shape, dy.dtype)
+    return jax.linear_transpose(lambda x: _lax_conv(x, kernel, **args), x)(dy)[0]
+
+
+def _lax_kernel_gradient(x, dy, kernel_shape, **args) -> Array:
+    kernel = jax.ShapeDtypeStruct(kernel_shape, dy.dtype)
+    return jax.linear_transpose(lambda kernel: _lax_conv(x, kernel, **args), kernel)(dy)[0]
 
 
 # What follows runs on CPUs only.
@@ -178,6 +172,8 @@ _conv.defvjp(_conv_forward, _conv_backward)
 def _cpu_forward(x, kernel, strides: Pair, pads: Pads, precision) -> Array:
     if _is_pointwise(kernel.shape, pads):
         return _dot(x[:, :: strides[0], :: strides[1]], kernel[0, 0], precision)
+    if _suits_winograd(x, kernel.shape, strides, precision):
+        return winograd.conv(x, kernel, pads)
     out_sizes = _out_sizes(x.shape, kernel.shape, strides, pads)
     if _is_tiny(x.shape, kernel.shape):
         y = jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))
@@ -190,7 +186,14 @@ def _cpu_forward(x, kernel, strides: Pair, pads: Pads, precision) -> Array:
     return _lax_conv(x, kernel, strides, pads, precision)
 
 
-def _cpu_input_gradient(dy, kernel, x_shape, strides: Pair, pads: Pads, precision, fallback) -> Array:
+def _cpu_gradients(x, kernel, dy, strides: Pair, pads: Pads, precision) -> tuple[Array, Array]:
+    if _suits_winograd(x, kernel.shape, strides, precision):
+        return winograd.gradients(x, kernel, dy, pads)
+    args = {"strides": strides, "pads": pads, "precision": precision}
+    return _cpu_input_gradient(kernel, dy, x.shape, **args), _cpu_kernel_gradient(x, dy, kernel.shape, **args)
+
+
+def _cpu_input_gradient(kernel, dy, x_shape, strides: Pair, pads: Pads, precision) -> Array:
     if _is_pointwise(kernel.shape, pads) or _is_tiny(x_shape, kernel.shape):
         dx = jnp.zeros((), jnp.promote_types(dy.dtype, jnp.float32))
         for i, j, rows, columns in _contacts(x_shape[1:3], dy.shape[1:3], kernel.shape, strides, pads):
@@ -201,16 +204,16 @@ def _cpu_input_gradient(dy, kernel, x_shape, strides: Pair, pads: Pads, precisio
         flipped = kernel[::-1, ::-1].swapaxes(2, 3)
         back = [(k - 1 - low, k - 1 - high) for k, (low, high) in zip(kernel.shape, pads, strict=False)]
         return _lax_conv(_pad(dy, (back[0], back[1])), flipped, (1, 1), ((0, 0), (0, 0)), precision)
-    return fallback(dy, kernel)
+    return _lax_input_gradient(kernel, dy, x_shape, strides=strides, pads=pads, precision=precision)
 
 
-def _cpu_kernel_gradient(dy, x, kernel_shape, strides: Pair, pads: Pads, precision, fallback) -> Array:
+def _cpu_kernel_gradient(x, dy, kernel_shape, strides: Pair, pads: Pads, precision) -> Array:
     if _is_pointwise(kernel_shape, pads):
         return _outer(x[:, :: strides[0], :: strides[1]], dy, precision)[None, None]
     largest = max(x.shape[1:3])
     # Matrix products of fewer channels are too thin to be worth one per offset, unless the map is tiny.
     if largest > 2 and min(kernel_shape[2:]) < 64:
-        return fallback(dy, x)
+        return _lax_kernel_gradient(x, dy, kernel_shape, strides=strides, pads=pads, precision=precision)
     if largest <= 4:
         contacts = _contacts(x.shape[1:3], dy.shape[1:3], kernel_shape, strides, pads)
         products = {
@@ -230,6 +233,19 @@ def _cpu_kernel_gradient(dy, x, kernel_shape, strides: Pair, pads: Pads, precisi
 
 def _is_pointwise(kernel_shape, pads: Pads) -> bool:
     return kernel_shape[0] == kernel_shape[1] == 1 and pads == ((0, 0), (0, 0))
+
+
+def _suits_winograd(x, kernel_shape, strides: Pair, precision) -> bool:
+    # Of fewer channels the transforms cost more than they save, and of 2x2 maps a tile of 4x4 would be mostly padding.
+    # Its rounding is for float32: bfloat16 has too few digits, and who asks for float64 or a precision wants them all.
+    return (
+        tuple(kernel_shape[:2]) == (3, 3)
+        and strides == (1, 1)
+        and min(kernel_shape[2:]) >= 32
+        and max(x.shape[1:3]) > 2
+        and x.dtype == jnp.float32
+        and precision is None
+    )
 
 
 def _is_tiny(map_shape, kernel_shape) -> bool:
