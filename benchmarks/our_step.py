@@ -16,6 +16,7 @@ from worker import Side, serve
 
 from inception_jax import process, steps
 from inception_jax.models import create_model
+from inception_jax.models.folding import fold_model, fold_variables
 from inception_jax.optimizers import make_optimizer
 from inception_jax.state import count_parameters, create_state
 
@@ -58,8 +59,10 @@ class OurSide(Side):
                 )
                 program = jax.jit(program, donate_argnames="state").lower(template, images, labels, key).compile()
             else:
-                program = partial(steps.predict_step, model=model, prepare=lambda images: images)
-                program = jax.jit(program).lower(template.variables, images).compile()
+                fold = jax.jit(partial(fold_variables, model))
+                program = partial(steps.predict_step, model=fold_model(model), prepare=lambda images: images)
+                folded = jax.eval_shape(fold, template.variables)
+                program = jax.jit(program).lower(folded, images).compile()
         state = initial.result()
 
         def train() -> jax.Array:
@@ -67,7 +70,7 @@ class OurSide(Side):
             state, loss = program(state, images, labels, key)
             return loss
 
-        self._step = train if mode == "train" else partial(program, state.variables, images)
+        self._step = train if mode == "train" else partial(program, fold(state.variables), images)
         self.steps(1)
         return {"parameters": count_parameters(template.params), "memory_before": before}
 

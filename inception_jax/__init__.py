@@ -6,17 +6,27 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from inception_jax.config import default_config
     from inception_jax.errors import UserError
-    from inception_jax.models import create_model, list_models
+    from inception_jax.models import create_model, fold_batch_norm, list_models
     from inception_jax.run import load_run
     from inception_jax.train import fit, train_and_evaluate
 
-__all__ = ["UserError", "create_model", "default_config", "fit", "list_models", "load_run", "train_and_evaluate"]
+__all__ = [
+    "UserError",
+    "create_model",
+    "default_config",
+    "fit",
+    "fold_batch_norm",
+    "list_models",
+    "load_run",
+    "train_and_evaluate",
+]
 
 _MODULES = {
     "UserError": "errors",
     "create_model": "models",
     "default_config": "config",
     "fit": "train",
+    "fold_batch_norm": "models",
     "list_models": "models",
     "load_run": "run",
     "train_and_evaluate": "train",

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from inception_jax.checkpoints import Checkpoints
 from inception_jax.config import Config
 from inception_jax.data import augment
 from inception_jax.errors import UserError
-from inception_jax.models import create_model
+from inception_jax.models import create_model, fold_batch_norm
 
 # Where things are and how they are shown may differ when a run goes on; what is computed may not.
 MAY_DIFFER = ("data.directory", "data.archives", "num_devices", "profile", "log.")
@@ -179,7 +179,12 @@ class Run:
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """uint8 images (batch, height, width, channels) to probabilities (batch, classes)."""
-        return np.asarray(_predict(self.variables, self.normalize(images), self.model))
+        model, variables = self._folded
+        return np.asarray(_predict(variables, self.normalize(images), model))
+
+    @cached_property
+    def _folded(self) -> tuple[nn.Module, dict[str, Any]]:
+        return fold_batch_norm(self.model, self.variables)
 
 
 @partial(jax.jit, static_argnames="model")  # compiled once for a network, not at every call

@@ -11,6 +11,7 @@ from flax import linen as nn
 
 from inception_jax.errors import unknown_name
 from inception_jax.models import resnet, vgg
+from inception_jax.models.folding import fold_batch_norm
 from inception_jax.models.googlenet import GoogLeNet
 from inception_jax.models.layers import Outputs
 from inception_jax.models.resnet import ResNet
@@ -18,7 +19,17 @@ from inception_jax.models.simple_cnn import SimpleCNN
 from inception_jax.models.vgg import VGG
 from inception_jax.registry import resolve
 
-__all__ = ["MODELS", "VGG", "GoogLeNet", "Outputs", "ResNet", "SimpleCNN", "create_model", "list_models"]
+__all__ = [
+    "MODELS",
+    "VGG",
+    "GoogLeNet",
+    "Outputs",
+    "ResNet",
+    "SimpleCNN",
+    "create_model",
+    "fold_batch_norm",
+    "list_models",
+]
 
 # What makes a network the one of its name is given by position: no option can change it then.
 MODELS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(

@@ -56,6 +56,7 @@ class InceptionModule(nn.Module):
     kernel_5x5: int = 5
     residual: str = "none"
     norm: str = "batch"
+    norm_epsilon: float = 1e-3
     initializer: str = "he_normal"
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
@@ -66,6 +67,7 @@ class InceptionModule(nn.Module):
         conv = partial(
             ConvUnit,
             norm=self.norm,
+            norm_epsilon=self.norm_epsilon,
             initializer=self.initializer,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
@@ -100,6 +102,7 @@ class AuxHead(nn.Module):
     pool: str = "adaptive"
     dropout_rate: float = 0.7
     norm: str = "batch"
+    norm_epsilon: float = 1e-3
     initializer: str = "he_normal"
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
@@ -119,6 +122,7 @@ class AuxHead(nn.Module):
         x = ConvUnit(
             128,
             norm=self.norm,
+            norm_epsilon=self.norm_epsilon,
             initializer=self.initializer,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
@@ -141,6 +145,7 @@ class GoogLeNet(nn.Module):
     Attributes:
       norm: "lrn", two local response norms in the stem as the paper; "batch" after every convolution (Ioffe & Szegedy
         2015), which then has no bias; "none".
+      norm_epsilon: of batch norm: 1e-3 as torchvision.
       kernel_5x5: side of the third branch's kernels: 5, or 3 as torchvision.
       pool_4: side of the last max pool's window: 3 as Table 1, or 2 as torchvision. None: 2 beside 3x3 kernels, so that
         `kernel_5x5=3` alone is torchvision's network, else 3.
@@ -157,6 +162,7 @@ class GoogLeNet(nn.Module):
 
     num_classes: int
     norm: str = "batch"
+    norm_epsilon: float = 1e-3
     kernel_5x5: int = 5
     pool_4: int | None = None
     aux_heads: bool = False
@@ -181,6 +187,7 @@ class GoogLeNet(nn.Module):
         check_choice("residual", self.residual, ("none", "identity", "projection"))
         common = {
             "norm": self.norm,
+            "norm_epsilon": self.norm_epsilon,
             "initializer": self.initializer,
             "dtype": self.dtype,
             "param_dtype": self.param_dtype,

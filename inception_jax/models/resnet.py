@@ -35,6 +35,8 @@ class ResidualBlock(nn.Module):
     block: str
     features: int
     stride: int = 1
+    norm: str = "batch"
+    norm_epsilon: float = 1e-5
     initializer: str = "he_normal"
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
@@ -44,8 +46,9 @@ class ResidualBlock(nn.Module):
         """(batch, height, width, channels) to (batch, ceil(height / stride), ceil(width / stride), features or 4x)."""
         conv = partial(
             ConvUnit,
+            norm=self.norm,
+            norm_epsilon=self.norm_epsilon,
             initializer=self.initializer,
-            norm_epsilon=1e-5,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
         )
@@ -77,6 +80,8 @@ class ResNet(nn.Module):
         them and halves the map.
       stem: "imagenet", a 7x7 convolution and a max pool that divide the map by 4; "small", one 3x3 convolution that
         keeps it, the usual choice for CIFAR.
+      norm: "batch"; "none" is what folding its batch norm leaves.
+      norm_epsilon: of batch norm: 1e-5 as torchvision.
       dropout_rate: before the classifier; neither the paper nor torchvision has any.
       initializer: a name from layers.INITIALIZERS.
       dtype: of the computation; None: that of the inputs and parameters.
@@ -86,6 +91,8 @@ class ResNet(nn.Module):
     stage_sizes: tuple[int, ...]
     num_classes: int
     stem: str = "imagenet"
+    norm: str = "batch"
+    norm_epsilon: float = 1e-5
     dropout_rate: float = 0.0
     initializer: str = "he_normal"
     dtype: Dtype | None = None
@@ -100,8 +107,10 @@ class ResNet(nn.Module):
         """
         check_choice("block", self.block, ("basic", "bottleneck"))
         check_choice("stem", self.stem, STEMS)
+        check_choice("norm", self.norm, ("batch", "none"))
         common = {"initializer": self.initializer, "dtype": self.dtype, "param_dtype": self.param_dtype}
-        conv1 = partial(ConvUnit, 64, norm_epsilon=1e-5, name="conv1", **common)
+        norm = {"norm": self.norm, "norm_epsilon": self.norm_epsilon}
+        conv1 = partial(ConvUnit, 64, name="conv1", **norm, **common)
         if self.stem == "imagenet":
             x = conv1((7, 7), (2, 2))(images, train)
             # Padded as in PyTorch; SAME would pad behind alone.
@@ -112,6 +121,6 @@ class ResNet(nn.Module):
             for index in range(1, size + 1):
                 stride = 2 if stage > 1 and index == 1 else 1
                 name = f"stage{stage}_block{index}"
-                x = ResidualBlock(self.block, 64 * 2 ** (stage - 1), stride, name=name, **common)(x, train)
+                x = ResidualBlock(self.block, 64 * 2 ** (stage - 1), stride, name=name, **norm, **common)(x, train)
         logits = classify(x, self.num_classes, train=train, dropout_rate=self.dropout_rate, **common)
         return Outputs(logits)

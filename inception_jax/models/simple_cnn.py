@@ -26,6 +26,7 @@ class SimpleCNN(nn.Module):
     num_classes: int
     stage_features: tuple[int, ...] = (32, 64, 128, 256)
     norm: str = "none"
+    norm_epsilon: float = 1e-3
     dropout_rate: float = 0.5
     initializer: str = "he_normal"
     dtype: Dtype | None = None
@@ -41,6 +42,7 @@ class SimpleCNN(nn.Module):
                     features,
                     (3, 3),
                     norm=self.norm,
+                    norm_epsilon=self.norm_epsilon,
                     initializer=self.initializer,
                     dtype=self.dtype,
                     param_dtype=self.param_dtype,

@@ -32,6 +32,7 @@ class VGG(nn.Module):
       stage_sizes: 3x3 convolutions of each stage, which a 2x2 max pool ends, so images have at least 2 ** stages pixels
         a side. The first stage has 64 features; each further one doubles them, up to 512.
       norm: "none" as the paper, or "batch" after every convolution.
+      norm_epsilon: of batch norm: 1e-5 as torchvision.
       classifier: "paper", three dense layers on 7x7 maps, to which maps of other sizes are averaged or spread, as
         torchvision; "mean", one on the mean over the map, the usual choice for 32 and 64 pixels.
       dropout_rate: before every dense layer but `fc6`.
@@ -42,6 +43,7 @@ class VGG(nn.Module):
     stage_sizes: tuple[int, ...]
     num_classes: int
     norm: str = "none"
+    norm_epsilon: float = 1e-5
     classifier: str = "paper"
     dropout_rate: float = 0.5
     initializer: str = "he_normal"
@@ -65,7 +67,7 @@ class VGG(nn.Module):
                 f"times: use at least {smallest}x{smallest}"
             )
         common = {"initializer": self.initializer, "dtype": self.dtype, "param_dtype": self.param_dtype}
-        conv = partial(ConvUnit, kernel_size=(3, 3), norm=self.norm, norm_epsilon=1e-5, **common)
+        conv = partial(ConvUnit, kernel_size=(3, 3), norm=self.norm, norm_epsilon=self.norm_epsilon, **common)
         x = images
         for stage, size in enumerate(self.stage_sizes, start=1):
             for index in range(1, size + 1):

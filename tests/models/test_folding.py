@@ -1,0 +1,57 @@
+"""Batch norm folded into the kernels computes the same."""
+
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+from flax import linen as nn
+from networks import module_shapes, random_variables
+
+from inception_jax import fold_batch_norm
+from inception_jax.models import ResNet, create_model
+from inception_jax.models.googlenet import Inception, InceptionModule
+from inception_jax.models.layers import ConvUnit
+
+
+class OneModule(nn.Module):
+    """A module inside a module, with the epsilon away from every default."""
+
+    norm: str = "batch"
+    norm_epsilon: float = 0.1
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        options = {"norm": self.norm, "norm_epsilon": self.norm_epsilon}
+        x = ConvUnit(8, (3, 3), (2, 2), name="conv1", **options)(images, train)
+        x = InceptionModule(Inception(4, 4, 8, 4, 4, 4), residual="projection", name="inception", **options)(x, train)
+        return nn.Dense(5, name="fc")(x.mean((1, 2)))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        OneModule(),
+        ResNet("bottleneck", (1, 2), num_classes=5),
+        create_model("vgg11", num_classes=5, norm="batch", classifier="mean"),
+        create_model("simple_cnn", num_classes=5, norm="batch", norm_epsilon=0.2, stage_features=(8, 16)),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_computes_the_same_without_statistics(model):
+    images = np.random.default_rng(0).standard_normal((2, 32, 32, 3), np.float32)
+    variables = random_variables(module_shapes(model, images.shape)[1])
+    folded_model, folded = fold_batch_norm(model, variables)
+    assert set(folded) == {"params"}
+    assert jax.tree.map(np.shape, folded) == jax.tree.map(np.shape, module_shapes(folded_model, images.shape)[1])
+    wanted, got = (
+        jax.tree.leaves(jax.jit(partial(m.apply, train=False))(v, images))
+        for m, v in ((model, variables), (folded_model, folded))
+    )
+    np.testing.assert_allclose(got[0], wanted[0], rtol=0, atol=1e-5 * np.abs(wanted[0]).max())
+
+
+def test_leaves_networks_without_batch_norm_as_they_are():
+    for model in (nn.Dense(3), create_model("googlenet", num_classes=3, norm="lrn")):
+        variables = {"params": {"kernel": np.ones((2, 3))}}
+        assert fold_batch_norm(model, variables) == (model, variables)
