@@ -9,7 +9,16 @@ from jax import numpy as jnp
 
 from inception_jax import ops
 from inception_jax.errors import UserError
-from inception_jax.models.layers import INITIALIZERS, ConvUnit, Dtype, Outputs, at_least_float32, check_choice, classify
+from inception_jax.models.layers import (
+    INITIALIZERS,
+    ConvUnit,
+    Dtype,
+    Outputs,
+    apply_siblings,
+    at_least_float32,
+    check_choice,
+    classify,
+)
 
 
 class Inception(NamedTuple):
@@ -73,10 +82,13 @@ class InceptionModule(nn.Module):
             param_dtype=self.param_dtype,
         )
         table, side = self.table, self.kernel_5x5
-        branch_1x1 = conv(table.conv_1x1, name="conv_1x1")(x, train)
-        branch_3x3 = conv(table.conv_3x3_reduce, name="conv_3x3_reduce")(x, train)
+        siblings = [
+            conv(table.conv_1x1, name="conv_1x1"),
+            conv(table.conv_3x3_reduce, name="conv_3x3_reduce"),
+            conv(table.conv_5x5_reduce, name="conv_5x5_reduce"),
+        ]
+        branch_1x1, branch_3x3, branch_5x5 = apply_siblings(siblings, x, train)
         branch_3x3 = conv(table.conv_3x3, (3, 3), name="conv_3x3")(branch_3x3, train)
-        branch_5x5 = conv(table.conv_5x5_reduce, name="conv_5x5_reduce")(x, train)
         branch_5x5 = conv(table.conv_5x5, (side, side), name="conv_5x5")(branch_5x5, train)
         branch_pool = ops.max_pool(x, (3, 3), (1, 1), ((1, 1), (1, 1)))
         branch_pool = conv(table.pool_proj, name="pool_proj")(branch_pool, train)

@@ -75,8 +75,12 @@ class ConvUnit(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """(batch, height, width, channels) to (batch, height', width', features)."""
+    def __call__(self, x: jax.Array, train: bool, convolved: jax.Array | None = None) -> jax.Array:
+        """(batch, height, width, channels) to (batch, height', width', features).
+
+        Args:
+          convolved: the convolution of x without its bias, where it was computed elsewhere (see `apply_siblings`).
+        """
         check_choice("norm", self.norm, NORMS)
         check_choice("initializer", self.initializer, tuple(INITIALIZERS))
         batch_norm = self.norm == "batch"
@@ -92,7 +96,7 @@ class ConvUnit(nn.Module):
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             kernel_init=INITIALIZERS[self.initializer],
-            conv_general_dilated=ops.conv_general_dilated,
+            conv_general_dilated=ops.conv_general_dilated if convolved is None else lambda *_, **__: convolved,
             name="conv",
         )(x)
         if batch_norm:
@@ -105,6 +109,18 @@ class ConvUnit(nn.Module):
                 name="norm",
             )(x)
         return self.activation(x) if self.activation else x
+
+
+def apply_siblings(units: Sequence[ConvUnit], x: jax.Array, train: bool) -> list[jax.Array]:
+    """The results of units with 1x1 kernels that read the same maps; the convolutions run as one where that is faster.
+
+    To be called inside the compact `__call__` of the module whose submodules the units are. Parameters stay theirs.
+    """
+    if any(unit.is_initializing() for unit in units):
+        return [unit(x, train) for unit in units]
+    kernels = [unit.variables["params"]["conv"]["kernel"] for unit in units]
+    inputs, *kernels = nn.dtypes.promote_dtype(x, *kernels, dtype=units[0].dtype)
+    return [unit(x, train, y) for unit, y in zip(units, ops.sibling_convs(inputs, kernels), strict=True)]
 
 
 def classify(

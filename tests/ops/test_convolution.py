@@ -14,6 +14,7 @@ from jax import lax
 
 from inception_jax import ops
 from inception_jax.errors import UserError
+from inception_jax.ops import convolution
 
 
 @st.composite
@@ -131,3 +132,31 @@ def test_other_ranks_and_layouts_go_to_lax():
     x, kernel = random((2, 3, 6, 6), np.float32), random((4, 3, 3, 3), np.float32)
     got = ops.conv_general_dilated(x, kernel, (1, 1), "SAME")
     np.testing.assert_array_equal(got, lax.conv_general_dilated(x, kernel, (1, 1), "SAME"))
+
+
+def test_sibling_convolutions_equal_separate_ones_on_every_platform():
+    """The CPU's lowering, and the one of other platforms, run here."""
+    x, dys = random((2, 5, 4, 6)), [random((2, 5, 4, width), seed=width) for width in (3, 1, 8)]
+    kernels = [random((1, 1, 6, dy.shape[-1]), seed=10) for dy in dys]
+
+    def results(siblings):
+        ys, pullback = jax.vjp(siblings, x, tuple(kernels))
+        return jax.tree.leaves((ys, pullback(type(ys)(dys))))
+
+    with jax.enable_x64(True):
+        x, dys, kernels = jax.tree.map(lambda leaf: leaf.astype(np.float64), (x, dys, kernels))
+        wanted = results(lambda x, kernels: [lax_conv(x, kernel, (1, 1), "VALID") for kernel in kernels])
+        for siblings in (lambda *args: list(ops.sibling_convs(*args)), convolution._joined_siblings):
+            for got, expected in zip(results(siblings), wanted, strict=True):
+                np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_sibling_convolutions_are_one_on_gpus_and_separate_on_cpus():
+    x = jax.ShapeDtypeStruct((2, 8, 8, 16), np.float32)
+    kernels = [jax.ShapeDtypeStruct((1, 1, 16, width), np.float32) for width in (8, 24)]
+    lowered = {
+        platform: jax.jit(ops.sibling_convs).trace(x, kernels).lower(lowering_platforms=(platform,)).as_text()
+        for platform in ("cpu", "cuda")
+    }
+    assert lowered["cpu"].count("dot_general") == 2
+    assert lowered["cuda"].count("stablehlo.convolution") == 1
