@@ -115,15 +115,18 @@ class Side:
 
     def warm_up(self) -> dict[str, Any]:
         """Runs steps until their time is known; returns what is to be known of how they are run."""
-        before = thread_ticks()
         self.steps(2)
-        pin_busiest_threads(before)
         self._step_seconds = seconds(lambda: self.steps(2)) / 2
         return {}
 
     def measure(self, duration: float) -> list[float]:
-        """[steps, seconds] of about `duration` seconds of steps, at least two."""
+        """[steps, seconds] of about `duration` seconds of steps, at least two, after as many that do not count.
+
+        While another side worked, a virtual machine may have given this one's free memory away: the first steps, which
+        get it back, can take twice as long.
+        """
         number = max(2, round(duration / self._step_seconds))
+        self.steps(number)
         elapsed = seconds(lambda: self.steps(number))
         self._step_seconds = elapsed / number
         return [number, elapsed]
@@ -142,29 +145,6 @@ class Side:
         reset.write_text("5")  # VmHWM starts anew
         self.steps(MEMORY_STEPS)
         return resident_bytes("VmHWM")
-
-
-def thread_ticks() -> dict[int, int]:
-    """The processor time that each thread of this process has had so far; empty where Linux does not tell."""
-    ticks = {}
-    for stat in Path("/proc/self/task").glob("*/stat"):
-        fields = stat.read_text().rpartition(")")[2].split()
-        ticks[int(stat.parent.name)] = int(fields[11]) + int(fields[12])  # in user and in kernel mode
-    return ticks
-
-
-def pin_busiest_threads(before: dict[int, int]) -> None:
-    """Binds the threads that have worked most since `before` to a core each.
-
-    Some virtual machines' schedulers pack the threads of a process on one core whenever they can; a step then takes
-    twice as long, by chance, for either side.
-    """
-    if not before:
-        return
-    after = thread_ticks()
-    busiest = sorted(after, key=lambda thread: after[thread] - before.get(thread, 0), reverse=True)
-    for thread, core in zip(busiest, sorted(os.sched_getaffinity(0)), strict=False):
-        os.sched_setaffinity(thread, {core})
 
 
 def seconds(call: Callable[[], Any]) -> float:
