@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from convolutions import assert_equals_lax, random
+from convolutions import assert_equals_lax, lax_conv, random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
@@ -136,17 +136,16 @@ def test_other_ranks_and_layouts_go_to_lax():
 
 def test_sibling_convolutions_equal_separate_ones_on_every_platform():
     """The CPU's lowering, and the one of other platforms, run here."""
-    x, dys = random((2, 5, 4, 6)), [random((2, 5, 4, width), seed=width) for width in (3, 1, 8)]
-    kernels = [random((1, 1, 6, dy.shape[-1]), seed=10) for dy in dys]
-
-    def results(siblings):
-        ys, pullback = jax.vjp(siblings, x, tuple(kernels))
-        return jax.tree.leaves((ys, pullback(type(ys)(dys))))
-
     with jax.enable_x64(True):
-        x, dys, kernels = jax.tree.map(lambda leaf: leaf.astype(np.float64), (x, dys, kernels))
+        x, dys = random((2, 5, 4, 6)), [random((2, 5, 4, width), seed=width) for width in (3, 1, 8)]
+        kernels = tuple(random((1, 1, 6, dy.shape[-1]), seed=10) for dy in dys)
+
+        def results(siblings):
+            ys, pullback = jax.vjp(lambda x, kernels: list(siblings(x, kernels)), x, kernels)
+            return jax.tree.leaves((ys, pullback(dys)))
+
         wanted = results(lambda x, kernels: [lax_conv(x, kernel, (1, 1), "VALID") for kernel in kernels])
-        for siblings in (lambda *args: list(ops.sibling_convs(*args)), convolution._joined_siblings):
+        for siblings in (ops.sibling_convs, convolution._joined_siblings):
             for got, expected in zip(results(siblings), wanted, strict=True):
                 np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12)
 
