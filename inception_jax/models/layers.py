@@ -7,6 +7,7 @@ from typing import Any
 import flax.struct
 import jax
 from flax import linen as nn
+from flax.linen.dtypes import promote_dtype
 from jax import numpy as jnp
 
 from inception_jax import ops
@@ -119,7 +120,7 @@ def apply_siblings(units: Sequence[ConvUnit], x: jax.Array, train: bool) -> list
     if any(unit.is_initializing() for unit in units):
         return [unit(x, train) for unit in units]
     kernels = [unit.variables["params"]["conv"]["kernel"] for unit in units]
-    inputs, *kernels = nn.dtypes.promote_dtype(x, *kernels, dtype=units[0].dtype)
+    inputs, *kernels = promote_dtype(x, *kernels, dtype=units[0].dtype)
     return [unit(x, train, y) for unit, y in zip(units, ops.sibling_convs(inputs, kernels), strict=True)]
 
 
