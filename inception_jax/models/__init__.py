@@ -31,10 +31,11 @@ __all__ = [
     "list_models",
 ]
 
-# What makes a network the one of its name is given by position: no option can change it then.
+# What makes a network the one of its name is bound here; no option of create_model can change it.
 MODELS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
     {
         "googlenet": GoogLeNet,
+        "googlenet_naive": partial(GoogLeNet, reductions=False),
         "resnet18": partial(ResNet, *resnet.TABLE_1[18]),
         "resnet34": partial(ResNet, *resnet.TABLE_1[34]),
         "resnet50": partial(ResNet, *resnet.TABLE_1[50]),
@@ -73,7 +74,9 @@ def create_model(
       UserError: the name, or an option, is unknown.
     """
     constructor = resolve("model", name, MODELS)
-    known = inspect.signature(constructor).parameters
+    known = dict(inspect.signature(constructor).parameters)
+    for fixed in constructor.keywords if isinstance(constructor, partial) else ():
+        del known[fixed]
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
     for option in options:
         if option not in known and not takes_any:

@@ -13,11 +13,13 @@ from inception_jax.models.layers import (
     INITIALIZERS,
     ConvUnit,
     Dtype,
+    MaxPool,
     Outputs,
     apply_siblings,
     at_least_float32,
     check_choice,
     classify,
+    initializer_name,
 )
 
 
@@ -55,6 +57,8 @@ class InceptionModule(nn.Module):
 
     Attributes:
       table: the module's row of Table 1.
+      reductions: 1x1 convolutions before the 3x3 and 5x5 ones. Without them, the naive module (figure 2a), except that
+        the pool's projection stays: with it gone as well, the depth would grow by its input's at every module.
       kernel_5x5: side of the third branch's kernel: 5, or 3 as torchvision has it.
       residual: "none"; "identity" adds the input where it has the output's shape; "projection" adds it everywhere,
         through a 1x1 convolution without activation where the shapes differ (He et al. 2016, option B). The input is
@@ -62,6 +66,7 @@ class InceptionModule(nn.Module):
     """
 
     table: Inception
+    reductions: bool = True
     kernel_5x5: int = 5
     residual: str = "none"
     norm: str = "batch"
@@ -82,12 +87,15 @@ class InceptionModule(nn.Module):
             param_dtype=self.param_dtype,
         )
         table, side = self.table, self.kernel_5x5
-        siblings = [
-            conv(table.conv_1x1, name="conv_1x1"),
-            conv(table.conv_3x3_reduce, name="conv_3x3_reduce"),
-            conv(table.conv_5x5_reduce, name="conv_5x5_reduce"),
-        ]
-        branch_1x1, branch_3x3, branch_5x5 = apply_siblings(siblings, x, train)
+        if self.reductions:
+            siblings = [
+                conv(table.conv_1x1, name="conv_1x1"),
+                conv(table.conv_3x3_reduce, name="conv_3x3_reduce"),
+                conv(table.conv_5x5_reduce, name="conv_5x5_reduce"),
+            ]
+            branch_1x1, branch_3x3, branch_5x5 = apply_siblings(siblings, x, train)
+        else:
+            branch_1x1, branch_3x3, branch_5x5 = conv(table.conv_1x1, name="conv_1x1")(x, train), x, x
         branch_3x3 = conv(table.conv_3x3, (3, 3), name="conv_3x3")(branch_3x3, train)
         branch_5x5 = conv(table.conv_5x5, (side, side), name="conv_5x5")(branch_5x5, train)
         branch_pool = ops.max_pool(x, (3, 3), (1, 1), ((1, 1), (1, 1)))
@@ -158,6 +166,7 @@ class GoogLeNet(nn.Module):
       norm: "lrn", two local response norms in the stem as the paper; "batch" after every convolution (Ioffe & Szegedy
         2015), which then has no bias; "none".
       norm_epsilon: of batch norm: 1e-3 as torchvision.
+      reductions: False: the naive modules, see InceptionModule.
       kernel_5x5: side of the third branch's kernels: 5, or 3 as torchvision.
       pool_4: side of the last max pool's window: 3 as Table 1, or 2 as torchvision. None: 2 beside 3x3 kernels, so that
         `kernel_5x5=3` alone is torchvision's network, else 3.
@@ -168,13 +177,14 @@ class GoogLeNet(nn.Module):
         choice for CIFAR; "small_pooled", Table 1's with a 3x3 first convolution at stride 1, divides it by 4 and
         costs a sixteenth of "small" in the body.
       dropout_rate: before the classifier: 0.4 in the paper, 0.2 in torchvision.
-      initializer: a name from layers.INITIALIZERS.
+      initializer: a name from layers.INITIALIZERS, or "paper": the paper names none, so torchvision's.
       dtype: of the computation; None: that of the inputs and parameters.
     """
 
     num_classes: int
     norm: str = "batch"
     norm_epsilon: float = 1e-3
+    reductions: bool = True
     kernel_5x5: int = 5
     pool_4: int | None = None
     aux_heads: bool = False
@@ -186,6 +196,18 @@ class GoogLeNet(nn.Module):
     initializer: str = "he_normal"
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
+
+    @property
+    def native_image_size(self) -> int:
+        """Side of the images that the network is made for, pixels."""
+        return 224 if self.stem == "imagenet" else 32
+
+    @property
+    def min_image_size(self) -> int:
+        """Side of the smallest images that it can take, pixels."""
+        if not (self.aux_heads and self.aux_pool == "paper"):
+            return 1
+        return {"imagenet": 66, "small": 10, "small_pooled": 34}[self.stem]  # for 5x5 maps at inception_4a
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> Outputs:
@@ -200,19 +222,23 @@ class GoogLeNet(nn.Module):
         common = {
             "norm": self.norm,
             "norm_epsilon": self.norm_epsilon,
-            "initializer": self.initializer,
+            "initializer": initializer_name(self.initializer, "truncated_normal"),
             "dtype": self.dtype,
             "param_dtype": self.param_dtype,
         }
         pool_4 = self.pool_4 or (2 if self.kernel_5x5 == 3 else 3)
         windows = {"pool_3": 3, "pool_4": pool_4}
+        module = partial(
+            InceptionModule,
+            reductions=self.reductions,
+            kernel_5x5=self.kernel_5x5,
+            residual=self.residual,
+            **common,
+        )
         aux = {}
         x = self._stem(images, train, partial(ConvUnit, **common))
         for name, row in TABLE_1.items():
-            if isinstance(row, str):
-                x = _halve(x, windows[name])
-            else:
-                x = InceptionModule(row, self.kernel_5x5, self.residual, name=name, **common)(x, train)
+            x = _halve(x, name, windows[name]) if isinstance(row, str) else module(row, name=name)(x, train)
             if self.aux_heads and name in AUX_HEADS:
                 head = AuxHead(self.num_classes, self.aux_pool, self.aux_dropout_rate, name=AUX_HEADS[name], **common)
                 aux[AUX_HEADS[name]] = at_least_float32(head(x, train))
@@ -221,7 +247,7 @@ class GoogLeNet(nn.Module):
             self.num_classes,
             train=train,
             dropout_rate=self.dropout_rate,
-            initializer=self.initializer,
+            initializer=common["initializer"],
             dtype=self.dtype,
             param_dtype=self.param_dtype,
         )
@@ -237,14 +263,14 @@ class GoogLeNet(nn.Module):
             x = conv(64, (7, 7), (2, 2), ((3, 3), (3, 3)), name="conv1")(x, train)
         else:
             x = conv(64, (3, 3), name="conv1")(x, train)
-        x = local_response_norm(_halve(x))
+        x = local_response_norm(_halve(x, "pool_1"))
         x = conv(64, name="conv2")(x, train)
         x = local_response_norm(conv(192, (3, 3), name="conv3")(x, train))
-        return _halve(x)
+        return _halve(x, "pool_2")
 
 
-def _halve(x: jax.Array, side: int = 3) -> jax.Array:
+def _halve(x: jax.Array, name: str, side: int = 3) -> jax.Array:
     # Windows may reach past the end, as in Caffe and PyTorch's ceil mode; SAME differs at odd maps. On maps smaller
     # than the window, which Table 1 has no need of, the window is the map.
     window = (min(side, x.shape[1]), min(side, x.shape[2]))
-    return ops.max_pool(x, window, (2, 2), "VALID", ceil_mode=True)
+    return MaxPool(window, ceil_mode=True, name=name)(x)

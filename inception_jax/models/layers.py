@@ -1,4 +1,4 @@
-"""What all networks are made of: the output struct, the convolution unit, the initialisers."""
+"""What all networks are made of: the output struct, the convolution unit, pooling, the initialisers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -25,7 +25,9 @@ INITIALIZERS: Mapping[str, Callable[..., jax.Array]] = MappingProxyType(
     {
         "he_normal": nn.initializers.he_normal(),  # He et al. 2015
         "glorot_uniform": nn.initializers.glorot_uniform(),  # Glorot & Bengio 2010
+        "normal": nn.initializers.normal(0.01),  # Krizhevsky et al. 2012; Simonyan & Zisserman 2015
         "truncated_normal": nn.initializers.truncated_normal(0.01),  # torchvision's GoogLeNet
+        "truncated_normal_0.1": nn.initializers.truncated_normal(0.1),  # Inception v3 as released
         "random_uniform": _random_uniform,
     }
 )
@@ -53,6 +55,25 @@ def check_choice(kind: str, value: Any, allowed: Sequence) -> None:
         raise UserError(f"{kind}={value!r} is not allowed: choose one of {', '.join(map(str, allowed))}")
 
 
+def initializer_name(name: str, paper: str) -> str:
+    """`name`, or for "paper" that of the network's paper.
+
+    Raises:
+      UserError: the name is unknown.
+    """
+    check_choice("initializer", name, ("paper", *INITIALIZERS))
+    return paper if name == "paper" else name
+
+
+def check_image_size(images: jax.Array, smallest: int) -> None:
+    """Raises UserError where images (batch, height, width, channels) have a side below `smallest` pixels."""
+    height, width = images.shape[1:3]
+    if min(height, width) < smallest:
+        raise UserError(
+            f"images of {height}x{width} pixels are too small for this network: use at least {smallest}x{smallest}"
+        )
+
+
 class ConvUnit(nn.Module):
     """Convolution, batch norm where wanted, ReLU: the unit of every network here.
 
@@ -60,6 +81,7 @@ class ConvUnit(nn.Module):
     kernel on every side, as PyTorch pads: SAME is lopsided where the stride is 2.
 
     Attributes:
+      use_bias: None: where no batch norm follows.
       norm: "batch" for batch norm; "lrn" and "none" for a bias instead (local response norm is no part of the unit).
       dtype: of the computation; None: that of the inputs and parameters.
     """
@@ -69,6 +91,7 @@ class ConvUnit(nn.Module):
     strides: tuple[int, int] = (1, 1)
     padding: Sequence[tuple[int, int]] | str | None = None
     norm: str = "batch"
+    use_bias: bool | None = None
     activation: Callable[[jax.Array], jax.Array] | None = nn.relu
     initializer: str = "he_normal"
     norm_epsilon: float = 1e-3
@@ -93,7 +116,7 @@ class ConvUnit(nn.Module):
             self.kernel_size,
             self.strides,
             padding,
-            use_bias=not batch_norm,
+            use_bias=not batch_norm if self.use_bias is None else self.use_bias,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             kernel_init=INITIALIZERS[self.initializer],
@@ -124,6 +147,27 @@ def apply_siblings(units: Sequence[ConvUnit], x: jax.Array, train: bool) -> list
     return [unit(x, train, y) for unit, y in zip(units, ops.sibling_convs(inputs, kernels), strict=True)]
 
 
+class MaxPool(nn.Module):
+    """`ops.max_pool` as a step of a network that has a name. With ceil_mode, windows may reach past the end."""
+
+    window: tuple[int, int] = (3, 3)
+    strides: tuple[int, int] = (2, 2)
+    padding: Sequence[tuple[int, int]] | str = "VALID"
+    ceil_mode: bool = False
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(batch, height, width, channels) to (batch, height', width', channels)."""
+        return ops.max_pool(x, self.window, self.strides, self.padding, ceil_mode=self.ceil_mode)
+
+
+class GlobalAvgPool(nn.Module):
+    """The mean over each map, as a step of a network that has a name."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(batch, height, width, channels) to (batch, channels)."""
+        return x.mean(axis=(1, 2))
+
+
 def classify(
     x: jax.Array,
     num_classes: int,
@@ -134,11 +178,14 @@ def classify(
     dtype: Dtype | None,
     param_dtype: Dtype,
 ) -> jax.Array:
-    """Maps (batch, height, width, channels) to logits (batch, num_classes): mean, dropout, dense layer `fc`.
+    """Maps (batch, height, width, channels) to logits (batch, num_classes): mean, dropout, dense layer.
 
-    To be called inside a network's compact `__call__`, whose submodule `fc` becomes.
+    Features (batch, channels) are taken as they are. To be called inside a network's compact `__call__`, whose
+    submodules `avg_pool` and `fc` become.
     """
-    x = nn.Dropout(dropout_rate, deterministic=not train)(x.mean(axis=(1, 2)))
+    if x.ndim == 4:
+        x = GlobalAvgPool(name="avg_pool")(x)
+    x = nn.Dropout(dropout_rate, deterministic=not train)(x)
     dense = nn.Dense(
         num_classes, dtype=dtype, param_dtype=param_dtype, kernel_init=INITIALIZERS[initializer], name="fc"
     )

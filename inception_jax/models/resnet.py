@@ -1,13 +1,13 @@
 """Residual networks, from Table 1 of He et al. 2016, "Deep residual learning for image recognition" (CVPR)."""
 
 from functools import partial
+from typing import ClassVar
 
 import jax
 from flax import linen as nn
 from jax import numpy as jnp
 
-from inception_jax import ops
-from inception_jax.models.layers import ConvUnit, Dtype, Outputs, check_choice, classify
+from inception_jax.models.layers import ConvUnit, Dtype, MaxPool, Outputs, check_choice, classify, initializer_name
 
 # The columns of Table 1 by depth: the kind of block, and how many of it each stage (conv2_x to conv5_x) has.
 TABLE_1: dict[int, tuple[str, tuple[int, ...]]] = {
@@ -83,7 +83,7 @@ class ResNet(nn.Module):
       norm: "batch"; "none" is what folding its batch norm leaves.
       norm_epsilon: of batch norm: 1e-5 as torchvision.
       dropout_rate: before the classifier; neither the paper nor torchvision has any.
-      initializer: a name from layers.INITIALIZERS.
+      initializer: a name from layers.INITIALIZERS, or "paper", which is "he_normal".
       dtype: of the computation; None: that of the inputs and parameters.
     """
 
@@ -98,6 +98,13 @@ class ResNet(nn.Module):
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
+    min_image_size: ClassVar[int] = 1  # side of the smallest images that it can take, pixels
+
+    @property
+    def native_image_size(self) -> int:
+        """Side of the images that the network is made for, pixels."""
+        return 224 if self.stem == "imagenet" else 32
+
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> Outputs:
         """Images (batch, height, width, channels), normalised, to Outputs.
@@ -108,13 +115,14 @@ class ResNet(nn.Module):
         check_choice("block", self.block, ("basic", "bottleneck"))
         check_choice("stem", self.stem, STEMS)
         check_choice("norm", self.norm, ("batch", "none"))
-        common = {"initializer": self.initializer, "dtype": self.dtype, "param_dtype": self.param_dtype}
+        initializer = initializer_name(self.initializer, "he_normal")
+        common = {"initializer": initializer, "dtype": self.dtype, "param_dtype": self.param_dtype}
         norm = {"norm": self.norm, "norm_epsilon": self.norm_epsilon}
         conv1 = partial(ConvUnit, 64, name="conv1", **norm, **common)
         if self.stem == "imagenet":
             x = conv1((7, 7), (2, 2))(images, train)
             # Padded as in PyTorch; SAME would pad behind alone.
-            x = ops.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+            x = MaxPool(padding=((1, 1), (1, 1)), name="pool1")(x)
         else:
             x = conv1((3, 3))(images, train)
         for stage, size in enumerate(self.stage_sizes, start=1):

@@ -1,11 +1,20 @@
 """A sequential baseline: stacked convolutions, then pooling."""
 
+from typing import ClassVar
+
 import jax
 from flax import linen as nn
 from jax import numpy as jnp
 
-from inception_jax import ops
-from inception_jax.models.layers import ConvUnit, Dtype, Outputs, classify
+from inception_jax.models.layers import (
+    ConvUnit,
+    Dtype,
+    MaxPool,
+    Outputs,
+    check_image_size,
+    classify,
+    initializer_name,
+)
 
 
 class SimpleCNN(nn.Module):
@@ -17,9 +26,9 @@ class SimpleCNN(nn.Module):
     of 10 classes without norm.
 
     Attributes:
-      stage_features: filters of each stage; the map halves after each, so images have at least 16 pixels a side.
+      stage_features: filters of each stage; the map halves after each.
       norm: "none" as the baseline, or "batch".
-      initializer: a name from layers.INITIALIZERS.
+      initializer: a name from layers.INITIALIZERS, or "paper": Keras's default, "glorot_uniform".
       dtype: of the computation; None: that of the inputs and parameters.
     """
 
@@ -32,9 +41,14 @@ class SimpleCNN(nn.Module):
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
+    native_image_size: ClassVar[int] = 224  # side of the images that the network is made for, pixels
+    min_image_size: ClassVar[int] = 1  # side of the smallest images that it can take, pixels
+
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> Outputs:
         """Images (batch, height, width, channels), normalised, to Outputs."""
+        check_image_size(images, self.min_image_size)
+        initializer = initializer_name(self.initializer, "glorot_uniform")
         x = images
         for stage, features in enumerate(self.stage_features, start=1):
             for index in (1, 2):
@@ -43,18 +57,18 @@ class SimpleCNN(nn.Module):
                     (3, 3),
                     norm=self.norm,
                     norm_epsilon=self.norm_epsilon,
-                    initializer=self.initializer,
+                    initializer=initializer,
                     dtype=self.dtype,
                     param_dtype=self.param_dtype,
                     name=f"conv{stage}_{index}",
                 )(x, train)
-            x = ops.max_pool(x, (2, 2), (2, 2), "VALID", ceil_mode=True)
+            x = MaxPool((2, 2), ceil_mode=True, name=f"pool{stage}")(x)
         logits = classify(
             x,
             self.num_classes,
             train=train,
             dropout_rate=self.dropout_rate,
-            initializer=self.initializer,
+            initializer=initializer,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
         )

@@ -72,7 +72,7 @@ class VGG(nn.Module):
         for stage, size in enumerate(self.stage_sizes, start=1):
             for index in range(1, size + 1):
                 x = conv(min(64 * 2 ** (stage - 1), 512), name=f"conv{stage}_{index}")(x, train)
-            x = ops.max_pool(x, (2, 2), (2, 2), "VALID")
+            x = MaxPool((2, 2), name=f"pool{stage}")(x)
         if self.classifier == "paper":
             dense = partial(
                 nn.Dense,
