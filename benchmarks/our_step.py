@@ -16,7 +16,7 @@ from worker import Side, serve
 
 from inception_jax import process, steps
 from inception_jax.models import create_model
-from inception_jax.models.folding import fold_model, fold_variables
+from inception_jax.models.folding import fold_model, inference_variables
 from inception_jax.optimizers import make_optimizer
 from inception_jax.state import count_parameters, create_state
 
@@ -59,7 +59,7 @@ class OurSide(Side):
                 )
                 program = jax.jit(program, donate_argnames="state").lower(template, images, labels, key).compile()
             else:
-                fold = jax.jit(partial(fold_variables, model))
+                fold = jax.jit(partial(inference_variables, model))
                 program = partial(steps.predict_step, model=fold_model(model), prepare=lambda images: images)
                 folded = jax.eval_shape(fold, template.variables)
                 program = jax.jit(program).lower(folded, images).compile()

@@ -18,7 +18,8 @@ from inception_jax.checkpoints import Checkpoints
 from inception_jax.config import Config
 from inception_jax.data import augment
 from inception_jax.errors import UserError
-from inception_jax.models import create_model, fold_batch_norm
+from inception_jax.models import create_model
+from inception_jax.models.folding import fold_model, inference_variables
 
 # Where things are and how they are shown may differ when a run goes on; what is computed may not.
 MAY_DIFFER = ("data.directory", "data.archives", "num_devices", "profile", "log.")
@@ -179,12 +180,12 @@ class Run:
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """uint8 images (batch, height, width, channels) to probabilities (batch, classes)."""
-        model, variables = self._folded
+        model, variables = self._for_inference
         return np.asarray(_predict(variables, self.normalize(images), model))
 
     @cached_property
-    def _folded(self) -> tuple[nn.Module, dict[str, Any]]:
-        return fold_batch_norm(self.model, self.variables)
+    def _for_inference(self) -> tuple[nn.Module, dict[str, Any]]:
+        return fold_model(self.model), jax.jit(partial(inference_variables, self.model))(self.variables)
 
 
 @partial(jax.jit, static_argnames="model")  # compiled once for a network, not at every call

@@ -29,7 +29,7 @@ from inception_jax.checkpoints import Checkpoints
 from inception_jax.config import Config, validate
 from inception_jax.data import order, resident
 from inception_jax.errors import UserError
-from inception_jax.models.folding import fold_model, fold_variables
+from inception_jax.models.folding import fold_model, inference_variables
 from inception_jax.profiling import Profiler
 from inception_jax.state import TrainState, count_parameters
 from inception_jax.writers import MetricWriter, Progress, format_seconds
@@ -394,7 +394,7 @@ class Evaluator:
         self.dataset = dataset
         self.mesh = mesh
         self._batch_size = -(-batch_size // mesh.size) * mesh.size  # padding makes up what does not divide
-        self._fold = jax.jit(partial(fold_variables, model))
+        self._inference_variables = jax.jit(partial(inference_variables, model))
         self._eval_step = jax.jit(partial(steps.eval_step, model=fold_model(model), prepare=prepare))
         self._compiled = False
         self.seconds = 0.0
@@ -402,7 +402,7 @@ class Evaluator:
     def __call__(self, variables: dict[str, Any], split: str) -> dict[str, float]:
         """The means over the split: loss, top1, top5, count."""
         total, started = None, time.monotonic()
-        variables = self._fold(variables)
+        variables = self._inference_variables(variables)
         for batch in resident.eval_batches(self.dataset.splits[split], self._batch_size):
             sums = self._eval_step(variables, *sharding.split_batch(batch, self.mesh))
             total = sums if total is None else metrics.add(total, sums)

@@ -1,6 +1,7 @@
 """What all networks are made of: the output struct, the convolution unit, pooling, the initialisers."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -78,7 +79,8 @@ class ConvUnit(nn.Module):
     """Convolution, batch norm where wanted, ReLU: the unit of every network here.
 
     A convolution before batch norm has no bias (Ioffe & Szegedy 2015, section 3.2). `padding=None` is half the
-    kernel on every side, as PyTorch pads: SAME is lopsided where the stride is 2.
+    kernel on every side, as PyTorch pads: SAME is lopsided where the stride is 2. A variable "kernel" of the
+    collection "transformed" saves work in inference, see `folding.inference_variables`.
 
     Attributes:
       use_bias: None: where no batch norm follows.
@@ -111,6 +113,7 @@ class ConvUnit(nn.Module):
         padding = self.padding
         if padding is None:
             padding = [((size - 1) // 2, size // 2) for size in self.kernel_size]
+        convolve = partial(ops.conv_general_dilated, transformed=self.get_variable("transformed", "kernel"))
         x = nn.Conv(
             self.features,
             self.kernel_size,
@@ -120,7 +123,7 @@ class ConvUnit(nn.Module):
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             kernel_init=INITIALIZERS[self.initializer],
-            conv_general_dilated=ops.conv_general_dilated if convolved is None else lambda *_, **__: convolved,
+            conv_general_dilated=convolve if convolved is None else lambda *_, **__: convolved,
             name="conv",
         )(x)
         if batch_norm:

@@ -9,7 +9,7 @@ from jax import numpy as jnp
 
 from inception_jax import ops
 from inception_jax.errors import UserError
-from inception_jax.models.layers import INITIALIZERS, ConvUnit, Dtype, Outputs, check_choice, classify
+from inception_jax.models.layers import INITIALIZERS, ConvUnit, Dtype, MaxPool, Outputs, check_choice, classify
 
 # The columns of Table 1 that have 3x3 convolutions and no local response norm: convolutions before each max pool.
 TABLE_1: dict[str, tuple[int, ...]] = {

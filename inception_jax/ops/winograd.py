@@ -48,11 +48,14 @@ _INPUTS, _KERNELS, _OUTPUTS = _transforms(0.75, 1.5)
 
 def conv(
     x: Float[Array, "batch height width in_channels"],
-    kernel: Float[Array, "3 3 in_channels out_channels"],
+    transformed: Float[Array, "36 in_channels out_channels"],
     pads: Pads,
 ) -> Float[Array, "batch out_height out_width out_channels"]:
-    """The convolution of maps padded by `pads`, ((top, bottom), (left, right)) pixels, at stride 1."""
-    products = _dot(_transform_inputs(x, pads), _transform_kernel(kernel), 2, 1)
+    """The convolution of maps padded by `pads`, ((top, bottom), (left, right)) pixels, at stride 1.
+
+    `transformed` is the kernel at the points, from `transform_kernel`.
+    """
+    products = _dot(_transform_inputs(x, pads), transformed, 2, 1)
     return _transform_products(products, x.shape[0], _out_sizes(x.shape, pads))
 
 
@@ -64,7 +67,7 @@ def gradients(
 ) -> tuple[Array, Array]:
     """The gradients of `conv` with respect to x and to the kernel, for the gradient `dy` of its result."""
     d_products = _transpose_products(dy)
-    dx = _transpose_inputs(_dot(d_products, _transform_kernel(kernel), 2, 2), x.shape, pads, dy.shape[1:3])
+    dx = _transpose_inputs(_dot(d_products, transform_kernel(kernel), 2, 2), x.shape, pads, dy.shape[1:3])
     return dx, _transpose_kernel(_dot(_transform_inputs(x, pads), d_products, 1, 1))
 
 
@@ -105,8 +108,10 @@ def _pad(x: Array, lows: tuple[int, int], sizes: list[int]) -> Array:
     return lax.optimization_barrier(lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *config, (0, 0, 0))))
 
 
-def _transform_kernel(kernel: Array) -> Array:
-    """(3, 3, in_channels, out_channels) to (36 points, in_channels, out_channels)."""
+def transform_kernel(
+    kernel: Float[Array, "3 3 in_channels out_channels"],
+) -> Float[Array, "36 in_channels out_channels"]:
+    """The kernel at the 36 points."""
     by_row = _mix(_KERNELS, list(kernel), 0)
     return _mix(_KERNELS, list(by_row.swapaxes(0, 1)), 1).reshape(_WINDOW**2, *kernel.shape[2:])
 

@@ -10,6 +10,7 @@ from networks import module_shapes, random_variables
 
 from inception_jax import fold_batch_norm
 from inception_jax.models import ResNet, create_model
+from inception_jax.models.folding import fold_model, inference_variables
 from inception_jax.models.googlenet import Inception, InceptionModule
 from inception_jax.models.layers import ConvUnit
 
@@ -44,11 +45,27 @@ def test_computes_the_same_without_statistics(model):
     folded_model, folded = fold_batch_norm(model, variables)
     assert set(folded) == {"params"}
     assert jax.tree.map(np.shape, folded) == jax.tree.map(np.shape, module_shapes(folded_model, images.shape)[1])
-    wanted, got = (
+    prepared = inference_variables(model, variables)
+    jax.tree.map(np.testing.assert_array_equal, prepared["params"], folded["params"])
+    wanted, *results = (
         jax.tree.leaves(jax.jit(partial(m.apply, train=False))(v, images))
-        for m, v in ((model, variables), (folded_model, folded))
+        for m, v in ((model, variables), (folded_model, folded), (folded_model, prepared))
     )
-    np.testing.assert_allclose(got[0], wanted[0], rtol=0, atol=1e-5 * np.abs(wanted[0]).max())
+    for got in results:
+        np.testing.assert_allclose(got[0], wanted[0], rtol=0, atol=1e-5 * np.abs(wanted[0]).max())
+
+
+def test_kernels_transformed_before_are_what_inference_uses():
+    model = create_model("vgg11", num_classes=5, norm="batch", classifier="mean")
+    images = np.random.default_rng(0).standard_normal((1, 32, 32, 3), np.float32)
+    prepared = inference_variables(model, random_variables(module_shapes(model, images.shape)[1]))
+    transformed = prepared["transformed"]
+    # Neither the first convolution, of three channels, nor a network without such kernels has any.
+    assert set(transformed) == {"conv2_1", "conv3_1", "conv3_2", "conv4_1", "conv4_2", "conv5_1", "conv5_2"}
+    assert "transformed" not in inference_variables(nn.Dense(3), {"params": {"kernel": np.ones((2, 3))}})
+    apply = jax.jit(partial(fold_model(model).apply, train=False))
+    others = {**prepared, "transformed": jax.tree.map(np.zeros_like, transformed)}
+    assert not np.allclose(apply(others, images).logits, apply(prepared, images).logits)
 
 
 def test_leaves_networks_without_batch_norm_as_they_are():

@@ -159,3 +159,19 @@ def test_sibling_convolutions_are_one_on_gpus_and_separate_on_cpus():
     }
     assert lowered["cpu"].count("dot_general") == 2
     assert lowered["cuda"].count("stablehlo.convolution") == 1
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID", ((2, 0), (1, 3))])
+def test_a_kernel_transformed_before_gives_the_same(padding):
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((2, 7, 9, 32), np.float32)
+    kernel = generator.standard_normal((3, 3, 32, 40), np.float32)
+    transformed = ops.transform_kernel(kernel)
+    got = ops.conv(x, kernel, (1, 1), padding, transformed=transformed)
+    np.testing.assert_array_equal(got, ops.conv(x, kernel, (1, 1), padding))
+    # Where it does not apply, it is not used.
+    strided = ops.conv(x, kernel, (2, 2), padding, transformed=transformed)
+    np.testing.assert_array_equal(strided, ops.conv(x, kernel, (2, 2), padding))
+    assert ops.transform_kernel(kernel[:1, :1]) is None
+    assert ops.transform_kernel(kernel[..., :8]) is None
+    assert ops.transform_kernel(kernel.astype(jnp.bfloat16)) is None
