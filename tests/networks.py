@@ -1,5 +1,7 @@
 """What the tests of networks share, `from networks import shapes`: shapes, random weights, PyTorch's as ours."""
 
+import copy
+
 import jax
 import numpy as np
 from jax import numpy as jnp
@@ -108,3 +110,43 @@ def assert_logits_equal(model, variables, peer, image_shape):
         expected = peer.eval()(torch.from_numpy(images.transpose(0, 3, 1, 2))).numpy()
     outputs = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images)
     np.testing.assert_allclose(outputs.logits, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def assert_gradients_equal(model, convert, peer, image_shape, tolerance=1e-8):
+    """Logits, auxiliary heads' included, and by every parameter the gradient of the sum of their squares, in float64.
+
+    The PyTorch network's are compared, which stays as it is; the statistics of batch norm are fixed. `convert(peer)`
+    is its state as our variables, such as `lambda peer: from_torch(peer, rename)`. The gradients, put where the
+    parameters were, go through it as well. A leaf may be off by `tolerance` of its largest entry.
+    """
+    import torch
+
+    peer = copy.deepcopy(peer).double().eval()
+    # The flag of the outermost module alone: torchvision's networks then return their auxiliary heads' logits, too.
+    peer.training = getattr(model, "aux_heads", False)
+    images = np.random.default_rng(0).standard_normal(image_shape)
+    outputs = peer(torch.from_numpy(images.transpose(0, 3, 1, 2)))
+    outputs = {"logits": outputs} if isinstance(outputs, torch.Tensor) else outputs._asdict()
+    sum(logits.square().sum() for logits in outputs.values()).backward()
+    gradients = copy.deepcopy(peer)
+    for ours, theirs in zip(gradients.parameters(), peer.parameters(), strict=True):
+        ours.data = torch.zeros_like(theirs) if theirs.grad is None else theirs.grad
+
+    def loss(params, rest):
+        outputs = model.apply({**rest, "params": params}, images, train=False)
+        heads = {"logits": outputs.logits, **outputs.aux}
+        return sum(jnp.square(logits).sum() for logits in heads.values()), heads
+
+    def assert_close(path, ours, theirs):
+        assert ours.dtype == np.float64
+        where = jax.tree_util.keystr(path)
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * np.abs(theirs).max(), err_msg=where)
+
+    with jax.enable_x64(True):
+        variables = convert(peer)
+        params = variables.pop("params")
+        (_, heads), actual = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, variables)
+        heads, actual = jax.device_get((heads, actual))
+    expected = {name.replace("aux_logits", "aux"): logits.detach().numpy() for name, logits in outputs.items()}
+    jax.tree_util.tree_map_with_path(assert_close, heads, expected)
+    jax.tree_util.tree_map_with_path(assert_close, actual, convert(gradients)["params"])
