@@ -1,12 +1,19 @@
 """What the tests of networks share, `from networks import shapes`: shapes, random weights, PyTorch's as ours."""
 
 import copy
+import re
+from functools import partial
 
 import jax
 import numpy as np
+import pytest
 from jax import numpy as jnp
 
-from inception_jax.models import create_model
+from inception_jax.errors import UserError
+from inception_jax.models import create_model, fold_batch_norm
+
+# For functions that are called once, and take longer to compile than to run.
+quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": "0"})
 
 
 def shapes(name, size=224, channels=3, num_classes=1000, **options):
@@ -41,18 +48,18 @@ def random_variables(abstract, seed=0):
 
 
 def assert_every_parameter_has_a_gradient(model, image_shape):
-    """Of the sum of squared logits, in training."""
+    """Of the sum of squared logits, auxiliary heads' included, in training."""
     images = np.random.default_rng(0).standard_normal(image_shape, np.float32)
     variables = random_variables(module_shapes(model, image_shape)[1])
 
-    @jax.jit
+    @quick_jit
     @jax.grad
     def gradients(params):
         rngs = {"dropout": jax.random.key(1)}
         outputs, _ = model.apply(
             {**variables, "params": params}, images, train=True, mutable=["batch_stats"], rngs=rngs
         )
-        return jnp.square(outputs.logits).sum()
+        return sum(jnp.square(logits).sum() for logits in jax.tree.leaves(outputs))
 
     for path, gradient in jax.tree_util.tree_leaves_with_path(gradients(variables["params"])):
         where = jax.tree_util.keystr(path)
@@ -108,7 +115,7 @@ def assert_logits_equal(model, variables, peer, image_shape):
     images = np.random.default_rng(0).standard_normal(image_shape, np.float32)
     with torch.no_grad():
         expected = peer.eval()(torch.from_numpy(images.transpose(0, 3, 1, 2))).numpy()
-    outputs = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images)
+    outputs = quick_jit(lambda v, x: model.apply(v, x, train=False))(variables, images)
     np.testing.assert_allclose(outputs.logits, expected, atol=1e-4 * np.abs(expected).max())
 
 
@@ -145,8 +152,47 @@ def assert_gradients_equal(model, convert, peer, image_shape, tolerance=1e-8):
     with jax.enable_x64(True):
         variables = convert(peer)
         params = variables.pop("params")
-        (_, heads), actual = jax.jit(jax.value_and_grad(loss, has_aux=True))(params, variables)
+        (_, heads), actual = quick_jit(jax.value_and_grad(loss, has_aux=True))(params, variables)
         heads, actual = jax.device_get((heads, actual))
     expected = {name.replace("aux_logits", "aux"): logits.detach().numpy() for name, logits in outputs.items()}
     jax.tree_util.tree_map_with_path(assert_close, heads, expected)
     jax.tree_util.tree_map_with_path(assert_close, actual, convert(gradients)["params"])
+
+
+def sizes(model, size):
+    """What the network's own submodules make of images of `size` pixels: name to (height, width, channels) or (k,)."""
+    _, state = module_shapes(
+        model, (2, size, size, 3), capture_intermediates=lambda module, _: len(module.path) == 1, mutable=True
+    )
+    results = {name: calls["__call__"] for name, calls in state["intermediates"].items() if "__call__" in calls}
+    return {name: result.shape[1:] for name, (result,) in results.items() if not name.startswith("Dropout")}
+
+
+def assert_smallest_image_is(model, size):
+    """It is what the network says, works and leaves some pixels; one less is refused."""
+    assert model.min_image_size == size
+    assert all(min(shape) > 0 for shape in sizes(model, size).values())
+    if size > 1:
+        message = f"images of {size}x{size - 1} pixels are too small for this network: use at least {size}x{size}"
+        with pytest.raises(UserError, match=message):
+            module_shapes(model, (2, size, size - 1, 3))
+
+
+def assert_folding_changes_nothing(model, image_shape):
+    """`fold_batch_norm` leaves no statistics and the same logits, auxiliary heads' included."""
+    images = np.random.default_rng(0).standard_normal(image_shape, np.float32)
+    variables = random_variables(module_shapes(model, image_shape)[1])
+    folded_model, folded = fold_batch_norm(model, variables)
+    assert set(folded) == {"params"}
+    assert jax.tree.map(np.shape, folded) == jax.tree.map(np.shape, module_shapes(folded_model, image_shape)[1])
+    wanted, got = (
+        quick_jit(partial(m.apply, train=False))(v, images) for m, v in ((model, variables), (folded_model, folded))
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max()), got, wanted)
+
+
+def timm_conv(branches, name):
+    """The convolution that timm calls `name` in the module that has `branches` here: "branch1.2", "branch2_3a"."""
+    branch, step, beside = re.fullmatch(r"branch(\d)[._]?(\d?)([ab]?)", name).groups()
+    found = branches[int(branch)][int(step or 0)]
+    return (found["ab".index(beside)] if beside else found).name

@@ -31,3 +31,9 @@ def import_torchvision() -> ModuleType:
         library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     _libraries.append(library)
     return importlib.import_module("torchvision")
+
+
+def import_timm() -> ModuleType:
+    """timm, which imports torchvision; the caller is skipped where one of them or PyTorch is missing."""
+    import_torchvision()
+    return pytest.importorskip("timm", reason="timm is in the extra 'peers'")

@@ -11,8 +11,12 @@ from flax import linen as nn
 
 from inception_jax.errors import unknown_name
 from inception_jax.models import resnet, vgg
+from inception_jax.models.bn_inception import BNInception
 from inception_jax.models.folding import fold_batch_norm
 from inception_jax.models.googlenet import GoogLeNet
+from inception_jax.models.inception_resnet_v2 import InceptionResNetV2
+from inception_jax.models.inception_v3 import InceptionV2, InceptionV3
+from inception_jax.models.inception_v4 import InceptionV4
 from inception_jax.models.layers import Outputs
 from inception_jax.models.resnet import ResNet
 from inception_jax.models.simple_cnn import SimpleCNN
@@ -22,7 +26,12 @@ from inception_jax.registry import resolve
 __all__ = [
     "MODELS",
     "VGG",
+    "BNInception",
     "GoogLeNet",
+    "InceptionResNetV2",
+    "InceptionV2",
+    "InceptionV3",
+    "InceptionV4",
     "Outputs",
     "ResNet",
     "SimpleCNN",
@@ -34,8 +43,13 @@ __all__ = [
 # What makes a network the one of its name is bound here; no option of create_model can change it.
 MODELS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
     {
+        "bn_inception": BNInception,
         "googlenet": GoogLeNet,
         "googlenet_naive": partial(GoogLeNet, reductions=False),
+        "inception_resnet_v2": partial(InceptionResNetV2, (10, 20, 10)),
+        "inception_v2": InceptionV2,
+        "inception_v3": InceptionV3,
+        "inception_v4": partial(InceptionV4, (4, 7, 3)),
         "resnet18": partial(ResNet, *resnet.TABLE_1[18]),
         "resnet34": partial(ResNet, *resnet.TABLE_1[34]),
         "resnet50": partial(ResNet, *resnet.TABLE_1[50]),

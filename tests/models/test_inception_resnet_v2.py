@@ -1,0 +1,159 @@
+"""Inception-ResNet v2 against timm's."""
+
+import jax
+import numpy as np
+import pytest
+from networks import (
+    assert_every_parameter_has_a_gradient,
+    assert_folding_changes_nothing,
+    assert_gradients_equal,
+    assert_logits_equal,
+    assert_smallest_image_is,
+    count,
+    from_torch,
+    random_variables,
+    randomize,
+    shapes,
+    sizes,
+    timm_conv,
+)
+from peers import import_timm
+
+from inception_jax.errors import UserError
+from inception_jax.models import InceptionResNetV2, create_model
+from inception_jax.models.branches import Conv
+from inception_jax.models.inception_resnet_v2 import (
+    BLOCK_8,
+    BLOCK_17,
+    BLOCK_35,
+    MIXED_5B,
+    MIXED_6A,
+    MIXED_7A,
+    ResidualModule,
+)
+
+
+def test_has_exactly_the_published_parameters():
+    outputs, variables = shapes("inception_resnet_v2", size=75)
+    assert count(variables) == 55_843_464
+    assert outputs.logits.shape == (2, 1000)
+    blocks = [f"block{side}_{i}" for side, times in ((35, 10), (17, 20), (8, 10)) for i in range(1, times + 1)]
+    convolutions = {"conv_1a", "conv_2a", "conv_2b", "conv_3b", "conv_4a", "conv_7b"}
+    assert variables["params"].keys() == convolutions | {"mixed_5b", "mixed_6a", "mixed_7a", "fc", *blocks}
+
+
+@pytest.mark.parametrize(
+    ("stem", "size", "sides"), [("imagenet", 299, (35, 17, 8)), ("small", 32, (32, 16, 8)), ("small", 9, (9, 5, 3))]
+)
+def test_maps_have_the_sizes_of_the_modules_names(stem, size, sides):
+    found = sizes(InceptionResNetV2((1, 1, 1), 1000, stem=stem), size)
+    first, second, third = ((side, side) for side in sides)
+    names = ("mixed_5b", "block35_1", "mixed_6a", "block17_1", "mixed_7a", "block8_1", "conv_7b")
+    assert {name: found[name] for name in names} == {
+        "mixed_5b": (*first, 320), "block35_1": (*first, 320), "mixed_6a": (*second, 1088),
+        "block17_1": (*second, 1088), "mixed_7a": (*third, 2080), "block8_1": (*third, 2080), "conv_7b": (*third, 1536),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("stem", "smallest", "native"), [("imagenet", 75, 299), ("small", 1, 32)])
+def test_knows_its_smallest_and_native_image_size(stem, smallest, native):
+    model = InceptionResNetV2((1, 1, 1), 10, stem=stem)
+    assert model.native_image_size == native
+    assert_smallest_image_is(model, smallest)
+
+
+def test_adds_a_scaled_projection_to_the_input():
+    branches = ((Conv("conv_1x1", 4),),)
+    x = np.random.default_rng(0).standard_normal((1, 5, 5, 6)).astype(np.float32)
+
+    def output(scale, activate):
+        module = ResidualModule(branches, scale, activate)
+        variables = random_variables(jax.eval_shape(lambda: module.init(jax.random.key(0), x, False)))
+        assert variables["params"]["projection"]["conv"].keys() == {"kernel", "bias"}
+        return module.apply(variables, x, False)
+
+    added = output(1.0, False) - x
+    assert np.abs(added).min() > 0
+    np.testing.assert_allclose(output(0.25, False), x + 0.25 * added, atol=1e-6)
+    np.testing.assert_allclose(output(0.25, True), np.maximum(x + 0.25 * added, 0), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stem": "smal"}, "unknown stem 'smal'. Did you mean 'small'?"),
+        ({"norm": "lrn"}, "unknown norm 'lrn'. Known: batch, none"),
+        ({"initializer": "he_norm"}, "unknown initializer 'he_norm'. Did you mean 'he_normal'?"),
+        ({"repeats": (1, 1, 1)}, "unknown option of inception_resnet_v2 'repeats'."),
+    ],
+)
+def test_wrong_options_are_named_and_the_depth_is_fixed(options, message):
+    with pytest.raises(UserError) as error:
+        shapes("inception_resnet_v2", size=75, **options)
+    assert message in str(error.value)
+
+
+def test_every_parameter_of_a_module_has_a_gradient():
+    assert_every_parameter_has_a_gradient(ResidualModule(BLOCK_8, 0.2), (4, 4, 4, 8))
+
+
+def test_folding_changes_nothing_in_a_module():
+    assert_folding_changes_nothing(ResidualModule(BLOCK_8, 0.2), (2, 4, 4, 8))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stem", "size"), [("imagenet", 75), ("small", 8)])
+def test_every_parameter_has_a_gradient(stem, size):
+    assert_every_parameter_has_a_gradient(InceptionResNetV2((1, 1, 2), 3, stem=stem), (4, size, size, 3))
+
+
+@pytest.mark.slow
+def test_folding_changes_nothing():
+    assert_folding_changes_nothing(InceptionResNetV2((1, 1, 2), 3, stem="small"), (2, 8, 8, 3))
+
+
+def timms(repeats, num_classes):
+    """timm's Inception-ResNet v2 with so many modules of each kind, and how its state becomes our variables."""
+    peer = import_timm().create_model("inception_resnet_v2", num_classes=num_classes)
+    kept = dict(zip(("repeat", "repeat_1", "repeat_2"), (repeats[0], repeats[1], repeats[2] - 1), strict=True))
+    for name, times in kept.items():
+        setattr(peer, name, getattr(peer, name)[:times])
+    randomize(peer)
+    blocks = {"repeat": ("block35", BLOCK_35), "repeat_1": ("block17", BLOCK_17), "repeat_2": ("block8", BLOCK_8)}
+    modules = {"mixed_5b": MIXED_5B, "mixed_6a": MIXED_6A, "mixed_7a": MIXED_7A}
+
+    def our_name(name):
+        if name == "classif":
+            return "fc"
+        first, *path = name.split(".")
+        if first in blocks:
+            kind, branches = blocks[first]
+            index, *path = path
+            first = f"{kind}_{int(index) + 1}"
+        elif first == "block8":
+            first, branches = f"block8_{repeats[2]}", BLOCK_8
+        else:
+            first, branches = first.replace("conv2d", "conv"), modules.get(first)
+        if path == ["conv2d"]:
+            return f"{first}/projection/conv"
+        *path, unit = path
+        inner = f"{timm_conv(branches, '.'.join(path))}/" if path else ""
+        return f"{first}/{inner}{ {'conv': 'conv', 'bn': 'norm'}[unit] }"
+
+    return peer, lambda peer: from_torch(peer, our_name)
+
+
+@pytest.mark.parametrize("repeats", [pytest.param((10, 20, 10), marks=pytest.mark.slow), (1, 1, 2)])
+def test_logits_equal_timms(repeats):
+    peer, convert = timms(repeats, 1000)
+    model = InceptionResNetV2(repeats, 1000)
+    assert model == create_model("inception_resnet_v2", num_classes=1000) or repeats == (1, 1, 2)
+    size = 75 if repeats == (1, 1, 2) else 299
+    assert_logits_equal(model, convert(peer), peer, (1, size, size, 3))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("repeats", "size"), [((10, 20, 10), 107), ((1, 1, 2), 299)])
+def test_gradients_equal_timms(repeats, size):
+    peer, convert = timms(repeats, 10)
+    assert_gradients_equal(InceptionResNetV2(repeats, 10), convert, peer, (1, size, size, 3))
