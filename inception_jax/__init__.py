@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from inception_jax.config import default_config
     from inception_jax.errors import UserError
-    from inception_jax.models import create_model, fold_batch_norm, list_models
+    from inception_jax.models import fold_batch_norm, list_models
     from inception_jax.run import load_run
     from inception_jax.train import fit, train_and_evaluate
+    from inception_jax.weights import Preprocessing, create_model
 
 __all__ = [
+    "Preprocessing",
     "UserError",
     "create_model",
     "default_config",
@@ -22,8 +24,9 @@ __all__ = [
 ]
 
 _MODULES = {
+    "Preprocessing": "weights",
     "UserError": "errors",
-    "create_model": "models",
+    "create_model": "weights",
     "default_config": "config",
     "fit": "train",
     "fold_batch_norm": "models",

@@ -12,7 +12,7 @@ LAYERS = (
     {"registry", "config", "ops"},
     {"config_files", "models", "losses", "metrics"},
     {"data", "checkpoints", "schedules", "optimizers", "sharding", "writers", "state", "profiling"},
-    {"steps"},
+    {"steps", "weights"},
     {"run"},
     {"report"},
     {"train"},

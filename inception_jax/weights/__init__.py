@@ -1,0 +1,23 @@
+"""Weights of other libraries in our networks, and of ours in theirs."""
+
+from inception_jax.weights.convert import from_state_dict, to_state_dict
+from inception_jax.weights.files import read_state_dict, write_state_dict
+from inception_jax.weights.names import NAMINGS
+from inception_jax.weights.preprocessing import Preprocessing, imagenet_classes
+from inception_jax.weights.pretrained import InitialWeights, Pretrained, create_model, init_from
+from inception_jax.weights.published import PRETRAINED
+
+__all__ = [
+    "NAMINGS",
+    "PRETRAINED",
+    "InitialWeights",
+    "Preprocessing",
+    "Pretrained",
+    "create_model",
+    "from_state_dict",
+    "imagenet_classes",
+    "init_from",
+    "read_state_dict",
+    "to_state_dict",
+    "write_state_dict",
+]

@@ -1,0 +1,213 @@
+"""Networks with weights from elsewhere: to predict with as they are, and to go on from in training."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, overload
+
+import jax
+import numpy as np
+from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax import numpy as jnp
+from jaxtyping import Float
+
+from inception_jax import models
+from inception_jax.errors import UserError, unknown_name
+from inception_jax.models import fold_batch_norm
+from inception_jax.weights.convert import count_classes, from_state_dict, recognize
+from inception_jax.weights.files import read_state_dict
+from inception_jax.weights.names import NAMINGS, naming, nearest_options
+from inception_jax.weights.preprocessing import Picture, Preprocessing, imagenet_classes
+from inception_jax.weights.published import PRETRAINED, PublishedWeights, fetch
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A network with weights and all that it takes to use them.
+
+    Attributes:
+      model: the Linen module; `model.apply(variables, inputs, train=False)` returns Outputs.
+      variables: {"params", "batch_stats"}.
+      preprocessing: from a picture to an input.
+      class_names: in the order of the logits.
+    """
+
+    model: nn.Module
+    variables: dict[str, Any]
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...]
+
+    def logits(self, pictures: Picture | Sequence[Picture]) -> Float[np.ndarray, "batch classes"]:
+        """Of one picture or several: files, Pillow images, arrays uint8 (height, width, 3), each of any size."""
+        model, variables = self._folded
+        return np.asarray(_logits(variables, self.preprocessing.batch(pictures), model))
+
+    def predict(self, pictures: Picture | Sequence[Picture]) -> Float[np.ndarray, "batch classes"]:
+        """The probabilities of the classes."""
+        return np.asarray(jax.nn.softmax(self.logits(pictures)))
+
+    @cached_property
+    def _folded(self) -> tuple[nn.Module, dict[str, Any]]:
+        return fold_batch_norm(self.model, self.variables)
+
+
+@partial(jax.jit, static_argnames="model")
+def _logits(variables: dict[str, Any], inputs: jax.Array, model: nn.Module) -> jax.Array:
+    outputs: Any = model.apply(variables, inputs, train=False)
+    return outputs.logits
+
+
+@overload
+def create_model(
+    name: str, *, num_classes: int, weights: None = None, dtype: Any = None, param_dtype: Any = None, **options: Any
+) -> nn.Module: ...
+
+
+@overload
+def create_model(
+    name: str,
+    *,
+    weights: str | Path,
+    num_classes: int | None = None,
+    preprocessing: Preprocessing | None = None,
+    seed: int = 0,
+    dtype: Any = None,
+    param_dtype: Any = None,
+    **options: Any,
+) -> Pretrained: ...
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int | None = None,
+    weights: str | Path | None = None,
+    preprocessing: Preprocessing | None = None,
+    seed: int = 0,
+    dtype: Any = None,
+    param_dtype: Any = None,
+    **options: Any,
+) -> nn.Module | Pretrained:
+    """The Linen module of a registered name (see `models.create_model`) or, with `weights`, a Pretrained.
+
+    With weights, the network's options are those that the library's network has.
+
+    Args:
+      num_classes: the number of logits; with weights it may be left out. Another number than the weights' leaves their
+        classifiers out, for which new ones are drawn.
+      weights: "torchvision" or "timm": what it has published for the name; one of `PRETRAINED`, such as
+        "torchvision:resnet50.v2"; or a file of weights in torchvision's, timm's or Cadene's naming.
+      preprocessing: None: that of the published weights; for a file, of those that the library has published under the
+        name.
+      seed: of new classifiers.
+
+    Raises:
+      UserError: a name or an option is unknown, or the weights cannot be had or are not the network's.
+    """
+    dtypes = {"dtype": dtype, "param_dtype": param_dtype}
+    if weights is None:
+        if num_classes is None:
+            raise UserError(f"create_model({name!r}) needs num_classes, the number of logits, or weights")
+        return models.create_model(name, num_classes=num_classes, **dtypes, **options)
+    model = models.create_model(name, num_classes=num_classes or 1000, **dtypes, **options)
+    source = _read(f"{weights}:{name}" if weights in NAMINGS else weights, model)
+    classes = count_classes(model, source.tensors, source.format) or 1000
+    nearest = nearest_options(model, naming(model, source.format))
+    model = models.create_model(name, num_classes=num_classes or classes, **dtypes, **(nearest | options))
+    if preprocessing is None:
+        published = source.published or PRETRAINED.get(f"{source.format}:{name}")
+        if published is None:
+            raise UserError(f"{weights} does not say how pictures become inputs: give preprocessing=Preprocessing(...)")
+        preprocessing = published.preprocessing
+    initial = _initial(source, model, None, jax.random.key(seed))
+    class_names = initial.class_names or tuple(map(str, range(num_classes or classes)))
+    return Pretrained(model, initial.variables, preprocessing, class_names)
+
+
+@dataclasses.dataclass(frozen=True)
+class InitialWeights:
+    """What training begins with.
+
+    Attributes:
+      variables: {"params", "batch_stats"}, in NumPy but for what is new.
+      preprocessing: of published weights; None: a file does not say.
+      class_names: in the order of the logits; None: new classifiers have none, and files do not say, except that 1000
+        classes are taken for ImageNet's.
+      left_out: paths of the layers that are new, such as "fc", because the weights are for other classes.
+    """
+
+    variables: dict[str, Any]
+    preprocessing: Preprocessing | None
+    class_names: tuple[str, ...] | None
+    left_out: tuple[str, ...]
+
+
+def init_from(
+    source: str | Path,
+    model: nn.Module,
+    *,
+    image_shape: tuple[int, int, int] | None = None,
+    key: jax.Array | None = None,
+) -> InitialWeights:
+    """Variables for a network in hand; new classifiers where it is for another number of classes than the weights.
+
+    Args:
+      source: one of `PRETRAINED`, such as "torchvision:googlenet", or a file of weights in another library's naming.
+      image_shape: (height, width, channels) of the network's inputs; None: its native size in colour.
+      key: of new classifiers; None: of seed 0.
+
+    Raises:
+      UserError: the weights cannot be had, are not the network's, or the network has other options than theirs.
+    """
+    return _initial(_read(source, model), model, image_shape, jax.random.key(0) if key is None else key)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    tensors: Mapping[str, np.ndarray]
+    format: str
+    published: PublishedWeights | None
+
+
+def _read(source: str | Path, model: nn.Module) -> _Source:
+    published = PRETRAINED.get(str(source))
+    if published is None and Path(source).suffix not in SUFFIXES and not Path(source).expanduser().exists():
+        raise unknown_name("weights (and no file)", str(source), PRETRAINED)
+    tensors = read_state_dict(source if published is None else fetch(published))
+    if published and published.background:  # nothing else in these files has as many outputs
+        tensors = {name: value[1:] if value.shape[:1] == (1001,) else value for name, value in tensors.items()}
+    try:
+        format = recognize(model, tensors, published and published.format)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+    return _Source(tensors, format, published)
+
+
+def _initial(source: _Source, model: Any, image_shape: tuple[int, int, int] | None, key: jax.Array) -> InitialWeights:
+    classes = count_classes(model, source.tensors, source.format)
+    same = classes in (None, model.num_classes)
+    variables = from_state_dict(model, source.tensors, source.format, image_shape=image_shape, classifier=same)
+    preprocessing = source.published and source.published.preprocessing
+    if same:
+        return InitialWeights(variables, preprocessing, imagenet_classes() if classes == 1000 else None, ())
+    fresh = _new_classifiers(model, naming(model, source.format).classifiers, image_shape, key)
+    left_out = tuple(sorted({"/".join(path[1:-1]) for path in fresh}))
+    return InitialWeights(unflatten_dict(flatten_dict(variables) | fresh), preprocessing, None, left_out)
+
+
+def _new_classifiers(
+    model: Any, paths: tuple[str, ...], image_shape: tuple[int, int, int] | None, key: jax.Array
+) -> dict[tuple[str, ...], jax.Array]:
+    """What `model.init` draws for the layers at the paths; the rest is not computed."""
+    size = model.native_image_size
+
+    def draw(key):
+        images = jnp.zeros((1, *(image_shape or (size, size, 3))))
+        leaves = flatten_dict(dict(model.init(key, images, train=False)))
+        return {path: leaf for path, leaf in leaves.items() if "/".join(path[1:-1]) in paths}
+
+    return jax.jit(draw)(key)
