@@ -11,6 +11,7 @@ from jax import numpy as jnp
 
 from inception_jax.errors import UserError
 from inception_jax.models import create_model, fold_batch_norm
+from inception_jax.models.folding import inference_variables
 
 # For functions that are called once, and take longer to compile than to run.
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": "0"})
@@ -179,16 +180,20 @@ def assert_smallest_image_is(model, size):
 
 
 def assert_folding_changes_nothing(model, image_shape):
-    """`fold_batch_norm` leaves no statistics and the same logits, auxiliary heads' included."""
+    """`fold_batch_norm` leaves no statistics and the same logits, auxiliary heads' included; so do kernels transformed
+    for inference."""
     images = np.random.default_rng(0).standard_normal(image_shape, np.float32)
     variables = random_variables(module_shapes(model, image_shape)[1])
     folded_model, folded = fold_batch_norm(model, variables)
     assert set(folded) == {"params"}
     assert jax.tree.map(np.shape, folded) == jax.tree.map(np.shape, module_shapes(folded_model, image_shape)[1])
-    wanted, got = (
-        quick_jit(partial(m.apply, train=False))(v, images) for m, v in ((model, variables), (folded_model, folded))
+    prepared = inference_variables(model, variables)
+    wanted, *results = (
+        quick_jit(partial(m.apply, train=False))(v, images)
+        for m, v in ((model, variables), (folded_model, folded), (folded_model, prepared))
     )
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max()), got, wanted)
+    for got in results:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max()), got, wanted)
 
 
 def timm_conv(branches, name):
