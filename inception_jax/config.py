@@ -43,7 +43,8 @@ LIMITS = (
         "num_devices", "checkpoint.every_steps", "checkpoint.keep_best", "data.augment.brightness",
         "data.augment.contrast", "data.augment.cutout", "data.augment.pad_and_crop", "data.augment.rotation",
         "data.augment.saturation", "evaluate.batch_size", "evaluate.early_stopping_patience", "evaluate.first_epoch",
-        "evaluate.stop_at", "loss.aux_weight", "optimizer.clip_norm", "optimizer.momentum", "optimizer.weight_decay",
+        "evaluate.stop_at", "finetune.freeze_epochs", "finetune.trunk_rate",
+        "loss.aux_weight", "optimizer.clip_norm", "optimizer.momentum", "optimizer.weight_decay",
         "schedule.cooldown", "schedule.learning_rate", "schedule.patience", "schedule.warmup_epochs",
     )),
     ("more than 0", lambda x: x > 0, ("schedule.every_epochs",)),
@@ -70,6 +71,7 @@ def default_config() -> Config:
     config.num_devices = 0  # devices of the data mesh; 0: all there are
     config.compute_dtype = "auto"  # auto: bfloat16 on accelerators, float32 on CPUs
     config.average_decay = 0.0  # per-step decay of the moving average of the weights that is evaluated; 0: none
+    config.init_from = placeholder(str)  # weights: a run's folder, "torchvision:googlenet", a file; unset: random ones
     config.profile = False  # trace a few steps into the run's folder, for TensorBoard's profiler and Perfetto
 
     config.model = model = _section()
@@ -153,6 +155,11 @@ def default_config() -> Config:
     evaluate.watch_mode = "max"
     evaluate.early_stopping_patience = 0  # evaluations without a better watched metric; 0: never stop early
     evaluate.stop_at = 0.0  # end the run once the watched metric is this good, e.g. 0.94; 0: never
+
+    config.finetune = finetune = _section()  # of a network that init_from gave its weights
+    finetune.head = ("fc", "aux*")  # names or shell patterns of the submodules that are new; all others are the trunk
+    finetune.freeze_epochs = 0.0  # at the beginning, in which the trunk's parameters stay as they are
+    finetune.trunk_rate = 1.0  # share of the learning rate that the trunk's parameters get
 
     config.checkpoint = checkpoint = _section()
     checkpoint.every_steps = 0  # besides the one at each evaluation; 0: none

@@ -4,6 +4,8 @@ Because the rate comes after momentum, a change of rate takes effect at once on 
 and a train step may scale the updates further (`schedules.PlateauState`).
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -29,6 +31,9 @@ def make_optimizer(
     weight_decay: float = 0.0,
     weight_decay_mode: str = "coupled",
     clip_norm: float = 0.0,
+    trunk: Callable[[PyTree], PyTree[bool]] | None = None,
+    trunk_rate: float = 1.0,
+    frozen_updates: int = 0,
 ) -> optax.GradientTransformation:
     """The optimiser of this name, equal to its namesake in `torch.optim`; options that it does not have are ignored.
 
@@ -50,6 +55,10 @@ def make_optimizer(
         after the rule, before the rate
       clip_norm: largest norm of all gradients together, before anything else, as
         `torch.nn.utils.clip_grad_norm_`; 0: no clipping
+      trunk: parameters -> a tree of the same structure, True for those that were trained before
+      trunk_rate: share of the rate that the trunk gets
+      frozen_updates: how many updates leave the trunk as it is; neither its momentum nor its decay begins before, and
+        its gradients do not count for clipping
 
     Raises:
       UserError: an unknown name or mode; Nesterov momentum without momentum.
@@ -72,16 +81,26 @@ def make_optimizer(
     else:
         raise unknown_name("optimizer", name, OPTIMIZERS)
 
-    chain = [optax.scale_by_learning_rate(schedule)]
     if weight_decay and (weight_decay_mode == "decoupled" or name == "adamw"):
-        chain = [rule, optax.add_decayed_weights(weight_decay, mask=kernels), *chain]
+        rule = optax.chain(rule, optax.add_decayed_weights(weight_decay, mask=kernels))
     elif weight_decay:
-        chain = [optax.add_decayed_weights(weight_decay, mask=kernels), rule, *chain]
-    else:
-        chain = [rule, *chain]
-    if clip_norm:
-        chain = [clip_by_global_norm(clip_norm), *chain]
-    return optax.chain(*chain)
+        rule = optax.chain(optax.add_decayed_weights(weight_decay, mask=kernels), rule)
+    clip = [clip_by_global_norm(clip_norm)] if clip_norm else []
+    if trunk is not None and frozen_updates:
+        rule = _begin_trunk_at(frozen_updates, rule, trunk)
+        if clip:
+            clip = [_begin_trunk_at(frozen_updates, optax.identity(), trunk), *clip]
+    if trunk is not None and trunk_rate != 1:
+        rule = optax.chain(rule, optax.masked(optax.scale(trunk_rate), trunk))
+    return optax.chain(*clip, rule, optax.scale_by_learning_rate(schedule))
+
+
+def _begin_trunk_at(
+    updates: int, rule: optax.GradientTransformation, trunk: Callable[[PyTree], PyTree[bool]]
+) -> optax.GradientTransformation:
+    """The rule, whose state and updates for the trunk begin after a number of updates; before, these are 0."""
+    later = optax.conditionally_mask(rule, lambda step, **_: jnp.asarray(step) >= updates)
+    return optax.partition({True: later, False: rule}, trunk)
 
 
 def kernels(params: PyTree) -> PyTree[bool]:

@@ -1,6 +1,8 @@
 """A run is a folder: config, metrics, checkpoints, summary and report. Making one, going on with one, loading one."""
 
+import copy
 import dataclasses
+import fnmatch
 import json
 from collections.abc import Callable
 from functools import cached_property, partial
@@ -11,15 +13,17 @@ import jax
 import ml_collections
 import numpy as np
 from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import numpy as jnp
 
-from inception_jax import optimizers, schedules, state, steps
+from inception_jax import optimizers, schedules, state, steps, weights
 from inception_jax.checkpoints import Checkpoints
 from inception_jax.config import Config
 from inception_jax.data import augment
 from inception_jax.errors import UserError
 from inception_jax.models import create_model
 from inception_jax.models.folding import fold_model, inference_variables
+from inception_jax.weights.names import naming, nearest_options
 
 # Where things are and how they are shown may differ when a run goes on; what is computed may not.
 MAY_DIFFER = ("data.directory", "data.archives", "num_devices", "profile", "log.")
@@ -151,7 +155,92 @@ def build_optimizer(config: Config, steps_per_epoch: int):
         },
     )  # fmt: skip
     options = {key: value for key, value in config.optimizer.items() if key != "name"}
+    if config.get("init_from"):
+        options |= {
+            "trunk": partial(_trunk, head=config.finetune.head),
+            "trunk_rate": config.finetune.trunk_rate,
+            "frozen_updates": round(config.finetune.freeze_epochs * steps_per_epoch),
+        }
     return optimizers.make_optimizer(config.optimizer.name, schedule, **options), schedule
+
+
+def _trunk(params: Any, head: tuple[str, ...]) -> Any:
+    """A tree of the same structure: True but for the submodules that a pattern of `head` matches."""
+    new = {name for name in params if any(fnmatch.fnmatch(name, pattern) for pattern in head)}
+    if not new:
+        raise UserError(f"finetune.head={head} matches none of the network's submodules: {', '.join(params)}")
+    return {name: jax.tree.map(lambda _, name=name: name not in new, node) for name, node in params.items()}
+
+
+def with_options_of_weights(config: Config, num_classes: int) -> Config:
+    """The config with the network's open options set to what the published weights in init_from were trained with."""
+    config = copy.deepcopy(config)
+    published = weights.PRETRAINED.get(config.init_from or "")
+    if published:
+        model = build_model(config, num_classes)
+        for option, value in nearest_options(model, naming(model, published.format)).items():
+            if config.model.get(option) is None:
+                config.model[option] = value
+    return config
+
+
+def kept_inputs(folder: Path) -> Inputs | None:
+    """The inputs of a run that has a checkpoint already; None where it has not begun."""
+    if not (folder / "config.json").is_file():
+        return None
+    with open_checkpoints(folder, read_config(folder / "config.json")) as checkpoints:
+        step = checkpoints.latest_step()
+        return None if step is None else Inputs.from_json(checkpoints.progress(step)["inputs"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Initial:
+    """What a network starts from whose weights come from elsewhere.
+
+    Attributes:
+      variables: {"params", "batch_stats"}.
+      mean, std: with which the weights' inputs were normalised, as in Inputs; None where nothing says.
+      left_out: paths of the layers that are new.
+    """
+
+    variables: dict[str, Any]
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    left_out: tuple[str, ...]
+
+
+def load_initial(source: str, model: nn.Module, image_shape: tuple[int, int, int], key: jax.Array) -> Initial:
+    """The weights that config.init_from names, for a network in hand; layers for other classes are drawn anew.
+
+    Raises:
+      UserError: the weights cannot be had or are not the network's.
+    """
+    if not Path(source, "config.json").is_file():
+        found = weights.init_from(source, model, image_shape=image_shape, key=key)
+        known = found.preprocessing
+        return Initial(found.variables, known and known.mean, known and known.std, found.left_out)
+    other = load_run(source)
+    images = jnp.zeros((1, *image_shape))
+    fresh: dict[tuple[str, ...], Any] = flatten_dict(dict(jax.jit(partial(model.init, train=False))(key, images)))
+    kept: dict[tuple[str, ...], Any] = flatten_dict(dict(other.variables))
+    differing = fresh.keys() ^ kept.keys()
+    differing |= {path for path in fresh.keys() & kept.keys() if fresh[path].shape != kept[path].shape}
+    classes = len(other.inputs.class_names)
+    # Layers whose outputs were the other run's classes are new where ours are others; all else has to agree.
+    new = {path for path in differing & fresh.keys() & kept.keys() if kept[path].shape[-1] == classes}
+    if differing - new:
+        names = sorted("/".join(path) for path in differing - new)
+        raise UserError(
+            f"{source} holds another network than model.name and its options give: {len(names)} of its arrays or ours "
+            f"are missing or have another shape: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+        )
+    taken = unflatten_dict({path: value if path in new else kept[path] for path, value in fresh.items()})
+    return Initial(
+        {name: taken.get(name, {}) for name in ("params", "batch_stats")},
+        other.inputs.mean,
+        other.inputs.std,
+        tuple(sorted({"/".join(path[1:-1]) for path in new})),
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,6 +38,12 @@ class TrainState(flax.struct.PyTreeNode):
         """The variables to evaluate: the moving average where one is kept."""
         return self.average or {"params": self.params, "batch_stats": self.batch_stats}
 
+    def start_from(self, variables: dict[str, Any]) -> "TrainState":
+        """The state with other {"params", "batch_stats"} of the same shapes, their averages included."""
+        own = {"params": self.params, "batch_stats": self.batch_stats}
+        given = jax.tree.map(lambda old, new: jnp.asarray(new, old.dtype), own, {name: variables[name] for name in own})
+        return self.replace(**given, average=given if self.average else {})
+
 
 def create_state(
     key: jax.Array,

@@ -127,7 +127,15 @@ def _train(config: Config, folder: Path, dataset: resident.Dataset) -> dict[str,
     steps_per_epoch = order.steps_per_epoch(len(dataset.splits["train"]), config.batch_size)
     total_steps = config.num_epochs * steps_per_epoch
 
-    mean, std = config.data.mean, config.data.std
+    config = run.with_options_of_weights(config, len(dataset.class_names))
+    model = run.build_model(config, len(dataset.class_names))
+    initial_key = jax.random.key(config.seed)
+    mean, std, initial = config.data.mean, config.data.std, None
+    if config.init_from:
+        known = run.kept_inputs(folder)  # the weights may be gone once the run has begun
+        if known is None:
+            known = initial = run.load_initial(config.init_from, model, dataset.image_shape, initial_key)
+        mean, std = mean or known.mean, std or known.std
     if not mean or not std:
         computed_mean, computed_std = dataset.channel_statistics()
         mean, std = mean or computed_mean.tolist(), std or computed_std.tolist()
@@ -136,14 +144,12 @@ def _train(config: Config, folder: Path, dataset: resident.Dataset) -> dict[str,
         if len(values) != channels:
             raise UserError(f"data.{field} has {len(values)} numbers, but the images have {channels} channel(s)")
     inputs = run.Inputs(dataset.class_names, dataset.image_shape, tuple(mean), tuple(std))
-    model = run.build_model(config, len(dataset.class_names))
     optimizer, schedule = run.build_optimizer(config, steps_per_epoch)
 
     def initial_state(key):
         return run.new_state(config, model, optimizer, dataset.image_shape, key)
 
     # Shapes first: an option that does not fit the images is answered before anything is written.
-    initial_key = jax.random.key(config.seed)
     initialization = jax.jit(initial_state).trace(initial_key)
     run.prepare_folder(folder, config)
 
@@ -182,10 +188,15 @@ def _train(config: Config, folder: Path, dataset: resident.Dataset) -> dict[str,
         if state is None:
             # The two programs are compiled, or read from the cache, side by side.
             with ThreadPoolExecutor(1) as pool:
-                initial = pool.submit(lambda: initialization.lower().compile()(initial_key))
+                fresh = pool.submit(lambda: initialization.lower().compile()(initial_key))
                 example = batches(np.arange(config.batch_size))
                 train_step = train_step.lower(template, *example, key).compile()
-            state = sharding.replicate(initial.result(), mesh)
+            state = fresh.result()
+            if initial:
+                state = state.start_from(initial.variables)
+                new = f", new: {', '.join(initial.left_out)}" if initial.left_out else ""
+                logger.info("weights: %s%s", config.init_from, new)
+            state = sharding.replicate(state, mesh)
         evaluator = Evaluator(
             dataset,
             mesh,

@@ -319,3 +319,47 @@ def test_mistakes_are_named():
         make_optimizer("sgd", RATE, weight_decay_mode="l2")
     with pytest.raises(UserError, match="nesterov=True needs momentum"):
         make_optimizer("sgd", RATE, nesterov=True)
+
+
+def trunk(params):
+    """All but "head"."""
+    return {name: jax.tree.map(lambda _, name=name: name != "head", node) for name, node in params.items()}
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 3.0])
+@pytest.mark.parametrize(
+    ("name", "options", "peer", "peer_options"),
+    [
+        ("sgd", {"momentum": 0.9}, "SGD", {"momentum": 0.9}),
+        ("adam", {}, "Adam", {}),
+        ("rmsprop", {"momentum": 0.5}, "RMSprop", {"alpha": 0.9, "momentum": 0.5}),
+    ],
+)
+def test_a_frozen_trunk_begins_later_as_if_new_and_at_its_own_rate(name, options, peer, peer_options, clip_norm):
+    """In PyTorch: parameters without a gradient until then, in a group with its own rate."""
+    torch = pytest.importorskip("torch", reason="PyTorch is in the extra 'peers'")
+    frozen, share = 20, 0.25
+    params = jax.tree.map(lambda leaf: torch.nn.Parameter(torch.tensor(leaf)), draw(0))
+    leaves, decayed, in_trunk = (jax.tree.leaves(tree) for tree in (params, kernels(params), trunk(params)))
+    groups = [
+        {"params": [leaf], "weight_decay": 0.1 if kernel else 0.0, "lr": RATE * (share if old else 1.0)}
+        for leaf, kernel, old in zip(leaves, decayed, in_trunk, strict=True)
+    ]
+    optimizer = getattr(torch.optim, peer)(groups, lr=RATE, **peer_options)
+    expected = []
+    for step, gradients in enumerate(GRADIENTS):
+        for leaf, gradient, old in zip(leaves, jax.tree.leaves(gradients), in_trunk, strict=True):
+            leaf.grad = None if old and step < frozen else torch.tensor(gradient)
+        if clip_norm:
+            torch.nn.utils.clip_grad_norm_(leaves, clip_norm)
+        optimizer.step()
+        expected.append(np.concatenate([leaf.detach().numpy().ravel() for leaf in leaves]))
+    with jax.enable_x64(True):
+        ours = our_params(
+            make_optimizer(
+                name, RATE, weight_decay=0.1, clip_norm=clip_norm, trunk=trunk, trunk_rate=share, frozen_updates=frozen,
+                **options,
+            ),
+            jnp.float64,
+        )  # fmt: skip
+    np.testing.assert_allclose(ours, np.array(expected), rtol=1e-9, atol=1e-12)

@@ -1,0 +1,78 @@
+"""Every registered network learns the digits: its test accuracy after a short training from scratch, and the time.
+
+Each is trained by the command, in a process and a folder of its own, until 97 % of the validation digits are right or
+its epochs are over. Networks for large images get their stem for small ones, or images enlarged to what they can take.
+A network is done again only if its folder is removed. Prints Markdown.
+"""
+
+import argparse
+import fnmatch
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from inception_jax.models import create_model, list_models
+
+EXAMPLES = """\
+examples, in the repository's root:
+  python benchmarks/every_network.py
+  python benchmarks/every_network.py 'resnet*' 'vgg*_bn' --workdir runs/some
+"""
+ADAM = {"optimizer.name": "adam", "schedule.learning_rate": 1e-3}
+# Fields of networks by pattern, the first that matches, on top of googlenet_digits; all see each digit ten times.
+FIELDS: dict[str, dict[str, object]] = {
+    "alexnet": {"model.stem": "small"} | ADAM | {"schedule.learning_rate": 3e-4},
+    "bn_inception": {"data.image_size": 64},
+    "googlenet*": {"model.stem": "small"},
+    "inception_resnet*": {},
+    "inception*": {"model.stem": "small", "data.image_size": 16},
+    "resnet*": {"model.stem": "small"},
+    "simple_cnn": ADAM,
+    "tiny_vgg*": {"data.image_size": 32} | ADAM,
+    "vgg*_bn": {"model.classifier": "mean"},
+    "vgg*": {"model.classifier": "mean"} | ADAM | {"schedule.learning_rate": 2e-4},
+}
+HEADER = "| network | parameters | image size | test top-1 | epochs | seconds |\n| --- | --- | --- | --- | --- | --- |"
+
+
+def fields_of(name: str) -> dict[str, object]:
+    """The config's fields for a network; its images are 8x8, as the digits are, or the smallest that it takes."""
+    fields = next((fields for pattern, fields in FIELDS.items() if fnmatch.fnmatch(name, pattern)), {})
+    options = {key.removeprefix("model."): value for key, value in fields.items() if key.startswith("model.")}
+    smallest = max(8, create_model(name, num_classes=10, **options).min_image_size)
+    return {"model.name": name, "data.image_size": smallest} | fields
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("patterns", nargs="*", default=["*"], help="names or shell patterns (default: all)")
+    parser.add_argument("--workdir", type=Path, default=Path("runs/every_network"), help="(default: %(default)s)")
+    options, more = parser.parse_known_args(argv)
+    print(HEADER, flush=True)
+    for name in list_models():
+        if not any(fnmatch.fnmatch(name, pattern) for pattern in options.patterns):
+            continue
+        folder = options.workdir / name
+        fields = {"num_epochs": 10, "evaluate.stop_at": 0.97} | fields_of(name)
+        command = [sys.executable, "-m", "inception_jax.main", "--config=googlenet_digits", f"--workdir={folder}"]
+        command += [f"--config.{field}={value}" for field, value in fields.items()] + more
+        started = time.perf_counter()
+        code = subprocess.run(command).returncode
+        if code:
+            print(f"| {name} | failed with code {code} | | | | |", flush=True)
+            continue
+        summary = json.loads((folder / "summary.json").read_text())
+        took = time.perf_counter() - started
+        print(
+            f"| {name} | {summary['parameters']:,} | {fields['data.image_size']} | {summary['test']['top1']:.2%} "
+            f"| {summary['epochs']:.0f} | {took:.0f} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
