@@ -6,41 +6,55 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from inception_jax.config import default_config
     from inception_jax.errors import UserError
+    from inception_jax.inspection import activations, feature_grid, filters, grad_cam, layer_table, overlay
     from inception_jax.models import fold_batch_norm, list_models
-    from inception_jax.run import load_run
+    from inception_jax.run import load_run as load
     from inception_jax.train import fit, train_and_evaluate
     from inception_jax.weights import Preprocessing, create_model
 
 __all__ = [
     "Preprocessing",
     "UserError",
+    "activations",
     "create_model",
     "default_config",
+    "feature_grid",
+    "filters",
     "fit",
     "fold_batch_norm",
+    "grad_cam",
+    "layer_table",
     "list_models",
-    "load_run",
+    "load",
+    "overlay",
     "train_and_evaluate",
 ]
 
-_MODULES = {
-    "Preprocessing": "weights",
-    "UserError": "errors",
-    "create_model": "weights",
-    "default_config": "config",
-    "fit": "train",
-    "fold_batch_norm": "models",
-    "list_models": "models",
-    "load_run": "run",
-    "train_and_evaluate": "train",
+_PLACES = {
+    "Preprocessing": "weights.Preprocessing",
+    "UserError": "errors.UserError",
+    "activations": "inspection.activations",
+    "create_model": "weights.create_model",
+    "default_config": "config.default_config",
+    "feature_grid": "inspection.feature_grid",
+    "filters": "inspection.filters",
+    "fit": "train.fit",
+    "fold_batch_norm": "models.fold_batch_norm",
+    "grad_cam": "inspection.grad_cam",
+    "layer_table": "inspection.layer_table",
+    "list_models": "models.list_models",
+    "load": "run.load_run",
+    "overlay": "inspection.overlay",
+    "train_and_evaluate": "train.train_and_evaluate",
 }
 
 
 def __getattr__(name: str) -> Any:
     """Imports on first use, so that the shell answers help and mistakes without waiting for JAX."""
-    if name not in _MODULES:
+    if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    module, _, attribute = _PLACES[name].rpartition(".")
+    return getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
 
 
 def __dir__() -> list[str]:

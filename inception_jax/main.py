@@ -5,7 +5,6 @@ JAX is imported only after the flags have been read: help and mistakes are answe
 
 import contextlib
 import logging
-import os
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -75,16 +74,6 @@ def _usage(program: str) -> str:
     )
 
 
-def _use_compilation_cache() -> None:
-    """Keeps compiled programs between runs: a second start of the same network takes seconds instead of minutes."""
-    import jax
-
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "inception_jax", "xla")
-        jax.config.update("jax_compilation_cache_dir", str(cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
 @contextlib.contextmanager
 def _log_to_stderr() -> Iterator[None]:
     """Shows what the package logs, once: libraries give the root logger a handler, too."""
@@ -113,7 +102,7 @@ def main(argv: list[str] | None = None, program: str = "python -m inception_jax.
         flags.FLAGS.mark_as_parsed()
     try:
         config, workdir = parse_flags(argv)
-        _use_compilation_cache()
+        process.use_compilation_cache()
         from inception_jax import train
 
         try:

@@ -4,6 +4,7 @@ import gc
 import os
 import platform
 import sys
+from pathlib import Path
 
 GC_THRESHOLD = 100_000  # new objects between two garbage collections; CPython's own is 700 to 2,000
 
@@ -27,3 +28,13 @@ def use_huge_pages() -> None:
     if platform.libc_ver()[0] == "glibc" and "GLIBC_TUNABLES" not in os.environ:
         os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs between runs: a second start of the same network takes seconds instead of minutes."""
+    import jax
+
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "inception_jax", "xla")
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

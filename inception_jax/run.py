@@ -262,6 +262,11 @@ class Run:
     inputs: Inputs
     step: int
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """In the order of the logits."""
+        return self.inputs.class_names
+
     def normalize(self, images: np.ndarray) -> jax.Array:
         """uint8 images (batch, height, width, channels) to the network's inputs."""
         normalizer = self.inputs.normalizer(self.config.data.normalization, dtypes(self.config.compute_dtype)[1])

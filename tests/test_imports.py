@@ -12,7 +12,7 @@ LAYERS = (
     {"registry", "config", "ops"},
     {"config_files", "models", "losses", "metrics"},
     {"data", "checkpoints", "schedules", "optimizers", "sharding", "writers", "state", "profiling"},
-    {"steps", "weights"},
+    {"steps", "weights", "inspection"},
     {"run"},
     {"report"},
     {"train"},

@@ -346,7 +346,7 @@ def test_a_network_outside_the_package_trains_resumes_and_can_be_looked_into(tmp
         stop_after(patched, 7)
         assert main.main(command) == 130
     assert main.main(command) == 0
-    loaded = inception_jax.load_run(tmp_path / "runs" / "experiment")
+    loaded = inception_jax.load(tmp_path / "runs" / "experiment")
     assert loaded.variables["params"]["conv"]["kernel"].shape == (3, 3, 1, 6)
     images = np.zeros((2, *loaded.inputs.image_shape), np.uint8)
     _, state = loaded.model.apply(loaded.variables, loaded.normalize(images), train=False, capture_intermediates=True)
@@ -361,7 +361,7 @@ def test_a_data_set_outside_the_package_is_trained_on(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", sys.path.copy())
     command = ["--config=experiment.py", "--config.data.name=my_module_with_data:my_data", "--config.batch_size=8"]
     assert main.main(command) == 0
-    loaded = inception_jax.load_run(tmp_path / "runs" / "experiment")
+    loaded = inception_jax.load(tmp_path / "runs" / "experiment")
     assert loaded.inputs.class_names == ("dark", "light")
     assert summary(loaded.folder)["test"]["count"] == 80
 

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.metadata
+import os
 import sys
 from typing import NoReturn
 
@@ -20,9 +21,9 @@ def main(argv: list[str] | None = None) -> int:
         process.tune()
         argv = sys.argv[1:]
     # Imported only now, so that the new start that tune() may make costs nothing.
-    from inception_jax.commands import configs, export, prepare, train
+    from inception_jax.commands import configs, export, inspect, prepare, train
 
-    commands = {"train": train, "prepare": prepare, "export": export, "configs": configs}
+    commands = {"train": train, "prepare": prepare, "export": export, "configs": configs, "inspect": inspect}
     parser = _Parser(prog="inception-jax", description="Train and study the Inception family of image classifiers.")
     parser.add_argument("--version", action="version", version=importlib.metadata.version("inception-jax"))
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -32,10 +33,15 @@ def main(argv: list[str] | None = None) -> int:
         if argv and not argv[0].startswith("-") and argv[0] not in commands:
             raise unknown_name("command", argv[0], commands)
         args = parser.parse_args(argv)
-        return args.run(args)
+        code = args.run(args)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # who reads the output, such as head, has had enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -1,0 +1,199 @@
+"""`inception-jax inspect`: what networks are made of and what they cost, one in detail or several side by side."""
+
+import argparse
+import ast
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from inception_jax.errors import UserError
+
+DESCRIPTION = """\
+Shows one network's layers with their sizes and costs, or compares several.
+
+NAME is a registered network, a shell pattern of such names, module:Name of your own, or the folder of a run.
+Multiply-adds are for one image; products with padding count, as in the papers."""
+
+EXAMPLES = """\
+examples:
+  inception-jax inspect googlenet
+  inception-jax inspect googlenet --depth 2 --format csv > layers.csv
+  inception-jax inspect googlenet --against paper
+  inception-jax inspect resnet50 --image_size 256 --xla
+  inception-jax inspect googlenet --option norm=lrn --option aux_heads=true
+  inception-jax inspect googlenet 'resnet*' 'vgg*' --chart networks.png
+  inception-jax inspect runs/googlenet_digits
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Adds the sub-command to the command line."""
+    parser = subparsers.add_parser(
+        "inspect",
+        help="a network's layers and their costs, or several networks compared",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", nargs="+", metavar="NAME", help="a network, or a run's folder; several are compared")
+    parser.add_argument(
+        "--image_size",
+        type=int,
+        metavar="PIXELS",
+        help="side of the images (default: the network's own, a run's data's)",
+    )
+    parser.add_argument("--num_classes", type=int, metavar="N", help="default: 1000; a run has its own")
+    parser.add_argument(
+        "--option", action="append", default=[], metavar="KEY=VALUE", help="an option of the networks; can be repeated"
+    )
+    parser.add_argument("--format", default="text", metavar="FORMAT", help="text (the default), markdown or csv")
+    one = parser.add_argument_group("one network")
+    one.add_argument(
+        "--depth", type=int, metavar="N", help="levels of modules within modules that have rows (default: 1)"
+    )
+    one.add_argument("--against", choices=["paper"], help="googlenet's table beside the one that its paper prints")
+    one.add_argument("--xla", action="store_true", help="also XLA's own count of the operations")
+    several = parser.add_argument_group("several networks")
+    several.add_argument("--chart", metavar="FILE", help="draw top-1 accuracy against multiply-adds, where it is known")
+    several.add_argument("--no-latency", action="store_true", help="do not time the networks, which compiles them")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the table; what is said about it goes to stderr where the table is CSV."""
+    for name, least in (("image_size", 1), ("num_classes", 1), ("depth", 1)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name} {value} is not allowed: it must be at least {least}")
+    # Imported only now: the shell answers help and mistakes without waiting for JAX.
+    from inception_jax.inspection.formats import FORMATS
+    from inception_jax.models.layers import check_choice
+
+    check_choice("--format", args.format, FORMATS)
+    names = _names(args.names)
+    several = {"--chart": args.chart, "--no-latency": args.no_latency}
+    one = {"--depth": args.depth, "--against": args.against, "--xla": args.xla}
+    for flag, given in (several if len(names) == 1 else one).items():
+        if given:
+            wanted = "several networks" if len(names) == 1 else "one network"
+            raise UserError(f"{flag} is for {wanted}; given: {', '.join(names)}")
+    (_show if len(names) == 1 else _compare)(names, args)
+    return 0
+
+
+def _names(given: list[str]) -> list[str]:
+    """With patterns replaced by the registered names that match them."""
+    from inception_jax.models import list_models
+
+    names: list[str] = []
+    for name in given:
+        found = list_models(name) if set(name) & set("*?[") else [name]
+        if not found:
+            raise UserError(f"no network's name matches {name!r}. Known: {', '.join(list_models())}")
+        names += found
+    return list(dict.fromkeys(names))
+
+
+def _show(names: list[str], args: argparse.Namespace) -> None:
+    from inception_jax import inspection
+    from inception_jax.inspection import papers
+
+    (name,) = names
+    model, image_shape, _ = _load(name, args)
+    table = inspection.layer_table(model, image_shape[:2], image_shape[2], args.depth or 1)
+    page = inspection.against_paper(table, args.format) if args.against else table.format(args.format)
+    notes = [papers.NOTES] if args.against else []
+    if args.xla:
+        count = inspection.xla_multiply_adds(model, image_shape[:2], image_shape[2])
+        more = count / table.total.multiply_adds - 1
+        notes.append(
+            f"XLA's own count: {count:,} multiply-adds ({more:+.2%}), with biases, activations and pooling in it"
+        )
+    title = (
+        f"{name}, images of {'x'.join(map(str, image_shape))}: {table.total.parameters:,} parameters, "
+        f"{table.total.multiply_adds:,} multiply-adds"
+    )
+    _print(title, page, notes, args.format)
+
+
+def _compare(names: list[str], args: argparse.Namespace) -> None:
+    import jax
+
+    from inception_jax import inspection, process
+    from inception_jax.inspection.compare import IMAGENET, sources
+
+    process.use_compilation_cache()
+    summaries = []
+    for name in names:
+        model, image_shape, run = _load(name, args)
+        accuracy, variables = None, None
+        if run is not None:
+            accuracy, variables = _run_accuracy(run), run.variables
+        elif not args.option and args.image_size is None and args.num_classes in (None, 1000):
+            accuracy = IMAGENET.get(name)
+        summaries.append(
+            inspection.summarize(
+                name, model, image_shape, variables=variables, accuracy=accuracy, with_latency=not args.no_latency
+            )
+        )
+    if args.chart:
+        inspection.save_chart(summaries, args.chart)
+    device = jax.devices()[0].device_kind
+    notes = [] if args.no_latency else [f"latency: median for one image, batch norm folded, on this machine ({device})"]
+    notes += [sources(summaries)] if sources(summaries) else []
+    _print("", inspection.comparison(summaries, args.format), notes, args.format)
+
+
+def _load(name: str, args: argparse.Namespace) -> tuple[Any, tuple[int, int, int], Any]:
+    """The network, the (height, width, channels) of its images, and the run, if it is one's."""
+    from inception_jax.inspection.table import image_shape_of
+    from inception_jax.models import create_model
+
+    if Path(name, "config.json").is_file():
+        if args.option or args.num_classes:
+            raise UserError(f"--option and --num_classes are for networks by name; {name} is a run, which has its own")
+        from inception_jax.run import load_run
+
+        loaded = load_run(name)
+        height, width, channels = loaded.inputs.image_shape
+        return loaded.model, image_shape_of(loaded.model, args.image_size or (height, width), channels), loaded
+    if "/" in name and ":" not in name:
+        raise UserError(f"{name} holds no run: it has no config.json")
+    model = create_model(name, num_classes=args.num_classes or 1000, **_options(args.option))
+    return model, image_shape_of(model, args.image_size), None
+
+
+def _options(given: list[str]) -> dict[str, Any]:
+    options = {}
+    for option in given:
+        key, equals, text = option.partition("=")
+        if not equals or not key:
+            raise UserError(f"--option {option} is not allowed: it must be KEY=VALUE, such as norm=lrn")
+        if key in ("num_classes", "dtype", "param_dtype"):
+            raise UserError(f"--option {option} is not allowed: {key} is none of the network's own options")
+        try:
+            options[key] = ast.literal_eval({"true": "True", "false": "False", "none": "None"}.get(text.lower(), text))
+        except (ValueError, SyntaxError):
+            options[key] = text
+    return options
+
+
+def _run_accuracy(run: Any) -> Any:
+    """Of the run's best weights on the test split, where it was evaluated."""
+    from inception_jax.inspection.compare import Accuracy
+
+    path = run.folder / "summary.json"
+    summary = json.loads(path.read_text()) if path.exists() else {}
+    result = summary.get("best", {}).get("test")
+    data = run.config.data.name
+    return Accuracy(result["top1"], f"{data}'s test split", "the run's summary.json") if result else None
+
+
+def _print(title: str, page: str, notes: list[str], style: str) -> None:
+    """A title, the table and the notes; CSV alone on stdout, the notes on stderr."""
+    if style == "csv":
+        print(page)
+        print("\n".join(notes), file=sys.stderr, end="\n" if notes else "")
+        return
+    print("\n\n".join(part for part in (title, page, "\n".join(notes)) if part))

@@ -1,0 +1,30 @@
+"""Looking inside networks, ours or any in Linen: what they are made of, what they cost, what they see."""
+
+from inception_jax.inspection.compare import Summary, bubble_chart, comparison, save_chart, summarize
+from inception_jax.inspection.cost import latency, xla_multiply_adds
+from inception_jax.inspection.features import activations, grad_cam
+from inception_jax.inspection.papers import against_paper
+from inception_jax.inspection.pictures import Picture, feature_grid, filters, overlay
+from inception_jax.inspection.table import LayerTable, layer_table
+from inception_jax.inspection.trace import Row, trace_layers
+
+__all__ = [
+    "LayerTable",
+    "Picture",
+    "Row",
+    "Summary",
+    "activations",
+    "against_paper",
+    "bubble_chart",
+    "comparison",
+    "feature_grid",
+    "filters",
+    "grad_cam",
+    "latency",
+    "layer_table",
+    "overlay",
+    "save_chart",
+    "summarize",
+    "trace_layers",
+    "xla_multiply_adds",
+]

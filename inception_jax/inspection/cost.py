@@ -1,0 +1,95 @@
+"""What a network costs, found in other ways than by counting its layers: by XLA, and by the clock."""
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jax import lax
+from jax import numpy as jnp
+
+from inception_jax.inspection.table import image_shape_of
+from inception_jax.models.folding import fold_model, fold_variables
+
+LATENCY_SECONDS = 2.0  # of timed calls, at most
+LATENCY_CALLS = 50
+
+
+def xla_multiply_adds(model: nn.Module, image_size: int | Sequence[int] | None = None, channels: int = 3) -> int:
+    """Half the floating-point operations that XLA counts in the lowered program, for one image; nothing is compiled.
+
+    XLA knows nothing of the layers: its count checks `layer_table`, and has the additions of biases, activations and
+    pooling as well. Batch norm is folded away. As XLA leaves out a convolution's products with padding, the maps are
+    padded first, and then convolved without.
+    """
+    model = fold_model(model)
+    images = jax.ShapeDtypeStruct((1, *image_shape_of(model, image_size, channels)), np.float32)
+    variables = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
+
+    def run(variables, images):
+        with nn.intercept_methods(_pad_first):
+            return model.apply(variables, images, train=False)
+
+    with jax.default_device(jax.devices("cpu")[0]):  # on GPUs, JAX has no analysis of what is only lowered
+        analysis = jax.jit(run).lower(variables, images).cost_analysis()
+    return round(analysis["flops"] / 2)
+
+
+def _pad_first(next_fun, args, kwargs, context):
+    conv = context.module
+    if not isinstance(conv, nn.Conv) or conv.conv_general_dilated is _conv_of_padded:
+        return next_fun(*args, **kwargs)
+    # One pixel needs no padding; and a module may compute such convolutions elsewhere (see models.layers).
+    if np.prod(conv.kernel_size) == 1:
+        return next_fun(*args, **kwargs)
+    padded = conv.clone(conv_general_dilated=_conv_of_padded, parent=None, name=None)
+    return padded.apply(conv.variables, *args, **kwargs)
+
+
+def _conv_of_padded(lhs, rhs, window_strides, padding, *, rhs_dilation=None, **options):
+    """`lax.conv_general_dilated` of channels-last maps, the padding as a step of its own."""
+    dilation = rhs_dilation or (1,) * (lhs.ndim - 2)
+    if isinstance(padding, str):
+        window = [(size - 1) * step + 1 for size, step in zip(rhs.shape, dilation, strict=False)]
+        padding = lax.padtype_to_pads(lhs.shape[1:-1], window, window_strides, padding)
+    lhs = jnp.pad(lhs, ((0, 0), *padding, (0, 0)))
+    return lax.conv_general_dilated(lhs, rhs, window_strides, "VALID", rhs_dilation=rhs_dilation, **options)
+
+
+def latency(model: nn.Module, image_shape: Sequence[int], variables: Mapping[str, Any] | None = None) -> float:
+    """Seconds from a normalised image (height, width, channels) to its logits: the median of up to 50 calls.
+
+    Compiled, with batch norm folded, on JAX's default device, after calls that do not count.
+
+    Args:
+      variables: the network's; None: random ones.
+    """
+    images = jnp.zeros((1, *image_shape))
+    if variables is None:
+        variables = _random_variables(jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images))
+    folded = jax.jit(partial(fold_variables, model))(variables)
+    run = jax.jit(partial(fold_model(model).apply, train=False)).lower(folded, images).compile()
+    for _ in range(3):
+        jax.block_until_ready(run(folded, images))
+    seconds: list[float] = []
+    while len(seconds) < LATENCY_CALLS and sum(seconds) < LATENCY_SECONDS:
+        start = time.perf_counter()
+        jax.block_until_ready(run(folded, images))
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def _random_variables(shapes: Any) -> Any:
+    """Of the size that keeps activations in range: numbers near zero would be slower on some CPUs."""
+    noise = np.random.default_rng(0).standard_normal(2**16, np.float32)
+
+    def draw(leaf):
+        fan_in = max(int(np.prod(leaf.shape[:-1])), 1)
+        values = np.resize(noise, leaf.shape) * np.sqrt(2 / fan_in) if leaf.ndim > 1 else np.ones(leaf.shape)
+        return jnp.asarray(values, leaf.dtype)
+
+    return jax.tree.map(draw, shapes)

@@ -1,0 +1,159 @@
+"""What a network sees: the outputs of its layers, and the places that speak for a class."""
+
+import fnmatch
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+from flax import linen as nn
+from flax.traverse_util import flatten_dict
+from jax import numpy as jnp
+from jaxtyping import Array, Float
+
+from inception_jax.errors import UserError, unknown_name
+from inception_jax.inspection.trace import Row, trace_layers
+from inception_jax.state import as_outputs
+
+
+def activations(
+    model: nn.Module, variables: Mapping[str, Any], images: Any, layers: str | Iterable[str] | None = None
+) -> dict[str, jax.Array]:
+    """The outputs of layers at inference, by layer, in the order of `layers`; each (batch, ...).
+
+    Args:
+      images: the network's inputs (batch, height, width, channels), normalised: `run.normalize(images)`.
+      layers: paths of modules, "inception_3a/conv_3x3", or shell patterns of them, "inception_*/conv_5x5", where each
+        part between slashes is matched for itself. None: all of the network's own submodules.
+
+    Raises:
+      UserError: the network has no such layer; the message names the nearest.
+    """
+    images = jnp.asarray(images)
+    names = _names(trace_layers(model, images.shape[1:]))
+    patterns = ["*"] if layers is None else [layers] if isinstance(layers, str) else layers
+    wanted = tuple(dict.fromkeys(name for pattern in patterns for name in _match(pattern, names)))
+    return dict(zip(wanted, _activations(dict(variables), images, model=model, layers=wanted), strict=True))
+
+
+@partial(jax.jit, static_argnames=("model", "layers"))
+def _activations(variables: dict[str, Any], images: jax.Array, *, model: nn.Module, layers: tuple[str, ...]) -> list:
+    return _apply_and_keep(model, variables, images, layers)[1]
+
+
+def _apply_and_keep(
+    model: nn.Module, variables: dict[str, Any], images: jax.Array, layers: Sequence[str]
+) -> tuple[Any, list]:
+    """The network's outputs, and those of the layers; of one that is called several times, the last."""
+
+    def keep(module, method):
+        return method == "__call__" and "/".join(module.path) in layers
+
+    outputs, state = model.apply(variables, images, train=False, capture_intermediates=keep)
+    kept = flatten_dict(state["intermediates"])
+    return outputs, [kept[(*layer.split("/"), "__call__")][-1] for layer in layers]
+
+
+def grad_cam(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    images: Any,
+    layer: str | None = None,
+    classes: int | Sequence[int] | Any = None,
+) -> Float[Array, "batch height width"]:
+    """Where each image has what speaks for a class: Grad-CAM (Selvaraju et al. 2017, equations 1 and 2).
+
+    The layer's maps are weighted by the mean over positions of the class's logit's gradient, summed and cut off below
+    zero; then they are enlarged to the images' size, bilinearly, and divided by their maximum: 0 to 1, or 0 everywhere
+    where nothing speaks for the class.
+
+    Args:
+      images: the network's inputs (batch, height, width, channels), normalised: `run.normalize(images)`.
+      layer: path of a module that returns maps (batch, height, width, channels). None: the last of the network's own
+        submodules that has parameters and returns maps of more than one pixel.
+      classes: one for all images, or one for each; None: each image's most probable one.
+
+    Raises:
+      UserError: the network has no such layer, the layer has no maps, or a class is none of the network's.
+    """
+    images = jnp.asarray(images)
+    rows = trace_layers(model, images.shape[1:])
+    if layer is None:
+        layer = _last_maps(rows)
+    elif layer not in (names := _names(rows)):
+        raise _unknown_layer(layer, names)
+    elif not any(row.name == layer and len(row.output) == 3 for row in rows):
+        raise UserError(f"layer {layer!r} returns no maps (batch, height, width, channels): choose another")
+    if classes is not None:
+        classes = jnp.broadcast_to(jnp.asarray(classes), images.shape[:1])
+        logits = as_outputs(jax.eval_shape(partial(model.apply, train=False), dict(variables), images)).logits
+        if not bool(((classes >= 0) & (classes < logits.shape[-1])).all()):
+            raise UserError(f"classes={classes.tolist()} is not allowed: they are from 0 to {logits.shape[-1] - 1}")
+    return _grad_cam(dict(variables), images, classes, model=model, layer=layer)
+
+
+@partial(jax.jit, static_argnames=("model", "layer"))
+def _grad_cam(
+    variables: dict[str, Any], images: jax.Array, classes: jax.Array | None, *, model: nn.Module, layer: str
+) -> jax.Array:
+    def score(change):
+        """The sum of the chosen logits, each of which depends on its own image alone, where `change` is added."""
+
+        def add(next_fun, args, kwargs, context):
+            y = next_fun(*args, **kwargs)
+            here = context.method_name == "__call__" and "/".join(context.module.path) == layer
+            return y + change if here else y
+
+        with nn.intercept_methods(add):
+            outputs, (maps,) = _apply_and_keep(model, variables, images, (layer,))
+        logits = as_outputs(outputs).logits
+        chosen = logits.argmax(-1) if classes is None else classes
+        return jnp.take_along_axis(logits, chosen[:, None], axis=-1).sum(), maps
+
+    _, shape = jax.eval_shape(score, 0.0)
+    gradient, maps = jax.grad(score, has_aux=True)(jnp.zeros(shape.shape, shape.dtype))
+    dtype = jnp.promote_types(maps.dtype, jnp.float32)
+    weights = gradient.astype(dtype).mean((1, 2), keepdims=True)
+    heat = nn.relu((weights * maps.astype(dtype)).sum(-1))
+    heat = jax.image.resize(heat, images.shape[:3], "bilinear")
+    highest = heat.max((1, 2), keepdims=True)
+    return heat / jnp.where(highest > 0, highest, 1)
+
+
+def _last_maps(rows: Sequence[Row]) -> str:
+    """The last layer with parameters and maps, of the highest level that has one; maps of one pixel if need be."""
+    candidates = [row for row in rows if row.name and row.parameters and len(row.output) == 3]
+    if not candidates:
+        raise UserError("no layer of this network returns maps (batch, height, width, channels)")
+    candidates = [row for row in candidates if row.output[:2] != (1, 1)] or candidates
+    level = min(row.level for row in candidates)
+    return [row.name for row in candidates if row.level == level][-1]
+
+
+def _names(rows: Iterable[Row]) -> list[str]:
+    return list(dict.fromkeys(row.name for row in rows if row.name))
+
+
+def _match(pattern: str, names: Sequence[str]) -> list[str]:
+    if pattern in names:
+        return [pattern]
+    parts = pattern.split("/")
+    matches = [name for name in names if len(name.split("/")) == len(parts) and _matches(name.split("/"), parts)]
+    if not matches:
+        raise _unknown_layer(pattern, names)
+    return matches
+
+
+def _matches(name: Sequence[str], patterns: Sequence[str]) -> bool:
+    return all(fnmatch.fnmatchcase(part, pattern) for part, pattern in zip(name, patterns, strict=True))
+
+
+def _unknown_layer(name: str, names: Sequence[str]) -> UserError:
+    """Looks for the nearest beside it, in the innermost module of its path that there is."""
+    parent = name
+    while parent:
+        parent = parent.rpartition("/")[0]
+        beside = [other for other in names if other.rpartition("/")[0] == parent]
+        if beside and (not parent or parent in names):
+            return unknown_name("layer", name, beside)
+    raise AssertionError("a network without layers")

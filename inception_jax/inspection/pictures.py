@@ -1,0 +1,162 @@
+"""Arrays as pictures: maps and kernels as tiles, a heat map over its image."""
+
+import dataclasses
+import io
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from PIL import Image
+
+from inception_jax.errors import UserError, unknown_name
+
+TILE = 32  # least side of a tile, pixels: smaller maps and kernels are enlarged by a whole number
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A picture that a notebook shows by itself.
+
+    Attributes:
+      array: uint8, (height, width) in grey or (height, width, 3).
+    """
+
+    array: np.ndarray
+
+    def save(self, path: str | Path) -> None:
+        """Writes it to a file, as PNG unless the suffix says otherwise."""
+        path = Path(path)
+        Image.fromarray(self.array).save(path, format=None if path.suffix else "PNG")
+
+    def _repr_png_(self) -> bytes:
+        page = io.BytesIO()
+        Image.fromarray(self.array).save(page, format="PNG")
+        return page.getvalue()
+
+    def __repr__(self) -> str:
+        height, width = self.array.shape[:2]
+        return f"Picture({width}x{height})"
+
+
+def feature_grid(maps: Any, *, columns: int | None = None, per_channel: bool = True) -> Picture:
+    """The maps of one image as grey tiles, a channel each, row by row.
+
+    Args:
+      maps: (height, width, channels), or (1, height, width, channels).
+      columns: tiles in a row; None: as many as make it about square.
+      per_channel: whether each channel is drawn from its own minimum (black) to its own maximum (white), else from
+        those of all.
+
+    Raises:
+      UserError: the array has another shape.
+    """
+    maps = np.asarray(maps, np.float32)
+    if maps.ndim == 4 and len(maps) == 1:
+        maps = maps[0]
+    if maps.ndim != 3 or 0 in maps.shape:
+        raise UserError(
+            f"an array of shape {maps.shape} is no image's maps (height, width, channels): "
+            "of a batch, give one image's, such as maps[0]"
+        )
+    axes = (0, 1) if per_channel else None
+    tiles = _to_grey(maps, axes).transpose(2, 0, 1)
+    return Picture(_tile(tiles, columns or math.ceil(math.sqrt(len(tiles)))))
+
+
+def filters(variables: Mapping[str, Any], layer: str, *, limit: int = 16) -> Picture:
+    """The kernels of a convolution as tiles; those that read three channels in colour, a tile for each output.
+
+    Of other convolutions every pair of an input and an output channel has a grey tile, black for the smallest weight of
+    the output channel and white for its largest: a row for each input, a column for each output.
+
+    Args:
+      layer: path of the convolution, or of a module with one convolution in it, such as "conv1".
+      limit: most rows and columns of grey tiles.
+
+    Raises:
+      UserError: there is no such layer, or not one convolution in it.
+    """
+    kernel = np.asarray(_kernel(variables["params"], layer), np.float32)
+    tiles = _to_grey(kernel, (0, 1, 2)).transpose(3, 2, 0, 1)  # outputs, inputs, height, width
+    if tiles.shape[1] == 3:
+        return Picture(_tile(tiles.transpose(0, 2, 3, 1), math.ceil(math.sqrt(len(tiles)))))
+    if tiles.shape[1] == 1:
+        return Picture(_tile(tiles[:, 0], math.ceil(math.sqrt(len(tiles)))))
+    tiles = tiles[:limit, :limit].swapaxes(0, 1)
+    return Picture(_tile(tiles.reshape(-1, *tiles.shape[2:]), tiles.shape[1]))
+
+
+def overlay(image: Any, heat: Any, *, strength: float = 0.6) -> Picture:
+    """A heat map over its image: unchanged at 0, then through blue, green and yellow to red at 1.
+
+    Args:
+      image: uint8 or 0 to 1, (height, width, 1 or 3) or (height, width).
+      heat: 0 to 1, (height, width), of any size; it is enlarged or shrunk to the image's, bilinearly.
+      strength: opacity of the colours where the heat is 1.
+
+    Raises:
+      UserError: the arrays have other shapes.
+    """
+    image, heat = np.asarray(image), np.asarray(heat, np.float32)
+    if image.ndim == 2:
+        image = image[..., None]
+    if image.ndim != 3 or image.shape[-1] not in (1, 3) or heat.ndim != 2:
+        raise UserError(
+            f"arrays of shape {image.shape} and {heat.shape} are no image (height, width, 1 or 3) and its heat "
+            "(height, width): of a batch, give one image's, such as heat[0]"
+        )
+    colours = image / 255 if image.dtype == np.uint8 else np.clip(image, 0, 1)
+    height, width = image.shape[:2]
+    if heat.shape != (height, width):
+        heat = np.asarray(Image.fromarray(heat).resize((width, height), Image.Resampling.BILINEAR))
+    opacity = strength * np.clip(heat, 0, 1)[..., None]
+    mixed = (1 - opacity) * colours + opacity * matplotlib.colormaps["turbo"](heat)[..., :3]
+    return Picture(_to_bytes(mixed))
+
+
+def _to_grey(values: np.ndarray, axes: tuple[int, ...] | None) -> np.ndarray:
+    """From the minimum over the axes, 0, to the maximum, 255; what is constant is 0."""
+    low, high = values.min(axes, keepdims=True), values.max(axes, keepdims=True)
+    return _to_bytes((values - low) / np.where(high > low, high - low, 1))
+
+
+def _to_bytes(values: np.ndarray) -> np.ndarray:
+    return np.round(255 * values).astype(np.uint8)
+
+
+def _tile(tiles: np.ndarray, columns: int) -> np.ndarray:
+    """Tiles (number, height, width, ...) row by row, with white lines between them."""
+    scale = math.ceil(TILE / min(tiles.shape[1:3]))
+    tiles = tiles.repeat(scale, 1).repeat(scale, 2)
+    rows = -(-len(tiles) // columns)
+    height, width = tiles.shape[1] + 1, tiles.shape[2] + 1
+    page = np.full((rows * height + 1, columns * width + 1, *tiles.shape[3:]), 255, np.uint8)
+    for index, tile in enumerate(tiles):
+        top, left = (index // columns) * height + 1, (index % columns) * width + 1
+        page[top : top + height - 1, left : left + width - 1] = tile
+    return page
+
+
+def _kernel(params: Mapping[str, Any], layer: str) -> Any:
+    node: Any = params
+    for position, name in enumerate(parts := layer.split("/")):
+        if not isinstance(node, Mapping) or name not in node:
+            known = node if isinstance(node, Mapping) else ()
+            raise unknown_name("layer", layer, ["/".join((*parts[:position], other)) for other in known])
+        node = node[name]
+    kernels = list(_kernels(node, layer))
+    if len(kernels) != 1:
+        found = f"{len(kernels)}: {', '.join(name for name, _ in kernels)}" if kernels else "none"
+        raise UserError(f"layer {layer!r} must have one convolution's kernel in it, but has {found}")
+    return kernels[0][1]
+
+
+def _kernels(node: Any, path: str) -> Any:
+    """(path, kernel) of the convolutions in it."""
+    for name, value in node.items() if isinstance(node, Mapping) else ():
+        if name == "kernel" and np.ndim(value) == 4:
+            yield path, value
+        yield from _kernels(value, f"{path}/{name}")

@@ -1,0 +1,200 @@
+"""What a network is made of: every call of its modules, from one abstract run that computes nothing."""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
+from jax.extend import core
+
+from inception_jax.models.layers import GlobalAvgPool, check_image_size
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One call of a module.
+
+    Attributes:
+      name: the module's path, such as "inception_3a/conv_1x1"; "" for the network itself.
+      kind: "convolution" or "linear" for what has one such layer in it, else the module's class in words: "max pool".
+      window: (height, width) of the kernel or of what is pooled, pixels; () where there is none, or more than one.
+      strides: (vertical, horizontal), pixels.
+      output: (height, width, channels) or (features,); () unless the module returns one array.
+      depth: layers with kernels on the longest way from its input to its output.
+      filters: output channels of its branches, by name, from the module's field `table`.
+      parameters: of the module and all within; they count at its first call.
+      weights: those of them that are kernels of convolutions and dense layers.
+      multiply_adds: for one image: of each convolution, output positions x kernel x input channels of a group x output
+        channels. Products with padding count, as in the papers; additions of biases and pooling do not.
+    """
+
+    name: str
+    kind: str
+    window: tuple[int, ...]
+    strides: tuple[int, ...]
+    output: tuple[int, ...]
+    depth: int
+    filters: dict[str, Any]
+    parameters: int
+    weights: int
+    multiply_adds: int
+
+    @property
+    def level(self) -> int:
+        """1 for the network's own submodules, 2 for theirs."""
+        return self.name.count("/") + 1 if self.name else 0
+
+
+@dataclasses.dataclass
+class _Call:
+    """A call while the network runs; `layers` are the calls of convolutions and dense layers in it, itself included."""
+
+    path: tuple[str, ...]
+    module: type[nn.Module]
+    table: Any
+    window: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
+    output: tuple[int, ...] = ()
+    weights: int = 0
+    multiply_adds: int = 0
+    layers: list["_Call"] = dataclasses.field(default_factory=list)
+
+
+def trace_layers(model: nn.Module, image_shape: Sequence[int]) -> list[Row]:
+    """The network, then every call of a module within it, in the order of the calls.
+
+    Any Linen network will do whose `__call__` takes images (batch, height, width, channels) and `train`. Products that
+    are in no nn.Conv, nn.ConvTranspose, nn.Dense or nn.DenseGeneral are not seen.
+
+    Args:
+      image_shape: (height, width, channels).
+
+    Raises:
+      UserError: the images are smaller than the network's `min_image_size`.
+    """
+    images = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
+    check_image_size(images, getattr(model, "min_image_size", 1))
+    calls: list[_Call] = []
+    stack: list[_Call] = []
+
+    def watch(next_fun, args, kwargs, context):
+        module = context.module
+        # A method that calls its base class's is one call.
+        if context.method_name != "__call__" or (stack and stack[-1].path == module.path):
+            return next_fun(*args, **kwargs)
+        index, call = len(calls), _Call(module.path, type(module), getattr(module, "table", None))
+        calls.append(call)
+        stack.append(call)
+        args, kwargs = _mark((args, kwargs), f"enter {index}")
+        y = next_fun(*args, **kwargs)
+        call.output = tuple(y.shape[1:]) if isinstance(y, jax.Array) else ()
+        is_layer = isinstance(module, nn.Conv | nn.ConvTranspose | nn.Dense | nn.DenseGeneral)
+        call.window, call.strides = _window(module, *args)
+        if is_layer:
+            kernel = nn.meta.unbox(module.get_variable("params", "kernel"))
+            weights = 0 if any(other.path == module.path and other.weights for other in calls) else kernel.size
+            for outer in stack:
+                outer.weights += weights
+                outer.multiply_adds += _multiply_adds(module, args[0], y, kernel)
+                outer.layers.append(call)
+        stack.pop()
+        return _mark(y, f"{'layer' if is_layer else 'leave'} {index}")
+
+    def run(images):
+        with nn.intercept_methods(watch):
+            return model.init_with_output(jax.random.key(0), images, train=False)
+
+    jaxpr, (_, variables) = jax.make_jaxpr(run, return_shape=True)(images)
+    depths = _depths(jaxpr.jaxpr)
+    paths = {call.path for call in calls}
+    rows, seen = [], set()
+    for index, call in enumerate(calls):
+        first = call.path not in seen
+        seen.add(call.path)
+        one = call.layers[0] if len(call.layers) == 1 else call
+        fields = getattr(call.table, "_fields", ())
+        filters = {field: getattr(call.table, field) for field in fields if (*call.path, field) in paths}
+        rows.append(
+            Row(
+                name="/".join(call.path),
+                kind=_words(one.module),
+                window=one.window,
+                strides=one.strides,
+                output=call.output,
+                depth=depths[index],
+                filters=filters,
+                parameters=_count(variables.get("params", {}), call.path) if first else 0,
+                weights=call.weights,
+                multiply_adds=call.multiply_adds,
+            )
+        )
+    return rows
+
+
+def _words(module: type[nn.Module]) -> str:
+    """InceptionModule is "inception", MaxPool "max pool"."""
+    names = {"Conv": "convolution", "Dense": "linear", "DenseGeneral": "linear", "GlobalAvgPool": "avg pool"}
+    name = names.get(module.__name__, module.__name__.removesuffix("Module") or "module")
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name).lower()
+
+
+def _window(module: nn.Module, *args: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    if isinstance(module, GlobalAvgPool):
+        return tuple(args[0].shape[1:3]), (1, 1)
+    window = getattr(module, "kernel_size", getattr(module, "window", ()))
+    window = (window,) if isinstance(window, int) else tuple(window)
+    strides = getattr(module, "strides", None) or 1
+    return window, (strides,) * len(window) if isinstance(strides, int) else tuple(strides)
+
+
+def _multiply_adds(module: nn.Module, x: jax.Array, y: jax.Array, kernel: jax.Array) -> int:
+    """Every output position meets the whole kernel; of a transposed convolution, every input position does."""
+    positions = x.size // x.shape[-1] if isinstance(module, nn.ConvTranspose) else y.size // np.prod(module.features)
+    return int(positions * kernel.size)
+
+
+def _count(params: Mapping[str, Any], path: tuple[str, ...]) -> int:
+    node: Any = params
+    for name in path:
+        node = node.get(name, {}) if isinstance(node, Mapping) else {}
+    return sum(leaf.size for leaf in jax.tree.leaves(node))
+
+
+def _mark(tree: Any, name: str) -> Any:
+    """The same arrays, with a name in the program that `_depths` reads."""
+    return jax.tree.map(lambda x: checkpoint_name(x, name) if isinstance(x, jax.Array) else x, tree)
+
+
+def _depths(program: core.Jaxpr) -> dict[int, int]:
+    """Of every call, the layers on the longest way from where its inputs are marked to where its outputs are."""
+    enter: dict[int, int] = {}
+    leave: dict[int, int] = {}
+
+    def walk(jaxpr: core.Jaxpr, inputs: Sequence[int]) -> list[int]:
+        depth: dict[Any, int] = dict(zip(jaxpr.invars, inputs, strict=True))
+
+        def look_up(variable):
+            return 0 if isinstance(variable, core.Literal) else depth.get(variable, 0)
+
+        for equation in jaxpr.eqns:
+            into = [look_up(variable) for variable in equation.invars]
+            out = [max(into, default=0)] * len(equation.outvars)
+            inner = equation.params.get("jaxpr")  # of jitted and rematerialised parts
+            inner = getattr(inner, "jaxpr", inner)
+            if equation.primitive.name == "name":
+                mark, _, index = equation.params["name"].partition(" ")
+                if mark in ("enter", "layer", "leave"):
+                    out[0] += mark == "layer"
+                    reached = enter if mark == "enter" else leave
+                    reached[int(index)] = max(reached.get(int(index), 0), out[0])
+            elif inner is not None and len(inner.invars) == len(into):
+                out = walk(inner, into)
+            depth.update(zip(equation.outvars, out, strict=False))
+        return [look_up(variable) for variable in jaxpr.outvars]
+
+    walk(program, [0] * len(program.invars))
+    return {index: leave.get(index, 0) - enter.get(index, 0) for index in range(max(leave, default=-1) + 1)}
