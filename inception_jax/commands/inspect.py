@@ -173,7 +173,7 @@ def _options(given: list[str]) -> dict[str, Any]:
         if key in ("num_classes", "dtype", "param_dtype"):
             raise UserError(f"--option {option} is not allowed: {key} is none of the network's own options")
         try:
-            options[key] = ast.literal_eval({"true": "True", "false": "False", "none": "None"}.get(text.lower(), text))
+            options[key] = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
         except (ValueError, SyntaxError):
             options[key] = text
     return options

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from flax import linen as nn
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.transforms import Bbox
 
 from inception_jax.errors import UserError
@@ -84,11 +84,9 @@ def summarize(
       variables: for the timing; None: random ones.
     """
     total, *_ = trace_layers(model, image_shape)
-    images = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
-    shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
-    values = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    size = 4 * (total.parameters + total.statistics)
     seconds = latency(model, image_shape, variables) if with_latency else None
-    return Summary(name, image_shape, total.parameters, total.multiply_adds, 4 * values, seconds, accuracy)
+    return Summary(name, image_shape, total.parameters, total.multiply_adds, size, seconds, accuracy)
 
 
 def comparison(summaries: Sequence[Summary], style: str = "text") -> str:
@@ -187,15 +185,15 @@ def _area(parameters: float, largest: float) -> float:
 def _label(
     axes: Axes, names: Sequence[str], x: Sequence[float], y: Sequence[float], areas: Sequence[float], colours: Sequence
 ) -> None:
-    """Writes each name beside its bubble, where it covers nothing and is nearest to its own, if there is such a place."""
+    """Writes each name beside its bubble, where it covers nothing and no other bubble is nearer, if it can be."""
     figure: Any = axes.figure
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw(renderer)  # fixes where the axes are
-    points = renderer.points_to_pixels(1)
+    points = float(renderer.points_to_pixels(1))
     centres = axes.transData.transform(list(zip(x, y, strict=True)))
     radii = [math.sqrt(area / math.pi) * points for area in areas]
     taken = [Bbox([centre - r, centre + r]) for centre, r in zip(centres, radii, strict=True)]
-    taken.append(axes.get_legend().get_window_extent(renderer))
+    taken += [child.get_window_extent(renderer) for child in axes.get_children() if isinstance(child, Legend)]
     frame = axes.get_window_extent(renderer)
     for index in sorted(range(len(names)), key=lambda index: areas[index]):
         text = axes.annotate(
@@ -208,7 +206,8 @@ def _label(
             away = radii[index] + distance * points
             for angle in np.linspace(0, 2 * math.pi, 24, endpoint=False):
                 offset = np.array([math.cos(angle) * (away + width / 2), math.sin(angle) * (away + height / 2)])
-                box = Bbox.from_bounds(*(centres[index] + offset - (width / 2, height / 2)), width, height)
+                left, bottom = centres[index] + offset - (width / 2, height / 2)
+                box = Bbox.from_bounds(left, bottom, width, height)
                 hidden = sum(_overlap(box, other) for other in taken)
                 outside = width * height - _overlap(box, frame)
                 gaps = [_gap(box, centre) - radius for centre, radius in zip(centres, radii, strict=True)]

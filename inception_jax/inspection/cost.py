@@ -35,7 +35,7 @@ def xla_multiply_adds(model: nn.Module, image_size: int | Sequence[int] | None =
             return model.apply(variables, images, train=False)
 
     with jax.default_device(jax.devices("cpu")[0]):  # on GPUs, JAX has no analysis of what is only lowered
-        analysis = jax.jit(run).lower(variables, images).cost_analysis()
+        analysis: Any = jax.jit(run).lower(variables, images).cost_analysis()
     return round(analysis["flops"] / 2)
 
 

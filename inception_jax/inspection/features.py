@@ -1,6 +1,7 @@
 """What a network sees: the outputs of its layers, and the places that speak for a class."""
 
 import fnmatch
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -21,6 +22,8 @@ def activations(
 ) -> dict[str, jax.Array]:
     """The outputs of layers at inference, by layer, in the order of `layers`; each (batch, ...).
 
+    Of a module that is called several times, the last.
+
     Args:
       images: the network's inputs (batch, height, width, channels), normalised: `run.normalize(images)`.
       layers: paths of modules, "inception_3a/conv_3x3", or shell patterns of them, "inception_*/conv_5x5", where each
@@ -38,20 +41,20 @@ def activations(
 
 @partial(jax.jit, static_argnames=("model", "layers"))
 def _activations(variables: dict[str, Any], images: jax.Array, *, model: nn.Module, layers: tuple[str, ...]) -> list:
-    return _apply_and_keep(model, variables, images, layers)[1]
+    return [calls[-1] for calls in _apply_and_keep(model, variables, images, layers)[1]]
 
 
 def _apply_and_keep(
     model: nn.Module, variables: dict[str, Any], images: jax.Array, layers: Sequence[str]
 ) -> tuple[Any, list]:
-    """The network's outputs, and those of the layers; of one that is called several times, the last."""
+    """The network's outputs, and those of every call of each layer."""
 
     def keep(module, method):
         return method == "__call__" and "/".join(module.path) in layers
 
     outputs, state = model.apply(variables, images, train=False, capture_intermediates=keep)
-    kept = flatten_dict(state["intermediates"])
-    return outputs, [kept[(*layer.split("/"), "__call__")][-1] for layer in layers]
+    kept = flatten_dict(state.get("intermediates", {}))
+    return outputs, [kept[(*layer.split("/"), "__call__")] for layer in layers]
 
 
 def grad_cam(
@@ -96,13 +99,14 @@ def grad_cam(
 def _grad_cam(
     variables: dict[str, Any], images: jax.Array, classes: jax.Array | None, *, model: nn.Module, layer: str
 ) -> jax.Array:
-    def score(change):
-        """The sum of the chosen logits, each of which depends on its own image alone, where `change` is added."""
+    def score(change, last):
+        """The sum of the chosen logits, each of its own image alone, with `change` added to the layer's last output."""
+        returns = itertools.count(1)
 
         def add(next_fun, args, kwargs, context):
             y = next_fun(*args, **kwargs)
             here = context.method_name == "__call__" and "/".join(context.module.path) == layer
-            return y + change if here else y
+            return y + change if here and next(returns) == last else y
 
         with nn.intercept_methods(add):
             outputs, (maps,) = _apply_and_keep(model, variables, images, (layer,))
@@ -110,8 +114,9 @@ def _grad_cam(
         chosen = logits.argmax(-1) if classes is None else classes
         return jnp.take_along_axis(logits, chosen[:, None], axis=-1).sum(), maps
 
-    _, shape = jax.eval_shape(score, 0.0)
-    gradient, maps = jax.grad(score, has_aux=True)(jnp.zeros(shape.shape, shape.dtype))
+    _, shapes = jax.eval_shape(lambda: score(None, None))
+    nothing = jnp.zeros(shapes[-1].shape, shapes[-1].dtype)
+    gradient, (*_, maps) = jax.grad(score, has_aux=True)(nothing, len(shapes))
     dtype = jnp.promote_types(maps.dtype, jnp.float32)
     weights = gradient.astype(dtype).mean((1, 2), keepdims=True)
     heat = nn.relu((weights * maps.astype(dtype)).sum(-1))

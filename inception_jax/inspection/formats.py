@@ -32,10 +32,10 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], style: st
 
 
 def human(number: float) -> str:
-    """Four digits and a unit: 112,896,000 is 112.9M. Zero is nothing."""
+    """Four digits and a unit: 112,896,000 is 112.9M. Below a thousand it is as it is; zero is nothing."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("K", 1e3)):
         if number >= 0.99995 * size:
-            return f"{number / size:.4g}{unit}"
+            return f"{number / size:#.4g}{unit}"
     return f"{number:.4g}" if number else ""
 
 

@@ -13,7 +13,10 @@ from PIL import Image
 
 from inception_jax.errors import UserError, unknown_name
 
-TILE = 32  # least side of a tile, pixels: smaller maps and kernels are enlarged by a whole number
+# Least sides of a tile and of an image under a heat map, pixels: smaller ones are enlarged by a whole number.
+TILE = 32
+IMAGE = 192
+GAP = 2  # between tiles, pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,8 +96,8 @@ def overlay(image: Any, heat: Any, *, strength: float = 0.6) -> Picture:
     """A heat map over its image: unchanged at 0, then through blue, green and yellow to red at 1.
 
     Args:
-      image: uint8 or 0 to 1, (height, width, 1 or 3) or (height, width).
-      heat: 0 to 1, (height, width), of any size; it is enlarged or shrunk to the image's, bilinearly.
+      image: uint8 or 0 to 1, (height, width, 1 or 3) or (height, width); small ones are enlarged.
+      heat: 0 to 1, (height, width), of any size; it is brought to the image's, bilinearly.
       strength: opacity of the colours where the heat is 1.
 
     Raises:
@@ -109,9 +112,9 @@ def overlay(image: Any, heat: Any, *, strength: float = 0.6) -> Picture:
             "(height, width): of a batch, give one image's, such as heat[0]"
         )
     colours = image / 255 if image.dtype == np.uint8 else np.clip(image, 0, 1)
-    height, width = image.shape[:2]
-    if heat.shape != (height, width):
-        heat = np.asarray(Image.fromarray(heat).resize((width, height), Image.Resampling.BILINEAR))
+    colours = _enlarge(colours, (0, 1), IMAGE)
+    height, width = colours.shape[:2]
+    heat = np.asarray(Image.fromarray(heat).resize((width, height), Image.Resampling.BILINEAR))
     opacity = strength * np.clip(heat, 0, 1)[..., None]
     mixed = (1 - opacity) * colours + opacity * matplotlib.colormaps["turbo"](heat)[..., :3]
     return Picture(_to_bytes(mixed))
@@ -127,16 +130,21 @@ def _to_bytes(values: np.ndarray) -> np.ndarray:
     return np.round(255 * values).astype(np.uint8)
 
 
+def _enlarge(values: np.ndarray, axes: tuple[int, int], side: int) -> np.ndarray:
+    """Every pixel repeated along both axes until neither is shorter than `side`."""
+    times = math.ceil(side / min(values.shape[axis] for axis in axes))
+    return values.repeat(times, axes[0]).repeat(times, axes[1])
+
+
 def _tile(tiles: np.ndarray, columns: int) -> np.ndarray:
     """Tiles (number, height, width, ...) row by row, with white lines between them."""
-    scale = math.ceil(TILE / min(tiles.shape[1:3]))
-    tiles = tiles.repeat(scale, 1).repeat(scale, 2)
+    tiles = _enlarge(tiles, (1, 2), TILE)
     rows = -(-len(tiles) // columns)
-    height, width = tiles.shape[1] + 1, tiles.shape[2] + 1
-    page = np.full((rows * height + 1, columns * width + 1, *tiles.shape[3:]), 255, np.uint8)
+    height, width = tiles.shape[1] + GAP, tiles.shape[2] + GAP
+    page = np.full((rows * height + GAP, columns * width + GAP, *tiles.shape[3:]), 255, np.uint8)
     for index, tile in enumerate(tiles):
-        top, left = (index // columns) * height + 1, (index % columns) * width + 1
-        page[top : top + height - 1, left : left + width - 1] = tile
+        top, left = (index // columns) * height + GAP, (index % columns) * width + GAP
+        page[top : top + height - GAP, left : left + width - GAP] = tile
     return page
 
 

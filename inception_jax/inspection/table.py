@@ -85,9 +85,8 @@ def image_shape_of(
     model: nn.Module, image_size: int | Sequence[int] | None = None, channels: int = 3
 ) -> tuple[int, int, int]:
     """(height, width, channels) of the images that a network is looked at with."""
-    if image_size is None:
-        image_size = getattr(model, "native_image_size", 224)
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    size = getattr(model, "native_image_size", 224) if image_size is None else image_size
+    height, width = (size, size) if isinstance(size, int) else size
     return height, width, channels
 
 

@@ -27,6 +27,7 @@ class Row:
       depth: layers with kernels on the longest way from its input to its output.
       filters: output channels of its branches, by name, from the module's field `table`.
       parameters: of the module and all within; they count at its first call.
+      statistics: values that the module and all within keep beside parameters, such as batch norm's means; as above.
       weights: those of them that are kernels of convolutions and dense layers.
       multiply_adds: for one image: of each convolution, output positions x kernel x input channels of a group x output
         channels. Products with padding count, as in the papers; additions of biases and pooling do not.
@@ -40,6 +41,7 @@ class Row:
     depth: int
     filters: dict[str, Any]
     parameters: int
+    statistics: int
     weights: int
     multiply_adds: int
 
@@ -76,7 +78,7 @@ def trace_layers(model: nn.Module, image_shape: Sequence[int]) -> list[Row]:
     Raises:
       UserError: the images are smaller than the network's `min_image_size`.
     """
-    images = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
+    images: Any = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
     check_image_size(images, getattr(model, "min_image_size", 1))
     calls: list[_Call] = []
     stack: list[_Call] = []
@@ -111,6 +113,7 @@ def trace_layers(model: nn.Module, image_shape: Sequence[int]) -> list[Row]:
     jaxpr, (_, variables) = jax.make_jaxpr(run, return_shape=True)(images)
     depths = _depths(jaxpr.jaxpr)
     paths = {call.path for call in calls}
+    params, others = variables.get("params", {}), [tree for name, tree in variables.items() if name != "params"]
     rows, seen = [], set()
     for index, call in enumerate(calls):
         first = call.path not in seen
@@ -127,7 +130,8 @@ def trace_layers(model: nn.Module, image_shape: Sequence[int]) -> list[Row]:
                 output=call.output,
                 depth=depths[index],
                 filters=filters,
-                parameters=_count(variables.get("params", {}), call.path) if first else 0,
+                parameters=_count(params, call.path) if first else 0,
+                statistics=sum(_count(tree, call.path) for tree in others) if first else 0,
                 weights=call.weights,
                 multiply_adds=call.multiply_adds,
             )
@@ -157,8 +161,8 @@ def _multiply_adds(module: nn.Module, x: jax.Array, y: jax.Array, kernel: jax.Ar
     return int(positions * kernel.size)
 
 
-def _count(params: Mapping[str, Any], path: tuple[str, ...]) -> int:
-    node: Any = params
+def _count(variables: Mapping[str, Any], path: tuple[str, ...]) -> int:
+    node: Any = variables
     for name in path:
         node = node.get(name, {}) if isinstance(node, Mapping) else {}
     return sum(leaf.size for leaf in jax.tree.leaves(node))
