@@ -50,5 +50,6 @@ def test_the_walk_through_runs_and_prints_what_it_says(tmp_path, monkeypatch, di
         with contextlib.redirect_stdout(page):
             exec(compile(text, str(PAGE), "exec"), namespace)
         printed = page.getvalue()
-    for name in re.findall(r"\w+\.png", PAGE.read_text().partition("## What it is made of")[2]):
+    code = "".join(text for language, text in blocks if language == "python")
+    for name in re.findall(r"\w+\.png", code):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")

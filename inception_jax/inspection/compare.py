@@ -189,7 +189,7 @@ def _label(
     figure: Any = axes.figure
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw(renderer)  # fixes where the axes are
-    points = float(renderer.points_to_pixels(1))
+    points = figure.dpi / 72  # pixels in a point
     centres = axes.transData.transform(list(zip(x, y, strict=True)))
     radii = [math.sqrt(area / math.pi) * points for area in areas]
     taken = [Bbox([centre - r, centre + r]) for centre, r in zip(centres, radii, strict=True)]
