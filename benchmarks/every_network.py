@@ -20,19 +20,19 @@ examples, in the repository's root:
   python benchmarks/every_network.py
   python benchmarks/every_network.py 'resnet*' 'vgg*_bn' --workdir runs/some
 """
-ADAM = {"optimizer.name": "adam", "schedule.learning_rate": 1e-3}
+ADAM: dict[str, object] = {"optimizer.name": "adam", "schedule.learning_rate": 1e-3}
 # Fields of networks by pattern, the first that matches, on top of googlenet_digits; all see each digit ten times.
 FIELDS: dict[str, dict[str, object]] = {
-    "alexnet": {"model.stem": "small"} | ADAM | {"schedule.learning_rate": 3e-4},
+    "alexnet": ADAM | {"model.stem": "small", "schedule.learning_rate": 3e-4},
     "bn_inception": {"data.image_size": 64},
     "googlenet*": {"model.stem": "small"},
     "inception_resnet*": {},
     "inception*": {"model.stem": "small", "data.image_size": 16},
     "resnet*": {"model.stem": "small"},
     "simple_cnn": ADAM,
-    "tiny_vgg*": {"data.image_size": 32} | ADAM,
+    "tiny_vgg*": ADAM | {"data.image_size": 32},
     "vgg*_bn": {"model.classifier": "mean"},
-    "vgg*": {"model.classifier": "mean"} | ADAM | {"schedule.learning_rate": 2e-4},
+    "vgg*": ADAM | {"model.classifier": "mean", "schedule.learning_rate": 2e-4},
 }
 HEADER = "| network | parameters | image size | test top-1 | epochs | seconds |\n| --- | --- | --- | --- | --- | --- |"
 

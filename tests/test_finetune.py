@@ -5,10 +5,10 @@ import logging
 import jax
 import numpy as np
 import pytest
-from networks import module_shapes, random_variables
+from networks import random_variables, shapes
 
 import inception_jax
-from inception_jax import weights
+from inception_jax import run, weights
 from inception_jax.config import default_config
 from inception_jax.errors import UserError
 
@@ -92,20 +92,21 @@ def test_published_weights_bring_options_and_normalisation_with_them(config, tmp
     """A file made here in place of the published one."""
     config.model.name = "googlenet"
     config.model.stage_features = None
-    config.schedule.learning_rate = 0.0
-    config.num_epochs = 1
-    published = weights.PRETRAINED["torchvision:googlenet"]
-    model = inception_jax.create_model("googlenet", num_classes=1000, kernel_5x5=3)
-    variables = random_variables(module_shapes(model, (1, 32, 32, 3))[1])
-    file = tmp_path / "weights.safetensors"
-    weights.write_state_dict(file, weights.to_state_dict(model, variables, "torchvision"))
-    monkeypatch.setattr(weights.pretrained, "fetch", lambda given: file if given == published else None)
     config.init_from = "torchvision:googlenet"
-    got = inception_jax.fit(config, (IMAGES, labels(4)), workdir=tmp_path / "run")
-    assert got.config.model.kernel_5x5 == 3
-    assert (got.inputs.mean, got.inputs.std) == (published.preprocessing.mean, published.preprocessing.std)
-    expected = flat(variables["params"])
-    for path, leaf in flat(got.variables["params"]).items():
+    published = weights.PRETRAINED[config.init_from]
+    variables = random_variables(shapes("googlenet", size=32, kernel_5x5=3)[1])
+    file = tmp_path / "weights.safetensors"
+    whole = inception_jax.create_model("googlenet", num_classes=1000, kernel_5x5=3)
+    weights.write_state_dict(file, weights.to_state_dict(whole, variables, "torchvision"))
+    monkeypatch.setattr(weights.pretrained, "fetch", lambda given: file if given == published else None)
+    config = run.with_options_of_weights(config, 4)
+    model = run.build_model(config, 4)
+    assert (model.kernel_5x5, model.num_classes) == (3, 4)
+    initial = run.load_initial(config.init_from, model, (32, 32, 3), jax.random.key(0))
+    assert (initial.mean, initial.std) == (published.preprocessing.mean, published.preprocessing.std)
+    assert initial.left_out == ("fc",)
+    expected = flat(variables)
+    for path, leaf in flat(initial.variables).items():
         if "fc" not in path:
             np.testing.assert_array_equal(leaf, expected[path], err_msg=path)
 
@@ -114,7 +115,10 @@ def test_published_weights_bring_options_and_normalisation_with_them(config, tmp
     ("changes", "message"),
     [
         ({"model.stage_features": (4, 4)}, "holds another network than model.name and its options give: 4 of its"),
-        ({"finetune.head": ("classifier",)}, "matches none of the network's submodules: conv1_1, "),
+        (
+            {"finetune.head": ("classifier",), "finetune.trunk_rate": 0.1},
+            "matches none of the network's submodules: conv1_1, ",
+        ),
         ({"init_from": "torchvison:googlenet"}, "Did you mean 'torchvision:googlenet'?"),
         ({"init_from": "missing.pth"}, "missing.pth"),
     ],
