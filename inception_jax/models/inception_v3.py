@@ -178,9 +178,9 @@ class InceptionV3(nn.Module):
 
     Parameters at 1000 classes: 23,834,568; 27,161,264 with the auxiliary head. Submodules: `conv_1a`, `conv_2a`,
     `conv_2b`, `pool_3a`, `conv_3b`, `conv_4a`, `pool_5a`, then `mixed_5b` to `mixed_7c`, `aux`, `fc`, numbered as in
-    the released network. Where it differs from the paper's Table 1 it is the released one: between the pools 1x1 and
-    3x3 convolutions, a second pool, four modules at 17x17 in place of five, 5x5 convolutions at 35x35 (figure 5 has
-    3x3).
+    the released network. Where that differs from the paper, this is the released one: 1x1 and 3x3 convolutions and a
+    second pool to 192 channels before the modules, where Table 1 has three 3x3 convolutions to 288; 5x5 kernels at
+    35x35, where figure 5 has 3x3.
 
     The ladder, with the top-1 and top-5 errors of the paper's Table 3 (single crop, %; each row keeps the rows above):
 
