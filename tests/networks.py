@@ -1,7 +1,6 @@
 """What the tests of networks share, `from networks import shapes`: shapes, random weights, PyTorch's as ours."""
 
 import copy
-import re
 from functools import partial
 
 import jax
@@ -12,6 +11,7 @@ from jax import numpy as jnp
 from inception_jax.errors import UserError
 from inception_jax.models import create_model, fold_batch_norm
 from inception_jax.models.folding import inference_variables
+from inception_jax.weights import from_state_dict, to_state_dict
 
 # For functions that are called once, and take longer to compile than to run.
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": "0"})
@@ -100,6 +100,23 @@ def from_torch(peer, rename):
         for part in path:
             node = node.setdefault(part, {})
         node[leaf] = value
+    return variables
+
+
+def peer_variables(model, peer, format):
+    """A PyTorch network's state as our variables, of its data type, by the package's own names.
+
+    On the way back it must be what it was, every name of it: so the network loads it with strict=True.
+    """
+    state = {name: value.detach().numpy() for name, value in peer.state_dict().items()}
+    model = model.clone(param_dtype=next(peer.parameters()).detach().numpy().dtype)
+    variables = from_state_dict(model, state, format)
+    written = to_state_dict(model, variables, format)
+    assert written.keys() == state.keys()
+    for name, value in state.items():
+        if not name.endswith("num_batches_tracked"):
+            np.testing.assert_array_equal(written[name], value, err_msg=name)
+        assert (written[name].shape, written[name].dtype) == (value.shape, value.dtype), name
     return variables
 
 
@@ -194,10 +211,3 @@ def assert_folding_changes_nothing(model, image_shape):
     )
     for got in results:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max()), got, wanted)
-
-
-def timm_conv(branches, name):
-    """The convolution that timm calls `name` in the module that has `branches` here: "branch1.2", "branch2_3a"."""
-    branch, step, beside = re.fullmatch(r"branch(\d)[._]?(\d?)([ab]?)", name).groups()
-    found = branches[int(branch)][int(step or 0)]
-    return (found["ab".index(beside)] if beside else found).name

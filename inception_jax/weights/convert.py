@@ -189,9 +189,9 @@ def _check(model: nn.Module, table: Table, tensors: Mapping[str, np.ndarray], cl
     wanted = {name: entry.shape for name, entry in table.tensors.items() if classifier or name not in table.classifiers}
     wanted |= {name: entry.shape for name, entry in table.biases.items()}
     known = wanted.keys() | table.counters | table.classifiers
-    missing = [name for name in wanted if name not in given]
-    unknown = [name for name in given if name not in known and not name.startswith(table.heads)]
-    misshapen = [name for name in wanted if given.get(name, wanted[name]) != wanted[name]]
+    missing = [name for name in sorted(wanted) if name not in given]
+    unknown = [name for name in sorted(given) if name not in known and not name.startswith(table.heads)]
+    misshapen = [name for name in sorted(wanted) if given.get(name, wanted[name]) != wanted[name]]
     if misshapen and not missing and not unknown and table.classifiers.issuperset(misshapen):
         classes, own_classes = given[misshapen[0]][0], wanted[misshapen[0]][0]
         raise UserError(
@@ -277,12 +277,13 @@ def _identify(given: Shapes) -> str | None:
 
 
 def registered_name(model: nn.Module) -> str:
-    """The first name in MODELS that stands for such a network, else its class's."""
+    """The name in MODELS that says most about such a network, else its class's."""
+    found = {}
     for name, constructor in MODELS.items():
         fixed = {}
         if isinstance(constructor, partial):
             fixed = signature(constructor.func).bind_partial(*constructor.args, **constructor.keywords).arguments
             constructor = constructor.func
         if constructor is type(model) and all(getattr(model, field) == value for field, value in fixed.items()):
-            return name
-    return type(model).__name__
+            found[name] = len(fixed)
+    return max(found, key=found.__getitem__, default=type(model).__name__)

@@ -15,8 +15,8 @@ from jaxtyping import Float
 
 from inception_jax import models
 from inception_jax.errors import UserError, unknown_name
-from inception_jax.models import fold_batch_norm
-from inception_jax.weights.convert import count_classes, from_state_dict, recognize
+from inception_jax.models.folding import fold_model, inference_variables
+from inception_jax.weights.convert import count_classes, from_state_dict, recognize, registered_name
 from inception_jax.weights.files import read_state_dict
 from inception_jax.weights.names import NAMINGS, naming, nearest_options
 from inception_jax.weights.preprocessing import Picture, Preprocessing, imagenet_classes
@@ -52,7 +52,7 @@ class Pretrained:
 
     @cached_property
     def _folded(self) -> tuple[nn.Module, dict[str, Any]]:
-        return fold_batch_norm(self.model, self.variables)
+        return fold_model(self.model), jax.jit(partial(inference_variables, self.model))(self.variables)
 
 
 @partial(jax.jit, static_argnames="model")
@@ -114,12 +114,12 @@ def create_model(
             raise UserError(f"create_model({name!r}) needs num_classes, the number of logits, or weights")
         return models.create_model(name, num_classes=num_classes, **dtypes, **options)
     model = models.create_model(name, num_classes=num_classes or 1000, **dtypes, **options)
-    source = _read(f"{weights}:{name}" if weights in NAMINGS else weights, model)
+    source = _read(weights, model)
     classes = count_classes(model, source.tensors, source.format) or 1000
     nearest = nearest_options(model, naming(model, source.format))
     model = models.create_model(name, num_classes=num_classes or classes, **dtypes, **(nearest | options))
     if preprocessing is None:
-        published = source.published or PRETRAINED.get(f"{source.format}:{name}")
+        published = source.published or PRETRAINED.get(f"{source.format}:{registered_name(model)}")
         if published is None:
             raise UserError(f"{weights} does not say how pictures become inputs: give preprocessing=Preprocessing(...)")
         preprocessing = published.preprocessing
@@ -156,7 +156,7 @@ def init_from(
     """Variables for a network in hand; new classifiers where it is for another number of classes than the weights.
 
     Args:
-      source: one of `PRETRAINED`, such as "torchvision:googlenet", or a file of weights in another library's naming.
+      source: as create_model's `weights`.
       image_shape: (height, width, channels) of the network's inputs; None: its native size in colour.
       key: of new classifiers; None: of seed 0.
 
@@ -174,9 +174,12 @@ class _Source:
 
 
 def _read(source: str | Path, model: nn.Module) -> _Source:
+    if source in NAMINGS:
+        source = f"{source}:{registered_name(model)}"
     published = PRETRAINED.get(str(source))
     if published is None and Path(source).suffix not in SUFFIXES and not Path(source).expanduser().exists():
-        raise unknown_name("weights (and no file)", str(source), PRETRAINED)
+        libraries = {name.partition(":")[0] for name in PRETRAINED}
+        raise unknown_name("weights (and no file)", str(source), {*libraries, *PRETRAINED})
     tensors = read_state_dict(source if published is None else fetch(published))
     if published and published.background:  # nothing else in these files has as many outputs
         tensors = {name: value[1:] if value.shape[:1] == (1001,) else value for name, value in tensors.items()}

@@ -1,5 +1,7 @@
 """Inception-ResNet v2 against timm's."""
 
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
@@ -10,12 +12,11 @@ from networks import (
     assert_logits_equal,
     assert_smallest_image_is,
     count,
-    from_torch,
+    peer_variables,
     random_variables,
     randomize,
     shapes,
     sizes,
-    timm_conv,
 )
 from peers import import_timm
 
@@ -24,11 +25,6 @@ from inception_jax.models import InceptionResNetV2, create_model
 from inception_jax.models.branches import Conv
 from inception_jax.models.inception_resnet_v2 import (
     BLOCK_8,
-    BLOCK_17,
-    BLOCK_35,
-    MIXED_5B,
-    MIXED_6A,
-    MIXED_7A,
     ResidualModule,
 )
 
@@ -113,46 +109,25 @@ def test_folding_changes_nothing():
 
 
 def timms(repeats, num_classes):
-    """timm's Inception-ResNet v2 with so many modules of each kind, and how its state becomes our variables."""
+    """timm's Inception-ResNet v2 with so many modules of each kind."""
     peer = import_timm().create_model("inception_resnet_v2", num_classes=num_classes)
     kept = dict(zip(("repeat", "repeat_1", "repeat_2"), (repeats[0], repeats[1], repeats[2] - 1), strict=True))
     for name, times in kept.items():
         setattr(peer, name, getattr(peer, name)[:times])
     randomize(peer)
-    blocks = {"repeat": ("block35", BLOCK_35), "repeat_1": ("block17", BLOCK_17), "repeat_2": ("block8", BLOCK_8)}
-    modules = {"mixed_5b": MIXED_5B, "mixed_6a": MIXED_6A, "mixed_7a": MIXED_7A}
-
-    def our_name(name):
-        if name == "classif":
-            return "fc"
-        first, *path = name.split(".")
-        if first in blocks:
-            kind, branches = blocks[first]
-            index, *path = path
-            first = f"{kind}_{int(index) + 1}"
-        elif first == "block8":
-            first, branches = f"block8_{repeats[2]}", BLOCK_8
-        else:
-            first, branches = first.replace("conv2d", "conv"), modules.get(first)
-        if path == ["conv2d"]:
-            return f"{first}/projection/conv"
-        *path, unit = path
-        inner = f"{timm_conv(branches, '.'.join(path))}/" if path else ""
-        return f"{first}/{inner}{ {'conv': 'conv', 'bn': 'norm'}[unit] }"
-
-    return peer, lambda peer: from_torch(peer, our_name)
+    return peer
 
 
 @pytest.mark.parametrize("repeats", [pytest.param((10, 20, 10), marks=pytest.mark.slow), (1, 1, 2)])
 def test_logits_equal_timms(repeats):
-    peer, convert = timms(repeats, 1000)
-    model = InceptionResNetV2(repeats, 1000)
+    peer, model = timms(repeats, 1000), InceptionResNetV2(repeats, 1000)
     assert model == create_model("inception_resnet_v2", num_classes=1000) or repeats == (1, 1, 2)
     size = 75 if repeats == (1, 1, 2) else 299
-    assert_logits_equal(model, convert(peer), peer, (1, size, size, 3))
+    assert_logits_equal(model, peer_variables(model, peer, "timm"), peer, (1, size, size, 3))
 
 
 @pytest.mark.slow
 def test_gradients_equal_timms():
-    peer, convert = timms((10, 20, 10), 10)
-    assert_gradients_equal(InceptionResNetV2((10, 20, 10), 10), convert, peer, (1, 107, 107, 3))
+    model = InceptionResNetV2((10, 20, 10), 10)
+    convert = partial(peer_variables, model, format="timm")
+    assert_gradients_equal(model, convert, timms((10, 20, 10), 10), (1, 107, 107, 3))

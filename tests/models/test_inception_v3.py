@@ -9,8 +9,8 @@ from networks import (
     assert_gradients_equal,
     assert_smallest_image_is,
     count,
-    from_torch,
     module_shapes,
+    peer_variables,
     quick_jit,
     random_variables,
     randomize,
@@ -199,34 +199,6 @@ def test_folding_changes_nothing():
     assert_folding_changes_nothing(InceptionV2(3, aux_heads=True, stem="small"), (2, 16, 16, 3))
 
 
-BRANCHES = {
-    "branch1x1": "conv_1x1", "branch_pool": "pool_proj", "branch3x3": "conv_3x3",
-    "branch5x5_1": "conv_5x5_reduce", "branch5x5_2": "conv_5x5",
-    "branch3x3_1": "conv_3x3_reduce", "branch3x3_2": "conv_3x3",
-    "branch3x3_2a": "conv_1x3", "branch3x3_2b": "conv_3x1",
-    "branch3x3dbl_1": "double_reduce", "branch3x3dbl_2": "double_3x3_1", "branch3x3dbl_3": "double_3x3_2",
-    "branch3x3dbl_3a": "double_1x3", "branch3x3dbl_3b": "double_3x1",
-    "branch7x7_1": "conv_7x7_reduce", "branch7x7_2": "conv_1x7", "branch7x7_3": "conv_7x1",
-    "branch7x7dbl_1": "double_reduce", "branch7x7dbl_2": "double_7x1_1", "branch7x7dbl_3": "double_1x7_1",
-    "branch7x7dbl_4": "double_7x1_2", "branch7x7dbl_5": "double_1x7_2",
-    "branch7x7x3_1": "double_reduce", "branch7x7x3_2": "double_1x7", "branch7x7x3_3": "double_7x1",
-    "branch7x7x3_4": "double_3x3",
-}  # fmt: skip
-
-
-def our_name(name):
-    """The path here of the module `name` of torchvision's Inception v3."""
-    *path, unit = name.split(".")
-    unit = {"conv": "conv", "bn": "norm", "fc": "fc"}[unit]
-    if not path:
-        return unit
-    if path[0] == "AuxLogits":
-        return "/".join(["aux", *({"conv0": "conv1", "conv1": "conv2"}[part] for part in path[1:]), unit])
-    if path[0].startswith("Conv2d"):
-        return f"conv_{path[0].split('_')[1]}/{unit}"
-    return f"{path[0].lower()}/{BRANCHES[path[1]]}/{unit}"
-
-
 def torchvisions(num_classes=1000, aux_logits=True):
     peer = import_torchvision().models.inception_v3(
         num_classes=num_classes, aux_logits=aux_logits, init_weights=False, transform_input=False
@@ -242,10 +214,9 @@ def test_logits_equal_torchvisions():
 
     peer = torchvisions().eval()
     peer.training = True  # the flag of the outermost module alone: it then returns its head's logits, too
-    variables = from_torch(peer, our_name)
     model = create_model("inception_v3", num_classes=1000, aux_heads=True)
+    variables = peer_variables(model, peer, "torchvision")
     images = np.random.default_rng(0).standard_normal((1, 299, 299, 3), np.float32)
-    assert jax.tree.map(np.shape, variables) == jax.tree.map(np.shape, module_shapes(model, images.shape)[1])
     with torch.no_grad():
         expected = peer(torch.from_numpy(images.transpose(0, 3, 1, 2)))
     outputs = quick_jit(lambda v, x: model.apply(v, x, train=False))(variables, images)
@@ -257,4 +228,5 @@ def test_logits_equal_torchvisions():
 @pytest.mark.parametrize(("aux", "size"), [(True, 299), (False, 107)])
 def test_gradients_equal_torchvisions(aux, size):
     model = InceptionV3(10, aux_heads=aux)
-    assert_gradients_equal(model, lambda peer: from_torch(peer, our_name), torchvisions(10, aux), (1, size, size, 3))
+    convert = partial(peer_variables, model, format="torchvision")
+    assert_gradients_equal(model, convert, torchvisions(10, aux), (1, size, size, 3))

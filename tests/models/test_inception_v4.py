@@ -1,5 +1,7 @@
 """Inception v4 against the paper's figure 9 and against timm's."""
 
+from functools import partial
+
 import pytest
 from networks import (
     assert_every_parameter_has_a_gradient,
@@ -8,18 +10,17 @@ from networks import (
     assert_logits_equal,
     assert_smallest_image_is,
     count,
-    from_torch,
+    peer_variables,
     randomize,
     shapes,
     sizes,
-    timm_conv,
 )
 from peers import import_timm
 
 from inception_jax.errors import UserError
 from inception_jax.models import InceptionV4, create_model
 from inception_jax.models.branches import BranchedModule
-from inception_jax.models.inception_v4 import INCEPTION_C, figure_9, stem_modules
+from inception_jax.models.inception_v4 import INCEPTION_C
 
 
 def test_has_exactly_the_published_parameters():
@@ -88,39 +89,25 @@ def test_folding_changes_nothing():
 
 
 def timms(repeats, num_classes):
-    """timm's Inception v4 with so many modules of each kind, and its state as our variables."""
+    """timm's Inception v4 with so many modules of each kind."""
     peer = import_timm().create_model("inception_v4", num_classes=num_classes)
     stages = {6: repeats[0], 11: repeats[1], 19: repeats[2]}  # index of each kind's first module in `features`
     kept = [i for i in (*range(6), 10, 18)] + [start + i for start, times in stages.items() for i in range(times)]
     peer.features = type(peer.features)(*(peer.features[i] for i in sorted(kept)))
     randomize(peer)
-    modules = {**stem_modules(), **figure_9(repeats)}
-    names = ["conv_1a", "conv_2a", "conv_2b", *modules]
-
-    def our_name(name):
-        if name == "last_linear":
-            return "fc"
-        _, index, *path = name.split(".")
-        name, *branch, unit = names[int(index)], *path
-        unit = {"conv": "conv", "bn": "norm"}[unit]
-        if not branch:
-            return f"{name}/{unit}"
-        branch = "conv_3x3" if branch == ["conv"] else timm_conv(modules[name], ".".join(branch))
-        return f"{name}/{branch}/{unit}"
-
-    return peer, lambda peer: from_torch(peer, our_name)
+    return peer
 
 
 @pytest.mark.parametrize("repeats", [pytest.param((4, 7, 3), marks=pytest.mark.slow), (1, 1, 1)])
 def test_logits_equal_timms(repeats):
-    peer, convert = timms(repeats, 1000)
-    model = InceptionV4(repeats, 1000)
+    peer, model = timms(repeats, 1000), InceptionV4(repeats, 1000)
     assert model == create_model("inception_v4", num_classes=1000) or repeats == (1, 1, 1)
     size = 75 if repeats == (1, 1, 1) else 299
-    assert_logits_equal(model, convert(peer), peer, (1, size, size, 3))
+    assert_logits_equal(model, peer_variables(model, peer, "timm"), peer, (1, size, size, 3))
 
 
 @pytest.mark.slow
 def test_gradients_equal_timms():
-    peer, convert = timms((4, 7, 3), 10)
-    assert_gradients_equal(InceptionV4((4, 7, 3), 10), convert, peer, (1, 107, 107, 3))
+    model = InceptionV4((4, 7, 3), 10)
+    convert = partial(peer_variables, model, format="timm")
+    assert_gradients_equal(model, convert, timms((4, 7, 3), 10), (1, 107, 107, 3))

@@ -9,9 +9,9 @@ from flax import linen as nn
 from jax import numpy as jnp
 from networks import (
     assert_every_parameter_has_a_gradient,
-    channels_last,
     count,
-    from_torch,
+    peer_variables,
+    quick_jit,
     random_variables,
     randomize,
     shapes,
@@ -160,45 +160,22 @@ def test_list_models_takes_a_pattern():
     assert list_models("google*") == ["googlenet"]
 
 
-def from_torchvision(peer):
-    """torchvision's GoogLeNet as our variables."""
-    branches = {
-        "branch1": "conv_1x1", "branch2.0": "conv_3x3_reduce", "branch2.1": "conv_3x3",
-        "branch3.0": "conv_5x5_reduce", "branch3.1": "conv_5x5", "branch4.1": "pool_proj",
-    }  # fmt: skip
-
-    def rename(name):
-        name, _, unit = name.rpartition(".")
-        module, _, branch = name.partition(".")
-        parts = [module.replace("inception", "inception_"), branches.get(branch, branch), unit.replace("bn", "norm")]
-        return "/".join(filter(None, parts))
-
-    variables = from_torch(peer, rename)
-    for name in ("aux1", "aux2"):
-        if name in variables["params"]:
-            dense = variables["params"][name]["fc1"]
-            dense["kernel"] = channels_last(dense["kernel"], 4)
-    return variables
-
-
 @pytest.mark.parametrize("aux_heads", [False, True])
 def test_logits_equal_torchvisions(aux_heads):
     torchvision = import_torchvision()
     import torch
 
     peer = torchvision.models.googlenet(aux_logits=aux_heads, init_weights=False, transform_input=False)
-    abstract = shapes("googlenet", norm="batch", kernel_5x5=3, aux_heads=aux_heads)[1]
     randomize(peer)
-    variables = from_torchvision(peer)
-    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, abstract)
+    model = create_model("googlenet", num_classes=1000, kernel_5x5=3, aux_heads=aux_heads)
+    variables = peer_variables(model, peer, "torchvision")
 
     images = np.random.default_rng(0).standard_normal((2, 224, 224, 3)).astype(np.float32)
     peer.eval()
     peer.training = aux_heads  # the flag of the outermost module alone: it then returns its heads' logits, too
     with torch.no_grad():
         expected = peer(torch.from_numpy(images.transpose(0, 3, 1, 2)))
-    model = create_model("googlenet", num_classes=1000, kernel_5x5=3, aux_heads=aux_heads)
-    outputs = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images)
+    outputs = quick_jit(lambda v, x: model.apply(v, x, train=False))(variables, images)
 
     def assert_close(actual, expected):
         np.testing.assert_allclose(actual, expected.numpy(), atol=1e-4 * float(expected.abs().max()))

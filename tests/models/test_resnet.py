@@ -8,8 +8,8 @@ from networks import (
     assert_every_parameter_has_a_gradient,
     assert_logits_equal,
     count,
-    from_torch,
     module_shapes,
+    peer_variables,
     random_variables,
     randomize,
     shapes,
@@ -113,22 +113,10 @@ def test_unknown_blocks_are_named():
         module_shapes(ResNet("bottlneck", (1,), num_classes=3), (1, 8, 8, 3))
 
 
-def our_name(name):
-    """The path here of the module `name` of torchvision's ResNet."""
-    units = {"conv1": "conv1/conv", "bn1": "conv1/norm", "fc": "fc"}
-    if name in units:
-        return units[name]
-    layer, block, part, *index = name.split(".")
-    if part == "downsample":
-        unit = "projection/" + ("conv", "norm")[int(index[0])]
-    else:
-        unit = f"conv{part[-1]}/" + {"conv": "conv", "bn": "norm"}[part[:-1]]
-    return f"stage{layer.removeprefix('layer')}_block{int(block) + 1}/{unit}"
-
-
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_logits_equal_torchvisions(name):
     peer = import_torchvision().models.get_model(name, num_classes=100)
     randomize(peer)
     # Odd maps and even ones: SAME would differ from PyTorch's padding on even ones alone.
-    assert_logits_equal(create_model(name, num_classes=100), from_torch(peer, our_name), peer, (2, 67, 64, 3))
+    model = create_model(name, num_classes=100)
+    assert_logits_equal(model, peer_variables(model, peer, "torchvision"), peer, (2, 67, 64, 3))
