@@ -6,6 +6,7 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from jax import numpy as jnp
 
 from inception_jax.errors import UserError
@@ -48,24 +49,44 @@ def random_variables(abstract, seed=0):
     return jax.tree_util.tree_map_with_path(draw, abstract)
 
 
-def assert_every_parameter_has_a_gradient(model, image_shape):
-    """Of the sum of squared logits, auxiliary heads' included, in training."""
+def assert_trains_and_evaluates(model, image_shape):
+    """With random weights, and with dropout and auxiliary heads where the network has them:
+
+    in training, logits and gradients of the sum of their squares are finite, every parameter has a gradient, and all
+    statistics of batch norm move; in evaluation they stay, and bfloat16 changes the logits by less than 5 % (of
+    the norm; 1.9 % is the most that was seen). Statistics are not fitted to the batch: a small one spans few directions
+    and variances near zero make noise of rounding.
+    """
     images = np.random.default_rng(0).standard_normal(image_shape, np.float32)
     variables = random_variables(module_shapes(model, image_shape)[1])
+    params, statistics = variables["params"], variables.get("batch_stats", {})
 
     @quick_jit
-    @jax.grad
-    def gradients(params):
-        rngs = {"dropout": jax.random.key(1)}
-        outputs, _ = model.apply(
-            {**variables, "params": params}, images, train=True, mutable=["batch_stats"], rngs=rngs
-        )
-        return sum(jnp.square(logits).sum() for logits in jax.tree.leaves(outputs))
+    @partial(jax.grad, has_aux=True)
+    def train(params, statistics, images):
+        variables, rngs = {"params": params, "batch_stats": statistics}, {"dropout": jax.random.key(1)}
+        outputs, state = model.apply(variables, images, train=True, mutable=["batch_stats"], rngs=rngs)
+        return sum(jnp.square(logits).sum() for logits in jax.tree.leaves(outputs)), (outputs, state)
 
-    for path, gradient in jax.tree_util.tree_leaves_with_path(gradients(variables["params"])):
-        where = jax.tree_util.keystr(path)
-        assert np.isfinite(gradient).all(), where
-        assert np.abs(gradient).max() > 0, where
+    gradients, (outputs, state) = train(params, statistics, images)
+    for path, leaf in jax.tree_util.tree_leaves_with_path((outputs, gradients)):
+        assert np.isfinite(leaf).all(), jax.tree_util.keystr(path)
+    flat = flatten_dict(gradients)
+    for path, gradient in flat.items():
+        # What a bias adds before batch norm is taken away again.
+        without_effect = path[-2:] == ("conv", "bias") and (*path[:-2], "norm", "bias") in flat
+        assert without_effect or np.abs(gradient).max() > 0, path
+    moved = jax.tree.map(lambda before, after: np.all(before != after), statistics, state.get("batch_stats", {}))
+    assert all(jax.tree.leaves(moved)), moved
+
+    @partial(quick_jit, static_argnames="dtype")
+    def evaluate(variables, images, dtype):
+        return model.clone(dtype=dtype).apply(variables, images, train=False, mutable=["batch_stats"])
+
+    (wanted, kept), (rounded, _) = (evaluate(variables, images, dtype) for dtype in (None, jnp.bfloat16))
+    jax.tree.map(np.testing.assert_array_equal, kept.get("batch_stats", {}), statistics)
+    for ours, theirs in zip(jax.tree.leaves(rounded), jax.tree.leaves(wanted), strict=True):
+        assert np.linalg.norm(ours - theirs) < 0.05 * np.linalg.norm(theirs)
 
 
 def randomize(peer):

@@ -10,7 +10,8 @@ from typing import Any
 from flax import linen as nn
 
 from inception_jax.errors import unknown_name
-from inception_jax.models import resnet, vgg
+from inception_jax.models import resnet, tiny_vgg, vgg
+from inception_jax.models.alexnet import AlexNet
 from inception_jax.models.bn_inception import BNInception
 from inception_jax.models.folding import fold_batch_norm
 from inception_jax.models.googlenet import GoogLeNet
@@ -20,12 +21,14 @@ from inception_jax.models.inception_v4 import InceptionV4
 from inception_jax.models.layers import Outputs
 from inception_jax.models.resnet import ResNet
 from inception_jax.models.simple_cnn import SimpleCNN
+from inception_jax.models.tiny_vgg import TinyVGG
 from inception_jax.models.vgg import VGG
 from inception_jax.registry import resolve
 
 __all__ = [
     "MODELS",
     "VGG",
+    "AlexNet",
     "BNInception",
     "GoogLeNet",
     "InceptionResNetV2",
@@ -35,6 +38,7 @@ __all__ = [
     "Outputs",
     "ResNet",
     "SimpleCNN",
+    "TinyVGG",
     "create_model",
     "fold_batch_norm",
     "list_models",
@@ -43,6 +47,7 @@ __all__ = [
 # What makes a network the one of its name is bound here; no option of create_model can change it.
 MODELS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
     {
+        "alexnet": AlexNet,
         "bn_inception": BNInception,
         "googlenet": GoogLeNet,
         "googlenet_naive": partial(GoogLeNet, reductions=False),
@@ -56,10 +61,20 @@ MODELS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
         "resnet101": partial(ResNet, *resnet.TABLE_1[101]),
         "resnet152": partial(ResNet, *resnet.TABLE_1[152]),
         "simple_cnn": SimpleCNN,
+        "tiny_vgg_a": partial(TinyVGG, tiny_vgg.TABLES["A"]),
+        "tiny_vgg_b": partial(TinyVGG, tiny_vgg.TABLES["B"]),
+        "tiny_vgg_c": partial(TinyVGG, tiny_vgg.TABLES["C"]),
+        "tiny_vgg_d": partial(TinyVGG, tiny_vgg.TABLES["D"]),
+        "tiny_vgg_e": partial(TinyVGG, tiny_vgg.TABLES["E"]),
+        "tiny_vgg_f": partial(TinyVGG, tiny_vgg.TABLES["F"]),
         "vgg11": partial(VGG, vgg.TABLE_1["A"]),
+        "vgg11_bn": partial(VGG, vgg.TABLE_1["A"], norm="batch"),
         "vgg13": partial(VGG, vgg.TABLE_1["B"]),
+        "vgg13_bn": partial(VGG, vgg.TABLE_1["B"], norm="batch"),
         "vgg16": partial(VGG, vgg.TABLE_1["D"]),
+        "vgg16_bn": partial(VGG, vgg.TABLE_1["D"], norm="batch"),
         "vgg19": partial(VGG, vgg.TABLE_1["E"]),
+        "vgg19_bn": partial(VGG, vgg.TABLE_1["E"], norm="batch"),
     }
 )
 

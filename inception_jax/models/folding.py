@@ -13,8 +13,9 @@ from inception_jax import ops
 def fold_batch_norm(model: nn.Module, variables: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
     """A network and variables without batch norm that compute the same as these do with `train=False`.
 
-    The running variance and the scale become part of the kernels, the running mean and the bias the convolutions'
-    biases. A network that has no field norm="batch", and its variables, are returned as they are.
+    The running variance and the scale become part of the kernels, the running mean and the bias the layers' biases. A
+    network that has no field norm="batch", and its variables, are returned as they are; so are the Tiny VGGs, whose
+    batch norm stands behind the ReLU.
     """
     return fold_model(model), fold_variables(model, variables)
 
@@ -55,11 +56,12 @@ def _has_batch_norm(model: nn.Module) -> bool:
 
 
 def _fold(params: Mapping[str, Any], statistics: Mapping[str, Any], epsilon: float) -> dict[str, Any]:
-    if params.keys() == {"conv", "norm"}:  # a ConvUnit
+    if params.keys() in ({"conv", "norm"}, {"dense", "norm"}):  # a ConvUnit, or a dense layer before batch norm
+        (layer,) = params.keys() - {"norm"}
         norm, running = params["norm"], statistics["norm"]
         scale = norm["scale"] * lax.rsqrt(running["var"] + epsilon)
-        kernel, bias = params["conv"]["kernel"] * scale, norm["bias"] - running["mean"] * scale
-        return {"conv": {"kernel": kernel, "bias": bias}}
+        shift = params[layer].get("bias", 0) - running["mean"]
+        return {layer: {"kernel": params[layer]["kernel"] * scale, "bias": shift * scale + norm["bias"]}}
     return {
         name: _fold(node, statistics.get(name, {}), epsilon) if isinstance(node, Mapping) else node
         for name, node in params.items()

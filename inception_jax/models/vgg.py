@@ -8,8 +8,17 @@ from flax import linen as nn
 from jax import numpy as jnp
 
 from inception_jax import ops
-from inception_jax.errors import UserError
-from inception_jax.models.layers import INITIALIZERS, ConvUnit, Dtype, MaxPool, Outputs, check_choice, classify
+from inception_jax.models.layers import (
+    INITIALIZERS,
+    ConvUnit,
+    Dtype,
+    MaxPool,
+    Outputs,
+    check_choice,
+    check_image_size,
+    classify,
+    initializer_name,
+)
 
 # The columns of Table 1 that have 3x3 convolutions and no local response norm: convolutions before each max pool.
 TABLE_1: dict[str, tuple[int, ...]] = {
@@ -23,20 +32,21 @@ TABLE_1: dict[str, tuple[int, ...]] = {
 class VGG(nn.Module):
     """VGG-11, 13, 16 and 19 (Simonyan & Zisserman 2015, Table 1: A, B, D, E), with torchvision's logits.
 
-    Parameters at 1000 classes, by depth: 132,863,336; 133,047,848; 138,357,544; 143,667,240. With batch norm a
-    convolution has no bias, where torchvision's keeps one without effect: its VGG-19 has 143,678,248 parameters, this
-    one 5,504 fewer, the number of the convolutions' features. Submodules: `conv1_1`, `conv1_2` and so on, `fc6`, `fc7`
-    (so named at every depth, as the authors' released networks are), `fc`.
+    Parameters at 1000 classes, by depth: 132,863,336; 133,047,848; 138,357,544; 143,667,240; with batch norm
+    132,868,840; 133,053,736; 138,365,992; 143,678,248. Submodules: `conv1_1`, `conv1_2` and so on, `pool1` to `pool5`,
+    `fc6`, `fc7` (so named at every depth, as the authors' released networks are), `fc`.
 
     Attributes:
       stage_sizes: 3x3 convolutions of each stage, which a 2x2 max pool ends, so images have at least 2 ** stages pixels
         a side. The first stage has 64 features; each further one doubles them, up to 512.
-      norm: "none" as the paper, or "batch" after every convolution.
+      norm: "none" as the paper, or "batch" after every convolution, which keeps its bias, without effect in training,
+        as torchvision's do.
       norm_epsilon: of batch norm: 1e-5 as torchvision.
       classifier: "paper", three dense layers on 7x7 maps, to which maps of other sizes are averaged or spread, as
         torchvision; "mean", one on the mean over the map, the usual choice for 32 and 64 pixels.
       dropout_rate: before every dense layer but `fc6`.
-      initializer: a name from layers.INITIALIZERS.
+      initializer: a name from layers.INITIALIZERS, or "paper", which is "normal": a deviation of 0.01, as in what was
+        made of the paper, where 0.01 is the variance.
       dtype: of the computation; None: that of the inputs and parameters.
     """
 
@@ -50,6 +60,16 @@ class VGG(nn.Module):
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
+    @property
+    def native_image_size(self) -> int:
+        """Side of the images that the network is made for, pixels."""
+        return 224 if self.classifier == "paper" else 32
+
+    @property
+    def min_image_size(self) -> int:
+        """Side of the smallest images that it can take, pixels."""
+        return 2 ** len(self.stage_sizes)
+
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> Outputs:
         """Images (batch, height, width, channels), normalised, to Outputs.
@@ -59,15 +79,12 @@ class VGG(nn.Module):
         """
         check_choice("norm", self.norm, ("none", "batch"))
         check_choice("classifier", self.classifier, ("paper", "mean"))
-        height, width = images.shape[1:3]
-        smallest = 2 ** len(self.stage_sizes)
-        if min(height, width) < smallest:
-            raise UserError(
-                f"images of {height}x{width} pixels are too small for a VGG that halves them {len(self.stage_sizes)} "
-                f"times: use at least {smallest}x{smallest}"
-            )
-        common = {"initializer": self.initializer, "dtype": self.dtype, "param_dtype": self.param_dtype}
-        conv = partial(ConvUnit, kernel_size=(3, 3), norm=self.norm, norm_epsilon=self.norm_epsilon, **common)
+        check_image_size(images, self.min_image_size)
+        initializer = initializer_name(self.initializer, "normal")
+        common = {"initializer": initializer, "dtype": self.dtype, "param_dtype": self.param_dtype}
+        conv = partial(
+            ConvUnit, kernel_size=(3, 3), norm=self.norm, use_bias=True, norm_epsilon=self.norm_epsilon, **common
+        )
         x = images
         for stage, size in enumerate(self.stage_sizes, start=1):
             for index in range(1, size + 1):
@@ -79,11 +96,11 @@ class VGG(nn.Module):
                 4096,
                 dtype=self.dtype,
                 param_dtype=self.param_dtype,
-                kernel_init=INITIALIZERS[self.initializer],
+                kernel_init=INITIALIZERS[initializer],
             )
             x = ops.adaptive_avg_pool(x, (7, 7)).reshape(x.shape[0], -1)
             x = nn.relu(dense(name="fc6")(x))
             x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
-            x = nn.relu(dense(name="fc7")(x))[:, None, None]  # for `classify`, a map of one pixel
+            x = nn.relu(dense(name="fc7")(x))
         logits = classify(x, self.num_classes, train=train, dropout_rate=self.dropout_rate, **common)
         return Outputs(logits)

@@ -15,8 +15,18 @@ from inception_jax.models.googlenet import Inception, InceptionModule
 from inception_jax.models.layers import ConvUnit
 
 
+class BatchNormAfterDense(nn.Module):
+    norm: str
+    norm_epsilon: float
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.Dense(7, name="dense")(x)
+        return nn.BatchNorm(not train, epsilon=self.norm_epsilon, name="norm")(x) if self.norm == "batch" else x
+
+
 class OneModule(nn.Module):
-    """A module inside a module, with the epsilon away from every default."""
+    """Modules inside a module, with the epsilon away from every default; the second convolution keeps its bias."""
 
     norm: str = "batch"
     norm_epsilon: float = 0.1
@@ -25,8 +35,10 @@ class OneModule(nn.Module):
     def __call__(self, images, *, train):
         options = {"norm": self.norm, "norm_epsilon": self.norm_epsilon}
         x = ConvUnit(8, (3, 3), (2, 2), name="conv1", **options)(images, train)
+        x = ConvUnit(8, use_bias=True, name="conv2", **options)(x, train)
         x = InceptionModule(Inception(4, 4, 8, 4, 4, 4), residual="projection", name="inception", **options)(x, train)
-        return nn.Dense(5, name="fc")(x.mean((1, 2)))
+        x = nn.relu(BatchNormAfterDense(name="fc1", **options)(x.mean((1, 2)), train))
+        return nn.Dense(5, name="fc")(x)
 
 
 @pytest.mark.parametrize(
@@ -34,7 +46,8 @@ class OneModule(nn.Module):
     [
         OneModule(),
         ResNet("bottleneck", (1, 2), num_classes=5),
-        create_model("vgg11", num_classes=5, norm="batch", classifier="mean"),
+        create_model("vgg11_bn", num_classes=5, classifier="mean"),
+        create_model("alexnet", num_classes=5, norm="batch", stem="small", classifier="mean"),
         create_model("simple_cnn", num_classes=5, norm="batch", norm_epsilon=0.2, stage_features=(8, 16)),
     ],
     ids=lambda model: type(model).__name__,
@@ -69,6 +82,8 @@ def test_kernels_transformed_before_are_what_inference_uses():
 
 
 def test_leaves_networks_without_batch_norm_as_they_are():
-    for model in (nn.Dense(3), create_model("googlenet", num_classes=3, norm="lrn")):
+    """And the Tiny VGGs, whose ReLU stands between a kernel and the batch norm."""
+    networks = (create_model("googlenet", num_classes=3, norm="lrn"), create_model("tiny_vgg_b", num_classes=3))
+    for model in (nn.Dense(3), *networks):
         variables = {"params": {"kernel": np.ones((2, 3))}}
         assert fold_batch_norm(model, variables) == (model, variables)

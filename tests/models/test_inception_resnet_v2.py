@@ -6,11 +6,11 @@ import jax
 import numpy as np
 import pytest
 from networks import (
-    assert_every_parameter_has_a_gradient,
     assert_folding_changes_nothing,
     assert_gradients_equal,
     assert_logits_equal,
     assert_smallest_image_is,
+    assert_trains_and_evaluates,
     count,
     peer_variables,
     random_variables,
@@ -89,8 +89,8 @@ def test_wrong_options_are_named_and_the_depth_is_fixed(options, message):
     assert message in str(error.value)
 
 
-def test_every_parameter_of_a_module_has_a_gradient():
-    assert_every_parameter_has_a_gradient(ResidualModule(BLOCK_8, 0.2), (4, 4, 4, 8))
+def test_a_module_trains_and_evaluates():
+    assert_trains_and_evaluates(ResidualModule(BLOCK_8, 0.2), (4, 4, 4, 8))
 
 
 def test_folding_changes_nothing_in_a_module():
@@ -99,8 +99,8 @@ def test_folding_changes_nothing_in_a_module():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("stem", "size"), [("imagenet", 75), ("small", 8)])
-def test_every_parameter_has_a_gradient(stem, size):
-    assert_every_parameter_has_a_gradient(InceptionResNetV2((1, 1, 2), 3, stem=stem), (4, size, size, 3))
+def test_trains_and_evaluates(stem, size):
+    assert_trains_and_evaluates(InceptionResNetV2((1, 1, 2), 3, stem=stem), (4, size, size, 3))
 
 
 @pytest.mark.slow

@@ -4,11 +4,11 @@ from functools import partial
 
 import pytest
 from networks import (
-    assert_every_parameter_has_a_gradient,
     assert_folding_changes_nothing,
     assert_gradients_equal,
     assert_logits_equal,
     assert_smallest_image_is,
+    assert_trains_and_evaluates,
     count,
     peer_variables,
     randomize,
@@ -69,8 +69,8 @@ def test_wrong_options_are_named_and_the_depth_is_fixed(options, message):
     assert message in str(error.value)
 
 
-def test_every_parameter_of_a_module_has_a_gradient():
-    assert_every_parameter_has_a_gradient(BranchedModule(INCEPTION_C), (4, 4, 4, 8))
+def test_a_module_trains_and_evaluates():
+    assert_trains_and_evaluates(BranchedModule(INCEPTION_C), (4, 4, 4, 8))
 
 
 def test_folding_changes_nothing_in_a_module():
@@ -79,8 +79,8 @@ def test_folding_changes_nothing_in_a_module():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("stem", "size"), [("imagenet", 75), ("small", 8)])
-def test_every_parameter_has_a_gradient(stem, size):
-    assert_every_parameter_has_a_gradient(InceptionV4((1, 1, 1), 3, stem=stem), (4, size, size, 3))
+def test_trains_and_evaluates(stem, size):
+    assert_trains_and_evaluates(InceptionV4((1, 1, 1), 3, stem=stem), (4, size, size, 3))
 
 
 @pytest.mark.slow

@@ -1,12 +1,15 @@
 """Residual networks against the paper's table and against torchvision."""
 
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
 from jax import numpy as jnp
 from networks import (
-    assert_every_parameter_has_a_gradient,
+    assert_gradients_equal,
     assert_logits_equal,
+    assert_trains_and_evaluates,
     count,
     module_shapes,
     peer_variables,
@@ -77,8 +80,8 @@ def test_relu_follows_the_sum_with_the_input(block):
 
 # A first stage with a block that changes no shape, a second one that halves the map; with each stem once.
 @pytest.mark.parametrize(("block", "stem"), [("basic", "small"), ("bottleneck", "imagenet")])
-def test_every_parameter_has_a_gradient(block, stem):
-    assert_every_parameter_has_a_gradient(ResNet(block, (2, 1), num_classes=3, stem=stem), (4, 16, 16, 3))
+def test_trains_and_evaluates(block, stem):
+    assert_trains_and_evaluates(ResNet(block, (2, 1), num_classes=3, stem=stem), (4, 16, 16, 3))
 
 
 def test_dropout_stands_before_the_classifier():
@@ -120,3 +123,12 @@ def test_logits_equal_torchvisions(name):
     # Odd maps and even ones: SAME would differ from PyTorch's padding on even ones alone.
     model = create_model(name, num_classes=100)
     assert_logits_equal(model, peer_variables(model, peer, "torchvision"), peer, (2, 67, 64, 3))
+
+
+@pytest.mark.parametrize("name", ["resnet18", pytest.param("resnet50", marks=pytest.mark.slow)])
+def test_gradients_equal_torchvisions(name):
+    peer = import_torchvision().models.get_model(name, num_classes=10)
+    randomize(peer)
+    model = create_model(name, num_classes=10)
+    convert = partial(peer_variables, model, format="torchvision")
+    assert_gradients_equal(model, convert, peer, (2, 35, 32, 3))

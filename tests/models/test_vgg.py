@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 from networks import (
-    assert_every_parameter_has_a_gradient,
+    assert_gradients_equal,
     assert_logits_equal,
+    assert_trains_and_evaluates,
     channels_last,
     count,
     from_torch,
@@ -19,12 +20,8 @@ from inception_jax.errors import UserError
 from inception_jax.models import VGG, create_model
 
 DEPTHS = {11: 132_863_336, 13: 133_047_848, 16: 138_357_544, 19: 143_667_240}
-TORCHVISION_WITH_BATCH_NORM = {11: 132_868_840, 13: 133_053_736, 16: 138_365_992, 19: 143_678_248}
+WITH_BATCH_NORM = {11: 132_868_840, 13: 133_053_736, 16: 138_365_992, 19: 143_678_248}
 TABLE_2 = {11: 133, 13: 133, 16: 138, 19: 144}  # of the paper, millions of parameters
-
-
-def conv_features(variables) -> int:
-    return sum(unit["conv"]["kernel"].shape[-1] for unit in variables["params"].values() if "conv" in unit)
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
@@ -37,10 +34,23 @@ def test_vggs_have_exactly_the_published_parameters_and_layers(depth):
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
-def test_with_batch_norm_torchvision_has_the_convolutions_biases_in_addition(depth):
-    _, variables = shapes(f"vgg{depth}", norm="batch")
-    assert count(variables) + conv_features(variables) == TORCHVISION_WITH_BATCH_NORM[depth]
-    assert depth != 19 or conv_features(variables) == 5_504
+def test_batch_norm_adds_a_scale_and_a_bias_for_every_feature_of_the_convolutions(depth):
+    _, variables = shapes(f"vgg{depth}_bn", size=32)
+    assert count(variables) == WITH_BATCH_NORM[depth]
+    features = sum(unit["conv"]["bias"].size for unit in variables["params"].values() if "conv" in unit)
+    assert WITH_BATCH_NORM[depth] - DEPTHS[depth] == 2 * features
+    assert jax.tree.map(np.shape, variables) == jax.tree.map(np.shape, shapes(f"vgg{depth}", 32, norm="batch")[1])
+
+
+def test_the_name_fixes_batch_norm():
+    with pytest.raises(UserError, match="unknown option of vgg11_bn 'norm'"):
+        create_model("vgg11_bn", num_classes=10, norm="none")
+
+
+def test_the_classifier_decides_what_images_the_network_is_made_for():
+    paper, mean = (create_model("vgg16", num_classes=10, classifier=classifier) for classifier in ("paper", "mean"))
+    assert (paper.native_image_size, mean.native_image_size) == (224, 32)
+    assert paper.min_image_size == mean.min_image_size == 32
 
 
 def test_submodules_have_the_names_of_the_docstring():
@@ -67,15 +77,15 @@ def test_images_that_the_pools_use_up_are_refused(classifier, shape):
     with pytest.raises(UserError) as error:
         module_shapes(model, (2, *shape, 3))
     assert str(error.value) == (
-        f"images of {shape[0]}x{shape[1]} pixels are too small for a VGG that halves them 5 times: use at least 32x32"
+        f"images of {shape[0]}x{shape[1]} pixels are too small for this network: use at least 32x32"
     )
 
 
 @pytest.mark.parametrize(
     "options", [{"norm": "batch", "classifier": "mean", "stage_sizes": (2, 1)}, {"stage_sizes": (1,)}]
 )
-def test_every_parameter_has_a_gradient(options):
-    assert_every_parameter_has_a_gradient(VGG(num_classes=3, **options), (4, 8, 8, 3))
+def test_trains_and_evaluates(options):
+    assert_trains_and_evaluates(VGG(num_classes=3, **options), (4, 8, 8, 3))
 
 
 def test_dropout_stands_before_fc7_and_fc():
@@ -110,7 +120,7 @@ def test_wrong_options_are_named_and_the_depth_is_fixed(options, message):
 
 
 def from_torchvision(peer):
-    """torchvision's VGG as our variables; what its convolutions add before batch norm is taken off the means."""
+    """torchvision's VGG as our variables."""
     dense = {0: "fc6", 3: "fc7", 6: "fc"}
     names = {f"classifier.{index}": name for index, name in dense.items()}
     stage, number = 1, 0
@@ -122,20 +132,22 @@ def from_torchvision(peer):
             number += kind == "Conv2d"
             names[f"features.{index}"] = f"conv{stage}_{number}/" + ("conv" if kind == "Conv2d" else "norm")
     variables = from_torch(peer, names.__getitem__)
-    params = variables["params"]
-    params["fc6"]["kernel"] = channels_last(params["fc6"]["kernel"], 7)
-    for name, statistics in variables.get("batch_stats", {}).items():
-        statistics["norm"]["mean"] = statistics["norm"]["mean"] - params[name]["conv"].pop("bias")
+    fc6 = variables["params"]["fc6"]
+    fc6["kernel"] = channels_last(fc6["kernel"], 7)
     return variables
 
 
 # Maps of 2x3, which are spread to 7x7, and of 8x7, which are averaged; the paper's 7x7 are as they are.
-@pytest.mark.parametrize(
-    ("name", "norm", "size"),
-    [("vgg11", "none", (67, 96)), ("vgg11_bn", "batch", (67, 96)), ("vgg11", "none", (256, 224))],
-)
-def test_logits_equal_torchvisions(name, norm, size):
+@pytest.mark.parametrize(("name", "size"), [("vgg11", (67, 96)), ("vgg11_bn", (67, 96)), ("vgg11", (256, 224))])
+def test_logits_equal_torchvisions(name, size):
     peer = import_torchvision().models.get_model(name, num_classes=100, init_weights=False)
     randomize(peer)
-    model = create_model("vgg11", num_classes=100, norm=norm)
-    assert_logits_equal(model, from_torchvision(peer), peer, (2, *size, 3))
+    assert_logits_equal(create_model(name, num_classes=100), from_torchvision(peer), peer, (2, *size, 3))
+
+
+@pytest.mark.slow  # in float64, the dense layers alone have 2 GB of weights and gradients
+@pytest.mark.parametrize("name", ["vgg11", "vgg11_bn"])
+def test_gradients_equal_torchvisions(name):
+    peer = import_torchvision().models.get_model(name, num_classes=10, init_weights=False)
+    randomize(peer)
+    assert_gradients_equal(create_model(name, num_classes=10), from_torchvision, peer, (2, 67, 96, 3))
