@@ -18,7 +18,7 @@ from inception_jax.weights.names import NAMINGS, Naming, check_options, formats,
 
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 LISTED = 10  # names that an error spells out
-SAME_NETWORK = 0.9  # share of equal names and shapes from which on tensors are taken for a network's
+SAME_NETWORK = 0.8  # share of equal names and shapes from which on tensors are taken for a network's
 
 Path = tuple[str, ...]  # in our variables
 Shapes = Mapping[str, tuple[int, ...]]
@@ -258,11 +258,9 @@ def _signature(model: nn.Module, format: str) -> Signature:
 
 def _identify(given: Shapes) -> str | None:
     """Whose tensors have these names and shapes, such as "torchvision's resnet18"; None: of no network known here."""
-    for format in NAMINGS:
-        for name in MODELS:
+    for name in MODELS:
+        for format in formats(create_model(name, num_classes=1000)):
             model = create_model(name, num_classes=1000)
-            if format not in formats(model):
-                continue
             names = naming(model, format)
             # The networks that name their classifier so are few; the shapes of one take up to a second.
             if f"{names.module(model, names.classifiers[0])}.bias" not in given:

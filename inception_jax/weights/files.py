@@ -61,6 +61,8 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except DAMAGE as error:
         raise UserError(f"{path} is damaged or was cut off ({_one_line(error)}): get it again") from error
+    if not all(name.isprintable() for name in tensors):  # errors show names
+        raise UserError(f"{path} is damaged: the name of a tensor has unprintable characters")
     for prefix in PREFIXES:
         if all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
@@ -215,9 +217,10 @@ def _unpickle(path: Path, file: Any) -> Any:
 
     def find(name: str) -> Any:
         if name not in GLOBALS:
+            name = name.replace(" ", ".") if name.isprintable() else ascii(name)
             raise UserError(
-                f"{path} asks for {name.replace(' ', '.')}, and of a .pth file only dicts of tensors are read, so that "
-                "nothing in it is executed: in PyTorch, save model.state_dict() alone"
+                f"{path} asks for {name}, and of a .pth file only dicts of tensors are read, so that nothing in it is "
+                "executed: in PyTorch, save model.state_dict() alone"
             )
         return GLOBALS[name]
 

@@ -254,6 +254,7 @@ BY_HAND = {
     "an instance by OBJ": b"(cos\nsystem\nS'true'\no.",
     "an extension": b"\x80\x02\x82\x01.",
     "a dotted name": b"\x80\x04\x8c\x0bcollections\x8c\x14OrderedDict.fromkeys\x93.",
+    "a name with an escape": b"\x80\x04\x8c\x02os\x8c\x08sys\x1b[2J\n\x93.",
     "a name that is no text": b"\x80\x04K\x01K\x02\x93.",
     "a call of a text": b"\x80\x02U\x01a)R.",
     "a call of a type of storage": b"\x80\x02ctorch\nFloatStorage\n)R.",
@@ -278,19 +279,20 @@ def test_odd_pickles_are_refused_at_once(tmp_path, name):
     path = tmp_path / "weights.pth"
     for content in (zipped(**{"data.pkl": BY_HAND[name]}), legacy(None).replace(pickle.dumps(None, 2), BY_HAND[name])):
         path.write_bytes(content)
-        with pytest.raises(UserError):
+        with pytest.raises(UserError) as error:
             read_state_dict(path)
+        assert str(error.value).isprintable()
 
 
-def a_tensor(offset=0, shape=(2, 3), strides=(3, 1), numel=6, key="0", kind="storage", data=bytes(24)):
-    """A zip file with one tensor, "a", described so."""
+def a_tensor(name="a", offset=0, shape=(2, 3), strides=(3, 1), numel=6, key="0", kind="storage", data=bytes(24)):
+    """A zip file with one tensor, described so."""
 
     def part(value):
         return pickle.dumps(value, 2)[2:-1]
 
     storage = b"(" + part(kind) + b"ctorch\nFloatStorage\n" + part(key) + part("cpu") + part(numel) + b"tQ"
     arguments = b"(" + storage + part(offset) + part(shape) + part(strides) + part(False) + part({}) + b"t"
-    content = b"\x80\x02}" + part("a") + b"ctorch._utils\n_rebuild_tensor_v2\n" + arguments + b"Rs."
+    content = b"\x80\x02}" + part(name) + b"ctorch._utils\n_rebuild_tensor_v2\n" + arguments + b"Rs."
     return zipped(**{"data.pkl": content, "data/0": data})
 
 
@@ -324,6 +326,7 @@ def test_the_tensor_that_the_next_test_damages_is_whole(tmp_path):
         {"key": 0},
         {"kind": "module"},
         {"data": bytes(20)},
+        {"name": "\x1b[2J"},
     ],
     ids=str,
 )
@@ -332,6 +335,34 @@ def test_tensors_beyond_their_storage_are_refused(tmp_path, damage):
     path.write_bytes(a_tensor(**damage))
     with pytest.raises(UserError, match="is damaged"):
         read_state_dict(path)
+
+
+def test_files_of_the_first_versions_are_read(tmp_path):
+    """Texts of Python 2, tensors and parameters as PyTorch 0.1 and 0.2 rebuilt them, views of one storage."""
+
+    def text(value):
+        return b"U" + bytes([len(value)]) + value.encode()
+
+    def storage(view):
+        start = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("94") + text("cpu") + b"K\x06"
+        return start + (b"(" + text("95") + b"K\x02K\x04t" if view else b"N") + b"tQ"
+
+    def tensor(view, shape, strides):
+        arguments = b"(" + storage(view) + b"K\x00" + shape + strides + b"t"
+        return b"ctorch._utils\n_rebuild_tensor\n" + arguments + b"R"
+
+    whole = tensor(False, b"K\x02K\x03\x86", b"K\x03K\x01\x86")
+    part = b"ctorch.nn.parameter\nParameter\n" + tensor(True, b"K\x04\x85", b"K\x01\x85") + b"\x85R(\x89\x89Ntb"
+    items = b"(" + b"]" + b"(" + text("whole") + whole + b"e" + b"]" + b"(" + text("part") + part + b"e"
+    content = b"\x80\x02ccollections\nOrderedDict\n]" + items + b"e\x85R."
+    head, keys = legacy(None).split(pickle.dumps(None, 2))
+    assert keys == pickle.dumps([], 2)
+    path = tmp_path / "weights.pth"
+    numbers = struct.pack("<q", 6) + np.arange(6, dtype=np.float32).tobytes()
+    path.write_bytes(head + content + pickle.dumps(["94"], 2) + numbers)
+    tensors = read_state_dict(path)
+    np.testing.assert_array_equal(tensors["whole"], [[0, 1, 2], [3, 4, 5]])
+    np.testing.assert_array_equal(tensors["part"], [2, 3, 4, 5])
 
 
 def test_packed_members_are_refused(tmp_path):
