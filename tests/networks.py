@@ -104,26 +104,6 @@ def randomize(peer):
                 value.uniform_(*((0.5, 1.5) if name in positive else (-0.2, 0.2)), generator=generator)
 
 
-def from_torch(peer, rename):
-    """A PyTorch network's state as our variables; `rename(name)` is our path, "a/b", of the module of that name."""
-    variables = {"params": {}}
-    norm_leaves = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
-    for key, value in peer.state_dict().items():
-        module, _, leaf = key.rpartition(".")
-        if leaf == "num_batches_tracked":
-            continue
-        path, value = rename(module).split("/"), value.numpy()
-        node = variables.setdefault("batch_stats" if leaf.startswith("running") else "params", {})
-        if path[-1] == "norm":
-            leaf = norm_leaves[leaf]
-        elif leaf == "weight":
-            leaf, value = "kernel", value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
-        for part in path:
-            node = node.setdefault(part, {})
-        node[leaf] = value
-    return variables
-
-
 def peer_variables(model, peer, format):
     """A PyTorch network's state as our variables, of its data type, by the package's own names.
 
@@ -131,19 +111,15 @@ def peer_variables(model, peer, format):
     """
     state = {name: value.detach().numpy() for name, value in peer.state_dict().items()}
     model = model.clone(param_dtype=next(peer.parameters()).detach().numpy().dtype)
-    variables = from_state_dict(model, state, format)
-    written = to_state_dict(model, variables, format)
+    with jax.enable_x64(True):  # for float64; nothing else changes
+        variables = from_state_dict(model, state, format)
+        written = to_state_dict(model, variables, format)
     assert written.keys() == state.keys()
     for name, value in state.items():
         if not name.endswith("num_batches_tracked"):
             np.testing.assert_array_equal(written[name], value, err_msg=name)
         assert (written[name].shape, written[name].dtype) == (value.shape, value.dtype), name
     return variables
-
-
-def channels_last(kernel, side):
-    """A dense kernel that reads flattened (channels, side, side) maps, for (side, side, channels) ones."""
-    return kernel.reshape(-1, side, side, kernel.shape[-1]).transpose(1, 2, 0, 3).reshape(kernel.shape)
 
 
 def assert_logits_equal(model, variables, peer, image_shape):
@@ -162,8 +138,8 @@ def assert_gradients_equal(model, convert, peer, image_shape, tolerance=1e-8):
     """Logits, auxiliary heads' included, and by every parameter the gradient of the sum of their squares, in float64.
 
     The PyTorch network's are compared, which stays as it is; the statistics of batch norm are fixed. `convert(peer)`
-    is its state as our variables, such as `lambda peer: from_torch(peer, rename)`. The gradients, put where the
-    parameters were, go through it as well. A leaf may be off by `tolerance` of its largest entry.
+    is its state as our variables, such as `partial(peer_variables, model, format="torchvision")`. The gradients, put
+    where the parameters were, go through it as well. A leaf may be off by `tolerance` of its largest entry.
     """
     import torch
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from jax import numpy as jnp
-from networks import from_torch, module_shapes, random_variables, randomize
+from networks import module_shapes, peer_variables, random_variables, randomize
 from peers import import_torchvision
 
 from inception_jax import activations, create_model, grad_cam
@@ -188,14 +188,7 @@ def test_grad_cam_equals_pytorchs(layer):
     heat = torch.nn.functional.interpolate(heat, (64, 48), mode="bilinear", align_corners=False)[:, 0]
     expected = (heat / heat.amax((1, 2), keepdim=True)).detach().numpy()
 
-    def rename(name):
-        parts = name.replace("downsample.0", "projection.conv").replace("downsample.1", "projection.norm").split(".")
-        if parts[0].startswith("layer"):
-            parts[:2] = [f"stage{parts[0][-1]}_block{int(parts[1]) + 1}"]
-        unit = {"conv1": "conv1/conv", "bn1": "conv1/norm", "conv2": "conv2/conv", "bn2": "conv2/norm"}
-        return "/".join(unit.get(part, part) for part in parts)
-
     model = ResNet("basic", (1, 1, 1, 1), num_classes=5)
-    ours = grad_cam(model, from_torch(peer, rename), images, layer, classes)
+    ours = grad_cam(model, peer_variables(model, peer, "torchvision"), images, layer, classes)
     assert expected.max() == 1
     np.testing.assert_allclose(ours, expected, atol=1e-4)

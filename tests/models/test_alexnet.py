@@ -9,10 +9,9 @@ from networks import (
     assert_gradients_equal,
     assert_logits_equal,
     assert_trains_and_evaluates,
-    channels_last,
     count,
-    from_torch,
     module_shapes,
+    peer_variables,
     quick_jit,
     randomize,
     shapes,
@@ -91,27 +90,19 @@ def test_wrong_options_are_named(options, message):
     assert message in str(error.value)
 
 
-def from_torchvision(peer):
-    """torchvision's AlexNet as our variables."""
-    indices = {"features": (0, 3, 6, 8, 10), "classifier": (1, 4, 6)}
-    names = [f"{part}.{index}" for part, of_part in indices.items() for index in of_part]
-    ours = [*(f"conv{index}/conv" for index in range(1, 6)), "fc6", "fc7", "fc"]
-    variables = from_torch(peer, dict(zip(names, ours, strict=True)).__getitem__)
-    fc6 = variables["params"]["fc6"]
-    fc6["kernel"] = channels_last(fc6["kernel"], 6)
-    return variables
-
-
 # Maps of 1x2, which are spread to 6x6; the papers' 6x6 are as they are.
 @pytest.mark.parametrize("size", [(67, 99), (224, 224)])
 def test_logits_equal_torchvisions(size):
     peer = import_torchvision().models.alexnet(num_classes=100)
     randomize(peer)
-    assert_logits_equal(create_model("alexnet", num_classes=100), from_torchvision(peer), peer, (2, *size, 3))
+    model = create_model("alexnet", num_classes=100)
+    assert_logits_equal(model, peer_variables(model, peer, "torchvision"), peer, (2, *size, 3))
 
 
 @pytest.mark.slow
 def test_gradients_equal_torchvisions():
     peer = import_torchvision().models.alexnet(num_classes=10)
     randomize(peer)
-    assert_gradients_equal(create_model("alexnet", num_classes=10), from_torchvision, peer, (2, 67, 99, 3))
+    model = create_model("alexnet", num_classes=10)
+    convert = partial(peer_variables, model, format="torchvision")
+    assert_gradients_equal(model, convert, peer, (2, 67, 99, 3))

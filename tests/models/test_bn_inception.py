@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 
+import jax
 import pytest
 from networks import (
     assert_folding_changes_nothing,
@@ -10,7 +11,6 @@ from networks import (
     assert_smallest_image_is,
     assert_trains_and_evaluates,
     count,
-    from_torch,
     randomize,
     shapes,
     sizes,
@@ -20,6 +20,7 @@ from inception_jax.errors import UserError
 from inception_jax.models import BNInception, create_model
 from inception_jax.models.bn_inception import FIGURE_5, module
 from inception_jax.models.branches import BranchedModule
+from inception_jax.weights import from_state_dict
 
 
 def test_has_exactly_the_published_parameters():
@@ -144,19 +145,27 @@ def port(num_classes):
     return nn.Sequential(layers)
 
 
+CADENES_NAMES = {
+    "conv1": "conv1_7x7_s2", "conv2": "conv2_3x3_reduce", "conv3": "conv2_3x3", "conv_1x1": "1x1",
+    "conv_3x3_reduce": "3x3_reduce", "conv_3x3": "3x3", "double_reduce": "double_3x3_reduce",
+    "double_3x3_1": "double_3x3_1", "double_3x3_2": "double_3x3_2", "pool_proj": "pool_proj",
+}  # fmt: skip
+
+
 def from_port(peer):
-    """Its state as our variables: what its convolutions add before batch norm is taken off the means."""
-
-    def fold(params, statistics):
-        for name, node in statistics.items():
-            if "norm" in node:
-                node["norm"]["mean"] = node["norm"]["mean"] - params[name]["conv"].pop("bias")
-            else:
-                fold(params[name], node)
-
-    variables = from_torch(peer, lambda name: name.replace(".", "/"))
-    fold(variables["params"], variables["batch_stats"])
-    return variables
+    """Its state as our variables, by way of the names that it has in the file of the widely used weights."""
+    state = {}
+    for key, value in peer.state_dict().items():
+        *modules, leaf = key.split(".")
+        if modules == ["fc"]:
+            name = "last_linear"
+        else:
+            *block, unit, part = modules
+            name = "_".join([*block, CADENES_NAMES[unit], *(["bn"] if part == "norm" else [])])
+        state[f"{name}.{leaf}"] = value.detach().numpy()
+    bias = state["last_linear.bias"]
+    with jax.enable_x64(True):  # for float64; nothing else changes
+        return from_state_dict(BNInception(len(bias), param_dtype=bias.dtype), state)
 
 
 def test_logits_equal_the_ports():

@@ -1,5 +1,7 @@
 """VGG against the paper's tables and against torchvision."""
 
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
@@ -7,10 +9,9 @@ from networks import (
     assert_gradients_equal,
     assert_logits_equal,
     assert_trains_and_evaluates,
-    channels_last,
     count,
-    from_torch,
     module_shapes,
+    peer_variables,
     randomize,
     shapes,
 )
@@ -119,30 +120,13 @@ def test_wrong_options_are_named_and_the_depth_is_fixed(options, message):
     assert "num_classes" not in str(error.value)
 
 
-def from_torchvision(peer):
-    """torchvision's VGG as our variables."""
-    dense = {0: "fc6", 3: "fc7", 6: "fc"}
-    names = {f"classifier.{index}": name for index, name in dense.items()}
-    stage, number = 1, 0
-    for index, layer in enumerate(peer.features):
-        kind = type(layer).__name__
-        if kind == "MaxPool2d":
-            stage, number = stage + 1, 0
-        elif kind in ("Conv2d", "BatchNorm2d"):
-            number += kind == "Conv2d"
-            names[f"features.{index}"] = f"conv{stage}_{number}/" + ("conv" if kind == "Conv2d" else "norm")
-    variables = from_torch(peer, names.__getitem__)
-    fc6 = variables["params"]["fc6"]
-    fc6["kernel"] = channels_last(fc6["kernel"], 7)
-    return variables
-
-
 # Maps of 2x3, which are spread to 7x7, and of 8x7, which are averaged; the paper's 7x7 are as they are.
 @pytest.mark.parametrize(("name", "size"), [("vgg11", (67, 96)), ("vgg11_bn", (67, 96)), ("vgg11", (256, 224))])
 def test_logits_equal_torchvisions(name, size):
     peer = import_torchvision().models.get_model(name, num_classes=100, init_weights=False)
     randomize(peer)
-    assert_logits_equal(create_model(name, num_classes=100), from_torchvision(peer), peer, (2, *size, 3))
+    model = create_model(name, num_classes=100)
+    assert_logits_equal(model, peer_variables(model, peer, "torchvision"), peer, (2, *size, 3))
 
 
 @pytest.mark.slow  # in float64, the dense layers alone have 2 GB of weights and gradients
@@ -150,4 +134,6 @@ def test_logits_equal_torchvisions(name, size):
 def test_gradients_equal_torchvisions(name):
     peer = import_torchvision().models.get_model(name, num_classes=10, init_weights=False)
     randomize(peer)
-    assert_gradients_equal(create_model(name, num_classes=10), from_torchvision, peer, (2, 67, 96, 3))
+    model = create_model(name, num_classes=10)
+    convert = partial(peer_variables, model, format="torchvision")
+    assert_gradients_equal(model, convert, peer, (2, 67, 96, 3))
