@@ -20,9 +20,9 @@ class StandIn(nn.Module):
 
     @nn.compact
     def __call__(self, images, *, train):
-        x = ConvUnit(4, (3, 3), name="conv1")(images, train)
-        x = InceptionModule(Inception(2, 2, 3, 2, 2, 2), name="inception_3a")(x, train)
-        x = ConvUnit(4, name="inception_3b")(x, train)
+        x = ConvUnit(4, (3, 3), norm="none", name="conv1")(images, train)
+        x = InceptionModule(Inception(2, 2, 3, 2, 2, 2), norm="none", name="inception_3a")(x, train)
+        x = ConvUnit(4, norm="none", name="inception_3b")(x, train)
         return nn.Dense(self.num_classes, name="fc")(x.mean((1, 2)))
 """
 

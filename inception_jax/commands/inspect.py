@@ -107,9 +107,7 @@ def _show(names: list[str], args: argparse.Namespace) -> None:
     if args.xla:
         count = inspection.xla_multiply_adds(model, image_shape[:2], image_shape[2])
         more = count / table.total.multiply_adds - 1
-        notes.append(
-            f"XLA's own count: {count:,} multiply-adds ({more:+.2%}), with biases, activations and pooling in it"
-        )
+        notes.append(f"XLA's own count: {count:,} multiply-adds ({more:+.2%}), with biases, activations and pooling")
     title = (
         f"{name}, images of {'x'.join(map(str, image_shape))}: {table.total.parameters:,} parameters, "
         f"{table.total.multiply_adds:,} multiply-adds"

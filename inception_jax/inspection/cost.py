@@ -23,15 +23,14 @@ def xla_multiply_adds(model: nn.Module, image_size: int | Sequence[int] | None =
     """Half the floating-point operations that XLA counts in the lowered program, for one image; nothing is compiled.
 
     XLA knows nothing of the layers: its count checks `layer_table`, and has the additions of biases, activations and
-    pooling as well. Batch norm is folded away. As XLA leaves out a convolution's products with padding, the maps are
-    padded first, and then convolved without.
+    pooling as well. Batch norm, which folding makes part of the kernels, is left out. As XLA leaves out a convolution's
+    products with padding, the maps are padded first, and then convolved without.
     """
-    model = fold_model(model)
     images = jax.ShapeDtypeStruct((1, *image_shape_of(model, image_size, channels)), np.float32)
     variables = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
 
     def run(variables, images):
-        with nn.intercept_methods(_pad_first):
+        with nn.intercept_methods(_make_countable):
             return model.apply(variables, images, train=False)
 
     with jax.default_device(jax.devices("cpu")[0]):  # on GPUs, JAX has no analysis of what is only lowered
@@ -39,15 +38,16 @@ def xla_multiply_adds(model: nn.Module, image_size: int | Sequence[int] | None =
     return round(analysis["flops"] / 2)
 
 
-def _pad_first(next_fun, args, kwargs, context):
-    conv = context.module
-    if not isinstance(conv, nn.Conv) or conv.conv_general_dilated is _conv_of_padded:
-        return next_fun(*args, **kwargs)
+def _make_countable(next_fun, args, kwargs, context):
+    module = context.module
+    if isinstance(module, nn.BatchNorm) and context.method_name == "__call__":
+        return args[0]
     # One pixel needs no padding; and a module may compute such convolutions elsewhere (see models.layers).
-    if np.prod(conv.kernel_size) == 1:
+    padded = isinstance(module, nn.Conv) and module.conv_general_dilated is not _conv_of_padded
+    if not padded or np.prod(module.kernel_size) == 1:
         return next_fun(*args, **kwargs)
-    padded = conv.clone(conv_general_dilated=_conv_of_padded, parent=None, name=None)
-    return padded.apply(conv.variables, *args, **kwargs)
+    conv = module.clone(conv_general_dilated=_conv_of_padded, parent=None, name=None)
+    return conv.apply(module.variables, *args, **kwargs)
 
 
 def _conv_of_padded(lhs, rhs, window_strides, padding, *, rhs_dilation=None, **options):
