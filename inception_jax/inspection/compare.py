@@ -153,7 +153,7 @@ def bubble_chart(summaries: Sequence[Summary]) -> Figure:
     legend = [axes.scatter([], [], _area(size, largest), color="0.6") for size in (unit / 4, unit)]
     axes.legend(
         legend,
-        [f"{human(size)} parameters" for size in (unit / 4, unit)],
+        [f"{size / 1e6:g} million parameters" for size in (unit / 4, unit)],
         loc="lower right",
         labelspacing=2,
         borderpad=1.5,
