@@ -13,7 +13,7 @@ from jax import lax
 from jax import numpy as jnp
 
 from inception_jax.inspection.table import image_shape_of
-from inception_jax.models.folding import fold_model, fold_variables
+from inception_jax.models.folding import fold_model, inference_variables
 
 LATENCY_SECONDS = 2.0  # of timed calls, at most
 LATENCY_CALLS = 50
@@ -63,7 +63,8 @@ def _conv_of_padded(lhs, rhs, window_strides, padding, *, rhs_dilation=None, **o
 def latency(model: nn.Module, image_shape: Sequence[int], variables: Mapping[str, Any] | None = None) -> float:
     """Seconds from a normalised image (height, width, channels) to its logits: the median of up to 50 calls.
 
-    Compiled, with batch norm folded, on JAX's default device, after calls that do not count.
+    Compiled and with the variables as evaluation and prediction have them, batch norm folded, on JAX's default device;
+    the first calls do not count.
 
     Args:
       variables: the network's; None: random ones.
@@ -71,7 +72,7 @@ def latency(model: nn.Module, image_shape: Sequence[int], variables: Mapping[str
     images = jnp.zeros((1, *image_shape))
     if variables is None:
         variables = _random_variables(jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images))
-    folded = jax.jit(partial(fold_variables, model))(variables)
+    folded = jax.jit(partial(inference_variables, model))(variables)
     run = jax.jit(partial(fold_model(model).apply, train=False)).lower(folded, images).compile()
     for _ in range(3):
         jax.block_until_ready(run(folded, images))
