@@ -169,9 +169,10 @@ def assert_gradients_equal(model, convert, peer, image_shape, tolerance=1e-8):
         params = variables.pop("params")
         (_, heads), actual = quick_jit(jax.value_and_grad(loss, has_aux=True))(params, variables)
         heads, actual = jax.device_get((heads, actual))
+        wanted = convert(gradients)["params"]
     expected = {name.replace("aux_logits", "aux"): logits.detach().numpy() for name, logits in outputs.items()}
     jax.tree_util.tree_map_with_path(assert_close, heads, expected)
-    jax.tree_util.tree_map_with_path(assert_close, actual, convert(gradients)["params"])
+    jax.tree_util.tree_map_with_path(assert_close, actual, wanted)
 
 
 def sizes(model, size):
