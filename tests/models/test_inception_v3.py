@@ -1,5 +1,7 @@
 """Inception v2 and v3 against the paper's tables and against torchvision."""
 
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
