@@ -98,7 +98,7 @@ def create_model(
 
     Args:
       num_classes: the number of logits; with weights it may be left out. Another number than the weights' leaves their
-        classifiers out, for which new ones are drawn.
+        classifiers out, and new ones are drawn, as they are where the weights have none.
       weights: "torchvision" or "timm": what it has published for the name; one of `PRETRAINED`, such as
         "torchvision:resnet50.v2"; or a file of weights in torchvision's, timm's or Cadene's naming.
       preprocessing: None: that of the published weights; for a file, of those that the library has published under the
@@ -115,16 +115,18 @@ def create_model(
         return models.create_model(name, num_classes=num_classes, **dtypes, **options)
     model = models.create_model(name, num_classes=num_classes or 1000, **dtypes, **options)
     source = _read(weights, model)
-    classes = count_classes(model, source.tensors, source.format) or 1000
+    num_classes = num_classes or count_classes(model, source.tensors, source.format)
+    if num_classes is None:
+        raise UserError(f"{weights} has no classifier: give num_classes, and a new one is drawn")
     nearest = nearest_options(model, naming(model, source.format))
-    model = models.create_model(name, num_classes=num_classes or classes, **dtypes, **(nearest | options))
+    model = models.create_model(name, num_classes=num_classes, **dtypes, **(nearest | options))
     if preprocessing is None:
         published = source.published or PRETRAINED.get(f"{source.format}:{registered_name(model)}")
         if published is None:
             raise UserError(f"{weights} does not say how pictures become inputs: give preprocessing=Preprocessing(...)")
         preprocessing = published.preprocessing
     initial = _initial(source, model, None, jax.random.key(seed))
-    class_names = initial.class_names or tuple(map(str, range(num_classes or classes)))
+    class_names = initial.class_names or tuple(map(str, range(num_classes)))
     return Pretrained(model, initial.variables, preprocessing, class_names)
 
 
@@ -137,7 +139,7 @@ class InitialWeights:
       preprocessing: of published weights; None: a file does not say.
       class_names: in the order of the logits; None: new classifiers have none, and files do not say, except that 1000
         classes are taken for ImageNet's.
-      left_out: paths of the layers that are new, such as "fc", because the weights are for other classes.
+      left_out: paths of the layers that are new, such as "fc": the weights are for other classes, or have none.
     """
 
     variables: dict[str, Any]
@@ -153,7 +155,7 @@ def init_from(
     image_shape: tuple[int, int, int] | None = None,
     key: jax.Array | None = None,
 ) -> InitialWeights:
-    """Variables for a network in hand; new classifiers where it is for another number of classes than the weights.
+    """Variables for a network in hand; new classifiers where the weights have none, or for another number of classes.
 
     Args:
       source: as create_model's `weights`.
@@ -192,7 +194,7 @@ def _read(source: str | Path, model: nn.Module) -> _Source:
 
 def _initial(source: _Source, model: Any, image_shape: tuple[int, int, int] | None, key: jax.Array) -> InitialWeights:
     classes = count_classes(model, source.tensors, source.format)
-    same = classes in (None, model.num_classes)
+    same = classes == model.num_classes
     variables = from_state_dict(model, source.tensors, source.format, image_shape=image_shape, classifier=same)
     preprocessing = source.published and source.published.preprocessing
     if same:

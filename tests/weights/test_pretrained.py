@@ -132,6 +132,19 @@ def test_what_training_begins_with(server, files):
     np.testing.assert_allclose(initial.variables["params"]["fc"]["kernel"], initial_kernel(model, 5), rtol=1e-6)
 
 
+def test_weights_without_a_classifier_get_a_new_one(files, tmp_path):
+    tensors = weights.read_state_dict(files / "resnet18.safetensors")
+    del tensors["fc.weight"], tensors["fc.bias"]
+    path = tmp_path / "trunk.safetensors"
+    weights.write_state_dict(path, tensors)
+    assert init_from(path, models.create_model("resnet18", num_classes=3)).left_out == ("fc",)
+    assert create_model("resnet18", num_classes=3, weights=path).class_names == ("0", "1", "2")
+    with pytest.raises(
+        UserError, match=r"trunk\.safetensors has no classifier: give num_classes, and a new one is drawn"
+    ):
+        create_model("resnet18", weights=path)
+
+
 def test_without_weights_it_is_the_module():
     module = inception_jax.create_model("googlenet", num_classes=10, norm="lrn")
     assert isinstance(module, nn.Module)
