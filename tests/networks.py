@@ -1,6 +1,7 @@
 """What the tests of networks share, `from networks import shapes`: shapes, random weights, PyTorch's as ours."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import jax
@@ -68,7 +69,16 @@ def assert_trains_and_evaluates(model, image_shape):
         outputs, state = model.apply(variables, images, train=True, mutable=["batch_stats"], rngs=rngs)
         return sum(jnp.square(logits).sum() for logits in jax.tree.leaves(outputs)), (outputs, state)
 
-    gradients, (outputs, state) = train(params, statistics, images)
+    @partial(quick_jit, static_argnames="dtype")
+    def evaluate(variables, images, dtype):
+        return model.clone(dtype=dtype).apply(variables, images, train=False, mutable=["batch_stats"])
+
+    with ThreadPoolExecutor() as pool:  # they compile side by side
+        trained = pool.submit(train, params, statistics, images)
+        evaluated = [pool.submit(evaluate, variables, images, dtype) for dtype in (None, jnp.bfloat16)]
+    gradients, (outputs, state) = trained.result()
+    (wanted, kept), (rounded, _) = (future.result() for future in evaluated)
+
     for path, leaf in jax.tree_util.tree_leaves_with_path((outputs, gradients)):
         assert np.isfinite(leaf).all(), jax.tree_util.keystr(path)
     flat = flatten_dict(gradients)
@@ -78,12 +88,6 @@ def assert_trains_and_evaluates(model, image_shape):
         assert without_effect or np.abs(gradient).max() > 0, path
     moved = jax.tree.map(lambda before, after: np.all(before != after), statistics, state.get("batch_stats", {}))
     assert all(jax.tree.leaves(moved)), moved
-
-    @partial(quick_jit, static_argnames="dtype")
-    def evaluate(variables, images, dtype):
-        return model.clone(dtype=dtype).apply(variables, images, train=False, mutable=["batch_stats"])
-
-    (wanted, kept), (rounded, _) = (evaluate(variables, images, dtype) for dtype in (None, jnp.bfloat16))
     jax.tree.map(np.testing.assert_array_equal, kept.get("batch_stats", {}), statistics)
     for ours, theirs in zip(jax.tree.leaves(rounded), jax.tree.leaves(wanted), strict=True):
         assert np.linalg.norm(ours - theirs) < 0.05 * np.linalg.norm(theirs)
