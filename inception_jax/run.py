@@ -175,7 +175,8 @@ def _trunk(params: Any, head: tuple[str, ...]) -> Any:
 def with_options_of_weights(config: Config, num_classes: int) -> Config:
     """The config with the network's open options set to what the published weights in init_from were trained with."""
     config = copy.deepcopy(config)
-    published = weights.PRETRAINED.get(config.init_from or "")
+    name = config.init_from or ""
+    published = weights.PRETRAINED.get(name) or weights.PRETRAINED.get(f"{name}:{config.model.name}")
     if published:
         model = build_model(config, num_classes)
         for option, value in nearest_options(model, naming(model, published.format)).items():

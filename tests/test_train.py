@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 import warnings
+from functools import partial
 
 import jax
 import numpy as np
@@ -257,7 +258,7 @@ def test_a_profile_marks_its_steps_and_changes_nothing(config, tmp_path, caplog)
 
 
 @pytest.mark.parametrize("end", ["completed", "stopped", "failed", "too early"])
-def test_a_profile_is_whole_however_the_run_ends(config, tmp_path, monkeypatch, caplog, end):
+def test_a_profile_is_whole_however_the_run_ends(config, tmp_path, monkeypatch, caplog, request, end):
     config.profile = True
     config.num_epochs = 1
     if end == "completed":
@@ -272,6 +273,8 @@ def test_a_profile_is_whole_however_the_run_ends(config, tmp_path, monkeypatch, 
     else:
         stop_after(monkeypatch, 8)
         if end == "failed":
+            before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have had it ignored
+            request.addfinalizer(partial(signal.signal, signal.SIGINT, before))
             monkeypatch.setattr(train.signal, "signal", lambda number, handler: None)
         with pytest.raises(KeyboardInterrupt if end == "failed" else train.Interrupted):
             train.train_and_evaluate(config, tmp_path)
