@@ -71,6 +71,7 @@ class OurSide(Side):
             return loss
 
         self._step = train if mode == "train" else partial(program, fold(state.variables), images)
+        jax.clear_caches()  # as the command
         self.steps(1)
         return {"parameters": count_parameters(template.params), "memory_before": before}
 

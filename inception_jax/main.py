@@ -107,7 +107,7 @@ def main(argv: list[str] | None = None, program: str = "python -m inception_jax.
 
         try:
             with _log_to_stderr():
-                train.train_and_evaluate(config, workdir)
+                train.train_and_evaluate(config, workdir, clear_caches=True)
         except train.Interrupted as stop:
             return _say(str(stop), 130)
         except train.NonFiniteLoss as error:
