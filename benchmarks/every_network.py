@@ -21,13 +21,13 @@ examples, in the repository's root:
   python benchmarks/every_network.py 'resnet*' 'vgg*_bn' --workdir runs/some
 """
 ADAM: dict[str, object] = {"optimizer.name": "adam", "schedule.learning_rate": 1e-3}
-# Fields of networks by pattern, the first that matches, on top of googlenet_digits; all see each digit ten times.
+# Fields of networks by pattern, the first that matches, on top of googlenet_digits and ten epochs.
 FIELDS: dict[str, dict[str, object]] = {
     "alexnet": ADAM | {"model.stem": "small", "schedule.learning_rate": 3e-4},
     "bn_inception": {"data.image_size": 64},
     "googlenet*": {"model.stem": "small"},
     "inception_resnet*": {},
-    "inception*": {"model.stem": "small", "data.image_size": 16},
+    "inception*": {"model.stem": "small", "data.image_size": 16, "num_epochs": 5},
     "resnet*": {"model.stem": "small"},
     "simple_cnn": ADAM,
     "tiny_vgg*": ADAM | {"data.image_size": 32},

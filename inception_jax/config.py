@@ -16,7 +16,12 @@ Config: TypeAlias = Any  # a ml_collections.ConfigDict: its fields have no stati
 
 CHOICES = {
     "compute_dtype": ("auto", "float32", "bfloat16", "float64"),
+    "data.fit": ("squash", "crop"),
+    "data.keep": ("all", "color", "grayscale"),
     "data.normalization": ("none", "unit", "mean", "mean_std", "per_image"),
+    "data.on_error": ("leave_out", "error"),
+    "data.pipeline": ("auto", "memory", "streaming"),
+    "data.resize": ("bilinear", "bicubic"),
     "optimizer.name": ("sgd", "adam", "adamw", "rmsprop", "rmsprop_tensorflow"),
     "optimizer.weight_decay_mode": ("coupled", "decoupled"),
     "schedule.name": ("constant", "step", "plateau", "cosine", "inverse_time"),
@@ -42,12 +47,14 @@ LIMITS = (
     ("0 or more", lambda x: x >= 0, (
         "num_devices", "checkpoint.every_steps", "checkpoint.keep_best", "data.augment.brightness",
         "data.augment.contrast", "data.augment.cutout", "data.augment.pad_and_crop", "data.augment.rotation",
-        "data.augment.saturation", "evaluate.batch_size", "evaluate.early_stopping_patience", "evaluate.first_epoch",
-        "evaluate.stop_at", "finetune.freeze_epochs", "finetune.trunk_rate",
+        "data.augment.saturation", "data.memory_gib", "evaluate.batch_size", "evaluate.early_stopping_patience",
+        "evaluate.first_epoch", "evaluate.stop_at", "finetune.freeze_epochs", "finetune.trunk_rate",
         "loss.aux_weight", "optimizer.clip_norm", "optimizer.momentum", "optimizer.weight_decay",
         "schedule.cooldown", "schedule.learning_rate", "schedule.patience", "schedule.warmup_epochs",
     )),
+    ("0 or more, or unset", lambda x: x is None or x >= 0, ("data.hold_out", "data.num_workers")),
     ("more than 0", lambda x: x > 0, ("schedule.every_epochs",)),
+    ("more than 0 and at most 1", lambda x: 0 < x <= 1, ("data.crop_share",)),
     ("from 0 to 1", lambda x: 0 <= x <= 1, ("data.augment.horizontal_flip", "loss.label_smoothing")),
     ("0 or more and less than 1", lambda x: 0 <= x < 1, ("average_decay", "data.augment.zoom")),
     ("from 0 to 0.5", lambda x: 0 <= x <= 0.5, ("data.augment.hue",)),
@@ -89,12 +96,24 @@ def default_config() -> Config:
     data.name = "digits"  # a name from data.DATASETS, or "module:Name" from outside the package
     data.directory = placeholder(str)  # where prepared data is kept; unset: $INCEPTION_JAX_DATA, else ~/.cache
     data.archives = placeholder(str)  # a folder with the original archives, for machines that cannot download
-    data.splits = splits = _section()  # in TFDS's notation, by percentage or count
-    splits.train = "train[:90%]"
-    splits.validation = "train[90%:]"
-    splits.test = "test"
-    data.image_size = placeholder(int)  # pixels; every image is resized to this square once; unset: as it is
+    data.folder = placeholder(str)  # the pictures of image_folder, imagenet_subset, imagenet2012; read in place
+    data.classes = ()  # of such a folder, the names of class folders or synsets; (): the set's own choice
+    data.hold_out = placeholder(float)  # per class, to be its test split: a count or a share; unset: the set's own
+    data.split_seed = 0  # of such a folder: decides what is held out, and the order in which splits are cut
+    data.keep = "all"  # "color" or "grayscale": pictures stored so, the others are left out
+    data.on_error = "leave_out"  # pictures that cannot be decoded, with a warning; or "error"
+    data.splits = splits = _section()  # in TFDS's notation, by percentage or count; "": none; "auto": as published, ...
+    splits.train = "auto"  # ... or train[:90%] ...
+    splits.validation = "auto"  # ... and train[90%:] where no validation split is published
+    splits.test = "auto"
+    data.image_size = placeholder(int)  # pixels; every image is resized to this square; unset: as it is
     data.channels = placeholder(int)  # 1 or 3; unset: as it is
+    data.resize = "bilinear"  # or "bicubic"; both antialiased
+    data.fit = "squash"  # to the square, the aspect ratio changed; or "crop": the square at the centre
+    data.crop_share = 1.0  # fit "crop": side of that square, as a share of the shorter side, e.g. 0.875
+    data.pipeline = "auto"  # "memory": decoded once; "streaming": when read; auto: the first if it fits memory_gib
+    data.memory_gib = 4.0  # largest decoded data set that is not streamed
+    data.num_workers = placeholder(int)  # processes that decode a streamed set; 0: threads; unset: half the cores
     data.normalization = "mean_std"  # "none": 0 to 255; "unit": 0 to 1; "mean", "mean_std": by channel; "per_image"
     data.mean = ()  # per channel, of pixels scaled to 0..1; (): of the training split
     data.std = ()
@@ -102,6 +121,7 @@ def default_config() -> Config:
     augment.pad_and_crop = 0  # zero pixels added on each side, then a random crop of the first size
     augment.random_resized_crop = ()  # (smallest, largest) share of the area, e.g. (0.08, 1.0); (): off
     augment.aspect_ratio = (3 / 4, 4 / 3)  # (narrowest, widest) crop of random_resized_crop
+    augment.crop_originals = False  # random_resized_crop of pictures at full size, before they are resized; streamed
     augment.horizontal_flip = 0.0  # probability
     augment.rotation = 0.0  # largest angle, degrees
     augment.zoom = 0.0  # largest relative change of scale, e.g. 0.2 for 0.8 to 1.2
@@ -197,6 +217,10 @@ def validate(config: Config) -> None:
         )
     # The training split has its metrics already: the running means over each epoch.
     known = {split for split in config.data.splits if config.data.splits[split]} - {"train"}
+    if config.data.augment.crop_originals and not config.data.augment.random_resized_crop:
+        raise UserError("data.augment.crop_originals needs data.augment.random_resized_crop, e.g. (0.08, 1.0)")
+    if config.data.augment.crop_originals and config.data.pipeline == "memory":
+        raise UserError("data.augment.crop_originals is not allowed with data.pipeline='memory': pictures are cut anew")
     for path in ("evaluate.splits", "evaluate.final_splits"):
         for split in _get(config, path):
             if split not in known:

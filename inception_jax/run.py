@@ -16,17 +16,21 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import numpy as jnp
 
-from inception_jax import optimizers, schedules, state, steps, weights
+from inception_jax import data, optimizers, schedules, state, steps, weights
 from inception_jax.checkpoints import Checkpoints
 from inception_jax.config import Config
 from inception_jax.data import augment
+from inception_jax.data.dataset import Dataset
 from inception_jax.errors import UserError
 from inception_jax.models import create_model
 from inception_jax.models.folding import fold_model, inference_variables
 from inception_jax.weights.names import naming, nearest_options
 
 # Where things are and how they are shown may differ when a run goes on; what is computed may not.
-MAY_DIFFER = ("data.directory", "data.archives", "num_devices", "profile", "log.")
+MAY_DIFFER = (
+    "data.directory", "data.archives", "data.folder", "data.pipeline", "data.memory_gib", "data.num_workers",
+    "num_devices", "profile", "log.",
+)  # fmt: skip
 
 
 def prepare_folder(folder: Path, config: Config) -> None:
@@ -113,12 +117,29 @@ class Inputs:
     def augmenter(self, strengths: dict[str, Any], normalization: str, dtype: Any) -> steps.Prepare:
         """The same for training, after augmentation: (key, images) -> inputs."""
         mean, std = np.asarray(self.mean, dtype), np.asarray(self.std, dtype)
+        if strengths.pop("crop_originals", False):  # done when they were read
+            strengths.pop("random_resized_crop")
 
         def prepare(key, images):
             images = augment.augment(key, augment.to_unit(images, dtype), **strengths)
             return augment.normalize(images, normalization=normalization, mean=mean, std=std)
 
         return prepare
+
+
+def load_data(config: Config) -> Dataset:
+    """The data set that the config names, prepared first where it is not yet."""
+    section = config.data
+    fields = (
+        "directory", "archives", "folder", "classes", "hold_out", "split_seed", "keep", "on_error", "image_size",
+        "channels", "resize", "fit", "crop_share", "memory_gib",
+    )  # fmt: skip
+    return data.load(
+        section.name,
+        splits={name: spec for name, spec in section.splits.items() if spec},
+        pipeline="streaming" if section.augment.crop_originals else section.pipeline,
+        **{field: section[field] for field in fields},
+    )
 
 
 def dtypes(compute_dtype: str) -> tuple[Any, Any]:

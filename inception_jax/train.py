@@ -4,6 +4,7 @@ import collections
 import copy
 import dataclasses
 import importlib.metadata
+import itertools
 import json
 import logging
 import math
@@ -13,9 +14,9 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from inception_jax import data, metrics, run, schedules, sharding, steps
 from inception_jax.checkpoints import Checkpoints
 from inception_jax.config import Config, validate
-from inception_jax.data import order, resident
+from inception_jax.data import order, streaming
+from inception_jax.data.dataset import Dataset, eval_batches, train_batches
 from inception_jax.errors import UserError
 from inception_jax.models.folding import fold_model, inference_variables
 from inception_jax.profiling import Profiler
@@ -62,16 +64,7 @@ def train_and_evaluate(config: Config, workdir: str | Path, *, clear_caches: boo
       NonFiniteLoss: the loss is no number any more.
     """
     validate(config)
-    splits = {name: spec for name, spec in config.data.splits.items() if spec}
-    dataset = data.load(
-        config.data.name,
-        directory=config.data.directory,
-        archives=config.data.archives,
-        splits=splits,
-        image_size=config.data.image_size,
-        channels=config.data.channels,
-    )
-    return _train(config, Path(workdir), dataset, clear_caches)
+    return _train(config, Path(workdir), run.load_data(config), clear_caches)
 
 
 def fit(
@@ -118,13 +111,20 @@ class Record:
     evaluated_step: int = 0
     best_value: float | None = None  # of the watched metric
     evaluations_since_best: int = 0
+    fingerprint: str | None = None  # of the pictures in a person's folder
 
 
-def _train(config: Config, folder: Path, dataset: resident.Dataset, clear_caches: bool = False) -> dict[str, Any]:
+def _with_splits_there(config: Config, dataset: Dataset) -> Config:
+    """The config without the evaluation of splits that are chosen by themselves and are not published."""
+    config = copy.deepcopy(config)
+    for field in ("splits", "final_splits"):
+        config.evaluate[field] = tuple(split for split in config.evaluate[field] if split in dataset.splits)
+    return config
+
+
+def _train(config: Config, folder: Path, dataset: Dataset, clear_caches: bool = False) -> dict[str, Any]:
     started = time.monotonic()
-    for name in {*config.evaluate.splits, *config.evaluate.final_splits}:
-        if not len(dataset.splits[name]):
-            raise UserError(f"data.splits.{name}={config.data.splits[name]!r} holds no example")
+    config = _with_splits_there(config, dataset)
     dtype, image_dtype = run.dtypes(config.compute_dtype)
     mesh = sharding.make_mesh(config.num_devices)
     sharding.check_divides(mesh, config.batch_size // config.accumulation_steps, "batch_size / accumulation_steps")
@@ -157,8 +157,10 @@ def _train(config: Config, folder: Path, dataset: resident.Dataset, clear_caches
     initialization = jax.jit(initial_state).trace(initial_key)
     run.prepare_folder(folder, config)
 
-    record = Record(dataclasses.asdict(inputs), steps_per_epoch)
-    with run.open_checkpoints(folder, config) as checkpoints, _stop_requests() as stop_requested:
+    record = Record(dataclasses.asdict(inputs), steps_per_epoch, fingerprint=dataset.fingerprint)
+    with ExitStack() as exits:
+        checkpoints = exits.enter_context(run.open_checkpoints(folder, config))
+        stop_requested = exits.enter_context(_stop_requests())
         everywhere = NamedSharding(mesh, PartitionSpec())
         template = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), initialization.out_info
@@ -167,6 +169,12 @@ def _train(config: Config, folder: Path, dataset: resident.Dataset, clear_caches
         if checkpoints.latest_step() is not None:
             state, kept = checkpoints.restore(None, template)
             record = Record(**kept)
+            if record.fingerprint != dataset.fingerprint and dataset.cache:
+                differences = data.changes(dataset.cache, record.fingerprint or "", dataset.fingerprint or "")
+                raise UserError(
+                    f"{folder} holds a run on other pictures than are there now: {differences}. "
+                    "Choose another --workdir, or bring the pictures back to what they were"
+                )
             if run.Inputs.from_json(record.inputs) != inputs or record.steps_per_epoch != steps_per_epoch:
                 raise UserError(
                     f"{folder} holds a run on other data: its classes, image shape, pixel statistics or number of "
@@ -188,12 +196,14 @@ def _train(config: Config, folder: Path, dataset: resident.Dataset, clear_caches
             donate_argnames="state",
             out_shardings=everywhere,
         )
-        batches, key = _batches(dataset.splits["train"], mesh), jax.random.key(config.seed + 1)
+        batches = exits.enter_context(closing(_batches(config, dataset, mesh, first_step, total_steps)))
+        key = jax.random.key(config.seed + 1)
         if state is None:
             # The two programs are compiled, or read from the cache, side by side.
             with ThreadPoolExecutor(1) as pool:
                 fresh = pool.submit(lambda: initialization.lower().compile()(initial_key))
-                example = batches(np.arange(config.batch_size))
+                example = next(batches)
+                batches = itertools.chain([example], batches)
                 train_step = train_step.lower(template, *example, key).compile()
             state = fresh.result()
             if initial:
@@ -258,7 +268,7 @@ def _loop(
     stop_requested: Callable[[], bool],
     *,
     schedule: Callable[[int], Any],
-    batches: Callable[[np.ndarray], tuple[Any, Any]],
+    batches: Iterator[tuple[Any, Any]],
     key: jax.Array,
     total_steps: int,
     started: float,
@@ -267,7 +277,6 @@ def _loop(
 
     Returns the state and why training ended: "completed", "early" or "target".
     """
-    num_examples = len(evaluator.dataset.splits["train"])
     evaluate_every = config.evaluate.every_epochs * record.steps_per_epoch
     evaluate_from = config.evaluate.first_epoch * record.steps_per_epoch
     save_every, patience = config.checkpoint.every_steps, config.evaluate.early_stopping_patience
@@ -322,9 +331,8 @@ def _loop(
             clock.pause(step)
             profiler.start()
         with profiler.step(step + 1):
-            indices = order.batch_indices(config.seed, step, num_examples=num_examples, batch_size=config.batch_size)
             clock.resume(step)
-            state, loss = train_step(state, *batches(indices), key)
+            state, loss = train_step(state, *next(batches), key)
             step += 1
             in_flight.append((step, loss))
             # Of the first step nothing may stay in flight: it compiles, and the clock starts behind it.
@@ -407,7 +415,7 @@ class Evaluator:
       seconds: that evaluations took, without the first batch, which compiles.
     """
 
-    def __init__(self, dataset: resident.Dataset, mesh: Mesh, batch_size: int, *, model: Any, prepare: Callable):
+    def __init__(self, dataset: Dataset, mesh: Mesh, batch_size: int, *, model: Any, prepare: Callable):
         self.dataset = dataset
         self.mesh = mesh
         self._batch_size = -(-batch_size // mesh.size) * mesh.size  # padding makes up what does not divide
@@ -420,7 +428,7 @@ class Evaluator:
         """The means over the split: loss, top1, top5, count."""
         total, started = None, time.monotonic()
         variables = self._inference_variables(variables)
-        for batch in resident.eval_batches(self.dataset.splits[split], self._batch_size):
+        for batch in eval_batches(self.dataset.splits[split], self._batch_size):
             sums = self._eval_step(variables, *sharding.split_batch(batch, self.mesh))
             total = sums if total is None else metrics.add(total, sums)
             if not self._compiled:
@@ -431,20 +439,46 @@ class Evaluator:
         return metrics.summarize(total)
 
 
-def _batches(split: resident.Split, mesh: Mesh) -> Callable[[np.ndarray], tuple[Any, Any]]:
-    """positions (batch,) in the split -> images and labels for the step, on several devices split over the mesh.
+def _batches(
+    config: Config, dataset: Dataset, mesh: Mesh, first_step: int, total_steps: int
+) -> Generator[tuple[Any, Any], None, None]:
+    """Images and labels for each step to come, on several devices split over the mesh.
 
-    On accelerators a split that fits is copied to every device once and gathered there.
+    On accelerators a split that is in memory and fits is copied to every device once and gathered there.
     """
+    split, augment = dataset.splits["train"], config.data.augment
+    steps_per_epoch = order.steps_per_epoch(len(split), config.batch_size)
+    positions = partial(order.batch_indices, config.seed, num_examples=len(split), batch_size=config.batch_size)
+    if config.data.get("balanced"):
+        positions = partial(
+            order.balanced_indices, config.seed, labels=split.all_labels(), batch_size=config.batch_size
+        )
     on_accelerator = mesh.devices.flat[0].platform != "cpu"
-    if not on_accelerator and mesh.size == 1:
-        return split.gather  # the jitted step takes NumPy's arrays as they are, for a tenth of device_put's time
-    if not on_accelerator or len(split) * math.prod(split.images.shape[1:]) > RESIDENT_BYTES:
-        return lambda positions: sharding.split_batch(split.gather(positions), mesh)
-    # Arguments, not a closure, which would embed them in the program.
-    images, labels = sharding.replicate(split.gather(np.arange(len(split))), mesh)
-    gather = jax.jit(lambda images, labels, positions: (images[positions], labels[positions]))
-    return lambda positions: gather(images, labels, sharding.split_batch(positions, mesh))
+    streamed = isinstance(split, streaming.Split)
+    if on_accelerator and not streamed and len(split) * math.prod(split.image_shape) <= RESIDENT_BYTES:
+        # Arguments, not a closure, which would embed them in the program.
+        images, labels = sharding.replicate(split.gather(np.arange(len(split))), mesh)
+        gather = jax.jit(lambda images, labels, positions: (images[positions], labels[positions]))
+        for step in range(first_step, total_steps):
+            yield gather(images, labels, sharding.split_batch(positions(step), mesh))
+        return
+    crop = None
+    if augment.crop_originals:
+        crop = streaming.RandomCrop(config.seed, augment.random_resized_crop, augment.aspect_ratio)
+    workers = config.data.num_workers
+    batches = train_batches(
+        split,
+        positions,
+        first_step,
+        total_steps,
+        num_workers=max(1, (os.cpu_count() or 1) // 2) if workers is None else workers,
+        crop=crop,
+        steps_per_epoch=steps_per_epoch,
+    )
+    with closing(batches):
+        for batch in batches:
+            # On one CPU the jitted step takes NumPy's arrays as they are, for a tenth of device_put's time.
+            yield batch if not on_accelerator and mesh.size == 1 else sharding.split_batch(batch, mesh)
 
 
 class Clock:
@@ -509,7 +543,7 @@ def _stop_requests() -> Iterator[Callable[[], bool]]:
 
 def _log_start(
     folder: Path,
-    dataset: resident.Dataset,
+    dataset: Dataset,
     mesh: Mesh,
     dtype: Any,
     state: TrainState,

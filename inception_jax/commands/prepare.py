@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     """Prepares the data set and prints its splits, the shape of its images, its classes and its folder."""
     folder = data.prepare(args.name, directory=args.data_dir, archives=args.archives)
     builder = tfds.builder_from_directory(folder)
-    (_, image), (_, label) = data.image_and_label(builder)
+    (_, image), (_, label) = data._image_and_label(builder)
     shape: Any = image.shape
     print(f"{args.name}: images {'x'.join(str(side or '?') for side in shape)}, {label.num_classes} classes")
     for split, split_info in builder.info.splits.items():

@@ -1,18 +1,26 @@
-"""Data sets: prepared once, decoded once, then memory-mapped uint8 images cut into splits.
+"""Data sets: prepared once, checked once, then decoded into memory or while they are read, and cut into splits.
 
-A data set has a folder of its own, `<directory>/<name>/<version>/`: what TFDS wrote (ArrayRecord files, read again
-by `tfds.builder_from_directory`), and under `decoded/` one folder of `.npy` files for each image format asked for.
+A published data set has a folder of its own, `<directory>/<name>/<version>/`: what TFDS wrote (ArrayRecord files, read
+again by `tfds.builder_from_directory`), under `facts/` what is known of each picture, and under `decoded/` one folder
+of `.npy` files for each image format asked for. Of pictures in a person's folder, which are read in place, facts and
+decoded arrays are kept in `<directory>/folders/<name>-<digest of the path>/`.
 """
 
 import contextlib
+import dataclasses
+import gzip
 import hashlib
 import inspect
 import io
+import json
 import logging
 import os
+import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +30,36 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.registered import skip_registration
 
 from inception_jax import registry
+from inception_jax.data import folders, pictures, resident, streaming
 from inception_jax.data import images as image_formats
-from inception_jax.data import resident
 from inception_jax.data import splits as split_notation
 from inception_jax.data.builders import Cifar10, Digits, Mnist
-from inception_jax.data.resident import Arrays, Dataset
-from inception_jax.errors import UserError
+from inception_jax.data.dataset import Dataset
+from inception_jax.data.folders import Listing
+from inception_jax.data.images import Format
+from inception_jax.data.pictures import Facts, FileSource, RecordSource, Source
+from inception_jax.data.resident import Arrays
+from inception_jax.errors import UserError, unknown_name
 
-__all__ = ["DATASETS", "from_arrays", "image_and_label", "load", "prepare"]
+__all__ = ["DATASETS", "Published", "changes", "from_arrays", "load", "prepare", "published"]
 
-DATASETS: dict[str, type[tfds.core.GeneratorBasedBuilder]] = {"digits": Digits, "mnist": Mnist, "cifar10": Cifar10}
+DATASETS: dict[str, type[tfds.core.GeneratorBasedBuilder] | Callable[..., Listing]] = {
+    "digits": Digits,
+    "mnist": Mnist,
+    "cifar10": Cifar10,
+    "image_folder": folders.image_folder,
+    "imagenet_subset": folders.imagenet_subset,
+    "imagenet2012": folders.imagenet2012,
+}
 
-DECODE_CHUNK = 256  # encoded images read at a time
+DECODE_CHUNK = 256  # pictures decoded at a time
+NAMES_SHOWN = 3  # of pictures that a message is about
+CHOICES = {
+    "keep": ("all", "color", "grayscale"),
+    "on_error": ("leave_out", "error"),
+    "pipeline": ("auto", "memory", "streaming"),
+}
+AUTO_SPLITS = {"train": "auto", "validation": "auto", "test": "auto"}
 
 logger = logging.getLogger(__name__)
 
@@ -43,9 +69,20 @@ def load(
     *,
     directory: str | Path | None = None,
     archives: str | Path | None = None,
-    splits: Mapping[str, str],
+    folder: str | Path | None = None,
+    classes: Sequence[str] = (),
+    hold_out: float | None = None,
+    split_seed: int = 0,
+    splits: Mapping[str, str] = AUTO_SPLITS,
+    keep: str = "all",
+    on_error: str = "leave_out",
     image_size: int | None = None,
     channels: int | None = None,
+    resize: str = "bilinear",
+    fit: str = "squash",
+    crop_share: float = 1.0,
+    pipeline: str = "auto",
+    memory_gib: float = 4.0,
 ) -> Dataset:
     """A data set, prepared first where it is not yet.
 
@@ -56,60 +93,367 @@ def load(
         {"train": (images, labels), "test": (images, labels), "class_names": ("cat", "dog")}: images uint8 (n,
         height, width, channels) or (n, height, width), labels integer (n,), the class names if one likes.
       directory: where prepared data is kept; None: $INCEPTION_JAX_DATA, else ~/.cache/inception_jax.
-      archives: a folder with the original archives, or with what was in them, for machines that cannot download.
-        Not looked at once the data set is prepared. Builders from outside find it as `dl_manager.manual_dir`.
+      archives, folder, classes, hold_out, split_seed: see `published`.
       splits: for each split wanted, its examples in TFDS's notation, e.g. {"train": "train[:90%]"}; "" is no split.
-      image_size, channels: what every image is converted to, see `data.images.convert`; None: as it is.
+        "auto" is what is published; a validation split that is not is the last 10 % of the training split.
+      keep: "color" or "grayscale" leaves out the pictures that are stored without colours, or with them; or "all".
+      on_error: "leave_out" leaves out, with a warning, pictures that cannot be decoded; or "error".
+      image_size, channels, resize, fit, crop_share: what every image is converted to, see `images.Format`; image_size
+        and channels None: as they are.
+      pipeline: "memory" decodes all of it once, to memory-mapped files; "streaming" when it is read; "auto" chooses the
+        first where the decoded set has at most `memory_gib` GiB.
 
     Raises:
       UserError: an unknown data set or split, an archive that is missing or damaged, a folder that cannot be
         written, arrays that are no images and labels.
     """
-    image_formats.check_format(image_size, channels)
+    for field, value in (("keep", keep), ("on_error", on_error), ("pipeline", pipeline)):
+        if value not in CHOICES[field]:
+            raise unknown_name(field, value, CHOICES[field])
+    make_format = partial(Format, image_size, resize=resize, fit=fit, crop_share=crop_share)
+    make_format(channels or 3)  # what is not allowed is answered before anything is read
     source = _resolve(name)
-    statistics_folder = None
-    if _is_builder(source):
-        builder = _prepared(name, source, directory, archives)
-        statistics_folder = _decoded(builder, image_size, channels)
-        class_names, bases = resident.open_arrays(statistics_folder)
-    else:
+    if not _is_encoded(source):
         arrays: Any = source() if callable(source) else source
         class_names, bases = _checked_arrays(name, arrays)
-        bases = {
-            base: (image_formats.convert_arrays(images, image_size, channels), labels)
-            for base, (images, labels) in bases.items()
-        }
-    sizes = {base: len(labels) for base, (_, labels) in bases.items()}
-    ranges = {split: split_notation.resolve(spec, sizes) for split, spec in splits.items() if spec}
+        own_channels = next(iter(bases.values()))[0].shape[-1]
+        form = make_format(channels or own_channels) if channels or image_size else None
+        if form:
+            bases = {
+                base: (image_formats.convert_arrays(images, form), labels) for base, (images, labels) in bases.items()
+            }
+        ranges = split_notation.resolve_all(splits, {base: len(labels) for base, (_, labels) in bases.items()})
+        _warn_of_shared_examples(ranges)
+        cut = {split: split_notation.cut(parts, bases) for split, parts in ranges.items()}
+        return Dataset(name, class_names, cut)
+
+    found = published(
+        name,
+        directory=directory,
+        archives=archives,
+        folder=folder,
+        classes=classes,
+        hold_out=hold_out,
+        split_seed=split_seed,
+    )
+    found.report_errors(on_error)
+    form = _whole_format(found, make_format(channels or found.channels))
+    rows = {base: _kept(part, keep) for base, part in found.bases.items()}
+    if keep != "all" and not any(map(len, rows.values())):
+        raise UserError(f"data set {name!r} has no picture to keep: keep={keep!r} leaves all of them out")
+    sizes = {base: len(kept) for base, kept in rows.items() if len(kept)}
+    ranges = split_notation.resolve_all(splits, sizes)
     _warn_of_shared_examples(ranges)
-    statistics_path = None
-    if statistics_folder and "train" in ranges:
-        key = "+".join(f"{base}-{start}-{stop}" for base, start, stop in ranges["train"])
-        statistics_path = statistics_folder / f"channel_statistics-{key}.json"
+    _warn_of_duplicates(found, rows, ranges)
+    streamed = _is_streamed(found, form, pipeline, memory_gib)
+    make_split = partial(_streamed_split, leave_out=on_error == "leave_out") if streamed else _resident_split
+    key = hashlib.sha256(found.fingerprint.encode() if found.fingerprint else b"")
+    for part in ranges.get("train", []):
+        key.update(f"{part.base}\0".encode() + rows[part.base][part.start : part.stop].tobytes())
     return Dataset(
         name=name,
-        class_names=class_names,
-        splits={split: split_notation.cut(parts, bases) for split, parts in ranges.items()},
-        statistics_path=statistics_path,
+        class_names=found.class_names,
+        splits={split: make_split(found, form, rows, parts) for split, parts in ranges.items()},
+        statistics_path=found.cache / "statistics" / f"{form}-{key.hexdigest()[:16]}.json",
+        fingerprint=found.fingerprint,
+        cache=found.cache,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """One split as it is published.
+
+    Attributes:
+      source: its encoded pictures.
+      labels: int32 `(n,)`.
+      facts: what is known of each.
+      order: int64: the rows that are its own, in the order in which splits are cut: all of the source's, or a part
+        where a test split was held out of the training pictures.
+      stored: the source's name, which such two splits share.
+    """
+
+    source: Source
+    labels: np.ndarray
+    facts: Facts
+    order: np.ndarray
+    stored: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """A data set's encoded pictures, each of them checked.
+
+    Attributes:
+      bases: by split.
+      channels: 1 where all pictures are gray by definition of the set; else 3.
+      folder: where the pictures are.
+      cache: where what was found out about them is kept, and what was decoded.
+      fingerprint: of all names, classes and contents, of pictures in a person's folder; None of published sets.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    bases: dict[str, Base]
+    channels: int
+    folder: Path
+    cache: Path
+    fingerprint: str | None = None
+
+    @property
+    def stored(self) -> dict[str, Base]:
+        """One of the bases for each source."""
+        return {base.stored: base for base in self.bases.values()}
+
+    def undecodable(self) -> list[tuple[str, str]]:
+        """The name of every picture that cannot be decoded, and why."""
+        return [
+            (base.source.name(row), error)
+            for base in self.stored.values()
+            for row, error in enumerate(base.facts.errors)
+            if error
+        ]
+
+    def report_errors(self, on_error: str) -> None:
+        """Says which pictures cannot be decoded: with a warning ("leave_out") or a UserError ("error")."""
+        bad = self.undecodable()
+        if not bad:
+            return
+        path = self.cache / "undecodable.txt"
+        path.write_text("".join(f"{name}\t{error}\n" for name, error in bad))
+        what = f"{len(bad)} of the pictures in {self.folder} cannot be decoded: " + _some(
+            [f"{name} ({error})" for name, error in bad]
+        )
+        if on_error == "error":
+            raise UserError(
+                f"{what}; all of them are in {path}. Remove them, or leave them out by data.on_error='leave_out'"
+            )
+        logger.warning("%s: left out; all of them are in %s", what, path)
+
+
+def published(
+    name: str,
+    *,
+    directory: str | Path | None = None,
+    archives: str | Path | None = None,
+    folder: str | Path | None = None,
+    classes: Sequence[str] = (),
+    hold_out: float | None = None,
+    split_seed: int = 0,
+) -> Published:
+    """Prepares a data set where it is not yet, and checks its pictures, each once.
+
+    Args:
+      name, directory: as for `load`.
+      archives: a folder with the original archives, or with what was in them, for machines that cannot download.
+        Not looked at once the data set is prepared. Builders from outside find it as `dl_manager.manual_dir`.
+      folder: where the pictures of image_folder, imagenet_subset and imagenet2012 are, which are read in place.
+      classes: of these, which classes, in this order: names of folders or synsets; () is the set's own choice.
+      hold_out: of these, how much of each class becomes the test split where none is there: a number of pictures, or a
+        share below 1; None: what is usual for the set.
+      split_seed: of these, decides what is held out, and the order in which splits are cut.
+
+    Raises:
+      UserError: as `load`; also a folder for a set that is not read in place, or none for one that is.
+    """
+    source = _resolve(name)
+    if not _is_encoded(source):
+        raise UserError(f"data set {name!r} is arrays, which need no preparation: train on it right away")
+    if not _is_builder(source):
+        if folder is None:
+            raise UserError(f"data set {name!r} is read in place: name its folder, by --folder or --config.data.folder")
+        path = Path(folder).expanduser()
+        listing = source(path, tuple(classes))
+        where = "\0".join((str(path.resolve()), *classes))
+        cache = _root(directory) / "folders" / f"{name}-{hashlib.sha256(where.encode()).hexdigest()[:8]}"
+        with _writing_to(cache):
+            return _from_listing(name, listing, cache, hold_out, split_seed)
+    for field, value in (("folder", folder), ("classes", classes), ("hold_out", hold_out)):
+        if value:
+            raise UserError(f"{field} is for pictures that are read in place, not for data set {name!r}")
+    builder = _prepared(name, source, directory, archives)
+    (image_key, image_feature), (label_key, label_feature) = _image_and_label(builder)
+    cache = Path(builder.data_dir)
+    bases = {}
+    with _writing_to(cache):
+        for split in builder.info.splits:
+            records = RecordSource(cache, split, image_key)
+            labels = _record_labels(records, label_key, cache / "facts" / f"{split}_labels.npy")
+            facts = pictures.check(records, cache / "facts" / f"{split}.json")
+            bases[split] = Base(records, labels, facts, np.arange(len(labels)), split)
+    shape: Any = image_feature.shape
+    return Published(name, tuple(label_feature.names), bases, 1 if shape[-1] == 1 else 3, cache, cache)
 
 
 def prepare(name: str, *, directory: str | Path | None = None, archives: str | Path | None = None) -> Path:
     """Downloads or reads the archives, writes ArrayRecord files and decodes them, each step only if it is not done.
 
-    Args and errors are those of `load`.
+    Args and errors are those of `published`.
 
     Returns:
       The data set's folder, which `tfds.builder_from_directory` opens.
     """
-    source = _resolve(name)
-    if not _is_builder(source):
-        raise UserError(f"data set {name!r} is arrays, which need no preparation: train on it right away")
-    builder = _prepared(name, source, directory, archives)
-    (_, image_feature), _ = image_and_label(builder)
-    if None not in _shape(image_feature)[:2]:  # else an image size must be chosen first
-        _decoded(builder, None, None)
-    return Path(builder.data_dir)
+    found = published(name, directory=directory, archives=archives)
+    if len(_sizes(found)) == 1:  # else an image size must be chosen first
+        _decoded(found, Format(channels=found.channels))
+    return found.cache
+
+
+def _from_listing(name: str, listing: Listing, cache: Path, hold_out: float | None, seed: int) -> Published:
+    """Checks the pictures of a folder, says what changed in it, and holds out a test split where none is there."""
+    bases, digest = {}, hashlib.sha256()
+    now: dict[str, dict[str, str]] = {}
+    for split, (paths, labels) in listing.splits.items():
+        source = FileSource.of(listing.root, paths)
+        facts = pictures.check(source, cache / "facts" / f"{split}.json")
+        bases[split] = Base(source, labels, facts, folders.stratified_order(paths, labels, seed), split)
+        now[split] = {
+            path: f"{listing.class_names[label]}\0{content}"
+            for path, label, content in zip(paths, labels, facts.digests, strict=True)
+        }
+    digest.update(json.dumps([listing.class_names, now]).encode())
+    fingerprint = digest.hexdigest()[:16]
+    _note_fingerprint(cache, fingerprint, now, listing.root)
+    amount = listing.hold_out if hold_out is None else hold_out
+    if amount and "test" not in bases:
+        train = bases["train"]
+        rows = np.flatnonzero(train.facts.decodable)
+        paths = [train.source.name(row) for row in rows]
+        out = np.zeros(len(train.labels), bool)
+        out[rows] = folders.held_out(paths, train.labels[rows], amount, seed)
+        for split, chosen in (("train", ~out), ("test", out)):
+            bases[split] = dataclasses.replace(train, order=train.order[chosen[train.order]])
+    elif hold_out:
+        raise UserError(f"hold_out={hold_out:g} is not needed: {listing.root} has a test split")
+    return Published(name, listing.class_names, bases, 3, listing.root, cache, fingerprint)
+
+
+def _note_fingerprint(cache: Path, fingerprint: str, now: dict[str, dict[str, str]], root: Path) -> None:
+    """Keeps what the folder holds, and warns where that is not what it held the last time."""
+    listing, last = cache / "listings" / f"{fingerprint}.json.gz", cache / "last_listing.txt"
+    before = last.read_text() if last.is_file() else fingerprint
+    if not listing.is_file():
+        listing.parent.mkdir(parents=True, exist_ok=True)
+        with resident.whole_file(listing) as path:
+            path.write_bytes(gzip.compress(json.dumps(now).encode(), mtime=0))
+    if before != fingerprint:
+        logger.warning("%s is not what it was when it was last used: %s", root, changes(cache, before, fingerprint))
+        for old in (cache / "decoded").glob("*"):
+            if old.name != fingerprint:
+                shutil.rmtree(old, ignore_errors=True)
+    if before != fingerprint or not last.is_file():
+        with resident.whole_file(last) as path:
+            path.write_text(fingerprint)
+
+
+def changes(cache: Path, before: str, now: str) -> str:
+    """What differs between a folder's pictures at two fingerprints, in words."""
+    try:
+        old, new = (
+            {
+                f"{split}\0{path}": what
+                for split, files in json.loads(
+                    gzip.decompress((cache / "listings" / f"{key}.json.gz").read_bytes())
+                ).items()
+                for path, what in files.items()
+            }
+            for key in (before, now)
+        )
+    except (OSError, ValueError):
+        return "what it held then is not known any more"
+    both = old.keys() & new.keys()
+    lists = {
+        "added": sorted(new.keys() - old.keys()),
+        "removed": sorted(old.keys() - new.keys()),
+        "changed": sorted(key for key in both if old[key] != new[key]),
+    }
+    return "; ".join(
+        f"{len(keys)} {what}: {_some([key.partition(chr(0))[2] for key in keys])}"
+        for what, keys in lists.items()
+        if keys
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
+
+
+def _kept(base: Base, keep: str) -> np.ndarray:
+    """The rows of a published split that are used, in the order in which splits are cut: int64."""
+    wanted = base.facts.decodable.copy()
+    if keep != "all":
+        wanted &= base.facts.grayscale == (keep == "grayscale")
+    return base.order[wanted[base.order]]
+
+
+def _whole_format(found: Published, form: Format) -> Format:
+    """The format with the pictures' own size where none was chosen and they have but one."""
+    if form.image_size is not None:
+        return form
+    sizes = _sizes(found)
+    if len(sizes) > 1:
+        first, second = sorted(sizes)[:2]
+        raise UserError(
+            f"the images of {found.name!r} have several sizes, {first} and {second} among them: choose one by "
+            "--config.data.image_size"
+        )
+    return form
+
+
+def _sizes(found: Published) -> set[tuple[int, int]]:
+    """The (height, width) of all pictures that can be decoded."""
+    return {
+        size
+        for base in found.stored.values()
+        for size, error in zip(zip(base.facts.heights, base.facts.widths, strict=True), base.facts.errors, strict=True)
+        if not error
+    }
+
+
+def _is_streamed(found: Published, form: Format, pipeline: str, memory_gib: float) -> bool:
+    number = sum(int(base.facts.decodable.sum()) for base in found.stored.values())
+    if form.image_size is None:
+        return False
+    gib = number * form.image_size**2 * form.channels / 2**30
+    streamed = pipeline == "streaming" or (pipeline == "auto" and gib > memory_gib)
+    if pipeline == "auto" and streamed:
+        logger.info("data: %.1f GiB decoded are more than data.memory_gib=%g: streaming", gib, memory_gib)
+    return streamed
+
+
+def _streamed_split(
+    found: Published,
+    form: Format,
+    rows: Mapping[str, np.ndarray],
+    parts: list[split_notation.Range],
+    *,
+    leave_out: bool,
+) -> streaming.Split:
+    bases = [found.bases[part.base] for part in parts]
+    chosen = [rows[part.base][part.start : part.stop] for part in parts]
+    return streaming.Split(
+        sources=tuple(base.source for base in bases),
+        source_of=np.repeat(np.arange(len(parts)), [len(part) for part in chosen]),
+        rows=np.concatenate(chosen),
+        labels=np.concatenate([base.labels[part] for base, part in zip(bases, chosen, strict=True)]),
+        gray=np.concatenate([base.facts.grayscale[part] for base, part in zip(bases, chosen, strict=True)]),
+        form=form,
+        leave_out=leave_out,
+    )
+
+
+def _resident_split(
+    found: Published, form: Format, rows: Mapping[str, np.ndarray], parts: list[split_notation.Range]
+) -> resident.Split:
+    _, arrays = resident.open_arrays(_decoded(found, form))
+    stored, wholes = {}, {}
+    for part in parts:
+        base = found.bases[part.base]
+        decodable = base.facts.decodable
+        # What cannot be decoded has no row among the arrays.
+        stored[part.base] = (np.cumsum(decodable) - 1)[rows[part.base]]
+        wholes[part.base] = (*arrays[base.stored], base.facts.grayscale[decodable])
+    return split_notation.cut_rows(parts, stored, wholes)
 
 
 def from_arrays(
@@ -146,9 +490,18 @@ def _is_builder(source: Any) -> bool:
     return isinstance(source, type) and issubclass(source, tfds.core.DatasetBuilder)
 
 
+def _is_encoded(source: Any) -> bool:
+    """Whether it is pictures that are to be decoded, not arrays."""
+    return _is_builder(source) or source in (value for value in DATASETS.values() if not _is_builder(value))
+
+
+def _root(directory: str | Path | None) -> Path:
+    return Path(directory or os.environ.get("INCEPTION_JAX_DATA") or "~/.cache/inception_jax").expanduser()
+
+
 def _directory(name: str, source: type[tfds.core.DatasetBuilder], directory: str | Path | None) -> Path:
     """Where TFDS keeps the data set: people's own are kept apart by the file and the text of their class."""
-    root = Path(directory or os.environ.get("INCEPTION_JAX_DATA") or "~/.cache/inception_jax").expanduser()
+    root = _root(directory)
     if name in DATASETS:
         return root
     try:
@@ -174,15 +527,17 @@ def _prepared(
     with _writing_to(directory):
         directory.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=directory).close()
-    try:
+    with resident.locked(directory / f".{builder.name}.lock"):  # one process prepares, the others wait for it
+        builder = source(data_dir=directory)
+        if _is_prepared(builder):
+            return builder
+        for left in Path(builder.data_dir).parent.glob("incomplete.*"):  # by one that was killed
+            shutil.rmtree(left, ignore_errors=True)
         with _quiet():
             builder.download_and_prepare(
                 download_config=tfds.download.DownloadConfig(manual_dir=archives, try_download_gcs=False),
                 file_format="array_record",
             )
-    except OSError:
-        if not _is_prepared(builder):  # else another process was first, and its files are as good
-            raise
     return source(data_dir=directory)
 
 
@@ -190,7 +545,7 @@ def _is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
     return (Path(builder.data_dir) / "dataset_info.json").is_file()  # TFDS renames the folder when it is complete
 
 
-def image_and_label(
+def _image_and_label(
     builder: tfds.core.DatasetBuilder,
 ) -> tuple[tuple[str, tfds.features.Image], tuple[str, tfds.features.ClassLabel]]:
     """The features of the builder's examples that are the image and its class, each with its name.
@@ -213,48 +568,44 @@ def image_and_label(
     return found[0], found[1]
 
 
-def _shape(feature: tfds.features.Image) -> tuple[int | None, int | None, int | None]:
-    """(height, width, channels), None where they differ from image to image."""
-    shape: Any = feature.shape
-    return shape
+def _record_labels(records: RecordSource, key: str, path: Path) -> np.ndarray:
+    """The labels of a split that TFDS wrote: int32 `(n,)`, kept in a file."""
+    if path.is_file():
+        return np.load(path)
+    labels = np.array([record[key] for record in records.records], np.int32)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with resident.whole_file(path) as new, new.open("wb") as file:
+        np.save(file, labels)
+    return labels
 
 
-def _decoded(builder: tfds.core.DatasetBuilder, image_size: int | None, channels: int | None) -> Path:
+def _decoded(found: Published, form: Format) -> Path:
     """The folder with the decoded images of this format, written unless it is there."""
-    (image_key, image_feature), (label_key, label_feature) = image_and_label(builder)
-    height, width, own_channels = _shape(image_feature)
-    channels = channels or (1 if own_channels == 1 else 3)
-    if image_size == height == width:
-        image_size = None
-    if image_size is None and height and width:
-        size = f"{height}x{width}"
-    else:
-        size = f"{image_size}x{image_size}" if image_size else "as_they_are"
-    folder = Path(builder.data_dir) / "decoded" / f"{size}x{channels}"
+    place = found.cache / "decoded" / (found.fingerprint or "")
+    first = next(base for base in found.stored.values() if base.facts.decodable.any())
+    row = int(np.argmax(first.facts.decodable))
+    # Named by the size that it gives, so that asking for the pictures' own size finds it, too.
+    own = (first.facts.heights[row], first.facts.widths[row])
+    name = str(form) if form.image_size else str(form).replace("as_they_are", f"{own[0]}x{own[1]}")
+    folder = place / name
     if folder.is_dir():
         return folder
 
-    def examples(source: Any) -> Iterator[tuple[np.ndarray, int]]:
-        shape = None
-        for start in range(0, len(source), DECODE_CHUNK):
-            for example in source.__getitems__(range(start, min(start + DECODE_CHUNK, len(source)))):
-                image = image_formats.decode(example[image_key], image_size, channels)
-                shape = shape or image.shape
-                if image.shape != shape:
-                    raise UserError(
-                        f"the images of {builder.name!r} have several sizes, {shape[:2]} and {image.shape[:2]} among "
-                        "them: choose one by --config.data.image_size"
-                    )
-                yield image, example[label_key]
+    def examples(base: Base, rows: np.ndarray, pool: ThreadPoolExecutor) -> Iterator[tuple[np.ndarray, int]]:
+        def decode(row: int) -> np.ndarray:
+            return image_formats.decode(base.source.read(row), form)
 
-    # Decoded by Pillow alone, so that the pixels do not depend on whether OpenCV is there, too.
-    sources: Any = builder.as_data_source(decoders={image_key: tfds.decode.SkipDecoding()})
-    logger.info("decoding %s to %s", builder.name, folder)
-    with _writing_to(folder):
+        for start in range(0, len(rows), DECODE_CHUNK):
+            chunk = rows[start : start + DECODE_CHUNK].tolist()
+            yield from zip(pool.map(decode, chunk), base.labels[chunk], strict=True)
+
+    logger.info("decoding %s to %s", found.name, folder)
+    with _writing_to(folder), ThreadPoolExecutor(os.cpu_count()) as pool:
+        parts = {stored: (base, np.flatnonzero(base.facts.decodable)) for stored, base in found.stored.items()}
         resident.write_arrays(
             folder,
-            tuple(label_feature.names),
-            {split: (len(source), examples(source)) for split, source in sources.items()},
+            found.class_names,
+            {stored: (len(rows), examples(base, rows, pool)) for stored, (base, rows) in parts.items()},
         )
     return folder
 
@@ -290,6 +641,35 @@ def _warn_of_shared_examples(ranges: Mapping[str, list[split_notation.Range]]) -
         shared = split_notation.count_shared(ranges.get("train", []), ranges[split])
         if shared:
             logger.warning("the splits train and %s share %d examples: its results flatter the network", split, shared)
+
+
+def _warn_of_duplicates(
+    found: Published, rows: Mapping[str, np.ndarray], ranges: Mapping[str, list[split_notation.Range]]
+) -> None:
+    """Says which pictures of a split that is evaluated are, byte by byte, also in the training split."""
+
+    def pictures_of(split: str) -> Iterator[tuple[str, tuple[str, int]]]:
+        for part in ranges.get(split, []):
+            base = found.bases[part.base]
+            for row in rows[part.base][part.start : part.stop].tolist():
+                yield base.facts.digests[row], (base.stored, row)
+
+    training = dict(pictures_of("train"))
+    for split in ranges.keys() - {"train"}:
+        twins = [
+            (training[digest], other)
+            for digest, other in pictures_of(split)
+            if digest in training and training[digest] != other
+        ]
+        if twins:
+            sources = {stored: base.source for stored, base in found.stored.items()}
+            names = [" = ".join(sources[stored].name(row) for stored, row in pair) for pair in twins]
+            logger.warning(
+                "%d pictures of the split %s are the same as one of train: its results flatter the network: %s",
+                len(twins),
+                split,
+                _some(names),
+            )
 
 
 def _checked_arrays(name: str, arrays: Mapping[str, Any]) -> tuple[tuple[str, ...], dict[str, Arrays]]:

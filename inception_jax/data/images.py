@@ -1,52 +1,187 @@
 """From encoded or given images to uint8 arrays of one size and one number of channels."""
 
+import dataclasses
 import io
 
 import numpy as np
-from PIL import Image
+import simplejpeg
+from PIL import ExifTags, Image, ImageOps
 
-from inception_jax.errors import UserError
+from inception_jax.errors import UserError, unknown_name
+
+FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+FITS = ("squash", "crop")
+GRAY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's
+
+ORIENTATION = ExifTags.Base.Orientation  # from 5 on it swaps height and width
 
 
-def check_format(image_size: int | None, channels: int | None) -> None:
-    """Raises UserError unless the size is a positive number of pixels and there are 1 or 3 channels, where given."""
-    if image_size is not None and image_size < 1:
-        raise UserError(f"image_size={image_size} is not allowed: it must be at least 1 pixel")
-    if channels not in (None, 1, 3):
-        raise UserError(f"channels={channels} is not allowed: it must be 1 (gray) or 3 (red, green, blue)")
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """What every image is converted to.
+
+    Attributes:
+      image_size: the side of the square, pixels; None: as it is.
+      channels: 1, by Pillow's luma (0.299 R + 0.587 G + 0.114 B), or 3, gray being repeated. Before the resize.
+      resize: "bilinear" or "bicubic": Pillow's filters, whose support grows with the reduction (so it is antialiased).
+      fit: how a picture becomes a square: "squash" changes its aspect ratio, "crop" takes the square at its centre.
+      crop_share: of fit "crop": the square's share of the shorter side. 0.875 is the usual 224 from 256 pixels.
+
+    Raises:
+      UserError: a value that is not allowed.
+    """
+
+    image_size: int | None = None
+    channels: int = 3
+    resize: str = "bilinear"
+    fit: str = "squash"
+    crop_share: float = 1.0
+
+    def __post_init__(self):
+        if self.image_size is not None and self.image_size < 1:
+            raise UserError(f"image_size={self.image_size} is not allowed: it must be at least 1 pixel")
+        if self.channels not in (1, 3):
+            raise UserError(f"channels={self.channels} is not allowed: it must be 1 (gray) or 3 (red, green, blue)")
+        if self.resize not in FILTERS:
+            raise unknown_name("resize", self.resize, FILTERS)
+        if self.fit not in FITS:
+            raise unknown_name("fit", self.fit, FITS)
+        if not 0 < self.crop_share <= 1:
+            raise UserError(f"crop_share={self.crop_share} is not allowed: it must be above 0 and at most 1")
+
+    def __str__(self) -> str:
+        size = f"{self.image_size}x{self.image_size}" if self.image_size else "as_they_are"
+        more = f"-{self.resize}" if self.resize != "bilinear" else ""
+        more += f"-crop{self.crop_share:g}" if self.fit == "crop" else ""
+        return f"{size}x{self.channels}{more}"
 
 
-def convert(image: Image.Image, image_size: int | None, channels: int) -> np.ndarray:
-    """An image as uint8 `(height, width, channels)`.
+Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels of the picture as it is shown
+
+
+def decode(content: bytes, form: Format, box: Box | None = None) -> np.ndarray:
+    """An image file's bytes as uint8 `(height, width, channels)`.
+
+    Pixels are Pillow's: JPEGs go through simplejpeg, which holds the same libjpeg-turbo and gives the same bytes in
+    less time. Pictures are turned as their EXIF data says; of an animation the first frame counts; transparency is
+    dropped; 16 bits become 8.
 
     Args:
-      image: any mode of Pillow; transparency is dropped.
-      image_size: the side of the square to which the image is resized, its aspect ratio changed if need be, by
-        Pillow's bilinear filter, whose support grows with the reduction (so it is antialiased); None: as it is.
-      channels: 1, by Pillow's luma (0.299 R + 0.587 G + 0.114 B), or 3, gray being repeated. Before the resize.
+      box: what is cut out and resized to the square, instead of `form.fit`. Of a JPEG it is decoded at 1/2, 1/4 or 1/8
+        of its size if that leaves it at least as large as the square: as good for training, and faster.
+
+    Raises:
+      OSError, ValueError, SyntaxError and others: what Pillow says of a file that it cannot decode.
     """
-    image = image.convert("L" if channels == 1 else "RGB")
-    if image_size is not None:
-        image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
-    return np.array(image).reshape(image.height, image.width, channels)
+    largest = min(box[2] - box[0], box[3] - box[1]) / form.image_size if box and form.image_size else 1.0
+    image, factor = _open(content, largest)
+    image = image.convert("L" if form.channels == 1 else "RGB")
+    if box:
+        box = tuple(min(side / factor, limit) for side, limit in zip(box, image.size * 2, strict=True))
+    return _to_square(image, form, box)
 
 
-def decode(content: bytes, image_size: int | None, channels: int) -> np.ndarray:
-    """As `convert`, of an image file's bytes."""
+def size(content: bytes) -> tuple[int, int]:
+    """The (height, width) of an image file's picture as it is shown; errors are those of `decode`."""
+    header = _jpeg_header(content)
+    if header:
+        return header[:2]
     with Image.open(io.BytesIO(content)) as image:
-        return convert(image, image_size, channels)
+        width, height = image.size
+        return (width, height) if image.getexif().get(ORIENTATION, 1) >= 5 else (height, width)
 
 
-def convert_arrays(images: np.ndarray, image_size: int | None, channels: int | None) -> np.ndarray:
+def convert(image: Image.Image, form: Format) -> np.ndarray:
+    """As `decode`, of an image in hand."""
+    return _to_square(_to_bytes(image).convert("L" if form.channels == 1 else "RGB"), form, None)
+
+
+def convert_arrays(images: np.ndarray, form: Format) -> np.ndarray:
     """As `convert`, of uint8 `(n, height, width, channels)` at once; what need not change is returned as it is.
 
     Raises:
       UserError: the images have neither 1 nor 3 channels, and so cannot be converted.
     """
-    _, height, width, given = images.shape
-    if image_size in (None, height) and image_size in (None, width) and channels in (None, given):
+    _, height, width, channels = images.shape
+    if form.image_size in (None, height) and form.image_size in (None, width) and form.channels == channels:
         return images
-    if given not in (1, 3):
-        raise UserError(f"image_size and channels need images with 1 or 3 channels, not {given}")
-    pillow = (Image.fromarray(image.squeeze(-1) if given == 1 else image) for image in images)
-    return np.stack([convert(image, image_size, channels or given) for image in pillow])
+    if channels not in (1, 3):
+        raise UserError(f"image_size and channels need images with 1 or 3 channels, not {channels}")
+    pillow = (Image.fromarray(image.squeeze(-1) if channels == 1 else image) for image in images)
+    return np.stack([convert(image, form) for image in pillow])
+
+
+def verify(content: bytes) -> tuple[int, int, str]:
+    """The (height, width, mode) of an image file that can be decoded to its end; the mode is Pillow's.
+
+    Raises:
+      OSError, ValueError, SyntaxError and others: what Pillow says of one that cannot.
+    """
+    header = _jpeg_header(content)
+    if header:
+        height, width, mode = header
+        try:
+            # Every coefficient is read, at a fraction of the work.
+            simplejpeg.decode_jpeg(content, "GRAY", min_height=-(-height // 8), min_width=-(-width // 8))
+            return height, width, mode
+        except ValueError:
+            pass  # Pillow forgives more
+    with Image.open(io.BytesIO(content)) as image:
+        mode = image.mode
+        shown = _to_bytes(image)
+        shown.convert("RGB")
+        return shown.height, shown.width, mode
+
+
+def _jpeg_header(content: bytes) -> tuple[int, int, str] | None:
+    """(height, width, mode) of a JPEG that simplejpeg decodes as Pillow does; None of any other file."""
+    if content[:2] != b"\xff\xd8" or b"Exif\0\0" in content[:65536]:  # EXIF data may say that it is to be turned
+        return None
+    try:
+        height, width, colors, _ = simplejpeg.decode_jpeg_header(content)
+    except ValueError:
+        return None
+    return (height, width, "L" if colors == "Gray" else "RGB") if colors in ("Gray", "YCbCr") else None
+
+
+def _open(content: bytes, largest_factor: float) -> tuple[Image.Image, int]:
+    """The picture, and by what factor its sides were reduced in decoding: 1, 2, 4 or 8, at most the largest."""
+    header = _jpeg_header(content)
+    if header:
+        height, width, mode = header
+        factor = next(factor for factor in (8, 4, 2, 1) if factor <= max(largest_factor, 1))
+        try:
+            pixels = simplejpeg.decode_jpeg(
+                content,
+                "GRAY" if mode == "L" else "RGB",
+                min_height=-(-height // factor),
+                min_width=-(-width // factor),
+            )
+            return Image.fromarray(pixels.squeeze(-1) if mode == "L" else pixels), factor
+        except ValueError:
+            pass  # Pillow forgives more
+    with Image.open(io.BytesIO(content)) as image:
+        return _to_bytes(image), 1
+
+
+def _to_bytes(image: Image.Image) -> Image.Image:
+    """The picture as it is to be shown, in a mode of 8 bits per channel."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits of gray, which Pillow would clip instead of scaling
+        values = np.asarray(image).astype(np.int64).clip(0, 65535)
+        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no known range")
+    # With transparent palette entries Pillow warns unless it is RGBA first; alpha is dropped after it.
+    return image.convert("RGBA") if "transparency" in image.info else image
+
+
+def _to_square(image: Image.Image, form: Format, box: Box | None) -> np.ndarray:
+    size = form.image_size
+    if size is not None:
+        if box is None and form.fit == "crop":
+            side = min(image.size) * form.crop_share
+            left, top = ((length - side) / 2 for length in image.size)
+            box = (left, top, left + side, top + side)
+        image = image.resize((size, size), FILTERS[form.resize], box=box)
+    return np.array(image).reshape(image.height, image.width, form.channels)

@@ -2,8 +2,8 @@
 
 import contextlib
 import dataclasses
+import fcntl
 import json
-import math
 import os
 import shutil
 import uuid
@@ -14,8 +14,6 @@ import numpy as np
 
 Arrays = tuple[np.ndarray, np.ndarray]  # images uint8 (n, h, w, c), labels int32 (n,)
 
-STATISTICS_CHUNK = 4096  # images read at a time; any number gives the same result
-
 
 @dataclasses.dataclass(frozen=True)
 class Split:
@@ -25,16 +23,32 @@ class Split:
       images: uint8 `(n, height, width, channels)`, possibly a read-only memory map.
       labels: int32 `(n,)`, one for each of `images`.
       rows: the examples that belong to the split, in its order: int64 indices into `images`, or a slice.
+      gray: bool `(n,)`, one for each of `images`: whether its picture was stored without colours; None: not known.
     """
 
     images: np.ndarray
     labels: np.ndarray
     rows: np.ndarray | slice = dataclasses.field(default_factory=lambda: slice(None))
+    gray: np.ndarray | None = None
 
     def __len__(self) -> int:
         if isinstance(self.rows, slice):
             return len(range(*self.rows.indices(len(self.images))))
         return len(self.rows)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels)."""
+        height, width, channels = self.images.shape[1:]
+        return height, width, channels
+
+    def all_labels(self) -> np.ndarray:
+        """The labels of the split's examples in its order: int32 `(len(self),)`."""
+        return self.labels[self.rows]
+
+    def grayscale(self) -> np.ndarray | None:
+        """bool `(len(self),)`: which examples were stored without colours; None where nobody knows."""
+        return None if self.gray is None else self.gray[self.rows]
 
     def gather(self, positions: np.ndarray) -> Arrays:
         """Copies the examples at `positions` (int, `(b,)`, each from 0 to `len(self) - 1`).
@@ -51,76 +65,6 @@ class Split:
         else:
             rows = self.rows[positions]
         return np.take(self.images, rows, axis=0), np.take(self.labels, rows)
-
-
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-    """Named splits of images of one shape. `statistics_path` is where `channel_statistics` are kept, if at all."""
-
-    name: str
-    class_names: tuple[str, ...]
-    splits: dict[str, Split]
-    statistics_path: Path | None = None
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(height, width, channels)."""
-        height, width, channels = next(iter(self.splits.values())).images.shape[1:]
-        return height, width, channels
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
-
-    def channel_statistics(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation of the training split's pixels, scaled to 0..1: float64 `(channels,)` each.
-
-        The deviation is the population's, over all pixels of all images. Both come from exact integer sums.
-        """
-        if self.statistics_path and self.statistics_path.is_file():
-            mean, std = json.loads(self.statistics_path.read_text())
-            return np.array(mean), np.array(std)
-        mean, std = _channel_statistics(self.splits["train"])
-        if self.statistics_path:
-            # A folder that may only be read costs the sums again next time, and nothing else.
-            with contextlib.suppress(OSError), whole_file(self.statistics_path) as path:
-                path.write_text(json.dumps([mean.tolist(), std.tolist()]))
-        return mean, std
-
-
-def _channel_statistics(split: Split) -> tuple[np.ndarray, np.ndarray]:
-    channels = split.images.shape[-1]
-    counts = np.zeros((channels, 256), np.int64)  # how often each value occurs
-    for start in range(0, len(split), STATISTICS_CHUNK):
-        images, _ = split.gather(np.arange(start, min(start + STATISTICS_CHUNK, len(split))))
-        for channel in range(channels):
-            counts[channel] += np.bincount(images[..., channel].ravel(), minlength=256)
-    values = np.arange(256)
-    mean, std = [], []
-    for number, total, squares in zip(*(counts @ values**power for power in range(3)), strict=True):
-        number, total, squares = int(number), int(total), int(squares)  # of any size, so that nothing overflows
-        mean.append(total / (255 * number))
-        std.append(math.sqrt((number * squares - total**2) / (255 * number) ** 2))
-    return np.array(mean), np.array(std)
-
-
-def eval_batches(
-    split: Split, batch_size: int, rows: slice = slice(None)
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """All examples in order, each exactly once, in batches of one size.
-
-    Args:
-      split: what is evaluated.
-      batch_size: examples per batch. The last batch is filled up with copies of the last example.
-      rows: the part of every batch that is wanted, e.g. of one process among several.
-
-    Yields:
-      images uint8 `(b, h, w, c)`, labels int32 `(b,)` and mask bool `(b,)`, False on what only fills up.
-    """
-    for start in range(0, len(split), batch_size):
-        positions = np.arange(start, start + batch_size)[rows]
-        images, labels = split.gather(np.minimum(positions, len(split) - 1))
-        yield images, labels, positions < len(split)
 
 
 def open_arrays(folder: Path) -> tuple[tuple[str, ...], dict[str, Arrays]]:
@@ -161,18 +105,49 @@ def write_arrays(folder: Path, class_names: tuple[str, ...], splits: Mapping[str
 
 @contextlib.contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder to fill, which becomes `folder` at the end, unless another process's did in the meantime."""
+    """An empty folder to fill, which becomes `folder` at the end, unless another process's did in the meantime.
+
+    What a process that was killed left half-filled is removed by the next one.
+    """
     new = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-    new.mkdir(parents=True)
-    try:
-        yield new
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with locked(new.with_name(f"{new.name}.lock")):
+        for lock in folder.parent.glob(f".{folder.name}.*.lock"):
+            with contextlib.suppress(BlockingIOError), locked(lock, wait=False):  # else somebody is at work there
+                shutil.rmtree(lock.with_name(lock.name.removesuffix(".lock")), ignore_errors=True)
+        new.mkdir()
         try:
-            new.rename(folder)
-        except OSError:  # a folder that is not empty cannot be replaced
-            if not folder.is_dir():
-                raise
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
+            yield new
+            try:
+                new.rename(folder)
+            except OSError:  # a folder that is not empty cannot be replaced
+                if not folder.is_dir():
+                    raise
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[None]:
+    """Holds a lock, which the system takes from a process that ends in any way; its file is removed behind it.
+
+    Raises:
+      BlockingIOError: another one holds it and `wait` is False.
+    """
+    while True:
+        with path.open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            try:
+                mine = os.path.samestat(os.fstat(file.fileno()), path.stat())
+            except FileNotFoundError:
+                mine = False
+            if not mine:  # who held it before has removed the file
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
 
 
 @contextlib.contextmanager

@@ -51,15 +51,48 @@ def resolve(spec: str, sizes: Mapping[str, int]) -> list[Range]:
     return ranges
 
 
+def resolve_all(specs: Mapping[str, str], sizes: Mapping[str, int]) -> dict[str, list[Range]]:
+    """`resolve` for every split that is wanted; "" is none.
+
+    "auto" is the published split of that name, in full; of validation, where it is not published, the last 10 % of the
+    training split, which is then cut to the other 90 %; of test, where it is not published, none.
+    """
+    known = "validation" in sizes
+    auto = {
+        "train": "train" if known or specs.get("validation") != "auto" else "train[:90%]",
+        "validation": "validation" if known else "train[90%:]",
+        "test": "test" if "test" in sizes else "",
+    }
+    chosen = {split: auto.get(split, split) if spec == "auto" else spec for split, spec in specs.items()}
+    return {split: resolve(spec, sizes) for split, spec in chosen.items() if spec}
+
+
 def cut(ranges: list[Range], bases: Mapping[str, Arrays]) -> Split:
     """The examples of the `ranges`, in their order; they are copied only where they are of several published splits."""
-    images, labels = bases[ranges[0].base]
-    if len(ranges) == 1:
-        return Split(images, labels, slice(ranges[0].start, ranges[0].stop))
-    if len({part.base for part in ranges}) == 1:
-        return Split(images, labels, np.concatenate([np.arange(part.start, part.stop) for part in ranges]))
-    parts = [(part.base, slice(part.start, part.stop)) for part in ranges]
-    return Split(*(np.concatenate([bases[base][i][rows] for base, rows in parts]) for i in (0, 1)))
+    return cut_rows(
+        ranges,
+        {base: np.arange(len(labels)) for base, (_, labels) in bases.items()},
+        {base: (*arrays, None) for base, arrays in bases.items()},
+    )
+
+
+def cut_rows(
+    ranges: list[Range],
+    rows: Mapping[str, np.ndarray],
+    bases: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray | None]],
+) -> Split:
+    """As `cut`, where a published split is some `rows` (int64) of (images, labels, gray), in an order of its own."""
+    parts = [(bases[part.base], rows[part.base][part.start : part.stop]) for part in ranges]
+    (images, labels, gray), chosen = parts[0]
+    if len({id(whole[0]) for whole, _ in parts}) == 1:
+        chosen = np.concatenate([chosen for _, chosen in parts])
+        first = int(chosen[0])
+        if np.array_equal(chosen, np.arange(first, first + len(chosen))):
+            return Split(images, labels, slice(first, first + len(chosen)), gray)
+        return Split(images, labels, chosen, gray)
+    images, labels = (np.concatenate([whole[i][chosen] for whole, chosen in parts]) for i in (0, 1))
+    known = gray is not None
+    return Split(images, labels, gray=np.concatenate([whole[2][chosen] for whole, chosen in parts]) if known else None)
 
 
 def count_shared(ranges: list[Range], others: list[Range]) -> int:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from inception_jax import data
 from inception_jax.data import images as image_formats
+from inception_jax.data.images import Format
 from inception_jax.errors import UserError
 
 SPLITS = {"train": "train[:90%]", "validation": "train[90%:]", "test": "test"}
@@ -128,13 +129,13 @@ def test_images_are_converted_once(image_size, channels, digits):
 def test_reduction_is_antialiased_and_gray_is_luma():
     stripes = np.zeros((8, 8, 3), np.uint8)
     stripes[:, ::2] = (255, 0, 0)
-    gray = image_formats.convert(Image.fromarray(stripes), 2, 1)
+    gray = image_formats.convert(Image.fromarray(stripes), Format(2, 1))
     assert gray.shape == (2, 2, 1)
     # Red has 0.299 of the luma, and every second column is red.
     np.testing.assert_allclose(gray, 0.299 * 255 / 2, atol=6)
     encoded = io.BytesIO()
     Image.fromarray(stripes).convert("RGBA").save(encoded, "PNG")
-    np.testing.assert_array_equal(image_formats.decode(encoded.getvalue(), None, 3), stripes)
+    np.testing.assert_array_equal(image_formats.decode(encoded.getvalue(), Format()), stripes)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +221,7 @@ def test_images_of_several_sizes_need_one(module, tmp_path):
     data.prepare("mine:Mnist", directory=tmp_path)
     with pytest.raises(UserError, match=r"several sizes, \(4, 4\) and \(5, 4\).*--config.data.image_size"):
         data.load("mine:Mnist", directory=tmp_path, splits={"train": "train"})
-    assert not list(tmp_path.rglob("*.npy"))
+    assert not list(tmp_path.rglob("*_images.npy"))
     dataset = data.load("mine:Mnist", directory=tmp_path, splits={"train": "train"}, image_size=7)
     assert dataset.image_shape == (7, 7, 3)
 
@@ -288,4 +289,4 @@ def test_arrays_that_do_not_belong_together():
     with pytest.raises(UserError, match="2 class names, but the label 2"):
         data.from_arrays(train=(IMAGES, LABELS), class_names=("a", "b"))
     with pytest.raises(UserError, match="1 or 3 channels, not 2"):
-        image_formats.convert_arrays(IMAGES[..., :2], 4, None)
+        image_formats.convert_arrays(IMAGES[..., :2], Format(4))

@@ -5,8 +5,9 @@ import multiprocessing
 import numpy as np
 import pytest
 
-from inception_jax.data import resident
-from inception_jax.data.resident import Dataset, Split
+from inception_jax.data import dataset, resident
+from inception_jax.data.dataset import Dataset, eval_batches
+from inception_jax.data.resident import Split
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (23, 4, 5, 3), np.uint8)
 LABELS = np.arange(23, dtype=np.int32) % 7
@@ -44,7 +45,7 @@ def test_gathered_arrays_are_new_ones():
 @pytest.mark.parametrize("rows", [slice(3, 20), np.array([5, 0, 22])], ids=str)
 def test_eval_batches_hold_every_example_once(rows, batch_size):
     split = Split(IMAGES, LABELS, rows)
-    batches = list(resident.eval_batches(split, batch_size))
+    batches = list(eval_batches(split, batch_size))
     assert all(len(images) == len(labels) == len(mask) == batch_size for images, labels, mask in batches)
     assert all(mask.dtype == bool for _, _, mask in batches)
     np.testing.assert_array_equal(np.concatenate([images[mask] for images, _, mask in batches]), IMAGES[rows])
@@ -53,10 +54,8 @@ def test_eval_batches_hold_every_example_once(rows, batch_size):
 
 def test_eval_batches_of_parts_make_up_the_whole():
     split = Split(IMAGES, LABELS)
-    whole = resident.eval_batches(split, 6)
-    halves = zip(
-        resident.eval_batches(split, 6, slice(0, 3)), resident.eval_batches(split, 6, slice(3, 6)), strict=True
-    )
+    whole = eval_batches(split, 6)
+    halves = zip(eval_batches(split, 6, slice(0, 3)), eval_batches(split, 6, slice(3, 6)), strict=True)
     for batch, (first, second) in zip(whole, halves, strict=True):
         for expected, parts in zip(batch, zip(first, second, strict=True), strict=True):
             np.testing.assert_array_equal(np.concatenate(parts), expected)
@@ -64,7 +63,7 @@ def test_eval_batches_of_parts_make_up_the_whole():
 
 @pytest.mark.parametrize("chunk", [1, 5, 4096])
 def test_channel_statistics_are_those_of_the_training_split(chunk, monkeypatch):
-    monkeypatch.setattr(resident, "STATISTICS_CHUNK", chunk)
+    monkeypatch.setattr(dataset, "STATISTICS_BYTES", chunk * 60)
     splits = {"train": Split(IMAGES, LABELS, slice(2, 15)), "test": Split(IMAGES, LABELS, slice(15, 23))}
     mean, std = Dataset("random", tuple("abcdefg"), splits).channel_statistics()
     pixels = IMAGES[2:15].reshape(-1, 3) / 255

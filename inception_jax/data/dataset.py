@@ -1,0 +1,175 @@
+"""A data set as training and evaluation see it: named splits, whose batches are the same in memory and streamed."""
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from inception_jax.data import streaming
+from inception_jax.data.resident import Arrays, whole_file
+from inception_jax.errors import UserError
+
+STATISTICS_BYTES = 2**26  # images read at a time; any number gives the same result
+STATISTICS_EXAMPLES = 20_000  # of a split that is streamed: evenly spaced ones stand for all
+
+
+class Split(Protocol):
+    """Some of the examples of a data set: a `resident.Split` or a `streaming.Split`."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels)."""
+        ...
+
+    def all_labels(self) -> np.ndarray:
+        """int32 `(len(self),)`."""
+        ...
+
+    def grayscale(self) -> np.ndarray | None:
+        """bool `(len(self),)`: which examples were stored without colours; None where nobody knows."""
+        ...
+
+    def gather(self, positions: np.ndarray) -> Arrays:
+        """Images uint8 `(b, h, w, c)` and labels int32 `(b,)` of the examples at `positions`, int `(b,)`."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Named splits of images of one shape.
+
+    Attributes:
+      class_names: in the order of the labels.
+      statistics_path: where `channel_statistics` are kept, if at all.
+      fingerprint: of the pictures in a person's folder, their names and classes; None for published sets and arrays.
+      cache: the folder where what was found out about such a folder is kept.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    splits: dict[str, Split]
+    statistics_path: Path | None = None
+    fingerprint: str | None = None
+    cache: Path | None = None
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels)."""
+        return next(iter(self.splits.values())).image_shape
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def channel_statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of the training split's pixels, scaled to 0..1: float64 `(channels,)` each.
+
+        The deviation is the population's, over all pixels of all images. Both come from exact integer sums.
+        """
+        if self.statistics_path and self.statistics_path.is_file():
+            mean, std = json.loads(self.statistics_path.read_text())
+            return np.array(mean), np.array(std)
+        mean, std = _channel_statistics(self.splits["train"])
+        if self.statistics_path:
+            # A folder that may only be read costs the sums again next time, and nothing else.
+            with contextlib.suppress(OSError):
+                self.statistics_path.parent.mkdir(parents=True, exist_ok=True)
+                with whole_file(self.statistics_path) as path:
+                    path.write_text(json.dumps([mean.tolist(), std.tolist()]))
+        return mean, std
+
+
+def _channel_statistics(split: Split) -> tuple[np.ndarray, np.ndarray]:
+    positions = np.arange(len(split))
+    if isinstance(split, streaming.Split) and len(split) > STATISTICS_EXAMPLES:
+        positions = np.linspace(0, len(split) - 1, STATISTICS_EXAMPLES).astype(np.int64)
+    channels = split.image_shape[-1]
+    counts = np.zeros((channels, 256), np.int64)  # how often each value occurs
+    chunk = max(1, STATISTICS_BYTES // math.prod(split.image_shape))
+    for start in range(0, len(positions), chunk):
+        images, _ = split.gather(positions[start : start + chunk])
+        for channel in range(channels):
+            counts[channel] += np.bincount(images[..., channel].ravel(), minlength=256)
+    values = np.arange(256)
+    mean, std = [], []
+    for number, total, squares in zip(*(counts @ values**power for power in range(3)), strict=True):
+        number, total, squares = int(number), int(total), int(squares)  # of any size, so that nothing overflows
+        mean.append(total / (255 * number))
+        std.append(math.sqrt((number * squares - total**2) / (255 * number) ** 2))
+    return np.array(mean), np.array(std)
+
+
+def train_batches(
+    split: Split,
+    positions: Callable[[int], np.ndarray],
+    first: int,
+    last: int,
+    *,
+    num_workers: int = 0,
+    crop: streaming.RandomCrop | None = None,
+    steps_per_epoch: int = 1,
+) -> Iterator[Arrays]:
+    """The images and labels of the steps from `first` up to, but without, `last`; close it when done before.
+
+    Args:
+      positions: step -> the positions of its examples in the split, e.g. `partial(order.batch_indices, seed, ...)`.
+      num_workers, crop: of a split that is streamed, see `streaming.batches`.
+
+    Raises:
+      UserError: a crop is wanted of images that are in memory at one size.
+    """
+    if isinstance(split, streaming.Split):
+        with contextlib.closing(
+            streaming.batches(
+                split, positions, first, last, num_workers=num_workers, crop=crop, steps_per_epoch=steps_per_epoch
+            )
+        ) as batches:
+            yield from ((images, labels) for images, labels, _ in batches)
+        return
+    if crop:
+        raise UserError("data.augment.crop_originals needs pictures that are decoded when they are read")
+    yield from (split.gather(positions(step)) for step in range(first, last))
+
+
+def eval_batches(
+    split: Split, batch_size: int, rows: slice = slice(None)
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """All examples in order, each exactly once, in batches of one size.
+
+    Args:
+      split: what is evaluated.
+      batch_size: examples per batch. The last batch is filled up with copies of the last example.
+      rows: the part of every batch that is wanted, e.g. of one process among several.
+
+    Yields:
+      images uint8 `(b, h, w, c)`, labels int32 `(b,)` and mask bool `(b,)`, False on what only fills up, and on
+      pictures that cannot be decoded any more.
+    """
+    number = -(-len(split) // batch_size)
+    positions = partial(_eval_positions, batch_size=batch_size, rows=rows)
+    inside = (positions(batch) < len(split) for batch in range(number))
+    clipped = partial(_clipped, positions, len(split) - 1)
+    if isinstance(split, streaming.Split):
+        with contextlib.closing(streaming.batches(split, clipped, 0, number)) as batches:
+            for (images, labels, decoded), mask in zip(batches, inside, strict=True):
+                yield images, labels, mask & decoded
+        return
+    for batch, mask in zip(itertools.count(), inside):
+        yield *split.gather(clipped(batch)), mask
+
+
+def _eval_positions(batch: int, *, batch_size: int, rows: slice) -> np.ndarray:
+    return np.arange(batch * batch_size, (batch + 1) * batch_size)[rows]
+
+
+def _clipped(positions: Callable[[int], np.ndarray], last: int, batch: int) -> np.ndarray:
+    return np.minimum(positions(batch), last)

@@ -1,0 +1,195 @@
+"""Encoded pictures, in files or in ArrayRecord: where their bytes are, and what is known of each after a look at it.
+
+Nothing here needs JAX, so that worker processes start fast.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from inception_jax.data import images
+from inception_jax.data.resident import whole_file
+
+logger = logging.getLogger(__name__)
+
+LOG_SECONDS = 10.0  # between lines about a check that takes long
+
+
+class Source(Protocol):
+    """The encoded pictures of one published split; it can be pickled, and is opened where it is read."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, row: int) -> bytes:
+        """The file's content. Raises OSError where it cannot be read any more."""
+        ...
+
+    def name(self, row: int) -> str:
+        """What messages call the picture."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class FileSource:
+    """Files below a folder, read where they are. `joined` holds their POSIX paths, with a NUL between two."""
+
+    root: Path
+    joined: str  # one string is pickled for a million paths in no time
+
+    @classmethod
+    def of(cls, root: Path, paths: Iterable[str]) -> "FileSource":
+        return cls(root, "\0".join(paths))
+
+    @cached_property
+    def paths(self) -> list[str]:
+        return self.joined.split("\0") if self.joined else []
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, row: int) -> bytes:
+        return (self.root / self.paths[row]).read_bytes()
+
+    def name(self, row: int) -> str:
+        return self.paths[row]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"root": self.root, "joined": self.joined}
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordSource:
+    """A split that TFDS wrote as ArrayRecord files; `key` is the feature that is the picture."""
+
+    folder: Path
+    split: str
+    key: str
+
+    @cached_property
+    def records(self) -> Any:
+        import tensorflow_datasets as tfds
+
+        builder = tfds.builder_from_directory(self.folder)
+        # Decoded by ours alone, so that the pixels do not depend on whether OpenCV is there, too.
+        return builder.as_data_source(self.split, decoders={self.key: tfds.decode.SkipDecoding()})
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def read(self, row: int) -> bytes:
+        return self.records[row][self.key]
+
+    def name(self, row: int) -> str:
+        name = self.records[row].get("file_name")
+        return name.decode() if isinstance(name, bytes) else name or f"{self.split}[{row}]"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "split": self.split, "key": self.key}
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What is known of the pictures of a source, one entry for each.
+
+    Attributes:
+      digests: of the files' content, 32 hexadecimal digits: equal files have equal ones.
+      heights, widths: in pixels, as they are shown (EXIF).
+      modes: Pillow's name for the pixels: "L" is gray, "RGB" colour.
+      errors: why it cannot be decoded; "" where it can.
+      stamps: size and time of change of the file, by which it is known again; "" of records, which do not change.
+    """
+
+    digests: list[str]
+    heights: list[int]
+    widths: list[int]
+    modes: list[str]
+    errors: list[str]
+    stamps: list[str]
+
+    @cached_property
+    def decodable(self) -> np.ndarray:
+        """bool `(n,)`."""
+        return np.array([not error for error in self.errors], bool)
+
+    @cached_property
+    def grayscale(self) -> np.ndarray:
+        """bool `(n,)`: the picture is stored without colours. One whose colours are all gray does not count."""
+        return np.array([mode in images.GRAY_MODES for mode in self.modes], bool)
+
+
+def check(source: Source, path: Path) -> Facts:
+    """Reads every picture once and decodes it as far as it takes to know that it can be; the result is kept.
+
+    Args:
+      source: the pictures. Of files that were checked before and have the size and time they had, nothing is read.
+      path: where the result is kept.
+    """
+    known: dict[str, list[Any]] = {}
+    with contextlib.suppress(OSError, ValueError):
+        known = {row[-1]: row for row in json.loads(path.read_text())}
+    if isinstance(source, FileSource):
+        stamps = [_stamp(source, row) for row in range(len(source))]
+    else:
+        stamps = [str(row) for row in range(len(source))]
+    new = [row for row, stamp in enumerate(stamps) if stamp not in known]
+    if new:
+        started = said = time.monotonic()
+        # Decoding and hashing let go of the interpreter's lock.
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            looks = pool.map(lambda row: _look(source, row), new)
+            for number, (row, found) in enumerate(zip(new, looks, strict=True), start=1):
+                known[stamps[row]] = [*found, stamps[row]]
+                if time.monotonic() - said > LOG_SECONDS:
+                    said = time.monotonic()
+                    left = (said - started) / number * (len(new) - number)
+                    logger.info("checked %d of %d pictures, %.0f s left", number, len(new), left)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as file:
+            file.write_text(json.dumps([known[stamp] for stamp in stamps]))
+    rows = [known[stamp] for stamp in stamps]
+    return Facts(*([row[column] for row in rows] for column in range(6)))
+
+
+def _stamp(source: FileSource, row: int) -> str:
+    try:
+        status = (source.root / source.paths[row]).stat()
+        return f"{source.paths[row]}\0{status.st_size}\0{status.st_mtime_ns}"
+    except OSError:
+        return f"{source.paths[row]}\0"
+
+
+def _look(source: Source, row: int) -> tuple[str, int, int, str, str]:
+    digest = ""
+    try:
+        content = source.read(row)
+        digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+        if not content:
+            raise ValueError("it is empty")
+        return digest, *images.verify(content), ""
+    except Exception as error:  # Pillow raises whatever a broken file makes it trip over
+        return digest, 0, 0, "", reason(error)
+
+
+def reason(error: BaseException) -> str:
+    """Why a picture cannot be decoded, in a few words."""
+    text = str(getattr(error, "strerror", None) or error).splitlines()
+    if type(error).__name__ == "UnidentifiedImageError":
+        return "it is no picture of a known kind"
+    return text[0][:200] if text else type(error).__name__
+
+
+def shared(first: Sequence[str], second: Sequence[str]) -> list[int]:
+    """The positions in `second` of digests that `first` has, too."""
+    known = set(first)
+    return [position for position, digest in enumerate(second) if digest in known]

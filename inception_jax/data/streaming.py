@@ -1,0 +1,249 @@
+"""Data sets that do not fit in memory: pictures are decoded when their batch is due, by workers that read ahead.
+
+A batch is a pure function of its step, so that any number of workers, from any step on, gives the same batches.
+Nothing here needs JAX, so that worker processes start fast.
+"""
+
+import ctypes
+import dataclasses
+import logging
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from inception_jax.data import images as image_formats
+from inception_jax.data.images import Box, Format
+from inception_jax.data.pictures import Source, reason
+from inception_jax.data.resident import Arrays
+from inception_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+CROP_ATTEMPTS = 10  # crops that are drawn before the central one is taken (torchvision)
+# Grain frees shared memory in a thread of its own; what a process that ends before has not freed, Python complains of.
+FREEING_SECONDS = 0.2
+PR_SET_PDEATHSIG = 1  # Linux's prctl: a signal for the child when its parent dies
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Some of the pictures of one or several sources, decoded when they are asked for.
+
+    Attributes:
+      sources: where the encoded pictures are.
+      source_of: int `(n,)`: each example's source, an index.
+      rows: int64 `(n,)`: each example's row there.
+      labels: int32 `(n,)`.
+      gray: bool `(n,)`: whether an example is stored without colours.
+      form: what pictures are converted to; its `image_size` is set.
+      leave_out: a picture that cannot be decoded any more is left out with a warning, instead of being an error.
+    """
+
+    sources: tuple[Source, ...]
+    source_of: np.ndarray
+    rows: np.ndarray
+    labels: np.ndarray
+    gray: np.ndarray
+    form: Format
+    leave_out: bool = True
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels)."""
+        assert self.form.image_size is not None
+        return self.form.image_size, self.form.image_size, self.form.channels
+
+    def all_labels(self) -> np.ndarray:
+        """The labels of the split's examples in its order: int32 `(len(self),)`."""
+        return self.labels
+
+    def grayscale(self) -> np.ndarray:
+        """bool `(len(self),)`: which examples are stored without colours."""
+        return self.gray
+
+    def gather(self, positions: np.ndarray) -> Arrays:
+        """The examples at `positions` (int, `(b,)`, each from 0 to `len(self) - 1`), decoded by several threads.
+
+        Returns:
+          images uint8 `(b, h, w, c)` and labels int32 `(b,)`.
+
+        Raises:
+          UserError: a picture cannot be decoded any more.
+        """
+        positions = np.asarray(positions)
+        if positions.size and not 0 <= positions.min() <= positions.max() < len(self):
+            raise IndexError(f"positions must be from 0 to {len(self) - 1}")
+        images = np.empty((len(positions), *self.image_shape), np.uint8)
+
+        def fill(row: int) -> None:
+            images[row] = self.decode(positions[row])
+
+        for _ in _threads().map(fill, range(len(positions))):
+            pass
+        return images, self.labels[positions]
+
+    def decode(self, position: int, crop: Callable[[int, int], Box] | None = None) -> np.ndarray:
+        """One picture: uint8 `(h, w, c)`.
+
+        Args:
+          crop: (height, width) of the picture -> what is cut out of it; None: as the split's form says.
+        """
+        source, row = self.sources[self.source_of[position]], int(self.rows[position])
+        try:
+            content = source.read(row)
+            return image_formats.decode(content, self.form, crop(*image_formats.size(content)) if crop else None)
+        except Exception as error:  # Pillow raises whatever a broken file makes it trip over
+            raise UserError(f"{source.name(row)} could be decoded before, but not now: {reason(error)}") from error
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomCrop:
+    """Random resized crop of pictures at full size, keyed by (seed, epoch, position in the split).
+
+    Attributes:
+      scale: smallest and largest share of the picture's area.
+      ratio: smallest and largest width / height.
+    """
+
+    seed: int
+    scale: tuple[float, float]
+    ratio: tuple[float, float]
+
+    def draw(self, epoch: int, position: int, height: int, width: int) -> Box:
+        """A box (left, top, right, bottom) in whole pixels, distributed as torchvision's RandomResizedCrop has them.
+
+        The share of the area is uniform in `scale`, width / height log-uniform in `ratio`. Of ten such boxes the first
+        that fits is taken, at a place drawn uniformly; where none does, the largest central one within `ratio`.
+        """
+        key = np.array([self.seed % 2**64, epoch], np.uint64)
+        # The counter's last word keeps these numbers apart from the permutation's, which have the same key.
+        raw = np.random.Philox(key=key, counter=[0, position, 0, 1]).random_raw(2 * CROP_ATTEMPTS + 2)
+        uniform = (raw >> np.uint64(11)) * 2.0**-53
+        for first, second in uniform[:-2].reshape(-1, 2):
+            area = height * width * (self.scale[0] + first * (self.scale[1] - self.scale[0]))
+            low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
+            aspect = math.exp(low + second * (high - low))
+            box_height, box_width = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
+            if 0 < box_height <= height and 0 < box_width <= width:
+                top = math.floor(uniform[-2] * (height - box_height + 1))
+                left = math.floor(uniform[-1] * (width - box_width + 1))
+                return left, top, left + box_width, top + box_height
+        box_height = min(height, max(1, round(width / self.ratio[0])))
+        box_width = min(width, max(1, round(height * self.ratio[1])))
+        top, left = (height - box_height) // 2, (width - box_width) // 2
+        return left, top, left + box_width, top + box_height
+
+
+@dataclasses.dataclass(frozen=True)
+class _LoadBatch:
+    """step -> (images, labels, position of what was to be read at each row, or -1 where it could be)."""
+
+    split: Split
+    positions: Callable[[int], np.ndarray]
+    crop: RandomCrop | None
+    steps_per_epoch: int
+
+    def __call__(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        positions = self.positions(step)
+        images = np.empty((len(positions), *self.split.image_shape), np.uint8)
+        labels = np.empty(len(positions), np.int32)
+        failed = np.full(len(positions), -1)
+        for row, position in enumerate(positions):
+            # In place of one that cannot be read the next one is taken, whichever process meets it.
+            for candidate in range(position, position + len(self.split)):
+                candidate %= len(self.split)
+                try:
+                    images[row] = self.split.decode(candidate, self._crop(step, candidate))
+                    labels[row] = self.split.labels[candidate]
+                    break
+                except UserError:
+                    if not self.split.leave_out:
+                        raise
+                    failed[row] = position
+            else:
+                raise UserError("none of the split's pictures can be decoded any more")
+        return images, labels, failed
+
+    def _crop(self, step: int, position: int) -> Callable[[int, int], Box] | None:
+        if self.crop is None:
+            return None
+        crop, epoch = self.crop, step // self.steps_per_epoch
+        return lambda height, width: crop.draw(epoch, position, height, width)
+
+
+def batches(
+    split: Split,
+    positions: Callable[[int], np.ndarray],
+    first: int,
+    last: int,
+    *,
+    num_workers: int = 0,
+    crop: RandomCrop | None = None,
+    steps_per_epoch: int = 1,
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """The batches of the steps from `first` up to, but without, `last`, read ahead.
+
+    Args:
+      positions: step -> the positions of its examples in the split, int `(b,)`; it can be pickled.
+      num_workers: processes that decode; 0: threads of this one.
+      crop: what is cut out of each picture, before it is resized; None: what the split's form says.
+
+    Yields:
+      images uint8 `(b, h, w, c)`, labels int32 `(b,)`, both new arrays, and mask bool `(b,)`: False where the picture
+      could not be decoded any more and the next one of the split stands in its place.
+
+    Raises:
+      UserError: that happened and the split does not leave such pictures out.
+    """
+    import grain
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():  # Grain reads a flag of its own, though nobody has to use absl's
+        flags.FLAGS.mark_as_parsed()
+    load = _LoadBatch(split, positions, crop, steps_per_epoch)
+    dataset = grain.MapDataset.range(first, last).map(load)
+    if num_workers:
+        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+        dataset = dataset.to_iter_dataset(options).mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=1),
+            worker_init_fn=_start_worker,
+        )
+    else:
+        threads = os.cpu_count() or 1
+        dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1))
+    iterator: Any = iter(dataset)
+    told = set()
+    try:
+        for images, labels, failed in iterator:
+            for position in set(failed[failed >= 0].tolist()) - told:
+                told.add(position)
+                name = split.sources[split.source_of[position]].name(int(split.rows[position]))
+                logger.warning("%s cannot be decoded any more: left out", name)
+            # Copies: what workers send lies in shared memory, which is to be free again soon.
+            yield np.array(images), np.array(labels), failed < 0
+    finally:
+        iterator.close()
+        time.sleep(FREEING_SECONDS if num_workers else 0)
+
+
+def _start_worker(index: int, count: int) -> None:
+    """Ctrl-C is for the parent to answer, and no worker outlives it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
