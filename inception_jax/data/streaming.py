@@ -4,18 +4,18 @@ A batch is a pure function of its step, so that any number of workers, from any 
 Nothing here needs JAX, so that worker processes start fast.
 """
 
+import collections
 import ctypes
 import dataclasses
 import logging
 import math
+import multiprocessing
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import cache
-from typing import Any
 
 import numpy as np
 
@@ -28,8 +28,6 @@ from inception_jax.errors import UserError
 logger = logging.getLogger(__name__)
 
 CROP_ATTEMPTS = 10  # crops that are drawn before the central one is taken (torchvision)
-# Grain frees shared memory in a thread of its own; what a process that ends before has not freed, Python complains of.
-FREEING_SECONDS = 0.2
 PR_SET_PDEATHSIG = 1  # Linux's prctl: a signal for the child when its parent dies
 
 
@@ -211,39 +209,49 @@ def batches(
     Raises:
       UserError: that happened and the split does not leave such pictures out.
     """
-    import grain
-    from absl import flags
-
-    if not flags.FLAGS.is_parsed():  # Grain reads a flag of its own, though nobody has to use absl's
-        flags.FLAGS.mark_as_parsed()
     load = _LoadBatch(split, positions, crop, steps_per_epoch)
-    dataset = grain.MapDataset.range(first, last).map(load)
     if num_workers:
-        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
-        dataset = dataset.to_iter_dataset(options).mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=1),
-            worker_init_fn=_start_worker,
+        # Spawned: a fork of a process in which JAX runs threads may hang.
+        pool: Executor = ProcessPoolExecutor(
+            num_workers,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_start_worker,
+            initargs=(load, os.getpid()),
         )
+        run, ahead = _run_in_worker, 2 * num_workers
     else:
         threads = os.cpu_count() or 1
-        dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1))
-    iterator: Any = iter(dataset)
+        pool = ThreadPoolExecutor(threads, thread_name_prefix="batch")
+        run, ahead = load, threads + 1
     told = set()
+    due: collections.deque[Future] = collections.deque()
     try:
-        for images, labels, failed in iterator:
+        for step in range(first, last):
+            while len(due) <= ahead and step + len(due) < last:
+                due.append(pool.submit(run, step + len(due)))
+            images, labels, failed = due.popleft().result()
             for position in set(failed[failed >= 0].tolist()) - told:
                 told.add(position)
                 name = split.sources[split.source_of[position]].name(int(split.rows[position]))
                 logger.warning("%s cannot be decoded any more: left out", name)
-            # Copies: what workers send lies in shared memory, which is to be free again soon.
-            yield np.array(images), np.array(labels), failed < 0
+            yield images, labels, failed < 0
     finally:
-        iterator.close()
-        time.sleep(FREEING_SECONDS if num_workers else 0)
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start_worker(index: int, count: int) -> None:
+_load: _LoadBatch  # a worker's own, sent once and not with every step
+
+
+def _start_worker(load: _LoadBatch, parent: int) -> None:
     """Ctrl-C is for the parent to answer, and no worker outlives it."""
+    global _load
+    _load = load
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it was faster
+            os._exit(1)
+
+
+def _run_in_worker(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return _load(step)

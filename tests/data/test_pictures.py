@@ -1,0 +1,63 @@
+"""What is found out about each picture, once."""
+
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from inception_jax.data import pictures
+from inception_jax.data.pictures import FileSource
+
+NAMES = ["a/1.png", "a/ü b.png", "b/gray.jpg", "b/half.jpg", "b/empty.png", "b/gone.png", "b/text.jpg"]
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A folder with three pictures, of which two are equal, and four files that are none."""
+    root = tmp_path / "pictures"
+    (root / "a").mkdir(parents=True)
+    (root / "b").mkdir()
+    Image.new("RGB", (7, 5), "red").save(root / "a" / "1.png")
+    Image.new("RGB", (7, 5), "red").save(root / "a" / "ü b.png")
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(root / "b" / "gray.jpg")
+    content = (root / "b" / "gray.jpg").read_bytes()
+    (root / "b" / "half.jpg").write_bytes(content[: len(content) - 20])
+    (root / "b" / "empty.png").touch()
+    (root / "b" / "text.jpg").write_text("not a picture")
+    return FileSource.of(root, NAMES)
+
+
+def test_facts(source, tmp_path):
+    facts = pictures.check(source, tmp_path / "facts.json")
+    assert facts.decodable.tolist() == [True, True, True, False, False, False, False]
+    assert facts.grayscale.tolist() == [False, False, True, False, False, False, False]
+    assert list(zip(facts.heights, facts.widths, facts.modes, strict=True))[:3] == [
+        (5, 7, "RGB"), (5, 7, "RGB"), (8, 8, "L"),
+    ]  # fmt: skip
+    assert facts.digests[0] == facts.digests[1] != facts.digests[2]
+    assert facts.errors[4:] == ["it is empty", "No such file or directory", "it is no picture of a known kind"]
+    assert facts.errors[3]
+
+
+def test_a_picture_is_read_again_only_if_it_changed(source, tmp_path, monkeypatch):
+    path = tmp_path / "cache" / "facts.json"
+    first = pictures.check(source, path)
+    read = []
+    monkeypatch.setattr(pictures, "_look", lambda source, row: read.append(row) or ("new", 1, 2, "L", ""))
+    assert pictures.check(source, path) == first
+    assert read == []
+    status = (source.root / NAMES[1]).stat()
+    os.utime(source.root / NAMES[1], ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    assert pictures.check(source, path).digests[1] == "new"
+    assert read == [1]
+    more = FileSource.of(source.root, [*NAMES[2:], "a/1.png", "b/half.jpg"])
+    assert pictures.check(more, path).digests == [*first.digests[2:], first.digests[0], first.digests[3]]
+    assert read == [1]
+
+
+def test_a_damaged_cache_is_made_again(source, tmp_path):
+    path = tmp_path / "facts.json"
+    first = pictures.check(source, path)
+    path.write_text(path.read_text()[:100])
+    assert pictures.check(source, path) == first

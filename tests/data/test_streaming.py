@@ -1,0 +1,229 @@
+"""Pictures that are decoded when they are read: the same batches as from memory, whoever decodes them."""
+
+import dataclasses
+import logging
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from inception_jax import data
+from inception_jax.data import order
+from inception_jax.data.dataset import eval_batches, train_batches
+from inception_jax.data.streaming import RandomCrop
+from inception_jax.errors import UserError
+
+SIDES = [(20, 30), (31, 17), (24, 24), (40, 64)]
+CROP = RandomCrop(3, (0.1, 1.0), (3 / 4, 4 / 3))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Two classes of pictures in several sizes, formats and modes, 20 in each."""
+    root = tmp_path_factory.mktemp("pictures")
+    generator = np.random.default_rng(0)
+    for number in range(40):
+        place = root / ("cat", "dog")[number % 2]
+        place.mkdir(exist_ok=True)
+        image = Image.fromarray(generator.integers(0, 256, (*SIDES[number % 4], 3), np.uint8))
+        if number % 5 == 0:
+            image = image.convert("L")
+        image.save(place / f"{number}.{('jpg', 'png')[number // 4 % 2]}")
+    return root
+
+
+@pytest.fixture(scope="module")
+def load(folder, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("prepared")
+    return partial(data.load, "image_folder", directory=directory, folder=folder, image_size=16)
+
+
+def positions(split, batch_size=4):
+    return partial(order.batch_indices, 5, num_examples=len(split), batch_size=batch_size)
+
+
+def assert_batches_equal(first, second):
+    for some, others in zip(first, second, strict=True):
+        for array, other in zip(some, others, strict=True):
+            np.testing.assert_array_equal(array, other)
+            assert array.dtype == other.dtype
+
+
+@pytest.mark.parametrize("options", [{}, {"channels": 1, "resize": "bicubic"}, {"fit": "crop", "crop_share": 0.8}])
+def test_streaming_equals_memory(options, load):
+    memory, streamed = (load(pipeline=pipeline, **options) for pipeline in ("memory", "streaming"))
+    assert memory.image_shape == streamed.image_shape
+    assert memory.class_names == streamed.class_names == ("cat", "dog")
+    np.testing.assert_array_equal(memory.channel_statistics(), streamed.channel_statistics())
+    assert set(memory.splits) == {"train", "validation", "test"}
+    for name, split in memory.splits.items():
+        other = streamed.splits[name]
+        np.testing.assert_array_equal(split.all_labels(), other.all_labels())
+        np.testing.assert_array_equal(split.grayscale(), other.grayscale())
+        everything = np.arange(len(split))
+        assert_batches_equal([split.gather(everything)], [other.gather(everything)])
+        assert_batches_equal(eval_batches(split, 7), eval_batches(other, 7))
+        assert_batches_equal(eval_batches(split, 6, slice(2, 4)), eval_batches(other, 6, slice(2, 4)))
+    split, other = memory.splits["train"], streamed.splits["train"]
+    assert_batches_equal(train_batches(split, positions(split), 2, 20), train_batches(other, positions(other), 2, 20))
+
+
+def test_any_number_of_workers_from_any_step_gives_the_same_batches(load):
+    split = load(pipeline="streaming").splits["train"]
+    before = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
+    for crop in (None, CROP):
+        stream = partial(train_batches, split, positions(split), last=21, crop=crop, steps_per_epoch=8)
+        whole = list(stream(first=0))
+        assert len(whole) == 21
+        for workers, first in ((1, 3), (2, 11)):
+            assert_batches_equal(stream(first=first, num_workers=workers), whole[first:])
+    # One that is left before its end.
+    batches = train_batches(split, positions(split), 0, 1000, num_workers=2)
+    assert_batches_equal([next(batches)], [next(train_batches(split, positions(split), 0, 1))])
+    batches.close()
+    assert (set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()) <= before
+
+
+def test_a_crop_depends_on_the_epoch_and_the_picture_alone(load):
+    split = load(pipeline="streaming").splits["train"]
+    n = len(split)
+    epochs = list(train_batches(split, partial(order.batch_indices, 5, num_examples=n, batch_size=n), 0, 2, crop=CROP))
+    again = [order.permutation(5, epoch, n) for epoch in (0, 1)]
+    for epoch in (0, 1):
+        crop = partial(CROP.draw, epoch, again[epoch][3])
+        np.testing.assert_array_equal(epochs[epoch][0][3], split.decode(again[epoch][3], crop))
+    first, second = (images[np.argsort(permutation)] for (images, _), permutation in zip(epochs, again, strict=True))
+    assert (first != second).any(axis=(1, 2, 3)).all()
+
+
+def test_crops_are_distributed_as_torchvisions():
+    pytest.importorskip("torch")
+    from peers import import_torchvision
+
+    import_torchvision()
+    import torch
+    from torchvision.transforms import RandomResizedCrop
+
+    torch.manual_seed(0)
+    for height, width, scale, ratio in (
+        (375, 500, (0.08, 1.0), (3 / 4, 4 / 3)),
+        (40, 400, (0.6, 1.0), (3 / 4, 4 / 3)),  # seldom fits: the central one
+        (64, 64, (0.3, 0.5), (0.5, 2.0)),
+    ):
+        crop = RandomCrop(0, scale, ratio)
+        ours = np.array([crop.draw(number // 100, number % 100, height, width) for number in range(4000)])
+        image = torch.empty(3, height, width)
+        theirs = np.array([RandomResizedCrop.get_params(image, scale, ratio) for _ in range(4000)])  # top, left, h, w
+        ours = np.stack([ours[:, 1], ours[:, 0], ours[:, 3] - ours[:, 1], ours[:, 2] - ours[:, 0]], 1)
+        assert (ours[:, :2] >= 0).all()
+        assert (ours[:, 0] + ours[:, 2] <= height).all()
+        assert (ours[:, 1] + ours[:, 3] <= width).all()
+        for column in range(4):
+            spread = theirs[:, column].std() + 1e-9
+            assert abs(ours[:, column].mean() - theirs[:, column].mean()) < 0.08 * spread + 1e-6
+            assert abs(ours[:, column].std() - theirs[:, column].std()) < 0.08 * spread + 1e-6
+
+
+def test_a_picture_that_is_gone_is_left_out_wherever_it_is_met(folder, tmp_path, caplog):
+    copy = tmp_path / "copy"
+    for path in folder.rglob("*.*"):
+        (copy / path.parent.name).mkdir(parents=True, exist_ok=True)
+        (copy / path.parent.name / path.name).write_bytes(path.read_bytes())
+    load = partial(
+        data.load, "image_folder", directory=tmp_path, folder=copy, image_size=16, pipeline="streaming", hold_out=0
+    )
+    split = load(splits={"train": "train"}).splits["train"]
+    stream = partial(train_batches, split, positions(split), 0, 10)
+    before = list(stream())
+    gone = int(order.batch_indices(5, 2, num_examples=40, batch_size=4)[1])
+    name = split.sources[0].name(int(split.rows[gone]))
+    (copy / name).unlink()
+    with caplog.at_level(logging.WARNING):
+        after = list(stream())
+    assert [message for message in caplog.messages if name in message] == [
+        f"{name} cannot be decoded any more: left out"
+    ]
+    assert_batches_equal(stream(num_workers=1), after)
+    following = split.decode((gone + 1) % 40)
+    for step, ((images, labels), (expected, _)) in enumerate(zip(after, before, strict=True)):
+        for row, position in enumerate(positions(split)(step)):
+            np.testing.assert_array_equal(images[row], following if position == gone else expected[row])
+            assert labels[row] == split.labels[(position + (position == gone)) % 40]
+    masks = np.concatenate([mask for _, _, mask in eval_batches(split, 16)])
+    assert np.flatnonzero(~masks).tolist() == [gone, *range(40, 48)]
+    with pytest.raises(UserError, match=f"{name} could be decoded before"):
+        split.gather(np.arange(40))
+    strict = dataclasses.replace(split, leave_out=False)
+    with pytest.raises(UserError, match="could be decoded before"):
+        list(train_batches(strict, positions(split), 0, 10))
+    with pytest.raises(UserError, match="could be decoded before"):
+        list(train_batches(strict, positions(split), 0, 10, num_workers=1))
+
+
+def test_crops_need_pictures(load):
+    split = load(pipeline="memory").splits["train"]
+    with pytest.raises(UserError, match="crop_originals"):
+        next(train_batches(split, positions(split), 0, 1, crop=CROP))
+
+
+def test_streaming_is_chosen_where_the_decoded_set_is_too_large(load, caplog):
+    assert hasattr(load().splits["train"], "images")
+    with caplog.at_level(logging.INFO):
+        dataset = load(memory_gib=1e-9)
+    assert not hasattr(dataset.splits["train"], "images")
+    assert any("data.memory_gib" in message for message in caplog.messages)
+    with pytest.raises(UserError, match="several sizes"):
+        load(image_size=None)
+
+
+def runs(pid: int) -> bool:
+    """Whether a process is there and not only waits to be taken note of."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="no /dev/shm")
+def test_nothing_is_left_of_a_process_that_is_killed(load, folder, tmp_path):
+    script = tmp_path / "killed.py"
+    script.write_text(
+        textwrap.dedent(f"""
+        import multiprocessing, sys, time
+        from functools import partial
+        from inception_jax import data
+        from inception_jax.data import order
+        from inception_jax.data.dataset import train_batches
+
+        if __name__ == "__main__":
+            split = data.load(
+                "image_folder", directory={str(tmp_path)!r}, folder={str(folder)!r}, image_size=16, pipeline="streaming"
+            ).splits["train"]
+            order_of = partial(order.batch_indices, 5, num_examples=len(split), batch_size=4)
+            batches = train_batches(split, order_of, 0, 100_000, num_workers=2)
+            next(batches)
+            print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+            time.sleep(60)
+        """)
+    )
+    before = set(os.listdir("/dev/shm"))
+    with subprocess.Popen(
+        [sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=Path(__file__).parents[2]
+    ) as process:
+        assert process.stdout
+        workers = [int(pid) for pid in process.stdout.readline().split()]
+        assert len(workers) == 2
+        process.send_signal(signal.SIGKILL)
+    limit = time.monotonic() + 20
+    while time.monotonic() < limit and (any(map(runs, workers)) or not set(os.listdir("/dev/shm")) <= before):
+        time.sleep(0.1)
+    assert not any(map(runs, workers))
+    assert set(os.listdir("/dev/shm")) <= before
