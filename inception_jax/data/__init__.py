@@ -33,7 +33,7 @@ from inception_jax import registry
 from inception_jax.data import folders, pictures, resident, streaming
 from inception_jax.data import images as image_formats
 from inception_jax.data import splits as split_notation
-from inception_jax.data.builders import Cifar10, Digits, Mnist
+from inception_jax.data.builders import Cifar10, Cifar100, Digits, FashionMnist, Mnist, TinyImagenet, UcMerced
 from inception_jax.data.dataset import Dataset
 from inception_jax.data.folders import Listing
 from inception_jax.data.images import Format
@@ -46,7 +46,11 @@ __all__ = ["DATASETS", "Published", "changes", "from_arrays", "load", "prepare",
 DATASETS: dict[str, type[tfds.core.GeneratorBasedBuilder] | Callable[..., Listing]] = {
     "digits": Digits,
     "mnist": Mnist,
+    "fashion_mnist": FashionMnist,
     "cifar10": Cifar10,
+    "cifar100": Cifar100,
+    "tiny_imagenet": TinyImagenet,
+    "uc_merced": UcMerced,
     "image_folder": folders.image_folder,
     "imagenet_subset": folders.imagenet_subset,
     "imagenet2012": folders.imagenet2012,

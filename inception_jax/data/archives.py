@@ -3,11 +3,13 @@
 import dataclasses
 import gzip
 import hashlib
+import os
 import ssl
 import tarfile
 import urllib.request
 import zlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -23,10 +25,20 @@ USE_ARCHIVES = "give a folder that has them, by --archives (prepare) or --config
 
 @dataclasses.dataclass(frozen=True)
 class Content:
-    """What a file holds once unpacked: its size in bytes and its SHA-256 (packing again keeps both)."""
+    """What a file holds, once it is unpacked unless it says otherwise (packing again changes nothing of that).
+
+    Attributes:
+      size: in bytes.
+      digest: its SHA-256 in hexadecimal, or its MD5 where no more was published: enough against damage and mix-ups.
+    """
 
     size: int
-    sha256: str
+    digest: str
+
+    @property
+    def algorithm(self) -> str:
+        """How the digest is made, as its length says."""
+        return "MD5" if len(self.digest) == 32 else "SHA-256"
 
 
 def given_folder(dl_manager: tfds.download.DownloadManager) -> Path | None:
@@ -39,9 +51,14 @@ def given_folder(dl_manager: tfds.download.DownloadManager) -> Path | None:
 
 def find(folder: Path, names: Sequence[str]) -> Path | None:
     """The first file with one of the `names` in `folder` or one level below."""
+    return next(iter(find_all(folder, names)), None)
+
+
+def find_all(folder: Path, names: Sequence[str]) -> list[Path]:
+    """As `find`, all of them."""
     try:
         places = (folder, *sorted(path for path in folder.iterdir() if path.is_dir()))
-        return next((place / name for place in places for name in names if (place / name).is_file()), None)
+        return [place / name for place in places for name in names if (place / name).is_file()]
     except OSError as error:
         raise UserError(f"cannot look for archives in {folder}: {error.strerror or error}") from error
 
@@ -91,6 +108,37 @@ def read(path: Path, content: Content) -> bytes:
     return _checked(data, content, path, str(path))
 
 
+def read_found(folder: Path, names: Sequence[str], content: Content) -> bytes:
+    """What the first file holds that has one of the `names`, and the `content`, in `folder` or one level below.
+
+    Names are not unique: those of MNIST and of Fashion-MNIST are the same.
+
+    Raises:
+      UserError: there is none; it says what is wrong with those that have the name.
+    """
+    require(folder, names)
+    wrong = []
+    for path in find_all(folder, names):
+        try:
+            return read(path, content)
+        except UserError as error:
+            wrong.append(str(error))
+    raise UserError("; ".join(wrong))
+
+
+def check_packed(path: Path, content: Content) -> None:
+    """Raises UserError unless an archive, as it is packed, is the `content`."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        digest = hashlib.file_digest(file, partial(_hash, content)).hexdigest()
+    for what, found, published in (("size", size, content.size), (content.algorithm, digest, content.digest)):
+        if found != published:
+            raise UserError(
+                f"{path} is not the published archive: its {what} is {found}, expected {published}: "
+                f"{_get_again(path)}, or unpack it if it was packed anew"
+            )
+
+
 def read_members(path: Path, contents: dict[str, Content]) -> dict[str, bytes]:
     """The files of a tar archive that have the names in `contents`, in whatever folder; nothing is written to disk.
 
@@ -118,13 +166,17 @@ def _checked(data: bytes, content: Content, path: Path, what: str) -> bytes:
     if len(data) != content.size:
         size = f"more than {content.size}" if len(data) > content.size else len(data)
         raise UserError(f"{what} holds {size} bytes unpacked, not the published {content.size}: {_get_again(path)}")
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != content.sha256:
+    digest = _hash(content, data).hexdigest()
+    if digest != content.digest:
         raise UserError(
-            f"{what} is not the published file: the SHA-256 of its unpacked bytes is {digest}, "
-            f"expected {content.sha256}: {_get_again(path)}"
+            f"{what} is not the published file: the {content.algorithm} of its unpacked bytes is {digest}, "
+            f"expected {content.digest}: {_get_again(path)}"
         )
     return data
+
+
+def _hash(content: Content, data: bytes = b"") -> "hashlib._Hash":
+    return hashlib.md5(data, usedforsecurity=False) if content.algorithm == "MD5" else hashlib.sha256(data)
 
 
 def _get_again(path: Path) -> str:

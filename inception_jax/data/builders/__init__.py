@@ -1,7 +1,12 @@
-"""TFDS builders of the named data sets. They need no TensorFlow and keep the published order of the examples."""
+"""TFDS builders of the named data sets. They need no TensorFlow, and keep the published order of the examples where
+that is not sorted by class."""
 
 from inception_jax.data.builders.cifar10 import Cifar10
+from inception_jax.data.builders.cifar100 import Cifar100
 from inception_jax.data.builders.digits import Digits
+from inception_jax.data.builders.fashion_mnist import FashionMnist
 from inception_jax.data.builders.mnist import Mnist
+from inception_jax.data.builders.tiny_imagenet import TinyImagenet
+from inception_jax.data.builders.uc_merced import UcMerced
 
-__all__ = ["Cifar10", "Digits", "Mnist"]
+__all__ = ["Cifar10", "Cifar100", "Digits", "FashionMnist", "Mnist", "TinyImagenet", "UcMerced"]

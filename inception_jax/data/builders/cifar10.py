@@ -1,7 +1,6 @@
 """The CIFAR-10 photographs."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +32,26 @@ TRAIN_FILES = {
 TEST_FILES = {"test_batch.bin": Content(30_730_000, "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b")}
 FILES = TRAIN_FILES | TEST_FILES
 
+
+def read_files(
+    dl_manager: tfds.download.DownloadManager, url: str, archive: str, files: dict[str, Content]
+) -> dict[str, bytes]:
+    """What the `files` hold: from the archive, or from wherever they lie unpacked if any of them does."""
+    folder = archives.given_folder(dl_manager)
+    if folder is None:
+        return archives.read_members(archives.download(dl_manager, {"archive": url})["archive"], files)
+    if archives.find(folder, tuple(files)) is None:
+        return archives.read_members(archives.require(folder, (archive, next(iter(files)))), files)
+    return {name: archives.read_found(folder, (name,), content) for name, content in files.items()}
+
+
+def records(batch: bytes, label_bytes: int) -> Iterator[tuple[list[int], Image.Image]]:
+    """The labels and the image of each record: so many bytes of labels, then the planes of red, green and blue."""
+    for record in np.frombuffer(batch, np.uint8).reshape(-1, label_bytes + 3 * 32 * 32):
+        image = np.ascontiguousarray(record[label_bytes:].reshape(3, 32, 32).transpose(1, 2, 0))
+        yield record[:label_bytes].tolist(), Image.fromarray(image)
+
+
 with skip_registration():
 
     class Cifar10(tfds.core.GeneratorBasedBuilder):
@@ -56,27 +75,13 @@ with skip_registration():
             )
 
         def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-            folder = archives.given_folder(dl_manager)
-            if folder is None:
-                files = archives.read_members(archives.download(dl_manager, {"archive": URL})["archive"], FILES)
-            else:
-                files = _read_folder(folder)
+            files = read_files(dl_manager, URL, ARCHIVE, FILES)
             return {
                 "train": self._generate_examples([files[name] for name in TRAIN_FILES]),
                 "test": self._generate_examples([files[name] for name in TEST_FILES]),
             }
 
         def _generate_examples(self, batches: list[bytes]) -> Iterator[tuple[int, dict[str, Any]]]:
-            index = 0
-            for batch in batches:
-                for record in np.frombuffer(batch, np.uint8).reshape(-1, 1 + 3 * 32 * 32):
-                    image = np.ascontiguousarray(record[1:].reshape(3, 32, 32).transpose(1, 2, 0))
-                    yield index, {"image": Image.fromarray(image), "label": int(record[0])}
-                    index += 1
-
-
-def _read_folder(folder: Path) -> dict[str, bytes]:
-    """The six files from the archive, or from wherever they lie unpacked if any of them does."""
-    if archives.find(folder, tuple(FILES)) is None:
-        return archives.read_members(archives.require(folder, (ARCHIVE, "data_batch_1.bin")), FILES)
-    return {name: archives.read(archives.require(folder, (name,)), content) for name, content in FILES.items()}
+            pairs = (pair for batch in batches for pair in records(batch, label_bytes=1))
+            for index, ((label,), image) in enumerate(pairs):
+                yield index, {"image": image, "label": label}

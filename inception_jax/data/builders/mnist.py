@@ -21,6 +21,42 @@ FILES = {
     "t10k-labels-idx1-ubyte": Content(10_008, "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"),
 }
 
+
+def read_idx(
+    dl_manager: tfds.download.DownloadManager, url: str, files: dict[str, Content]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Images uint8 `(n, 28, 28)` and labels uint8 `(n,)` of "train" and "test", from four files of MNIST's format.
+
+    Args:
+      dl_manager: knows the folder that has the files, gzip'ed or not, if there is one.
+      url: where each is to be downloaded from, `.gz` being added to its name.
+      files: by name, what each holds.
+    """
+    folder = archives.given_folder(dl_manager)
+    if folder is None:
+        paths = archives.download(dl_manager, {name: f"{url}{name}.gz" for name in files})
+        bytes_of = {name: archives.read(path, files[name]) for name, path in paths.items()}
+    else:
+        # Unpacked copies are around with a dot before the "idx", too.
+        bytes_of = {
+            name: archives.read_found(folder, (f"{name}.gz", name, name.replace("-idx", ".idx")), content)
+            for name, content in files.items()
+        }
+    return {
+        split: (
+            np.frombuffer(bytes_of[f"{prefix}-images-idx3-ubyte"], np.uint8, offset=16).reshape(-1, 28, 28),
+            np.frombuffer(bytes_of[f"{prefix}-labels-idx1-ubyte"], np.uint8, offset=8),
+        )
+        for split, prefix in (("train", "train"), ("test", "t10k"))
+    }
+
+
+def examples(images: np.ndarray, labels: np.ndarray) -> Iterator[tuple[int, dict[str, Any]]]:
+    """What a builder yields of them."""
+    for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+        yield index, {"image": Image.fromarray(image), "label": int(label)}
+
+
 with skip_registration():
 
     class Mnist(tfds.core.GeneratorBasedBuilder):
@@ -44,23 +80,8 @@ with skip_registration():
             )
 
         def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-            folder = archives.given_folder(dl_manager)
-            if folder is None:
-                paths = archives.download(dl_manager, {name: f"{URL}{name}.gz" for name in FILES})
-            else:
-                # Unpacked copies are around with a dot before the "idx", too.
-                paths = {
-                    name: archives.require(folder, (f"{name}.gz", name, name.replace("-idx", ".idx"))) for name in FILES
-                }
-            bytes_of = {name: archives.read(path, FILES[name]) for name, path in paths.items()}
-            return {
-                split: self._generate_examples(
-                    np.frombuffer(bytes_of[f"{prefix}-images-idx3-ubyte"], np.uint8, offset=16).reshape(-1, 28, 28),
-                    np.frombuffer(bytes_of[f"{prefix}-labels-idx1-ubyte"], np.uint8, offset=8),
-                )
-                for split, prefix in (("train", "train"), ("test", "t10k"))
-            }
+            arrays = read_idx(dl_manager, URL, FILES)
+            return {split: self._generate_examples(*pair) for split, pair in arrays.items()}
 
         def _generate_examples(self, images: np.ndarray, labels: np.ndarray) -> Iterator[tuple[int, dict[str, Any]]]:
-            for index, (image, label) in enumerate(zip(images, labels, strict=True)):
-                yield index, {"image": Image.fromarray(image), "label": int(label)}
+            return examples(images, labels)

@@ -1,0 +1,97 @@
+"""Published pictures in files: in a folder, or in a zip archive that is read in place."""
+
+import dataclasses
+import itertools
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from inception_jax.data import archives, images, pictures
+from inception_jax.data.archives import Content
+from inception_jax.errors import UserError
+
+NAMES_SHOWN = 3  # of files that are missing
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """Files of a folder, or of a folder in an archive.
+
+    Attributes:
+      where: the folder or the archive.
+      names: POSIX paths.
+      content: what the file of a name holds; OSError and others where it cannot be read.
+    """
+
+    where: Path
+    names: frozenset[str]
+    content: Callable[[str], bytes]
+
+    def require(self, names: Iterable[str]) -> None:
+        """Raises UserError, with names, unless all are there."""
+        missing = [name for name in names if name not in self.names]
+        if missing:
+            shown = ", ".join(missing[:NAMES_SHOWN]) + (", ..." if len(missing) > NAMES_SHOWN else "")
+            raise UserError(f"{self.where} lacks {len(missing)} of the published files: {shown}: get it again")
+
+    def read(self, name: str) -> bytes:
+        """What a file holds; a UserError if it is not there or cannot be read."""
+        self.require([name])
+        try:
+            return self.content(name)
+        except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+            raise UserError(f"{name} in {self.where} cannot be read ({error}): get it again") from error
+
+    def read_rows(self, name: str, columns: int) -> list[list[str]]:
+        """The lines of a text file, split at their tabs; a UserError if one has fewer columns."""
+        rows = [line.split("\t") for line in self.read(name).decode(errors="replace").splitlines() if line.strip()]
+        for row in rows:
+            if len(row) < columns:
+                raise UserError(f"{name} in {self.where} is not the published file: it has a line {row}: get it again")
+        return rows
+
+    def read_picture(self, name: str) -> tuple[bytes, tuple[int, int]]:
+        """A picture file's bytes and the picture's (height, width); a UserError if it cannot be decoded."""
+        content = self.read(name)
+        try:
+            height, width, _ = images.verify(content)
+        except Exception as error:  # Pillow raises whatever a broken file makes it trip over
+            why = pictures.reason(error) if content else "it is empty"
+            raise UserError(f"{name} in {self.where} cannot be decoded ({why}): get it again") from error
+        return content, (height, width)
+
+
+def in_folder(root: Path) -> Files:
+    """The files below a folder."""
+    found = (
+        Path(folder, name).relative_to(root).as_posix()
+        for folder, _, names in os.walk(root, followlinks=True)
+        for name in names
+    )
+    return Files(root, frozenset(found), lambda name: (root / name).read_bytes())
+
+
+def in_zip(path: Path, content: Content, root: str) -> Files:
+    """The files below a folder in a zip archive; nothing is written to disk.
+
+    Args:
+      path: the archive.
+      content: of the archive as it is packed; a UserError if it is something else.
+      root: the folder, with a slash at its end.
+    """
+    archives.check_packed(path, content)
+    archive = zipfile.ZipFile(path)  # closed when nothing refers to it any more
+    names = (name.removeprefix(root) for name in archive.namelist() if name.startswith(root))
+    return Files(path, frozenset(names), lambda name: archive.read(root + name))
+
+
+def in_rounds(classes: Sequence[Sequence[str]]) -> list[tuple[str, int]]:
+    """(name, label) of all: the first file of each class, the second of each, and so on.
+
+    So every slice of a split, such as its last 10 %, has the classes in their shares; sorted by class it would have
+    some of them only.
+    """
+    rounds = itertools.zip_longest(*classes)
+    return [(name, label) for names in rounds for label, name in enumerate(names) if name is not None]

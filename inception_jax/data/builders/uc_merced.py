@@ -1,0 +1,129 @@
+"""The UC Merced land use pictures."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+from PIL import Image
+from tensorflow_datasets.core.registered import skip_registration
+
+from inception_jax.data import archives
+from inception_jax.data.archives import Content
+from inception_jax.data.builders import picture_files
+from inception_jax.data.builders.picture_files import Files
+from inception_jax.errors import UserError
+
+ARCHIVE = "UCMerced_LandUse.zip"
+URL = f"http://weegee.vision.ucmerced.edu/datasets/{ARCHIVE}"
+ROOT = "UCMerced_LandUse/Images/"
+PACKED = Content(332_468_434, "06c539ef28703a58fb07bd2837991ac7c48b813b00bb12ac197efd813a18daeb")
+CLASS_NAMES = (
+    "agricultural",
+    "airplane",
+    "baseballdiamond",
+    "beach",
+    "buildings",
+    "chaparral",
+    "denseresidential",
+    "forest",
+    "freeway",
+    "golfcourse",
+    "harbor",
+    "intersection",
+    "mediumresidential",
+    "mobilehomepark",
+    "overpass",
+    "parkinglot",
+    "river",
+    "runway",
+    "sparseresidential",
+    "storagetanks",
+    "tenniscourt",
+)
+PER_CLASS = 100
+SUFFIXES = (".tif", ".png", ".jpg")  # the first that is there; copies as PNG or JPEG are around
+
+with skip_registration():
+
+    class UcMerced(tfds.core.GeneratorBasedBuilder):
+        """2,100 aerial pictures of 21 kinds of land use, 100 of each, 256x256x3 but for 44 of other sizes.
+
+        By Yang and Newsam, "Bag-Of-Visual-Words and Spatial Extensions for Land-Use Classification" (ACM GIS 2010),
+        which is to be cited; cut from the USGS National Map's pictures, which are in the public domain.
+
+        They are published in one piece. Here every fifth picture of each class by name (04, 09, ..., 99) is the test
+        split, 420 pictures, and the other 1,680 are the training split. Both go round the classes, one picture of each
+        at a time. TIFF files are kept as PNG, pixel for pixel; PNG and JPEG files byte for byte.
+        """
+
+        VERSION = tfds.core.Version("1.0.0")
+        MANUAL_DOWNLOAD_INSTRUCTIONS = f"{ARCHIVE}, or the 21 folders of pictures that are in it."
+
+        def _info(self) -> tfds.core.DatasetInfo:
+            return tfds.core.DatasetInfo(
+                builder=self,
+                description=type(self).__doc__,
+                features=tfds.features.FeaturesDict(
+                    {
+                        "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
+                        "label": tfds.features.ClassLabel(names=CLASS_NAMES),
+                        "file_name": tfds.features.Text(),
+                    }
+                ),
+                supervised_keys=("image", "label"),
+                disable_shuffling=True,
+            )
+
+        def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+            files = _open(dl_manager)
+            named = [
+                [_with_suffix(files, f"{name}/{name}{number:02}") for number in range(PER_CLASS)]
+                for name in CLASS_NAMES
+            ]
+            files.require(name for names in named for name in names)
+            train = [[name for number, name in enumerate(names) if number % 5 != 4] for names in named]
+            test = [names[4::5] for names in named]
+            return {
+                "train": self._generate_examples(files, picture_files.in_rounds(train)),
+                "test": self._generate_examples(files, picture_files.in_rounds(test)),
+            }
+
+        def _generate_examples(
+            self, files: Files, labelled: list[tuple[str, int]]
+        ) -> Iterator[tuple[int, dict[str, Any]]]:
+            for index, (name, label) in enumerate(labelled):
+                content, _ = files.read_picture(name)
+                image: Any = content  # TFDS stores bytes as they are, and an image as PNG
+                if name.endswith(".tif"):
+                    with Image.open(io.BytesIO(content)) as opened:
+                        image = opened.convert("RGB")
+                yield index, {"image": image, "label": label, "file_name": name}
+
+
+def _open(dl_manager: tfds.download.DownloadManager) -> Files:
+    folder = archives.given_folder(dl_manager)
+    if folder is None:
+        return picture_files.in_zip(archives.download(dl_manager, {"archive": URL})["archive"], PACKED, ROOT)
+    root = _class_folders(folder)
+    if root is not None:
+        return picture_files.in_folder(root)
+    path = archives.find(folder, (ARCHIVE,))
+    if path is None:
+        raise UserError(
+            f"no {ARCHIVE} in {folder} or in a folder of it, and no folder {CLASS_NAMES[0]} up to two levels below: "
+            f"{archives.USE_ARCHIVES}"
+        )
+    return picture_files.in_zip(path, PACKED, ROOT)
+
+
+def _class_folders(folder: Path) -> Path | None:
+    """The folder that holds the folders of the classes: this one or one up to two levels below."""
+    found = (path for below in ("", "*/", "*/*/") for path in sorted(folder.glob(below + CLASS_NAMES[0])))
+    return next((path.parent for path in found if path.is_dir()), None)
+
+
+def _with_suffix(files: Files, stem: str) -> str:
+    """The name of the picture's file; as it was published if it is not there."""
+    return next((stem + suffix for suffix in SUFFIXES if stem + suffix in files.names), stem + SUFFIXES[0])
