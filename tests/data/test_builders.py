@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import http.server
+import importlib
 import io
 import shutil
 import struct
@@ -19,7 +20,7 @@ from PIL import Image
 
 from inception_jax import data
 from inception_jax.data.archives import Content
-from inception_jax.data.builders import cifar10, mnist
+from inception_jax.data.builders import cifar10, cifar100, fashion_mnist, mnist
 from inception_jax.errors import UserError
 
 
@@ -93,10 +94,8 @@ def test_cifar10_equals_its_files(originals, tmp_path):
 # Small archives of the published layout; the builders are told that these are what was published.
 
 
-@pytest.fixture
-def small_mnist(monkeypatch, tmp_path):
-    """A folder with an MNIST of 6 and 4 images, the numbers 0, 1, ... being its pixels."""
-    folder = tmp_path / "archives"
+def write_idx(folder, digest, first=0):
+    """Writes four gzip'ed files with 6 and 4 images, whose labels go up from `first`, and says what they hold."""
     folder.mkdir()
     contents = {}
     for name in mnist.FILES:
@@ -104,10 +103,17 @@ def small_mnist(monkeypatch, tmp_path):
         if "images" in name:
             payload = struct.pack(">4i", 2051, count, 28, 28) + (np.arange(count * 784) % 251).astype("u1").tobytes()
         else:
-            payload = struct.pack(">2i", 2049, count) + bytes(range(count))
-        contents[name] = Content(len(payload), hashlib.sha256(payload).hexdigest())
+            payload = struct.pack(">2i", 2049, count) + bytes(range(first, first + count))
+        contents[name] = Content(len(payload), digest(payload).hexdigest())
         (folder / f"{name}.gz").write_bytes(gzip.compress(payload))
-    monkeypatch.setattr(mnist, "FILES", contents)
+    return contents
+
+
+@pytest.fixture
+def small_mnist(monkeypatch, tmp_path):
+    """A folder with an MNIST of 6 and 4 images, the numbers 0, 1, ... being its pixels."""
+    folder = tmp_path / "archives"
+    monkeypatch.setattr(mnist, "FILES", write_idx(folder, hashlib.sha256))
     return folder
 
 
@@ -122,6 +128,21 @@ def small_cifar10(monkeypatch, tmp_path):
         contents[name] = Content(len(payload), hashlib.sha256(payload).hexdigest())
         (folder / name).write_bytes(payload)
     monkeypatch.setattr(cifar10, "FILES", contents)
+    return folder
+
+
+@pytest.fixture
+def small_cifar100(monkeypatch, tmp_path):
+    """A folder with the two files of a CIFAR-100 of 3 and 2 images, known by their MD5."""
+    folder = tmp_path / "cifar-100-binary"
+    folder.mkdir()
+    contents = {}
+    for name, labels in (("train.bin", [(19, 99), (0, 4), (11, 19)]), ("test.bin", [(4, 0), (14, 98)])):
+        pixels = (np.arange(3072) % 253).astype("u1").tobytes()
+        payload = b"".join(bytes(pair) + pixels for pair in labels)
+        contents[name] = Content(len(payload), hashlib.md5(payload).hexdigest())
+        (folder / name).write_bytes(payload)
+    monkeypatch.setattr(cifar100, "FILES", contents)
     return folder
 
 
@@ -180,6 +201,44 @@ def test_a_damaged_or_missing_archive_is_named_and_nothing_is_left(damage, messa
     assert "t10k-images-idx3-ubyte" in str(raised.value)
     assert "\n" not in str(raised.value)
     assert not list((tmp_path / "data" / "mnist").glob("*"))
+
+
+def test_files_of_one_name_are_told_apart_by_what_they_hold(tmp_path, monkeypatch):
+    folder = tmp_path / "all"
+    folder.mkdir()
+    monkeypatch.setattr(fashion_mnist, "FILES", write_idx(folder / "fashion", hashlib.md5, first=4))
+    monkeypatch.setattr(mnist, "FILES", write_idx(folder / "mnist", hashlib.sha256))
+    assert prepared_labels("mnist", tmp_path, folder) == [0, 1, 2, 3, 4, 5]
+    assert prepared_labels("fashion_mnist", tmp_path, folder) == [4, 5, 6, 7, 8, 9]
+    dataset = data.load("fashion_mnist", directory=tmp_path / "data", splits={"test": "test"})
+    assert [dataset.class_names[label] for label in (0, 9)] == ["T-shirt/top", "Ankle boot"]
+    assert dataset.image_shape == (28, 28, 1)
+    flip(folder / "fashion" / "train-labels-idx1-ubyte.gz")
+    with pytest.raises(UserError, match=r"fashion.* is not the published file: the MD5 .*mnist.* is not the published"):
+        data.prepare("fashion_mnist", directory=tmp_path / "fresh", archives=folder)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_cifar100_has_fine_labels_and_coarse_ones(packed, small_cifar100, tmp_path):
+    if packed:
+        (tmp_path / "archives").mkdir()
+        pack(small_cifar100, tmp_path / "archives" / "cifar-100-binary.tar.gz", "cifar-100-binary/")
+    archives = tmp_path / "archives" if packed else tmp_path
+    folder = data.prepare("cifar100", directory=tmp_path / "data", archives=archives)
+    dataset = data.load("cifar100", directory=tmp_path / "data", splits={"train": "train", "test": "test"})
+    names = [dataset.class_names[label] for label in dataset.splits["train"].labels]
+    assert names == ["worm", "beaver", "cattle"]
+    assert dataset.splits["test"].labels.tolist() == [0, 98]
+    images, _ = dataset.splits["test"].gather(np.arange(2))
+    np.testing.assert_array_equal(images[1].transpose(2, 0, 1).ravel(), np.arange(3072) % 253)
+    builder = tfds.builder_from_directory(folder)
+    coarse = builder.info.features["coarse_label"]
+    source = builder.as_data_source("train", decoders={"image": tfds.decode.SkipDecoding()})
+    assert [coarse.int2str(example["coarse_label"]) for example in source] == [
+        "vehicles_2",
+        "aquatic_mammals",
+        "large_omnivores_and_herbivores",
+    ]
 
 
 def test_cifar10_is_found_unpacked(small_cifar10, tmp_path):
@@ -246,9 +305,9 @@ def no_proxy(monkeypatch):
         monkeypatch.delenv(variable.upper(), raising=False)
 
 
-@pytest.mark.parametrize("name", ["mnist", "cifar10"])
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10", "cifar100", "tiny_imagenet", "uc_merced"])
 def test_without_a_network_the_answer_is_quick_and_says_what_to_do(name, tmp_path, monkeypatch, no_proxy):
-    module = {"mnist": mnist, "cifar10": cifar10}[name]
+    module = importlib.import_module(f"inception_jax.data.builders.{name}")
     monkeypatch.setattr(module, "URL", "http://127.0.0.1:9/")  # where nothing answers
     monkeypatch.setattr(tfds.download.DownloadManager, "download", None)  # its retries would take minutes
     with pytest.raises(UserError, match=r"cannot download http.*--archives \(prepare\) or --config.data.archives"):
