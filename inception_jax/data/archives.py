@@ -9,7 +9,6 @@ import tarfile
 import urllib.request
 import zlib
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,6 +18,7 @@ from tensorflow_datasets.core.download.util import DownloadError
 
 from inception_jax.errors import UserError
 
+NAMES = {"md5": "MD5", "sha256": "SHA-256"}
 CONNECT_SECONDS = 10  # until a server counts as out of reach
 USE_ARCHIVES = "give a folder that has them, by --archives (prepare) or --config.data.archives (training)"
 
@@ -37,8 +37,8 @@ class Content:
 
     @property
     def algorithm(self) -> str:
-        """How the digest is made, as its length says."""
-        return "MD5" if len(self.digest) == 32 else "SHA-256"
+        """How the digest is made, as its length says: hashlib's name."""
+        return "md5" if len(self.digest) == 32 else "sha256"
 
 
 def given_folder(dl_manager: tfds.download.DownloadManager) -> Path | None:
@@ -128,13 +128,16 @@ def read_found(folder: Path, names: Sequence[str], content: Content) -> bytes:
 
 def check_packed(path: Path, content: Content) -> None:
     """Raises UserError unless an archive, as it is packed, is the `content`."""
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        digest = hashlib.file_digest(file, partial(_hash, content)).hexdigest()
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            digest = hashlib.file_digest(file, content.algorithm).hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     for what, found, published in (("size", size, content.size), (content.algorithm, digest, content.digest)):
         if found != published:
             raise UserError(
-                f"{path} is not the published archive: its {what} is {found}, expected {published}: "
+                f"{path} is not the published archive: its {NAMES.get(what, what)} is {found}, expected {published}: "
                 f"{_get_again(path)}, or unpack it if it was packed anew"
             )
 
@@ -166,17 +169,13 @@ def _checked(data: bytes, content: Content, path: Path, what: str) -> bytes:
     if len(data) != content.size:
         size = f"more than {content.size}" if len(data) > content.size else len(data)
         raise UserError(f"{what} holds {size} bytes unpacked, not the published {content.size}: {_get_again(path)}")
-    digest = _hash(content, data).hexdigest()
+    digest = hashlib.new(content.algorithm, data, usedforsecurity=False).hexdigest()
     if digest != content.digest:
         raise UserError(
-            f"{what} is not the published file: the {content.algorithm} of its unpacked bytes is {digest}, "
+            f"{what} is not the published file: the {NAMES[content.algorithm]} of its unpacked bytes is {digest}, "
             f"expected {content.digest}: {_get_again(path)}"
         )
     return data
-
-
-def _hash(content: Content, data: bytes = b"") -> "hashlib._Hash":
-    return hashlib.md5(data, usedforsecurity=False) if content.algorithm == "MD5" else hashlib.sha256(data)
 
 
 def _get_again(path: Path) -> str:
