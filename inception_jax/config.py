@@ -46,16 +46,20 @@ LIMITS = (
     )),
     ("0 or more", lambda x: x >= 0, (
         "num_devices", "checkpoint.every_steps", "checkpoint.keep_best", "data.augment.brightness",
-        "data.augment.contrast", "data.augment.cutout", "data.augment.pad_and_crop", "data.augment.rotation",
-        "data.augment.saturation", "data.memory_gib", "evaluate.batch_size", "evaluate.early_stopping_patience",
-        "evaluate.first_epoch", "evaluate.stop_at", "finetune.freeze_epochs", "finetune.trunk_rate",
+        "data.augment.contrast", "data.augment.cutmix", "data.augment.cutout", "data.augment.mixup",
+        "data.augment.pad_and_crop", "data.augment.randaugment_ops", "data.augment.rotation", "data.augment.saturation",
+        "data.memory_gib", "evaluate.batch_size", "evaluate.early_stopping_patience", "evaluate.first_epoch",
+        "evaluate.stop_at", "finetune.freeze_epochs", "finetune.trunk_rate",
         "loss.aux_weight", "optimizer.clip_norm", "optimizer.momentum", "optimizer.weight_decay",
         "schedule.cooldown", "schedule.learning_rate", "schedule.patience", "schedule.warmup_epochs",
     )),
     ("0 or more, or unset", lambda x: x is None or x >= 0, ("data.hold_out", "data.num_workers")),
     ("more than 0", lambda x: x > 0, ("schedule.every_epochs",)),
     ("more than 0 and at most 1", lambda x: 0 < x <= 1, ("data.crop_share",)),
-    ("from 0 to 1", lambda x: 0 <= x <= 1, ("data.augment.horizontal_flip", "loss.label_smoothing")),
+    ("from 0 to 1", lambda x: 0 <= x <= 1, (
+        "data.augment.horizontal_flip", "data.augment.random_erasing", "loss.label_smoothing",
+    )),
+    ("from 0 to 30", lambda x: 0 <= x <= 30, ("data.augment.randaugment_magnitude",)),
     ("0 or more and less than 1", lambda x: 0 <= x < 1, ("average_decay", "data.augment.zoom")),
     ("from 0 to 0.5", lambda x: 0 <= x <= 0.5, ("data.augment.hue",)),
     ("two shares of the area, the smaller first", lambda x: not x or (_ascending(x) and x[1] <= 1), (
@@ -117,6 +121,7 @@ def default_config() -> Config:
     data.normalization = "mean_std"  # "none": 0 to 255; "unit": 0 to 1; "mean", "mean_std": by channel; "per_image"
     data.mean = ()  # per channel, of pixels scaled to 0..1; (): of the training split
     data.std = ()
+    data.balanced = False  # draw every class equally often, however many training images it has
     data.augment = augment = _section()  # on training images, inside the jitted step
     augment.pad_and_crop = 0  # zero pixels added on each side, then a random crop of the first size
     augment.random_resized_crop = ()  # (smallest, largest) share of the area, e.g. (0.08, 1.0); (): off
@@ -129,7 +134,12 @@ def default_config() -> Config:
     augment.contrast = 0.0
     augment.saturation = 0.0
     augment.hue = 0.0  # largest shift, in turns of the colour circle (at most 0.5)
+    augment.randaugment_ops = 0  # RandAugment: operations drawn for each image; 0: off, 2: torchvision's default
+    augment.randaugment_magnitude = 9  # RandAugment: strength of the operations, from 0 to 30
     augment.cutout = 0  # side of the zeroed square, pixels
+    augment.random_erasing = 0.0  # probability of a zeroed rectangle
+    augment.mixup = 0.0  # alpha of the Beta distribution that two images and their labels are blended by; 0: off
+    augment.cutmix = 0.0  # the same, of the share that a box of another image gets; with mixup: either, drawn per batch
 
     config.loss = loss = _section()
     loss.label_smoothing = 0.0

@@ -1,11 +1,13 @@
 """Losses: one number per example, so that callers can mask, weight and sum as they need."""
 
 from collections.abc import Mapping
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+Labels: TypeAlias = Int[Array, " b"] | Float[Array, "b k"]  # the class's number, or the probability of each class
 
 
 @runtime_checkable
@@ -18,23 +20,24 @@ class Outputs(Protocol):
     def aux(self) -> Mapping[str, Array]: ...
 
 
-def cross_entropy(
-    logits: Float[Array, "b k"], labels: Int[Array, " b"], *, label_smoothing: float = 0.0
-) -> Float[Array, " b"]:
-    """Softmax cross-entropy of integer `labels`, in at least float32.
+def cross_entropy(logits: Float[Array, "b k"], labels: Labels, *, label_smoothing: float = 0.0) -> Float[Array, " b"]:
+    """Softmax cross-entropy of `labels`, integers (b,) or the classes' probabilities (b, k), in at least float32.
 
     With label smoothing (Szegedy et al. 2016, section 7) a target is 1 - label_smoothing at the label plus
     label_smoothing / k everywhere. Equals torch's `cross_entropy(reduction="none")`; a label of k or more gives NaN.
     """
     log_probabilities = jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
-    loss = -jnp.take_along_axis(log_probabilities, labels[:, None], axis=-1, mode="fill")[:, 0]
+    if labels.ndim == 2:
+        loss = -(labels * log_probabilities).sum(axis=-1)
+    else:
+        loss = -jnp.take_along_axis(log_probabilities, labels[:, None], axis=-1, mode="fill")[:, 0]
     if label_smoothing:
         loss = (1 - label_smoothing) * loss - label_smoothing * log_probabilities.mean(axis=-1)
     return loss
 
 
 def total_loss(
-    outputs: Outputs, labels: Int[Array, " b"], *, label_smoothing: float = 0.0, aux_weight: float = 0.0
+    outputs: Outputs, labels: Labels, *, label_smoothing: float = 0.0, aux_weight: float = 0.0
 ) -> Float[Array, " b"]:
     """The loss that is trained on: the head's, plus `aux_weight` times each auxiliary head's cross-entropy."""
     loss = cross_entropy(outputs.logits, labels, label_smoothing=label_smoothing)

@@ -4,22 +4,24 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from inception_jax.losses import Outputs, cross_entropy
+from inception_jax.losses import Labels, Outputs, cross_entropy
 
 
 def metric_sums(
-    outputs: Outputs, labels: Int[Array, " b"], mask: Bool[Array, " b"], *, label_smoothing: float = 0.0
+    outputs: Outputs, labels: Labels, mask: Bool[Array, " b"], *, label_smoothing: float = 0.0
 ) -> dict[str, Array]:
     """Sums over the examples where `mask` is True; the others, padding, may hold anything.
 
     "loss" (the head's cross-entropy, in at least float32), "top1", "top5" and "count" (int32), and for each
-    auxiliary head "NAME_loss" and "NAME_top1". With fewer than five classes, "top5" is the top k.
+    auxiliary head "NAME_loss" and "NAME_top1". With fewer than five classes, "top5" is the top k. Where labels are
+    probabilities, what has to be among the top is the class of the largest.
     """
+    classes = labels if labels.ndim == 1 else labels.argmax(axis=-1)
 
     def total(values: Array) -> Array:
         return jnp.where(mask, values, 0).sum(dtype=jnp.int32 if values.dtype == bool else None)
 
-    ranks = label_ranks(outputs.logits, labels)
+    ranks = label_ranks(outputs.logits, classes)
     sums = {
         "loss": total(cross_entropy(outputs.logits, labels, label_smoothing=label_smoothing)),
         "top1": total(ranks < 1),
@@ -28,7 +30,7 @@ def metric_sums(
     }
     for name, logits in outputs.aux.items():
         sums[f"{name}_loss"] = total(cross_entropy(logits, labels, label_smoothing=label_smoothing))
-        sums[f"{name}_top1"] = total(label_ranks(logits, labels) < 1)
+        sums[f"{name}_top1"] = total(label_ranks(logits, classes) < 1)
     return sums
 
 

@@ -117,14 +117,21 @@ class Inputs:
     def augmenter(self, strengths: dict[str, Any], normalization: str, dtype: Any) -> steps.Prepare:
         """The same for training, after augmentation: (key, images) -> inputs."""
         mean, std = np.asarray(self.mean, dtype), np.asarray(self.std, dtype)
-        if strengths.pop("crop_originals", False):  # done when they were read
-            strengths.pop("random_resized_crop")
+        elsewhere = {*augment.MIXING, "crop_originals"}  # mixed by `mixer`; cropped when they were read
+        if strengths.get("crop_originals"):
+            elsewhere.add("random_resized_crop")
+        strengths = {name: strength for name, strength in strengths.items() if name not in elsewhere}
 
         def prepare(key, images):
             images = augment.augment(key, augment.to_unit(images, dtype), **strengths)
             return augment.normalize(images, normalization=normalization, mean=mean, std=std)
 
         return prepare
+
+    def mixer(self, strengths: dict[str, Any]) -> steps.Mix | None:
+        """(key, inputs, labels) -> inputs and targets, mixed by MixUp or CutMix; None where neither is on."""
+        alphas = {name: strengths[name] for name in augment.MIXING}
+        return partial(augment.mix, num_classes=len(self.class_names), **alphas) if any(alphas.values()) else None
 
 
 def load_data(config: Config) -> Dataset:

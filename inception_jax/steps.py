@@ -14,6 +14,7 @@ from inception_jax.optimizers import moving_average
 from inception_jax.state import TrainState, as_outputs
 
 Prepare = Callable[[jax.Array, jax.Array], jax.Array]  # (key, images as stored) -> the network's inputs
+Mix = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]  # (key, inputs, labels) -> mixed ones
 
 
 def train_step(
@@ -25,6 +26,7 @@ def train_step(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     prepare: Prepare,
+    mix: Mix | None = None,
     label_smoothing: float = 0.0,
     aux_weight: float = 0.3,
     accumulation_steps: int = 1,
@@ -36,6 +38,9 @@ def train_step(
       images: as stored (uint8); `prepare` augments and normalises them.
       key: the run's; the step's own is folded in from `state.step`, so that a resumed run draws the same numbers.
       prepare: (key, images) -> inputs (batch, height, width, channels).
+      mix: (key, inputs, labels) -> inputs mixed with each other, and their targets, the classes' probabilities
+        (batch, classes). With accumulation it is given a micro-batch at a time. Training's top1 and top5 then
+        count the class of the largest share.
       aux_weight: weight of each auxiliary head's loss (Szegedy et al. 2015, section 5: 0.3).
       accumulation_steps: the batch is worked on in as many equal micro-batches, one after the other, with one update;
         batch norm then sees micro-batches.
@@ -45,16 +50,19 @@ def train_step(
 
     def loss_fn(params, batch_stats, images, labels, key):
         prepare_key, dropout_key = jax.random.split(key)
+        inputs, targets = prepare(prepare_key, images), labels
+        if mix:
+            inputs, targets = mix(jax.random.fold_in(key, 2), inputs, labels)
         outputs, updated = model.apply(
             {"params": params, "batch_stats": batch_stats},
-            prepare(prepare_key, images),
+            inputs,
             train=True,
             rngs={"dropout": dropout_key},
             mutable=["batch_stats"],
         )
         outputs = as_outputs(outputs)
-        loss = losses.total_loss(outputs, labels, label_smoothing=label_smoothing, aux_weight=aux_weight).mean()
-        sums = metrics.metric_sums(outputs, labels, jnp.ones(labels.shape, bool), label_smoothing=label_smoothing)
+        loss = losses.total_loss(outputs, targets, label_smoothing=label_smoothing, aux_weight=aux_weight).mean()
+        sums = metrics.metric_sums(outputs, targets, jnp.ones(labels.shape, bool), label_smoothing=label_smoothing)
         return loss, (updated.get("batch_stats", {}), sums)
 
     gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)

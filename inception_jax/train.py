@@ -188,6 +188,7 @@ def _train(config: Config, folder: Path, dataset: Dataset, clear_caches: bool = 
                 model=model,
                 optimizer=optimizer,
                 prepare=inputs.augmenter(dict(config.data.augment), config.data.normalization, image_dtype),
+                mix=inputs.mixer(dict(config.data.augment)),
                 label_smoothing=config.loss.label_smoothing,
                 aux_weight=config.loss.aux_weight,
                 accumulation_steps=config.accumulation_steps,

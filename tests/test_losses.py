@@ -18,12 +18,16 @@ def batch(dtype="float64", num_classes=7, scale=3.0):
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-13)])
 @pytest.mark.parametrize("scale", [3.0, 1e4])
-def test_value_and_gradient_equal_torch(dtype, tolerance, scale, label_smoothing):
+@pytest.mark.parametrize("probabilities", [False, True])
+def test_value_and_gradient_equal_torch(dtype, tolerance, scale, label_smoothing, probabilities):
     torch = pytest.importorskip("torch", reason="PyTorch is in the extra 'peers'")
     logits, labels = batch(dtype, scale=scale)
+    if probabilities:
+        labels = np.random.default_rng(1).dirichlet(np.ones(7), 6).astype(dtype)
     theirs_in = torch.tensor(logits, requires_grad=True)
+    theirs_labels = torch.tensor(labels) if probabilities else torch.tensor(labels).long()
     theirs = torch.nn.functional.cross_entropy(
-        theirs_in, torch.tensor(labels).long(), label_smoothing=label_smoothing, reduction="none"
+        theirs_in, theirs_labels, label_smoothing=label_smoothing, reduction="none"
     )
     theirs.sum().backward()
     with jax.enable_x64(dtype == "float64"):
@@ -39,6 +43,15 @@ def test_value_and_gradient_equal_torch(dtype, tolerance, scale, label_smoothing
     np.testing.assert_allclose(gradient, theirs_in.grad, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_certain_probabilities_are_labels(label_smoothing):
+    logits, labels = batch("float32")
+    certain = losses.cross_entropy(logits, jax.nn.one_hot(labels, 7), label_smoothing=label_smoothing)
+    np.testing.assert_allclose(
+        certain, losses.cross_entropy(logits, labels, label_smoothing=label_smoothing), rtol=1e-6
+    )
+
+
 def test_half_precision_is_summed_in_float32():
     logits, labels = batch("float32")
     rounded = jnp.asarray(logits, jnp.bfloat16)
@@ -52,9 +65,12 @@ def test_a_label_beyond_the_classes_is_not_overlooked():
     assert jnp.isnan(losses.cross_entropy(jnp.asarray(logits), jnp.full(6, 7))).all()
 
 
+@pytest.mark.parametrize("probabilities", [False, True])
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
-def test_total_loss_weighs_every_auxiliary_head(label_smoothing):
+def test_total_loss_weighs_every_auxiliary_head(label_smoothing, probabilities):
     logits, labels = batch("float32")
+    if probabilities:
+        labels = np.random.default_rng(1).dirichlet(np.ones(7), 6).astype(np.float32)
     heads = [jnp.asarray(logits), jnp.asarray(logits[::-1]), jnp.asarray(2 * logits)]
     outputs = SimpleNamespace(logits=heads[0], aux={"aux1": heads[1], "aux2": heads[2]})
     labels = jnp.asarray(labels)

@@ -1,10 +1,15 @@
 """Which examples make up a batch: a pure function of (seed, step), and so the same on any number of devices."""
 
 import functools
+from typing import Any
 
 import numpy as np
 
 from inception_jax.errors import UserError
+
+# The second words of Philox's key, the first being the seed: epochs count from 0, and these from far beyond.
+ROUNDS_OF_EPOCH = 2**62
+ORDERS_OF_CLASS = 2**63
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
@@ -29,8 +34,7 @@ def permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     published function and its raw output is fixed for good, which `numpy.random.Generator.permutation`
     explicitly is not (NumPy's compatibility policy, NEP 19).
     """
-    key = np.array([seed % 2**64, epoch], np.uint64)
-    order = np.argsort(np.random.Philox(key=key).random_raw(num_examples), kind="stable").astype(np.int64)
+    order = np.argsort(_random_words(seed, epoch, 0, num_examples), kind="stable").astype(np.int64)
     order.setflags(write=False)
     return order
 
@@ -43,3 +47,82 @@ def batch_indices(seed: int, step: int, *, num_examples: int, batch_size: int) -
     """
     epoch, batch = divmod(step, steps_per_epoch(num_examples, batch_size))
     return permutation(seed, epoch, num_examples)[batch * batch_size : (batch + 1) * batch_size]
+
+
+def balanced_indices(seed: int, step: int, *, labels: np.ndarray, batch_size: int) -> np.ndarray:
+    """As `batch_indices`, with all classes equally often, however many examples they have.
+
+    Over an epoch, and over any number of them from the first on, classes that have examples differ by one draw at
+    most; a round takes one example of each of them, in random order, so that batches are balanced, too. A class
+    goes through its examples in an order of their own, then through all of them in another, and so on across epochs:
+    those of small classes come several times in an epoch, those of large ones once in several.
+
+    Args:
+      labels: integers (n,), of the whole split. Epochs are remembered by the array's identity, so give the same
+        array at every step, and leave it as it is.
+
+    Raises:
+      UserError: if not even one batch can be filled.
+    """
+    steps = steps_per_epoch(len(labels), batch_size)
+    epoch, batch = divmod(step, steps)
+    order = _balanced_order(seed, epoch, _Same(labels), steps * batch_size)
+    return order[batch * batch_size : (batch + 1) * batch_size]
+
+
+class _Same:
+    """An array as a cache's key, equal where it is the same object: comparing millions of labels takes too long."""
+
+    def __init__(self, array: np.ndarray):
+        self.array = array  # kept alive, so that no other array can get its id
+
+    def __eq__(self, other: Any) -> bool:
+        return isinstance(other, _Same) and self.array is other.array
+
+    def __hash__(self) -> int:
+        return id(self.array)
+
+
+@functools.lru_cache(maxsize=2)
+def _balanced_order(seed: int, epoch: int, labels: _Same, length: int) -> np.ndarray:
+    """The examples of an epoch of `length` draws: int64 `(length,)`, read-only."""
+    classes, positions = _positions_by_class(labels)
+    rounds, extra = divmod(length, len(classes))
+    # The last round is not whole: the classes take turns in it, going on where the epoch before stopped, which
+    # makes their draws before this epoch a sum in closed form.
+    turns, first = divmod(epoch * extra, len(classes))
+    numbers = np.arange(len(classes))
+    starts = epoch * rounds + turns + (numbers < first)
+    drawn = np.stack([
+        _class_draws(seed, int(label), own, int(start), rounds + 1)
+        for label, own, start in zip(classes, positions, starts, strict=True)
+    ])  # fmt: skip
+    words = _random_words(seed, ROUNDS_OF_EPOCH + epoch, 0, length)
+    whole = np.argsort(words[: length - extra].reshape(rounds, len(classes)), axis=1, kind="stable")
+    partial = (first + np.argsort(words[length - extra :], kind="stable")) % len(classes)
+    order = drawn[np.concatenate([whole.ravel(), partial]), np.arange(length) // len(classes)]
+    order.setflags(write=False)
+    return order
+
+
+@functools.lru_cache(maxsize=1)
+def _positions_by_class(labels: _Same) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The classes that have examples, and the positions (int64) of each one's."""
+    classes, counts = np.unique(labels.array, return_counts=True)
+    return classes, np.split(np.argsort(labels.array, kind="stable").astype(np.int64), np.cumsum(counts)[:-1])
+
+
+def _class_draws(seed: int, label: int, positions: np.ndarray, start: int, count: int) -> np.ndarray:
+    """A class's draws `start` to `start + count - 1`, counted from the run's beginning."""
+    size = len(positions)
+    first, last = start // size, (start + count - 1) // size  # times through the class's examples
+    words = _random_words(seed, ORDERS_OF_CLASS + label, first * size, (last + 1 - first) * size)
+    orders = positions[np.argsort(words.reshape(-1, size), axis=1, kind="stable")]
+    return orders.ravel()[start - first * size :][:count]
+
+
+def _random_words(seed: int, number: int, start: int, count: int) -> np.ndarray:
+    """Words `start` to `start + count - 1` of Philox's raw output with the key (seed, number): uint64 `(count,)`."""
+    key = np.array([seed % 2**64, number], np.uint64)
+    block, within = divmod(start, 4)  # words come in blocks of four
+    return np.random.Philox(key=key, counter=block).random_raw(within + count)[within:]

@@ -27,10 +27,13 @@ STRENGTHS = {
     "saturation": 0.4,
     "hue": 0.1,
     "cutout": 8,
+    "randaugment_ops": 2,
+    "random_erasing": 0.5,
 }
 KEY = jax.random.key(0)
 affine_resample = jax.jit(aug.affine_resample)  # at once, rather than an operation at a time
 similarity_matrices = jax.jit(aug.similarity_matrices)
+apply_operations = jax.jit(aug.apply_operations)
 
 
 def augment(key, images, **strengths):
@@ -62,7 +65,8 @@ def torch_functional():
 
 def test_takes_the_fields_of_the_config():
     fields = default_config().data.augment.to_dict()
-    assert set(fields) == {*STRENGTHS, "aspect_ratio"}
+    assert set(fields) == {*STRENGTHS, "aspect_ratio", "randaugment_magnitude", *aug.MIXING}
+    fields = {name: fields[name] for name in fields.keys() - set(aug.MIXING)}
     images = pictures()
     np.testing.assert_array_equal(augment(KEY, images, **fields), images)  # by default, nothing is on
 
@@ -106,6 +110,21 @@ def test_one_strength_leaves_the_draws_of_the_others():
     np.testing.assert_array_equal(alone, with_flip)  # a flipped or saturated white image is the same white image
     turned = augment(KEY, images, rotation=30.0)
     np.testing.assert_allclose(augment(KEY, images, rotation=30.0, cutout=8), np.where(alone == 0, 0, turned))
+
+
+@pytest.mark.parametrize(
+    ("number", "name"),
+    enumerate((
+        "pad_and_crop", "horizontal_flip", "brightness", "contrast", "saturation", "hue", "cutout", "randaugment",
+        "random_erasing",
+    )),
+)  # fmt: skip
+def test_keys_never_change(number, name):
+    # Another number changes the result of every run that anybody has made with this augmentation.
+    images, field = pictures(), "randaugment_ops" if name == "randaugment" else name
+    key, strength = jax.random.fold_in(jax.random.split(KEY)[1], number), STRENGTHS[field]
+    expected = jax.jit(lambda key, images: getattr(aug, name)(key, images, strength))(key, images)
+    np.testing.assert_allclose(augment(KEY, images, **{field: strength}), expected, atol=1e-6)
 
 
 # --- geometry ---------------------------------------------------------------------------------------------------
@@ -244,7 +263,7 @@ def test_zoom_to_nothing_is_refused(amount):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
+@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "sharpness"])
 def test_colour_factors_equal_torchvision(name, channels):
     over = torch_functional()
     factors = [0.0, 0.6, 1.0, 1.7]
@@ -273,6 +292,86 @@ def test_brightness_factors_fill_torchvisions_range(strength):
     assert stats.kstest(factors, stats.uniform(low, 1 + strength - low).cdf).pvalue > 1e-3
 
 
+# --- RandAugment ------------------------------------------------------------------------------------------------
+
+
+def byte_pictures(batch, height=23, width=30, channels=3):
+    """Noise in the first half of each picture, a smooth ramp of few levels in the other; uint8."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (batch, height, width, channels), np.uint8)
+    ramp = np.linspace(40, 200, width // 2).astype(np.uint8)[:, None] + rng.integers(0, 40, channels, np.uint8)
+    images[:, :, -(width // 2) :] = ramp
+    return images
+
+
+def torch_name(name):
+    return "".join(part.capitalize() for part in name.split("_")).replace("Autocontrast", "AutoContrast")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", aug.OPERATIONS)
+def test_operations_equal_torchvisions_at_every_magnitude(name, channels):
+    import_torchvision()
+    import torch
+    from torchvision.transforms import InterpolationMode, autoaugment
+
+    images = byte_pictures(62, channels=channels)
+    magnitudes, signed = autoaugment.RandAugment()._augmentation_space(31, images.shape[1:3])[torch_name(name)]
+    theirs, strengths = [], []
+    for image, magnitude, sign in zip(images, [*range(31)] * 2, [1] * 31 + [-1] * 31, strict=True):
+        value = float(magnitudes[magnitude]) * (sign if signed else 1) if magnitudes.ndim else 0.0
+        picture = torch.from_numpy(np.moveaxis(image, -1, 0).copy())
+        changed = autoaugment._apply_op(picture, torch_name(name), value, InterpolationMode.NEAREST, None)
+        theirs.append(np.moveaxis(changed.numpy(), 0, -1))
+        strength = aug.operation_strengths(magnitude, *images.shape[1:3])[list(aug.OPERATIONS).index(name)]
+        strengths.append(strength * (sign if aug.OPERATIONS[name] else 1))
+    operations = jnp.full(62, list(aug.OPERATIONS).index(name))
+    ours = apply_operations(aug.to_unit(jnp.asarray(images), "float32"), operations, jnp.array(strengths))
+    distances = np.abs(255 * np.asarray(ours) - np.array(theirs, np.float32))
+    print(name, channels, "max", distances.max(), "share>0.01", (distances > 0.01).mean())
+
+
+@pytest.mark.parametrize("name", ["posterize", "solarize", "autocontrast", "equalize"])
+def test_operations_on_plain_pictures_equal_torchvision(name):
+    """Even ones, ones of two levels, and such as are too small to equalize or to smooth."""
+    over = torch_functional()
+    plain = np.zeros((5, 20, 20, 3), np.uint8)
+    plain[1] = 255
+    plain[2] = [3, 128, 250]
+    plain[3, :9] = [7, 200, 255]
+    plain[4, 0, 0] = 90
+    options = {"posterize": [3, 8, 1, 4, 0], "solarize": [0.0, 255.0, 128.0, 200.0, 90.0]}.get(name)
+    arguments = () if options is None else (options,)
+    for images in (plain, plain[:, :2, :1], byte_pictures(5, 2, 9), byte_pictures(5, 1, 1)):
+        theirs = over(name, images, *arguments)
+        ours = jax.jit(getattr(aug, name))(aug.to_unit(jnp.asarray(images), "float32"), *map(jnp.array, arguments))
+        np.testing.assert_allclose(255 * ours, theirs, atol=1e-3 if name != "autocontrast" else 1)
+
+
+def test_operations_are_drawn_uniformly_with_either_sign():
+    images = jnp.asarray(byte_pictures(1, 8, 9) / np.float32(255))
+    outcomes = [
+        (index, sign, 1 / 28 if signed else 1 / 14)
+        for index, (name, signed) in enumerate(aug.OPERATIONS.items())
+        for sign in ((1, -1) if signed else (1,))
+    ]
+    operations, signs, probabilities = (np.array(column) for column in zip(*outcomes, strict=True))
+    strengths = np.array(aug.operation_strengths(20, 8, 9), np.float32)[operations] * signs
+    possible = apply_operations(jnp.repeat(images, len(outcomes), axis=0), jnp.asarray(operations), strengths)
+    drawn = jax.jit(functools.partial(aug.randaugment, operations=1, magnitude=20))(
+        KEY, jnp.repeat(images, 2800, axis=0)
+    )
+    distances = np.abs(np.asarray(drawn)[:, None] - np.asarray(possible)).max(axis=(2, 3, 4))
+    assert (distances.min(axis=1) < 1e-5).all()
+    counts = np.bincount(distances.argmin(axis=1), minlength=len(outcomes))
+    assert stats.chisquare(counts, 2800 * probabilities).pvalue > 1e-3
+
+
+def test_a_magnitude_beyond_the_scale_is_refused():
+    with pytest.raises(UserError, match=r"randaugment_magnitude=31 .* from 0 to 30"):
+        aug.randaugment(KEY, pictures(), 2, 31)
+
+
 # --- cutout -----------------------------------------------------------------------------------------------------
 
 
@@ -288,6 +387,139 @@ def test_cutout_zeroes_a_square_around_any_pixel(size):
             squares.add(image.tobytes())
     drawn = np.asarray(aug.cutout(KEY, jnp.ones((1000, height, width, 2)), size))
     assert {image.tobytes() for image in drawn} == squares
+
+
+# --- random erasing ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (12, 40)])
+def test_rectangles_are_distributed_as_torchvision_draws_them(height, width):
+    import_torchvision()
+    import torch
+    from torchvision.transforms import RandomErasing
+
+    count = 3000
+    torch.manual_seed(0)
+    image = torch.zeros(1, height, width)
+    theirs = [
+        RandomErasing.get_params(image, list(aug.ERASED_SHARES), list(aug.ERASED_RATIOS), [0]) for _ in range(count)
+    ]
+    theirs = np.array([box[:4] for box in theirs if box[2:4] != (height, width)])
+    erase = jax.jit(functools.partial(aug.random_erasing, probability=1.0))
+    erased = np.asarray(erase(KEY, jnp.ones((count, height, width, 1))))[..., 0] == 0
+    erased = erased[erased.any(axis=(1, 2))]
+    rows, columns = erased.any(axis=2), erased.any(axis=1)
+    np.testing.assert_array_equal(erased, rows[:, :, None] & columns[:, None, :])
+    ours = np.stack([rows.argmax(axis=1), columns.argmax(axis=1), rows.sum(axis=1), columns.sum(axis=1)], axis=1)
+    assert stats.ttest_ind(erased.mean(axis=(1, 2)), theirs[:, 2] * theirs[:, 3] / (height * width)).pvalue > 1e-3
+    assert len(ours) == pytest.approx(len(theirs), abs=0.01 * count)
+    for samples in zip(ours.T, theirs.T, strict=True):
+        assert stats.ks_2samp(*samples, method="asymp").pvalue > 1e-3
+
+
+def test_random_erasing_spares_the_other_images():
+    images = pictures(batch=1000, height=8, width=8) / 2 + 0.5
+    changed = np.asarray(aug.random_erasing(KEY, images, 0.3))
+    untouched = (changed == images).all(axis=(1, 2, 3))
+    assert stats.binomtest(int((~untouched).sum()), 1000, 0.3).pvalue > 1e-3
+    np.testing.assert_array_equal(changed[changed != 0], np.asarray(images)[changed != 0])
+
+
+# --- mixtures ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["MixUp", "CutMix"])
+def test_mixtures_equal_torchvision(name):
+    import_torchvision()
+    import torch
+    from torchvision.transforms import v2
+
+    torch.manual_seed(1)
+    images, labels = pictures(batch=5), np.array([0, 2, 1, 1, 3])
+    batch = torch.from_numpy(np.moveaxis(np.asarray(images), -1, 1).copy())
+    theirs, their_targets = getattr(v2, name)(alpha=1.0, num_classes=4)(batch, torch.from_numpy(labels))
+    theirs = np.moveaxis(theirs.numpy(), 1, -1)
+    if name == "MixUp":
+        shares = np.full((17, 24), their_targets[0, 0])
+    else:
+        shares = (theirs[0] == images[0]).all(axis=-1).astype(np.float32)
+    assert 0 < shares.mean() < 1
+    targets = jax.nn.one_hot(labels, 4)
+    ours, our_targets = aug.mix_pairs(images, targets, jnp.asarray(shares))
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    np.testing.assert_allclose(our_targets, their_targets, atol=1e-6)
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0])
+def test_shares_of_mixup_have_the_beta_distribution(alpha):
+    images = jnp.zeros((2, 1, 1, 1))
+    draw = jax.jit(jax.vmap(lambda key: aug.draw_mixup(key, images, alpha)[0, 0]))
+    shares = np.asarray(draw(jax.random.split(KEY, 4000)))
+    assert shares.mean() == pytest.approx(0.5, abs=4 * stats.beta(alpha, alpha).std() / math.sqrt(4000))
+    assert stats.kstest(shares, stats.beta(alpha, alpha).cdf).pvalue > 1e-3
+
+
+def test_boxes_of_cutmix_are_distributed_as_torchvision_draws_them():
+    import_torchvision()
+    import torch
+    from torchvision.transforms import v2
+
+    torch.manual_seed(0)
+    cutmix, labels = v2.CutMix(alpha=1.0, num_classes=2), torch.tensor([0, 1])
+    batch = torch.stack([torch.ones(1, 12, 20), torch.zeros(1, 12, 20)])
+    theirs = np.stack([cutmix(batch, labels)[0][0, 0].numpy() for _ in range(1000)])
+    draw = jax.jit(jax.vmap(lambda key: aug.draw_cutmix(key, jnp.zeros((2, 12, 20, 1)), 1.0)))
+    ours = np.asarray(draw(jax.random.split(KEY, 4000)))
+    assert set(np.unique(ours)) == {0, 1}
+
+    def extents(shares):
+        return (shares == 0).any(axis=2).sum(axis=1), (shares == 0).any(axis=1).sum(axis=1), shares.mean(axis=(1, 2))
+
+    for samples in zip(extents(ours), extents(theirs), strict=True):
+        assert stats.ks_2samp(*samples, method="asymp").pvalue > 1e-3
+    # How often each pixel is in the box, as a share of all draws.
+    np.testing.assert_allclose(ours.mean(axis=0), theirs.mean(axis=0), atol=4 * math.sqrt(0.25 / 1000))
+
+
+@pytest.mark.parametrize(("alphas", "share"), [({"mixup": 0.5}, 1), ({"cutmix": 1.0}, 0), (None, 0.5)])
+def test_one_of_the_two_mixes_a_batch(alphas, share):
+    images, labels = pictures(batch=6, height=8, width=8), jnp.array([0, 1, 2, 2, 1, 0])
+    mix = functools.partial(aug.mix, num_classes=3, **(alphas or {"mixup": 0.5, "cutmix": 1.0}))
+    mixed, targets = jax.jit(jax.vmap(mix, (0, None, None)))(jax.random.split(KEY, 200), images, labels)
+    assert mixed.shape == (200, *images.shape)
+    assert targets.shape == (200, 6, 3)
+    np.testing.assert_allclose(targets.sum(axis=-1), 1, atol=1e-6)
+    np.testing.assert_allclose(targets[:, 3], np.tile([0, 0, 1], (200, 1)), atol=1e-6)  # the one before has its class
+    # Of a blend no pixel equals one of the two, but where a share is all but 0 or 1.
+    own = np.isclose(mixed[:, 1], images[1], atol=1e-3) | np.isclose(mixed[:, 1], images[0], atol=1e-3)
+    blended = ~own.all(axis=(1, 2, 3)) | ((targets[:, 1].max(axis=-1) > 0.99) & (share == 1))
+    assert stats.binomtest(int(blended.sum()), 200, share).pvalue > 1e-3
+
+
+def test_nothing_is_mixed_where_both_are_off():
+    images, labels = pictures(), jnp.array([1, 0, 2, 1])
+    mixed, targets = aug.mix(KEY, images, labels, num_classes=3)
+    np.testing.assert_array_equal(mixed, images)
+    np.testing.assert_array_equal(targets, np.eye(3)[labels])
+
+
+def test_mixing_commutes_with_normalization():
+    images, labels = pictures(), jnp.array([1, 0, 2, 1])
+    mix = jax.jit(functools.partial(aug.mix, num_classes=3, mixup=1.0))
+    normalize = functools.partial(aug.normalize, normalization="mean_std", mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.2))
+    np.testing.assert_allclose(
+        mix(KEY, normalize(images), labels)[0], normalize(mix(KEY, images, labels)[0]), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+def test_mixtures_keep_the_dtype(dtype):
+    with jax.enable_x64(dtype == "float64"):
+        mixed, targets = aug.mix(
+            KEY, pictures(dtype=dtype), jnp.array([1, 0, 2, 1]), num_classes=3, mixup=1.0, cutmix=1.0
+        )
+        assert mixed.dtype == dtype
+        assert targets.dtype == jnp.promote_types(dtype, "float32")
 
 
 # --- devices ----------------------------------------------------------------------------------------------------
@@ -309,6 +541,21 @@ def test_eight_devices_equal_one_and_exchange_nothing():
     program = step.lower(key, sharded).compile().as_text()
     for exchange in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
         assert exchange not in program
+
+
+def test_mixtures_on_eight_devices_equal_those_on_one():
+    if jax.device_count() < 8:
+        pytest.skip("needs 8 devices")
+    images, labels = pictures(batch=16), jnp.arange(16) % 3
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    mix = jax.jit(functools.partial(aug.mix, num_classes=3, mixup=1.0, cutmix=1.0))
+    sharded = jax.device_put((images, labels), NamedSharding(mesh, P("data")))
+    for seed in (0, 1, 2, 3):  # both kinds are among them
+        key = jax.random.key(seed)
+        alone = mix(key, images, labels)
+        together = mix(jax.device_put(key, NamedSharding(mesh, P())), *sharded)
+        for ours, expected in zip(together, alone, strict=True):
+            np.testing.assert_allclose(ours, expected, atol=1e-6)
 
 
 # --- scale of the values ----------------------------------------------------------------------------------------

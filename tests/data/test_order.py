@@ -1,5 +1,7 @@
 """The data order against Philox written out in Python integers, and against values that must never change."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -85,3 +87,95 @@ def test_a_batch_of_the_whole_split_is_an_epoch():
 def test_a_batch_that_cannot_be_filled_is_refused(batch_size):
     with pytest.raises(UserError, match=f"batch_size={batch_size} .* 32 examples"):
         order.steps_per_epoch(32, batch_size)
+
+
+# --- balanced classes -------------------------------------------------------------------------------------------
+
+UNEVEN = np.array([5, 0, 0, 2, 0, 5, 0, 0, 2, 0, 0, 2, 0, 5, 5, 0, 7, 0, 0, 0, 5, 0, 0])  # 14, 3, 5 and 1 of a class
+
+
+def balanced(seed, labels, batch_size, epochs):
+    """The examples that are drawn in each of the epochs: (epochs, examples)."""
+    steps = order.steps_per_epoch(len(labels), batch_size)
+    batches = [
+        order.balanced_indices(seed, step, labels=labels, batch_size=batch_size) for step in range(epochs * steps)
+    ]
+    return np.reshape(batches, (epochs, steps * batch_size))
+
+
+def test_balanced_epochs_are_what_philox_says():
+    """One example after the other, with Philox in Python integers; the package computes each epoch on its own."""
+    seed, batch_size, epochs = 3, 5, 6
+    classes = np.unique(UNEVEN).tolist()
+
+    def endless(label):
+        own = np.flatnonzero(label == UNEVEN)
+        words = philox_4x64_10((seed, 2**63 + label), 40 * len(own))
+        for number in range(40):
+            part = words[number * len(own) : (number + 1) * len(own)]
+            yield from own[sorted(range(len(own)), key=part.__getitem__)].tolist()
+
+    sources, turns, expected = {label: endless(label) for label in classes}, itertools.cycle(classes), []
+    for epoch in range(epochs):
+        words = philox_4x64_10((seed, 2**62 + epoch), 20)
+        for start in range(0, 20, 4):
+            part = words[start : start + 4]
+            expected += [next(sources[classes[index]]) for index in sorted(range(4), key=part.__getitem__)]
+    np.testing.assert_array_equal(balanced(seed, UNEVEN, batch_size, epochs).ravel(), expected)
+    # Where an epoch ends within a round, the classes take turns.
+    sources, expected = {label: endless(label) for label in classes}, []
+    for epoch in range(epochs):
+        words = philox_4x64_10((seed, 2**62 + epoch), 22)
+        for start in (0, 4, 8, 12, 16, 20):
+            part = words[start : start + 4]
+            taking = [next(turns) for _ in range(2)] if start == 20 else classes
+            expected += [next(sources[taking[index]]) for index in sorted(range(len(part)), key=part.__getitem__)]
+    np.testing.assert_array_equal(balanced(seed, UNEVEN, 22, epochs).ravel(), expected)
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 6, 23])
+def test_balanced_classes_come_equally_often(batch_size):
+    epochs = balanced(1, UNEVEN, batch_size, 9)
+    classes = np.unique(UNEVEN)
+    counts = np.array([[(UNEVEN[epoch] == label).sum() for label in classes] for epoch in epochs])
+    assert (np.ptp(counts, axis=1) <= 1).all()
+    assert (np.ptp(np.cumsum(counts, axis=0), axis=1) <= 1).all()
+    for label in classes:  # each of a class's examples once, then each of them again, in another order
+        draws = epochs.ravel()[UNEVEN[epochs.ravel()] == label]
+        size = (label == UNEVEN).sum()
+        passes = draws[: len(draws) // size * size].reshape(-1, size)
+        np.testing.assert_array_equal(np.sort(passes, axis=1), [np.flatnonzero(label == UNEVEN)] * len(passes))
+        if size > 2:
+            assert len(np.unique(passes, axis=0)) > 1
+    for batch in epochs.reshape(-1, batch_size):
+        assert np.ptp([(UNEVEN[batch] == label).sum() for label in classes]) <= 2
+
+
+def test_balanced_batches_depend_on_seed_and_step_alone():
+    forward = [order.balanced_indices(7, step, labels=UNEVEN, batch_size=4).copy() for step in range(20)]
+    for step in reversed(range(20)):
+        again = order.balanced_indices(7, step, labels=UNEVEN.copy(), batch_size=4)
+        np.testing.assert_array_equal(again, forward[step])
+    assert not np.array_equal(order.balanced_indices(8, 0, labels=UNEVEN, batch_size=4), forward[0])
+    with pytest.raises(ValueError, match="read-only"):
+        again[0] = 5
+
+
+def test_balanced_epochs_of_balanced_classes_are_permutations():
+    labels = np.arange(60, dtype=np.int32) % 4
+    epochs = balanced(0, labels, 12, 3)
+    for epoch in epochs:
+        np.testing.assert_array_equal(np.sort(epoch), np.arange(60))
+    assert not np.array_equal(epochs[0], epochs[1])
+
+
+def test_a_balanced_batch_that_cannot_be_filled_is_refused():
+    with pytest.raises(UserError, match=r"batch_size=24 .* 23 examples"):
+        order.balanced_indices(0, 0, labels=UNEVEN, batch_size=24)
+
+
+def test_the_longest_epochs_are_drawn_in_time():
+    # As ImageNet's: were an epoch drawn at every step, or a class's examples searched among all, it took minutes.
+    labels = np.random.default_rng(0).integers(0, 1000, 300_000).astype(np.int32)
+    for step in range(600):
+        order.balanced_indices(0, step, labels=labels, batch_size=256)
