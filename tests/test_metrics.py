@@ -43,6 +43,17 @@ def test_means_equal_scikit_learns(num_classes):
     assert all(isinstance(value, float) for name, value in means.items() if name != "count")
 
 
+def test_of_mixed_labels_the_largest_share_counts():
+    logits, labels = random_batch()
+    targets = 0.6 * np.eye(10, dtype=np.float32)[labels] + 0.4 * np.eye(10, dtype=np.float32)[labels[::-1]]
+    mask = jnp.ones(50, bool)
+    mixed = metric_sums(logits, jnp.asarray(targets), mask, aux1=logits)
+    own, other = (metric_sums(logits, jnp.asarray(one), mask, aux1=logits) for one in (labels, labels[::-1].copy()))
+    for name in own:
+        weight = 0.6 if name.endswith("loss") else 1
+        np.testing.assert_allclose(mixed[name], weight * own[name] + (1 - weight) * other[name], rtol=1e-5)
+
+
 def test_padding_does_not_count_whatever_it_holds():
     logits, labels = random_batch()
     padded = np.concatenate([logits, np.full((14, 10), np.nan, np.float32)])

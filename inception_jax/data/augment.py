@@ -564,63 +564,82 @@ def mix(
         return images, targets
     choice_key, mixup_key, cutmix_key = jax.random.split(key, 3)
     if not cutmix:
-        shares = draw_mixup(mixup_key, images, mixup)
+        drawn = draw_mixup(mixup_key, images, mixup)
     elif not mixup:
-        shares = draw_cutmix(cutmix_key, images, cutmix)
+        drawn = draw_cutmix(cutmix_key, images, cutmix)
     else:
-        drawn = draw_mixup(mixup_key, images, mixup), draw_cutmix(cutmix_key, images, cutmix)
-        shares = jnp.where(jax.random.bernoulli(choice_key), *drawn)
-    return mix_pairs(images, targets, shares)
+        either = draw_mixup(mixup_key, images, mixup), draw_cutmix(cutmix_key, images, cutmix)
+        drawn = jax.tree.map(functools.partial(jnp.where, jax.random.bernoulli(choice_key)), *either)
+    return mix_pairs(images, targets, *drawn)
 
 
 def mixup(
     key: PRNGKeyArray, images: Float[Array, "b h w c"], targets: Float[Array, "b k"], alpha: float
 ) -> tuple[Float[Array, "b h w c"], Float[Array, "b k"]]:
     """Blends each example with the one before it (Zhang et al. 2018); see `draw_mixup` and `mix_pairs`."""
-    return mix_pairs(images, targets, draw_mixup(key, images, alpha))
+    return mix_pairs(images, targets, *draw_mixup(key, images, alpha))
 
 
 def cutmix(
     key: PRNGKeyArray, images: Float[Array, "b h w c"], targets: Float[Array, "b k"], alpha: float
 ) -> tuple[Float[Array, "b h w c"], Float[Array, "b k"]]:
     """Pastes a box of each example into the next one (Yun et al. 2019); see `draw_cutmix` and `mix_pairs`."""
-    return mix_pairs(images, targets, draw_cutmix(key, images, alpha))
+    return mix_pairs(images, targets, *draw_cutmix(key, images, alpha))
 
 
-def draw_mixup(key: PRNGKeyArray, images: Float[Array, "b h w c"], alpha: float) -> Float[Array, "h w"]:
-    """An example's own share in its mixture, drawn from Beta(alpha, alpha): the same for every pixel and example.
+def draw_mixup(
+    key: PRNGKeyArray, images: Float[Array, "b h w c"], alpha: float
+) -> tuple[Float[Array, "h w"], Float[Array, ""]]:
+    """An example's own share in its mixture, drawn from Beta(alpha, alpha): at every pixel, and of the whole.
 
     One draw for a batch, as torchvision's v2.MixUp has it.
     """
-    return jnp.full(images.shape[1:3], jax.random.beta(key, alpha, alpha, dtype=_wide(images)))
+    share = _draw_beta(key, alpha, _wide(images))
+    return jnp.full(images.shape[1:3], share), share
 
 
-def draw_cutmix(key: PRNGKeyArray, images: Float[Array, "b h w c"], alpha: float) -> Float[Array, "h w"]:
-    """0 in a box, 1 elsewhere, the same for every example of the batch; as torchvision's v2.CutMix draws it.
+def draw_cutmix(
+    key: PRNGKeyArray, images: Float[Array, "b h w c"], alpha: float
+) -> tuple[Float[Array, "h w"], Float[Array, ""]]:
+    """An example's own share: 0 in a box, 1 elsewhere; and of the whole. One draw for a batch, as in v2.CutMix.
 
     The box has the image's proportions and, before it is cut off at the edges, a share of the area drawn from
     Beta(alpha, alpha); its centre is uniform over the image.
     """
     _, height, width, _ = images.shape
     share_key, row_key, column_key = jax.random.split(key, 3)
-    side = jnp.sqrt(1 - jax.random.beta(share_key, alpha, alpha, dtype=_wide(images)))
+    side = jnp.sqrt(1 - _draw_beta(share_key, alpha, _wide(images)))
     rows, columns = (
         _hidden(jax.random.randint(key, (), 0, extent), extent, 2 * jnp.floor(side * extent / 2))
         for key, extent in ((row_key, height), (column_key, width))
     )
-    return jnp.where(rows[:, None] & columns, 0, jnp.ones((), side.dtype))
+    shares = jnp.where(rows[:, None] & columns, 0, jnp.ones((), side.dtype))
+    return shares, shares.mean()
 
 
 def mix_pairs(
-    images: Float[Array, "b h w c"], targets: Float[Array, "b k"], shares: Float[Array, "h w"]
+    images: Float[Array, "b h w c"], targets: Float[Array, "b k"], shares: Float[Array, "h w"], share: Float[Array, ""]
 ) -> tuple[Float[Array, "b h w c"], Float[Array, "b k"]]:
-    """Mixes each example, to its share at each pixel, with the one before it; targets to the mean share.
+    """Mixes each example with the one before it, keeping `shares` of its pixels and `share` of its targets.
 
     Batches are drawn in random order, so that the one before is a random one; the first one's is the last.
     """
-    weights, share = shares[:, :, None], shares.mean()
+    weights = shares[:, :, None]
     mixed = weights * images + (1 - weights) * jnp.roll(images, 1, axis=0)
     return mixed.astype(images.dtype), share * targets + (1 - share) * jnp.roll(targets, 1, axis=0)
+
+
+def _draw_beta(key: PRNGKeyArray, alpha: float, dtype: jnp.dtype) -> Float[Array, ""]:
+    """A number from Beta(alpha, alpha), by way of Student's t of 2 * alpha degrees of freedom.
+
+    In closed form (Devroye 1996, "Random variate generation in one line of code", after Bailey 1994), since the
+    rejection loops of jax.random.beta take XLA seconds to compile.
+    """
+    radius, angle = jax.random.uniform(key, (2,), dtype)
+    cosine = jnp.cos(2 * math.pi * angle)
+    # Of t squared over the degrees of freedom, which is beyond the largest number where alpha is small.
+    ratio = jnp.minimum((1 - radius) ** (-1 / alpha) - 1, jnp.finfo(dtype).max) * cosine**2
+    return (1 + jnp.sign(cosine) / jnp.sqrt(1 + 1 / ratio)) / 2
 
 
 # --- scale of the values ----------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ STRENGTHS = {
     "saturation": 0.4,
     "hue": 0.1,
     "cutout": 8,
-    "randaugment_ops": 2,
+    "randaugment_ops": 1,
     "random_erasing": 0.5,
 }
 KEY = jax.random.key(0)
@@ -114,10 +114,10 @@ def test_one_strength_leaves_the_draws_of_the_others():
 
 @pytest.mark.parametrize(
     ("number", "name"),
-    enumerate((
+    [*enumerate((
         "pad_and_crop", "horizontal_flip", "brightness", "contrast", "saturation", "hue", "cutout", "randaugment",
         "random_erasing",
-    )),
+    ))],
 )  # fmt: skip
 def test_keys_never_change(number, name):
     # Another number changes the result of every run that anybody has made with this augmentation.
@@ -328,12 +328,17 @@ def test_operations_equal_torchvisions_at_every_magnitude(name, channels):
     operations = jnp.full(62, list(aug.OPERATIONS).index(name))
     ours = apply_operations(aug.to_unit(jnp.asarray(images), "float32"), operations, jnp.array(strengths))
     distances = np.abs(255 * np.asarray(ours) - np.array(theirs, np.float32))
-    print(name, channels, "max", distances.max(), "share>0.01", (distances > 0.01).mean())
+    if name in ("shear_x", "shear_y"):  # places half-way between two pixels go to either of them, by rounding
+        assert (distances > 1e-3).mean() < 0.01
+    else:
+        # It cuts off what it has blended or stretched to whole levels, and before that grey and smoothed images, too.
+        levels = {"brightness": 1, "autocontrast": 1, "color": 2, "contrast": 2, "sharpness": 2}.get(name, 0)
+        assert distances.max() < levels + 1e-3
 
 
 @pytest.mark.parametrize("name", ["posterize", "solarize", "autocontrast", "equalize"])
 def test_operations_on_plain_pictures_equal_torchvision(name):
-    """Even ones, ones of two levels, and such as are too small to equalize or to smooth."""
+    """Even ones, ones of two levels, and such as are too small to equalize."""
     over = torch_functional()
     plain = np.zeros((5, 20, 20, 3), np.uint8)
     plain[1] = 255
@@ -342,27 +347,36 @@ def test_operations_on_plain_pictures_equal_torchvision(name):
     plain[4, 0, 0] = 90
     options = {"posterize": [3, 8, 1, 4, 0], "solarize": [0.0, 255.0, 128.0, 200.0, 90.0]}.get(name)
     arguments = () if options is None else (options,)
-    for images in (plain, plain[:, :2, :1], byte_pictures(5, 2, 9), byte_pictures(5, 1, 1)):
+    for images in (plain, plain[:, :2, :1]):
         theirs = over(name, images, *arguments)
         ours = jax.jit(getattr(aug, name))(aug.to_unit(jnp.asarray(images), "float32"), *map(jnp.array, arguments))
         np.testing.assert_allclose(255 * ours, theirs, atol=1e-3 if name != "autocontrast" else 1)
 
 
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 9), (9, 2), (3, 3)])
+def test_sharpness_of_tiny_pictures_equals_torchvisions(height, width):
+    images, factors = pictures(height=height, width=width), [0.0, 0.6, 1.0, 1.7]
+    theirs = torch_functional()("adjust_sharpness", images, factors)
+    np.testing.assert_allclose(aug.adjust_sharpness(images, jnp.array(factors)), theirs, atol=1e-6)
+
+
 def test_operations_are_drawn_uniformly_with_either_sign():
-    images = jnp.asarray(byte_pictures(1, 8, 9) / np.float32(255))
+    images = jnp.asarray(byte_pictures(1, 18, 18) / np.float32(255))
     outcomes = [
         (index, sign, 1 / 28 if signed else 1 / 14)
         for index, (name, signed) in enumerate(aug.OPERATIONS.items())
         for sign in ((1, -1) if signed else (1,))
     ]
     operations, signs, probabilities = (np.array(column) for column in zip(*outcomes, strict=True))
-    strengths = np.array(aug.operation_strengths(20, 8, 9), np.float32)[operations] * signs
+    strengths = np.array(aug.operation_strengths(20, 18, 18), np.float32)[operations] * signs
     possible = apply_operations(jnp.repeat(images, len(outcomes), axis=0), jnp.asarray(operations), strengths)
     drawn = jax.jit(functools.partial(aug.randaugment, operations=1, magnitude=20))(
         KEY, jnp.repeat(images, 2800, axis=0)
     )
-    distances = np.abs(np.asarray(drawn)[:, None] - np.asarray(possible)).max(axis=(2, 3, 4))
-    assert (distances.min(axis=1) < 1e-5).all()
+    views = np.random.default_rng(1).standard_normal((18 * 18 * 3, 3))  # enough to tell them apart
+    drawn, possible = (np.asarray(pictures).reshape(len(pictures), -1) @ views for pictures in (drawn, possible))
+    distances = np.abs(drawn[:, None] - possible).max(axis=2)
+    assert (distances.min(axis=1) < 1e-3).all()
     counts = np.bincount(distances.argmin(axis=1), minlength=len(outcomes))
     assert stats.chisquare(counts, 2800 * probabilities).pvalue > 1e-3
 
@@ -440,23 +454,28 @@ def test_mixtures_equal_torchvision(name):
     theirs, their_targets = getattr(v2, name)(alpha=1.0, num_classes=4)(batch, torch.from_numpy(labels))
     theirs = np.moveaxis(theirs.numpy(), 1, -1)
     if name == "MixUp":
-        shares = np.full((17, 24), their_targets[0, 0])
+        shares = np.full((17, 24), their_targets[0, 0].item())
     else:
         shares = (theirs[0] == images[0]).all(axis=-1).astype(np.float32)
     assert 0 < shares.mean() < 1
     targets = jax.nn.one_hot(labels, 4)
-    ours, our_targets = aug.mix_pairs(images, targets, jnp.asarray(shares))
+    ours, our_targets = aug.mix_pairs(images, targets, jnp.asarray(shares), jnp.asarray(shares.mean()))
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
     np.testing.assert_allclose(our_targets, their_targets, atol=1e-6)
 
 
-@pytest.mark.parametrize("alpha", [0.2, 1.0])
+@pytest.mark.parametrize("alpha", [0.05, 0.2, 1.0, 5.0])
 def test_shares_of_mixup_have_the_beta_distribution(alpha):
     images = jnp.zeros((2, 1, 1, 1))
-    draw = jax.jit(jax.vmap(lambda key: aug.draw_mixup(key, images, alpha)[0, 0]))
-    shares = np.asarray(draw(jax.random.split(KEY, 4000)))
+    pixels, shares = jax.jit(jax.vmap(lambda key: aug.draw_mixup(key, images, alpha)))(jax.random.split(KEY, 4000))
+    np.testing.assert_array_equal(pixels[:, 0, 0], shares)
     assert shares.mean() == pytest.approx(0.5, abs=4 * stats.beta(alpha, alpha).std() / math.sqrt(4000))
-    assert stats.kstest(shares, stats.beta(alpha, alpha).cdf).pvalue > 1e-3
+    # In bins, since float32 has none of the numbers that are all but 1, which a small alpha makes frequent.
+    edges = np.array([0, 1e-4, 1e-2, *np.arange(1, 10) / 10, 1 - 1e-2, 1 - 1e-4, 1])
+    expected = 4000 * np.diff(stats.beta(alpha, alpha).cdf(edges))
+    keep = expected > 5
+    counts = np.histogram(shares, edges)[0]
+    assert stats.chisquare(counts[keep], expected[keep] * counts[keep].sum() / expected[keep].sum()).pvalue > 1e-3
 
 
 def test_boxes_of_cutmix_are_distributed_as_torchvision_draws_them():
@@ -469,7 +488,8 @@ def test_boxes_of_cutmix_are_distributed_as_torchvision_draws_them():
     batch = torch.stack([torch.ones(1, 12, 20), torch.zeros(1, 12, 20)])
     theirs = np.stack([cutmix(batch, labels)[0][0, 0].numpy() for _ in range(1000)])
     draw = jax.jit(jax.vmap(lambda key: aug.draw_cutmix(key, jnp.zeros((2, 12, 20, 1)), 1.0)))
-    ours = np.asarray(draw(jax.random.split(KEY, 4000)))
+    ours, wholes = (np.asarray(drawn) for drawn in draw(jax.random.split(KEY, 4000)))
+    np.testing.assert_allclose(wholes, ours.mean(axis=(1, 2)), atol=1e-6)
     assert set(np.unique(ours)) == {0, 1}
 
     def extents(shares):
@@ -515,9 +535,8 @@ def test_mixing_commutes_with_normalization():
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
 def test_mixtures_keep_the_dtype(dtype):
     with jax.enable_x64(dtype == "float64"):
-        mixed, targets = aug.mix(
-            KEY, pictures(dtype=dtype), jnp.array([1, 0, 2, 1]), num_classes=3, mixup=1.0, cutmix=1.0
-        )
+        mix = jax.jit(functools.partial(aug.mix, num_classes=3, mixup=1.0, cutmix=1.0))
+        mixed, targets = mix(KEY, pictures(dtype=dtype), jnp.array([1, 0, 2, 1]))
         assert mixed.dtype == dtype
         assert targets.dtype == jnp.promote_types(dtype, "float32")
 
