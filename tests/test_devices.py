@@ -98,10 +98,14 @@ def test_the_first_steps_loss_agrees_in_float32(config, tmp_path):
 
 @pytest.mark.slow
 def test_micro_batches_agree_in_float64(config, tmp_path):
-    """Each micro-batch takes its rows from all devices, and batch norm sees the same ones."""
+    """Each micro-batch takes its rows from all devices; batch norm sees the same ones, and the same ones are mixed."""
     config.compute_dtype = "float64"
     config.batch_size = 32
     config.accumulation_steps = 2
+    config.data.augment.randaugment_ops = 1
+    config.data.augment.random_erasing = 0.5
+    config.data.augment.mixup = 0.5
+    config.data.augment.cutmix = 1.0
     assert_parameters_agree(train_on_devices(config, tmp_path), 1e-9)
 
 

@@ -10,11 +10,15 @@ from functools import partial
 
 import jax
 import numpy as np
+import optax
 import pytest
+from flax import linen as nn
+from jax import numpy as jnp
 
 import inception_jax
-from inception_jax import data, main, profiling, run, train
+from inception_jax import data, main, profiling, run, state, steps, train
 from inception_jax.config import default_config
+from inception_jax.data import augment
 from inception_jax.errors import UserError
 
 TIMINGS = ("images_per_second", "seconds", "training_seconds", "evaluation_seconds")
@@ -82,6 +86,10 @@ def assert_same_run(folder, expected):
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(config, tmp_path, monkeypatch):
+    config.data.augment.randaugment_ops = 1
+    config.data.augment.random_erasing = 0.25
+    config.data.augment.mixup = 0.2
+    config.data.augment.cutmix = 1.0
     train.train_and_evaluate(config, tmp_path / "whole")
     assert [row["step"] for row in rows(tmp_path / "whole")] == ["21", "42"]
     assert float(rows(tmp_path / "whole")[1]["learning_rate"]) == pytest.approx(0.05)  # reduced after this epoch
@@ -119,6 +127,44 @@ def test_a_run_killed_between_checkpoints_repeats_what_was_lost(config, tmp_path
     assert run.load_run(tmp_path / "killed", "latest").step == 30
     train.train_and_evaluate(config, tmp_path / "killed")
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
+
+
+def test_a_step_on_mixed_examples():
+    """Labels as certain probabilities change nothing, accumulated or not; mixing is what it is outside the step."""
+
+    class Linear(nn.Module):
+        @nn.compact
+        def __call__(self, images, *, train):
+            return nn.Dense(10)(images.reshape(len(images), -1))
+
+    model, optimizer, rng = Linear(), optax.sgd(0.1), np.random.default_rng(0)
+    fresh = state.create_state(jax.random.key(0), model, optimizer, (8, 8, 1))
+    images, labels = rng.random((8, 8, 8, 1), np.float32), rng.integers(0, 10, 8, np.int32)
+
+    def step(images, mix, accumulation_steps=1):
+        train_step = partial(
+            steps.train_step,
+            model=model,
+            optimizer=optimizer,
+            prepare=lambda key, images: images,
+            mix=mix,
+            label_smoothing=0.1,
+            accumulation_steps=accumulation_steps,
+        )
+        new, loss = jax.jit(train_step)(fresh, images, labels, jax.random.key(3))
+        return loss, new.metrics, new.params
+
+    def mix(key, images, labels):
+        return augment.mix_pairs(images, jax.nn.one_hot(labels, 10), jnp.full((8, 8), 0.75), jnp.array(0.75))
+
+    def assert_equal(ours, expected):
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), ours, expected)
+
+    assert_equal(step(images, partial(augment.mix, num_classes=10), 2), step(images, None, 2))
+    mixed = 0.75 * images + 0.25 * np.roll(images, 1, axis=0)
+    classes = np.eye(10, dtype=np.float32)
+    targets = 0.75 * classes[labels] + 0.25 * classes[np.roll(labels, 1)]
+    assert_equal(step(images, mix), step(mixed, lambda key, images, labels: (images, targets)))
 
 
 def test_the_summary_counts_every_example_of_the_split_once(config, tmp_path):
