@@ -450,7 +450,7 @@ def _batches(
     split, augment = dataset.splits["train"], config.data.augment
     steps_per_epoch = order.steps_per_epoch(len(split), config.batch_size)
     positions = partial(order.batch_indices, config.seed, num_examples=len(split), batch_size=config.batch_size)
-    if config.data.get("balanced"):
+    if config.data.balanced:
         positions = partial(
             order.balanced_indices, config.seed, labels=split.all_labels(), batch_size=config.batch_size
         )
