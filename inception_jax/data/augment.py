@@ -351,7 +351,7 @@ def equalize(images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     """
     batch, height, width, channels = images.shape
     levels = _levels(images).reshape(batch, height * width, channels)
-    # On CPUs, adding one by one takes 18 ns for each value: a fifteenth of a matrix product of indicators.
+    # On CPUs, adding one by one takes 18 ns for each value, and a matrix product of indicators up to 15 times as long.
     count = jax.vmap(lambda column: jnp.zeros(256, jnp.int32).at[column].add(1), in_axes=1, out_axes=1)
     counts = jax.vmap(count)(levels)
     brightest = jnp.take_along_axis(counts, levels.max(axis=1, keepdims=True), axis=1)
