@@ -10,7 +10,7 @@ MixUp and CutMix alone do exchange: they mix every example, and its label, with 
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +58,7 @@ def augment(
     brightness, contrast, saturation, hue (torchvision's ColorJitter shuffles these four); RandAugment; cutout;
     random erasing. Each has a key of its own, so that switching one on leaves the draws of the others as they were.
     """
-    strengths = {  # in the order of application
+    strengths: dict[str, tuple[float, ...]] = {  # in the order of application
         "pad_and_crop": (pad_and_crop,),
         "horizontal_flip": (horizontal_flip,),
         "brightness": (brightness,),
@@ -522,7 +522,7 @@ def random_erasing(
     return jnp.where((rows[:, :, None] & columns[:, None, :])[..., None], 0, images)
 
 
-def _hidden(centres: Array, extent: int, size: ArrayLike) -> Array:
+def _hidden(centres: Array, extent: int, size: int | Array) -> Array:
     """Which of an axis's pixels a square hides."""
     distances = jnp.arange(extent) - centres + size // 2
     return (distances >= 0) & (distances < size)
@@ -530,7 +530,7 @@ def _hidden(centres: Array, extent: int, size: ArrayLike) -> Array:
 
 # Those without resampling. Their places here are folded into their keys: new ones are appended, and none moves, or
 # every run would draw other numbers.
-_TRANSFORMATIONS = {
+_TRANSFORMATIONS: dict[str, Callable[..., Array]] = {
     "pad_and_crop": pad_and_crop,
     "horizontal_flip": horizontal_flip,
     "brightness": brightness,
