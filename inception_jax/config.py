@@ -48,12 +48,12 @@ LIMITS = (
         "num_devices", "checkpoint.every_steps", "checkpoint.keep_best", "data.augment.brightness",
         "data.augment.contrast", "data.augment.cutmix", "data.augment.cutout", "data.augment.mixup",
         "data.augment.pad_and_crop", "data.augment.randaugment_ops", "data.augment.rotation", "data.augment.saturation",
-        "data.memory_gib", "evaluate.batch_size", "evaluate.early_stopping_patience", "evaluate.first_epoch",
+        "data.memory_gib", "data.num_workers", "evaluate.batch_size", "evaluate.early_stopping_patience", "evaluate.first_epoch",
         "evaluate.stop_at", "finetune.freeze_epochs", "finetune.trunk_rate",
         "loss.aux_weight", "optimizer.clip_norm", "optimizer.momentum", "optimizer.weight_decay",
         "schedule.cooldown", "schedule.learning_rate", "schedule.patience", "schedule.warmup_epochs",
     )),
-    ("0 or more, or unset", lambda x: x is None or x >= 0, ("data.hold_out", "data.num_workers")),
+    ("0 or more, or unset", lambda x: x is None or x >= 0, ("data.hold_out",)),
     ("more than 0", lambda x: x > 0, ("schedule.every_epochs",)),
     ("more than 0 and at most 1", lambda x: 0 < x <= 1, ("data.crop_share",)),
     ("from 0 to 1", lambda x: 0 <= x <= 1, (
@@ -117,7 +117,7 @@ def default_config() -> Config:
     data.crop_share = 1.0  # fit "crop": side of that square, as a share of the shorter side, e.g. 0.875
     data.pipeline = "auto"  # "memory": decoded once; "streaming": when read; auto: the first if it fits memory_gib
     data.memory_gib = 4.0  # largest decoded data set that is not streamed
-    data.num_workers = placeholder(int)  # processes that decode a streamed set; 0: threads; unset: half the cores
+    data.num_workers = 0  # processes that decode a streamed set; 0: threads of this one
     data.normalization = "mean_std"  # "none": 0 to 255; "unit": 0 to 1; "mean", "mean_std": by channel; "per_image"
     data.mean = ()  # per channel, of pixels scaled to 0..1; (): of the training split
     data.std = ()

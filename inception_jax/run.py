@@ -18,7 +18,7 @@ from jax import numpy as jnp
 
 from inception_jax import data, optimizers, schedules, state, steps, weights
 from inception_jax.checkpoints import Checkpoints
-from inception_jax.config import Config
+from inception_jax.config import Config, default_config
 from inception_jax.data import augment
 from inception_jax.data.dataset import Dataset
 from inception_jax.errors import UserError
@@ -70,8 +70,12 @@ def read_config(path: Path) -> Config:
 
 
 def config_differences(kept: Config, given: Config) -> list[str]:
-    """One phrase for every field that decides what is computed and has two values."""
-    old, new = (_flatten(json.loads(config.to_json())) for config in (kept, given))
+    """One phrase for every field that decides what is computed and has two values.
+
+    A field that the kept config does not know yet had the value that is the default now.
+    """
+    default, old, new = (_flatten(json.loads(config.to_json())) for config in (default_config(), kept, given))
+    old = {field: default[field] for field in default.keys() & new.keys()} | old
     return [
         f"{field} was {old.get(field)!r}, now {new.get(field)!r}"
         for field in sorted(old.keys() | new.keys())

@@ -466,13 +466,12 @@ def _batches(
     crop = None
     if augment.crop_originals:
         crop = streaming.RandomCrop(config.seed, augment.random_resized_crop, augment.aspect_ratio)
-    workers = config.data.num_workers
     batches = train_batches(
         split,
         positions,
         first_step,
         total_steps,
-        num_workers=max(1, (os.cpu_count() or 1) // 2) if workers is None else workers,
+        num_workers=config.data.num_workers,
         crop=crop,
         steps_per_epoch=steps_per_epoch,
     )

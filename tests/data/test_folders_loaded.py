@@ -1,0 +1,173 @@
+"""Pictures in a person's folder, from the files to splits: what is left out, held out, found twice, or changed."""
+
+import logging
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from inception_jax import data
+from inception_jax.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Three classes of 10, 10 and 20 pictures of 8x8 pixels, every fifth of them grayscale, each of one value."""
+    root = tmp_path / "pictures"
+    for number in range(40):
+        place = root / ("apple pie", "brötchen", "cake", "cake")[number % 4]
+        place.mkdir(parents=True, exist_ok=True)
+        mode = "L" if number % 5 == 0 else "RGB"
+        Image.new(mode, (8, 8), 6 * number if mode == "L" else (6 * number,) * 3).save(place / f"{number}.png")
+    return root
+
+
+@pytest.fixture
+def load(folder, tmp_path):
+    return partial(data.load, "image_folder", directory=tmp_path / "prepared", folder=folder)
+
+
+def numbers(split) -> list[int]:
+    """Which pictures a split has, by their values."""
+    images, _ = split.gather(np.arange(len(split)))
+    assert (images == images[:, :1, :1, :1]).all()
+    return (images[:, 0, 0, 0] // 6).tolist()
+
+
+def test_splits_are_stratified_and_depend_on_the_seed_alone(load, folder):
+    dataset = load()
+    assert dataset.class_names == ("apple pie", "brötchen", "cake")
+    assert dataset.image_shape == (8, 8, 3)
+    counts = {split: np.bincount(part.all_labels()).tolist() for split, part in dataset.splits.items()}
+    assert counts["test"] == [1, 1, 2]
+    assert [sum(counts[split]) for split in ("train", "validation")] == [32, 4]
+    assert counts["validation"] == [1, 1, 2]
+    everything = [number for split in dataset.splits.values() for number in numbers(split)]
+    assert sorted(everything) == list(range(40))
+    for part in dataset.splits.values():
+        labels = np.array([0, 1, 2, 2])[np.array(numbers(part)) % 4]
+        np.testing.assert_array_equal(part.all_labels(), labels)
+        np.testing.assert_array_equal(part.grayscale(), np.array(numbers(part)) % 5 == 0)
+    again, other = load(), load(split_seed=1)
+    assert all(numbers(dataset.splits[split]) == numbers(again.splits[split]) for split in dataset.splits)
+    assert numbers(dataset.splits["test"]) != numbers(other.splits["test"])
+    moved = folder.rename(folder.with_name("elsewhere"))
+    assert load(folder=moved).fingerprint == dataset.fingerprint
+
+
+def test_hold_out(load):
+    assert np.bincount(load(hold_out=4).splits["test"].all_labels()).tolist() == [4, 4, 4]
+    assert "test" not in load(hold_out=0).splits
+    with pytest.raises(UserError, match="apple pie"):
+        load(hold_out=10)
+    assert load(splits={"train": "train[:50%]"}, hold_out=0).splits.keys() == {"train"}
+
+
+@pytest.mark.parametrize("pipeline", ["memory", "streaming"])
+@pytest.mark.parametrize(("keep", "remainders"), [("color", {1, 2, 3, 4}), ("grayscale", {0})])
+def test_grayscale_or_color_alone(keep, remainders, pipeline, load):
+    dataset = load(keep=keep, pipeline=pipeline, image_size=8, hold_out=0)
+    kept = [number for split in dataset.splits.values() for number in numbers(split)]
+    assert sorted(kept) == [number for number in range(40) if number % 5 in remainders]
+    whole = load(splits={"train": "train"}, hold_out=0)
+    order = numbers(whole.splits["train"])
+    assert kept == [number for number in order if number in kept]  # leaving out does not shuffle
+
+
+def test_keeping_nothing(load, folder):
+    for path in folder.rglob("*.png"):
+        Image.open(path).convert("RGB").save(path)
+    with pytest.raises(UserError, match="keep='grayscale' leaves all of them out"):
+        load(keep="grayscale")
+
+
+@pytest.mark.parametrize("pipeline", ["memory", "streaming"])
+def test_what_cannot_be_decoded_is_named_and_left_out_or_an_error(load, folder, pipeline, caplog):
+    whole = folder / "cake" / "2.png"
+    whole.write_bytes(whole.read_bytes()[:-30])
+    (folder / "cake" / "empty.jpg").touch()
+    (folder / "brötchen" / "not a picture.png").write_text("?")
+    with caplog.at_level(logging.WARNING):
+        dataset = load(pipeline=pipeline, image_size=8, hold_out=0)
+    (message,) = caplog.messages
+    assert "3 of the pictures in" in message
+    assert "cake/empty.jpg (it is empty)" in message
+    report = Path(message.rpartition(" ")[2]).read_text()
+    assert [line.split("\t")[0] for line in report.splitlines()] == [
+        "brötchen/not a picture.png", "cake/2.png", "cake/empty.jpg",
+    ]  # fmt: skip
+    kept = sorted(number for split in dataset.splits.values() for number in numbers(split))
+    assert kept == [number for number in range(40) if number != 2]
+    with pytest.raises(UserError, match="3 of the pictures in .* cannot be decoded"):
+        load(on_error="error")
+
+
+def test_a_changed_folder_is_noticed_and_the_difference_named(load, folder, tmp_path, caplog):
+    first = load()
+    with caplog.at_level(logging.WARNING):
+        assert load().fingerprint == first.fingerprint
+        (folder / "cake" / "2.png").touch()  # the same content
+        assert load().fingerprint == first.fingerprint
+        assert caplog.messages == []
+        Image.new("RGB", (8, 8), (13, 13, 13)).save(folder / "cake" / "2.png")
+        (folder / "cake" / "3.png").unlink()
+        Image.new("RGB", (8, 8), (14, 13, 13)).save(folder / "apple pie" / "new.png")
+        second = load()
+    (message,) = caplog.messages
+    assert "is not what it was when it was last used" in message
+    assert "1 added: apple pie/new.png; 1 removed: cake/3.png; 1 changed: cake/2.png" in message
+    assert first.cache
+    assert second.fingerprint
+    assert message.endswith(data.changes(first.cache, first.fingerprint or "", second.fingerprint))
+    assert [path.name for path in (first.cache / "decoded").iterdir()] == [second.fingerprint]  # the old one takes room
+    assert data.changes(first.cache, "unknown", second.fingerprint) == "what it held then is not known any more"
+
+
+def test_the_same_picture_in_two_splits_is_reported(load, folder, caplog):
+    for number in range(40):
+        place = folder / ("apple pie", "brötchen", "cake", "cake")[number % 4]
+        (place / f"copy of {number}.png").write_bytes((place / f"{number}.png").read_bytes())
+    with caplog.at_level(logging.WARNING):
+        dataset = load()
+    shared = {
+        split: set(numbers(part)) & set(numbers(dataset.splits["train"])) for split, part in dataset.splits.items()
+    }
+    for split in ("validation", "test"):
+        assert any(
+            f"pictures of the split {split} are the same as one of train" in message for message in caplog.messages
+        )
+        assert shared[split]
+    assert any(" = " in message for message in caplog.messages)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"folder": None}, r"is read in place: name its folder, by --folder or --config.data.folder"),
+        ({"keep": "gray"}, "unknown keep 'gray'. Did you mean 'grayscale'"),
+        ({"pipeline": "disk"}, "unknown pipeline 'disk'"),
+        ({"splits": {"train": "train", "test": "tset"}}, "tset"),
+    ],
+)
+def test_mistakes(options, message, load):
+    with pytest.raises(UserError, match=message):
+        load(**options)
+
+
+def test_a_folder_is_for_sets_that_are_read_in_place(digits, folder):
+    with pytest.raises(UserError, match="folder is for pictures that are read in place, not for data set 'digits'"):
+        data.load("digits", directory=digits, folder=folder)
+
+
+def test_a_half_written_decoding_is_removed_by_the_next(load, folder):
+    dataset = load(image_size=16, splits={"train": "train"})
+    assert dataset.cache
+    decoded = dataset.cache / "decoded" / (dataset.fingerprint or "")
+    left = decoded / ".12x12x3.0123456789abcdef"
+    left.mkdir()
+    (left / "train_images.npy").write_bytes(b"half")
+    (decoded / f"{left.name}.lock").touch()
+    load(image_size=12, splits={"train": "train"})
+    assert sorted(path.name for path in decoded.iterdir()) == ["12x12x3", "16x16x3"]
