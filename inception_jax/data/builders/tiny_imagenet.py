@@ -115,13 +115,12 @@ def _synsets(files: Files) -> list[str]:
 
 
 def _class_names(files: Files, synsets: list[str]) -> list[str]:
-    """The first word for each synset; where synsets share it all of their words, and where these are the same, too,
-    the synset with it."""
+    """The first synonym of each synset; where synsets share it, all synonyms; where these are the same, too, they are
+    followed by the synset."""
     words = {row[0]: row[1].strip() for row in files.read_rows("words.txt", 2)}
-    names = [words.get(synset, synset).split(",")[0] for synset in synsets]
-    for longer in (lambda name, synset: words.get(synset, synset), lambda name, synset: f"{name} ({synset})"):
+    synonyms = [words.get(synset, synset) for synset in synsets]
+    names = [text.split(",")[0] for text in synonyms]
+    for longer in (synonyms, [f"{text} ({synset})" for text, synset in zip(synonyms, synsets, strict=True)]):
         counts = Counter(names)
-        names = [
-            longer(name, synset) if counts[name] > 1 else name for name, synset in zip(names, synsets, strict=True)
-        ]
+        names = [more if counts[name] > 1 else name for name, more in zip(names, longer, strict=True)]
     return names
