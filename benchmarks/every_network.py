@@ -27,7 +27,7 @@ FIELDS: dict[str, dict[str, object]] = {
     "bn_inception": {"data.image_size": 64},
     "googlenet*": {"model.stem": "small"},
     "inception_resnet*": {},
-    "inception_v4": {"num_epochs": 8},
+    "inception_v4": ADAM | {"num_epochs": 8},
     "inception*": {"model.stem": "small", "data.image_size": 16, "num_epochs": 5},
     "resnet[15][05]*": ADAM | {"model.stem": "small"},
     "resnet*": {"model.stem": "small"},

@@ -15,6 +15,7 @@ import time
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -106,7 +107,7 @@ def theirs(case: str, folder: str | None, workers: int, seconds: float) -> float
         chain.insert(0, transforms.RandomResizedCrop(size))
     if folder is None:
         images = np.random.default_rng(0).integers(0, 256, (10_000, size, size, 3), np.uint8)
-        dataset = _Arrays(images, transforms.Compose([transforms.ToPILImage(), *chain]))
+        dataset: Any = _Arrays(images, transforms.Compose([transforms.ToPILImage(), *chain]))
     else:
         dataset = datasets.ImageFolder(folder, transforms.Compose(chain))
     loader = torch.utils.data.DataLoader(

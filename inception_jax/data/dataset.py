@@ -5,7 +5,7 @@ import dataclasses
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -56,7 +56,7 @@ class Dataset:
 
     name: str
     class_names: tuple[str, ...]
-    splits: dict[str, Split]
+    splits: Mapping[str, Split]
     statistics_path: Path | None = None
     fingerprint: str | None = None
     cache: Path | None = None
@@ -117,7 +117,7 @@ def train_batches(
     num_workers: int = 0,
     crop: streaming.RandomCrop | None = None,
     steps_per_epoch: int = 1,
-) -> Iterator[Arrays]:
+) -> Generator[Arrays, None, None]:
     """The images and labels of the steps from `first` up to, but without, `last`; close it when done before.
 
     Args:
@@ -142,7 +142,7 @@ def train_batches(
 
 def eval_batches(
     split: Split, batch_size: int, rows: slice = slice(None)
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+) -> Generator[tuple[np.ndarray, np.ndarray, np.ndarray], None, None]:
     """All examples in order, each exactly once, in batches of one size.
 
     Args:

@@ -77,7 +77,8 @@ def decode(content: bytes, form: Format, box: Box | None = None) -> np.ndarray:
     image, factor = _open(content, largest)
     image = image.convert("L" if form.channels == 1 else "RGB")
     if box:
-        box = tuple(min(side / factor, limit) for side, limit in zip(box, image.size * 2, strict=True))
+        left, top, right, bottom = (side / factor for side in box)
+        box = left, top, min(right, image.width), min(bottom, image.height)
     return _to_square(image, form, box)
 
 
@@ -141,7 +142,7 @@ def _jpeg_header(content: bytes) -> tuple[int, int, str] | None:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(content)
     except ValueError:
         return None
-    return (height, width, "L" if colors == "Gray" else "RGB") if colors in ("Gray", "YCbCr") else None
+    return (int(height), int(width), "L" if colors == "Gray" else "RGB") if colors in ("Gray", "YCbCr") else None
 
 
 def _open(content: bytes, largest_factor: float) -> tuple[Image.Image, int]:

@@ -80,9 +80,9 @@ class RecordSource:
     def records(self) -> Any:
         import tensorflow_datasets as tfds
 
-        builder = tfds.builder_from_directory(self.folder)
         # Decoded by ours alone, so that the pixels do not depend on whether OpenCV is there, too.
-        return builder.as_data_source(self.split, decoders={self.key: tfds.decode.SkipDecoding()})
+        skip: Any = tfds.decode.SkipDecoding
+        return tfds.builder_from_directory(self.folder).as_data_source(self.split, decoders={self.key: skip()})
 
     def __len__(self) -> int:
         return len(self.records)

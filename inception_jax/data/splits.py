@@ -90,9 +90,10 @@ def cut_rows(
         if np.array_equal(chosen, np.arange(first, first + len(chosen))):
             return Split(images, labels, slice(first, first + len(chosen)), gray)
         return Split(images, labels, chosen, gray)
-    images, labels = (np.concatenate([whole[i][chosen] for whole, chosen in parts]) for i in (0, 1))
-    known = gray is not None
-    return Split(images, labels, gray=np.concatenate([whole[2][chosen] for whole, chosen in parts]) if known else None)
+    images = np.concatenate([whole[0][chosen] for whole, chosen in parts])
+    labels = np.concatenate([whole[1][chosen] for whole, chosen in parts])
+    grays = [whole[2][chosen] for whole, chosen in parts if whole[2] is not None]
+    return Split(images, labels, gray=np.concatenate(grays) if len(grays) == len(parts) else None)
 
 
 def count_shared(ranges: list[Range], others: list[Range]) -> int:

@@ -13,7 +13,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import cache
 
@@ -194,7 +194,7 @@ def batches(
     num_workers: int = 0,
     crop: RandomCrop | None = None,
     steps_per_epoch: int = 1,
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+) -> Generator[tuple[np.ndarray, np.ndarray, np.ndarray], None, None]:
     """The batches of the steps from `first` up to, but without, `last`, read ahead.
 
     Args:

@@ -100,7 +100,7 @@ def test_what_cannot_be_decoded_is_named_and_left_out_or_an_error(load, folder, 
     ]  # fmt: skip
     kept = sorted(number for split in dataset.splits.values() for number in numbers(split))
     assert kept == [number for number in range(40) if number != 2]
-    with pytest.raises(UserError, match="3 of the pictures in .* cannot be decoded"):
+    with pytest.raises(UserError, match=r"3 of the pictures in .* cannot be decoded"):
         load(on_error="error")
 
 
