@@ -29,7 +29,7 @@ FIELDS: dict[str, dict[str, object]] = {
     "inception_resnet*": {},
     "inception_v4": ADAM | {"num_epochs": 8},
     "inception*": {"model.stem": "small", "data.image_size": 16, "num_epochs": 5},
-    "resnet[15][05]*": ADAM | {"model.stem": "small"},
+    "resnet[15][05]*": {"model.stem": "small", "data.image_size": 16, "num_epochs": 6},
     "resnet*": {"model.stem": "small"},
     "simple_cnn": ADAM,
     "tiny_vgg*": ADAM | {"data.image_size": 32},

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import tensorflow_datasets as tfds
 
 from inception_jax.data import images
 from inception_jax.data.resident import whole_file
@@ -78,11 +79,9 @@ class RecordSource:
 
     @cached_property
     def records(self) -> Any:
-        import tensorflow_datasets as tfds
-
+        builder = tfds.builder_from_directory(self.folder)
         # Decoded by ours alone, so that the pixels do not depend on whether OpenCV is there, too.
-        skip: Any = tfds.decode.SkipDecoding
-        return tfds.builder_from_directory(self.folder).as_data_source(self.split, decoders={self.key: skip()})
+        return builder.as_data_source(self.split, decoders={self.key: tfds.decode.SkipDecoding()})  # pyright: ignore[reportCallIssue]
 
     def __len__(self) -> int:
         return len(self.records)
