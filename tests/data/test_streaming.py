@@ -184,6 +184,49 @@ def test_streaming_is_chosen_where_the_decoded_set_is_too_large(load, caplog):
         load(image_size=None)
 
 
+@pytest.mark.slow
+def test_a_set_larger_than_the_budget_stays_below_it(tmp_path):
+    """4 GB decoded, one GiB allowed: the peaks of the process and of two workers together."""
+    generator = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / "large" / name).mkdir(parents=True)
+        for number in range(13_600):
+            path = tmp_path / "large" / name / f"{number}.jpg"
+            if number < 50:
+                Image.fromarray(generator.integers(0, 256, (28, 28, 3), np.uint8)).resize((224, 224)).save(path)
+            else:
+                os.link(path.with_name(f"{number % 50}.jpg"), path)
+    script = tmp_path / "large.py"
+    script.write_text(
+        textwrap.dedent(f"""
+        import resource
+        from functools import partial
+        from inception_jax import data
+        from inception_jax.data import order, streaming
+        from inception_jax.data.dataset import train_batches
+
+        if __name__ == "__main__":
+            split = data.load(
+                "image_folder", directory={str(tmp_path)!r}, folder={str(tmp_path / "large")!r}, image_size=224,
+                memory_gib=1.0, splits={{"train": "train"}}, hold_out=0,
+            ).splits["train"]
+            assert isinstance(split, streaming.Split)
+            positions = partial(order.batch_indices, 0, num_examples=len(split), batch_size=64)
+            for workers in (0, 2):
+                for _ in train_batches(split, positions, 0, 100, num_workers=workers):
+                    pass
+            mine = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            workers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # the largest one
+            print(len(split), mine + 2 * workers)
+        """)
+    )
+    root = Path(__file__).parents[2]
+    result = subprocess.run([sys.executable, script], stdout=subprocess.PIPE, check=True, cwd=root, timeout=240)
+    examples, kibibytes = map(int, result.stdout.split())
+    assert examples * 224 * 224 * 3 > 4e9
+    assert kibibytes < 2**20
+
+
 def runs(pid: int) -> bool:
     """Whether a process is there and not only waits to be taken note of."""
     try:
