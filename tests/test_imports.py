@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "inception_jax"
 # From the bottom up; a module imports from its own layer or from those before it.
 LAYERS = (
-    {"errors", "process"},
+    {"errors", "process", "synsets"},
     {"registry", "config", "ops"},
     {"config_files", "models", "losses", "metrics"},
     {"data", "checkpoints", "schedules", "optimizers", "sharding", "writers", "state", "profiling"},

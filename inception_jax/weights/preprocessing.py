@@ -1,16 +1,14 @@
 """From a picture of any size to what pretrained networks read."""
 
-import csv
 import dataclasses
 from collections.abc import Sequence
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
+from inception_jax import synsets
 from inception_jax.errors import UserError
 
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -81,12 +79,6 @@ def open_picture(picture: Picture) -> Image.Image:
         raise UserError(f"cannot read the picture {picture}: {error.strerror or error}") from error
 
 
-@cache
 def imagenet_classes() -> tuple[str, ...]:
-    """The 1000 classes of ILSVRC 2012 in the order of their synsets' numbers, which is that of all pretrained networks.
-
-    The synsets are the challenge's (Russakovsky et al. 2015, "ImageNet Large Scale Visual Recognition Challenge"); each
-    name is the first of WordNet's words for the synset, and of two that would be alike one says more ("crane bird").
-    """
-    text = files("inception_jax.weights").joinpath("imagenet_classes.csv").read_text()
-    return tuple(row["name"] for row in csv.DictReader(text.splitlines()))
+    """The names of ILSVRC 2012's 1000 classes, in the order of pretrained networks' outputs; see `synsets.names`."""
+    return tuple(synsets.names().values())

@@ -123,7 +123,7 @@ def test_class_names_are_the_peers():
 
 
 def test_synsets_are_in_the_order_of_their_numbers():
-    text = Path(__file__).parent.parent.parent / "inception_jax" / "weights" / "imagenet_classes.csv"
+    text = Path(__file__).parent.parent.parent / "inception_jax" / "imagenet_classes.csv"
     synsets = [line.partition(",")[0] for line in text.read_text().splitlines()[1:]]
     assert len(synsets) == 1000
     assert synsets == sorted(synsets)
