@@ -178,3 +178,22 @@ def test_what_pillow_forgives_is_forgiven():
 def test_formats_that_there_are_not(options, message):
     with pytest.raises(UserError, match=message):
         Format(**options)
+
+
+def test_real_photographs(originals):
+    """The 70 photographs at full size, six of them gray, and a crop of each at the scale that it allows."""
+    folder = originals / "imagenet-originals"
+    if not folder.is_dir():
+        pytest.skip("no folder imagenet-originals among the originals")
+    modes = []
+    for path in sorted(folder.iterdir()):
+        content = path.read_bytes()
+        expected = pillow(content)
+        np.testing.assert_array_equal(images.decode(content, Format()), expected)
+        modes.append(images.verify(content)[2])
+        height, width = images.size(content)
+        box = (width // 8, height // 8, width, height)
+        crop = np.asarray(Image.fromarray(expected).resize((96, 96), Image.Resampling.BILINEAR, box=box)).astype(int)
+        assert np.abs(images.decode(content, Format(96), box) - crop).mean() < 4
+    assert len(modes) == 70
+    assert modes.count("L") == 6
