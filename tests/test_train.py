@@ -1,6 +1,5 @@
 """Whole runs of small networks: what a user starts, stops, resumes and looks into."""
 
-import csv
 import gzip
 import json
 import signal
@@ -14,14 +13,13 @@ import optax
 import pytest
 from flax import linen as nn
 from jax import numpy as jnp
+from runs import assert_same_run, rows, stop_after, summary
 
 import inception_jax
 from inception_jax import data, main, profiling, run, state, steps, train
 from inception_jax.config import default_config
 from inception_jax.data import augment
 from inception_jax.errors import UserError
-
-TIMINGS = ("images_per_second", "seconds", "training_seconds", "evaluation_seconds")
 
 
 @pytest.fixture
@@ -45,44 +43,6 @@ def config(digits):
     config.schedule.threshold_mode = "absolute"
     config.log.tensorboard = False
     return config
-
-
-def stop_after(monkeypatch, *steps):
-    """Sends SIGINT to this process right after these steps, as Ctrl-C does."""
-
-    class Progress(train.Progress):
-        def due(self, step):
-            if step in steps:
-                signal.raise_signal(signal.SIGINT)
-            return super().due(step)
-
-    monkeypatch.setattr(train, "Progress", Progress)
-
-
-def final_state(folder):
-    """Every array of the latest checkpoint, by path."""
-    loaded = run.load_run(folder, "latest")
-    return loaded.step, jax.tree_util.tree_leaves_with_path(loaded.variables)
-
-
-def rows(folder):
-    with (folder / "metrics.csv").open() as file:
-        return [{key: value for key, value in row.items() if key not in TIMINGS} for row in csv.DictReader(file)]
-
-
-def summary(folder):
-    content = json.loads((folder / "summary.json").read_text())
-    return {key: value for key, value in content.items() if key not in (*TIMINGS, "name")}
-
-
-def assert_same_run(folder, expected):
-    assert rows(folder) == rows(expected)
-    assert summary(folder) == summary(expected)
-    (step, leaves), (expected_step, expected_leaves) = final_state(folder), final_state(expected)
-    assert step == expected_step
-    for (path, leaf), (expected_path, expected_leaf) in zip(leaves, expected_leaves, strict=True):
-        assert path == expected_path
-        np.testing.assert_array_equal(leaf, expected_leaf, err_msg=str(path))
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(config, tmp_path, monkeypatch):
