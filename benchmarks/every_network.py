@@ -35,6 +35,7 @@ FIELDS: dict[str, dict[str, object]] = {
     # Without batch norm, the small uniform kernels of A and C let 200 updates pass before anything is learnt.
     "tiny_vgg_[ac]": ADAM | {"data.image_size": 32, "model.initializer": "he_normal"},
     "tiny_vgg*": ADAM | {"data.image_size": 32},
+    "vgg19_bn": {"model.classifier": "mean", "schedule.learning_rate": 0.01},
     "vgg*_bn": {"model.classifier": "mean"},
     "vgg*": ADAM | {"model.classifier": "mean", "schedule.learning_rate": 2e-4},
 }
