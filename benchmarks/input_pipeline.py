@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from inception_jax import process
+
 EXAMPLES = """\
 examples, in the repository's root:
   python benchmarks/input_pipeline.py --peer-python PYTHON_WITH_TORCHVISION
@@ -161,6 +163,8 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     if options.turn:
         turn = json.loads(options.turn)
+        if turn["side"] == "ours":
+            process.tune()  # as the commands do
         print(json.dumps({"ours": ours, "theirs": theirs}[turn.pop("side")](**turn)))
         return
     print(

@@ -307,8 +307,12 @@ class Run:
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """uint8 images (batch, height, width, channels) to probabilities (batch, classes)."""
+        return np.asarray(jax.nn.softmax(self.logits(images)))
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """uint8 images (batch, height, width, channels) to logits (batch, classes)."""
         model, variables = self._for_inference
-        return np.asarray(_predict(variables, self.normalize(images), model))
+        return np.asarray(_logits(variables, self.normalize(images), model), np.float32)
 
     @cached_property
     def _for_inference(self) -> tuple[nn.Module, dict[str, Any]]:
@@ -316,8 +320,8 @@ class Run:
 
 
 @partial(jax.jit, static_argnames="model")  # compiled once for a network, not at every call
-def _predict(variables: dict[str, Any], inputs: jax.Array, model: nn.Module) -> jax.Array:
-    return steps.predict_step(variables, inputs, model=model, prepare=lambda x: x)
+def _logits(variables: dict[str, Any], inputs: jax.Array, model: nn.Module) -> jax.Array:
+    return state.as_outputs(model.apply(variables, inputs, train=False)).logits
 
 
 def load_run(folder: str | Path, checkpoint: str = "best") -> Run:

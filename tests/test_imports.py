@@ -14,7 +14,7 @@ LAYERS = (
     {"data", "checkpoints", "schedules", "optimizers", "sharding", "writers", "state", "profiling"},
     {"steps", "weights", "inspection"},
     {"run"},
-    {"report"},
+    {"report", "evaluate"},
     {"train"},
     {"main", "commands"},
 )

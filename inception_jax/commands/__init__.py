@@ -21,9 +21,16 @@ def main(argv: list[str] | None = None) -> int:
         process.tune()
         argv = sys.argv[1:]
     # Imported only now, so that the new start that tune() may make costs nothing.
-    from inception_jax.commands import configs, export, inspect, prepare, train
+    from inception_jax.commands import configs, evaluate, export, inspect, prepare, train
 
-    commands = {"train": train, "prepare": prepare, "export": export, "configs": configs, "inspect": inspect}
+    commands = {
+        "train": train,
+        "evaluate": evaluate,
+        "inspect": inspect,
+        "prepare": prepare,
+        "export": export,
+        "configs": configs,
+    }
     parser = _Parser(prog="inception-jax", description="Train and study the Inception family of image classifiers.")
     parser.add_argument("--version", action="version", version=importlib.metadata.version("inception-jax"))
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)

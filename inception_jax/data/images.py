@@ -1,7 +1,9 @@
 """From encoded or given images to uint8 arrays of one size and one number of channels."""
 
+import contextlib
 import dataclasses
 import io
+import math
 
 import numpy as np
 import simplejpeg
@@ -73,13 +75,13 @@ def decode(content: bytes, form: Format, box: Box | None = None) -> np.ndarray:
     Raises:
       OSError, ValueError, SyntaxError and others: what Pillow says of a file that it cannot decode.
     """
-    largest = min(box[2] - box[0], box[3] - box[1]) / form.image_size if box and form.image_size else 1.0
-    image, factor = _open(content, largest)
-    image = image.convert("L" if form.channels == 1 else "RGB")
-    if box:
-        left, top, right, bottom = (side / factor for side in box)
-        box = left, top, min(right, image.width), min(bottom, image.height)
-    return _to_square(image, form, box)
+    header = _jpeg_header(content)
+    if header and box is None and _fits(header, form):
+        with contextlib.suppress(ValueError):  # Pillow forgives more
+            return simplejpeg.decode_jpeg(content, "GRAY" if form.channels == 1 else "RGB")
+    image, box = _open(content, header, box, form.image_size)
+    mode = "L" if form.channels == 1 else "RGB"
+    return _to_square(image if image.mode == mode else image.convert(mode), form, box)
 
 
 def size(content: bytes) -> tuple[int, int]:
@@ -121,12 +123,10 @@ def verify(content: bytes) -> tuple[int, int, str]:
     header = _jpeg_header(content)
     if header:
         height, width, mode = header
-        try:
+        with contextlib.suppress(ValueError):  # Pillow forgives more
             # Every coefficient is read, at a fraction of the work.
             simplejpeg.decode_jpeg(content, "GRAY", min_height=-(-height // 8), min_width=-(-width // 8))
             return height, width, mode
-        except ValueError:
-            pass  # Pillow forgives more
     with Image.open(io.BytesIO(content)) as image:
         mode = image.mode
         shown = _to_bytes(image)
@@ -136,7 +136,9 @@ def verify(content: bytes) -> tuple[int, int, str]:
 
 def _jpeg_header(content: bytes) -> tuple[int, int, str] | None:
     """(height, width, mode) of a JPEG that simplejpeg decodes as Pillow does; None of any other file."""
-    if content[:2] != b"\xff\xd8" or b"Exif\0\0" in content[:65536]:  # EXIF data may say that it is to be turned
+    if (
+        content[:2] != b"\xff\xd8" or content.find(b"Exif\0\0", 0, 65536) >= 0
+    ):  # EXIF data may say that it is to be turned
         return None
     try:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(content)
@@ -145,24 +147,57 @@ def _jpeg_header(content: bytes) -> tuple[int, int, str] | None:
     return (int(height), int(width), "L" if colors == "Gray" else "RGB") if colors in ("Gray", "YCbCr") else None
 
 
-def _open(content: bytes, largest_factor: float) -> tuple[Image.Image, int]:
-    """The picture, and by what factor its sides were reduced in decoding: 1, 2, 4 or 8, at most the largest."""
-    header = _jpeg_header(content)
+def _fits(header: tuple[int, int, str], form: Format) -> bool:
+    """Whether a JPEG is in the format already, gray or not: it then need not go through Pillow."""
+    height, width, mode = header
+    whole = form.fit == "squash" or (form.crop_share == 1 and height == width)
+    return (
+        whole
+        and form.image_size in (None, height)
+        and form.image_size in (None, width)
+        and (form.channels == 3 or mode == "L")
+    )
+
+
+def _open(
+    content: bytes, header: tuple[int, int, str] | None, box: Box | None, wanted: int | None
+) -> tuple[Image.Image, Box | None]:
+    """The picture, or the part of it that the box is in, and where the box is in that.
+
+    A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where the box then keeps the pixels per side that are wanted.
+    """
     if header:
         height, width, mode = header
-        factor = next(factor for factor in (8, 4, 2, 1) if factor <= max(largest_factor, 1))
-        try:
+        largest = min(box[2] - box[0], box[3] - box[1]) / wanted if box and wanted else 1.0
+        factor = next(factor for factor in (8, 4, 2, 1) if factor <= max(largest, 1.0))
+        with contextlib.suppress(ValueError):  # Pillow forgives more
             pixels = simplejpeg.decode_jpeg(
                 content,
                 "GRAY" if mode == "L" else "RGB",
                 min_height=-(-height // factor),
                 min_width=-(-width // factor),
             )
-            return Image.fromarray(pixels.squeeze(-1) if mode == "L" else pixels), factor
-        except ValueError:
-            pass  # Pillow forgives more
+            pixels = pixels.squeeze(-1) if mode == "L" else pixels
+            if box is None:
+                return Image.fromarray(pixels), None
+            return _part(pixels, box, factor)
     with Image.open(io.BytesIO(content)) as image:
-        return _to_bytes(image), 1
+        image = _to_bytes(image)
+        if box is None:
+            return image, None
+        return _part(np.asarray(image.convert("RGB") if image.mode not in ("L", "RGB") else image), box, 1)
+
+
+def _part(pixels: np.ndarray, box: Box, factor: int) -> tuple[Image.Image, Box]:
+    """The whole pixels that a box of a picture touches, and the box in them; their sides were reduced by a factor.
+
+    As in torchvision, the resampling then sees no pixel from outside the box; and less is copied.
+    """
+    left, top, right, bottom = (side / factor for side in box)
+    right, bottom = min(right, pixels.shape[1]), min(bottom, pixels.shape[0])
+    x, y = math.floor(left), math.floor(top)
+    part = np.ascontiguousarray(pixels[y : math.ceil(bottom), x : math.ceil(right)])
+    return Image.fromarray(part), (left - x, top - y, right - x, bottom - y)
 
 
 def _to_bytes(image: Image.Image) -> Image.Image:
