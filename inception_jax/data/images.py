@@ -4,18 +4,17 @@ import contextlib
 import dataclasses
 import io
 import math
+from collections.abc import Callable
 
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
 
 from inception_jax.errors import UserError, unknown_name
 
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 FITS = ("squash", "crop")
 GRAY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's
-
-ORIENTATION = ExifTags.Base.Orientation  # from 5 on it swaps height and width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +60,10 @@ class Format:
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels of the picture as it is shown
 
 
-def decode(content: bytes, form: Format, box: Box | None = None) -> np.ndarray:
+Crop = Callable[[int, int], Box]  # (height, width) of the picture as it is shown -> what is cut out of it
+
+
+def decode(content: bytes, form: Format, crop: Crop | None = None) -> np.ndarray:
     """An image file's bytes as uint8 `(height, width, channels)`.
 
     Pixels are Pillow's: JPEGs go through simplejpeg, which holds the same libjpeg-turbo and gives the same bytes in
@@ -69,29 +71,19 @@ def decode(content: bytes, form: Format, box: Box | None = None) -> np.ndarray:
     dropped; 16 bits become 8.
 
     Args:
-      box: what is cut out and resized to the square, instead of `form.fit`. Of a JPEG it is decoded at 1/2, 1/4 or 1/8
+      crop: what is cut out and resized to the square, instead of `form.fit`. Of a JPEG it is decoded at 1/2, 1/4 or 1/8
         of its size if that leaves it at least as large as the square: as good for training, and faster.
 
     Raises:
       OSError, ValueError, SyntaxError and others: what Pillow says of a file that it cannot decode.
     """
     header = _jpeg_header(content)
-    if header and box is None and _fits(header, form):
+    if header and crop is None and _fits(header, form):
         with contextlib.suppress(ValueError):  # Pillow forgives more
             return simplejpeg.decode_jpeg(content, "GRAY" if form.channels == 1 else "RGB")
-    image, box = _open(content, header, box, form.image_size)
+    image, box = _open(content, header, crop, form.image_size)
     mode = "L" if form.channels == 1 else "RGB"
     return _to_square(image if image.mode == mode else image.convert(mode), form, box)
-
-
-def size(content: bytes) -> tuple[int, int]:
-    """The (height, width) of an image file's picture as it is shown; errors are those of `decode`."""
-    header = _jpeg_header(content)
-    if header:
-        return header[:2]
-    with Image.open(io.BytesIO(content)) as image:
-        width, height = image.size
-        return (width, height) if image.getexif().get(ORIENTATION, 1) >= 5 else (height, width)
 
 
 def convert(image: Image.Image, form: Format) -> np.ndarray:
@@ -160,14 +152,15 @@ def _fits(header: tuple[int, int, str], form: Format) -> bool:
 
 
 def _open(
-    content: bytes, header: tuple[int, int, str] | None, box: Box | None, wanted: int | None
+    content: bytes, header: tuple[int, int, str] | None, crop: Crop | None, wanted: int | None
 ) -> tuple[Image.Image, Box | None]:
-    """The picture, or the part of it that the box is in, and where the box is in that.
+    """The picture, or the part of it that is cut out, and the box in that.
 
     A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where the box then keeps the pixels per side that are wanted.
     """
     if header:
         height, width, mode = header
+        box = crop(height, width) if crop else None
         largest = min(box[2] - box[0], box[3] - box[1]) / wanted if box and wanted else 1.0
         factor = next(factor for factor in (8, 4, 2, 1) if factor <= max(largest, 1.0))
         with contextlib.suppress(ValueError):  # Pillow forgives more
@@ -178,14 +171,13 @@ def _open(
                 min_width=-(-width // factor),
             )
             pixels = pixels.squeeze(-1) if mode == "L" else pixels
-            if box is None:
-                return Image.fromarray(pixels), None
-            return _part(pixels, box, factor)
+            return _part(pixels, box, factor) if box else (Image.fromarray(pixels), None)
     with Image.open(io.BytesIO(content)) as image:
         image = _to_bytes(image)
-        if box is None:
+        if crop is None:
             return image, None
-        return _part(np.asarray(image.convert("RGB") if image.mode not in ("L", "RGB") else image), box, 1)
+        pixels = np.asarray(image.convert("RGB") if image.mode not in ("L", "RGB") else image)
+        return _part(pixels, crop(image.height, image.width), 1)
 
 
 def _part(pixels: np.ndarray, box: Box, factor: int) -> tuple[Image.Image, Box]:

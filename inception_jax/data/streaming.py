@@ -7,11 +7,13 @@ Nothing here needs JAX, so that worker processes start fast.
 import collections
 import ctypes
 import dataclasses
+import hashlib
 import logging
 import math
 import multiprocessing
 import os
 import signal
+import struct
 import sys
 from collections.abc import Callable, Generator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -100,7 +102,7 @@ class Split:
         source, row = self.sources[self.source_of[position]], int(self.rows[position])
         try:
             content = source.read(row)
-            return image_formats.decode(content, self.form, crop(*image_formats.size(content)) if crop else None)
+            return image_formats.decode(content, self.form, crop)
         except Exception as error:  # Pillow raises whatever a broken file makes it trip over
             raise UserError(f"{source.name(row)} could be decoded before, but not now: {reason(error)}") from error
 
@@ -129,18 +131,18 @@ class RandomCrop:
         The share of the area is uniform in `scale`, width / height log-uniform in `ratio`. Of ten such boxes the first
         that fits is taken, at a place drawn uniformly; where none does, the largest central one within `ratio`.
         """
-        key = np.array([self.seed % 2**64, epoch], np.uint64)
-        # The counter's last word keeps these numbers apart from the permutation's, which have the same key.
-        raw = np.random.Philox(key=key, counter=[0, position, 0, 1]).random_raw(2 * CROP_ATTEMPTS + 2)
-        uniform = (raw >> np.uint64(11)) * 2.0**-53
-        for first, second in uniform[:-2].reshape(-1, 2):
-            area = height * width * (self.scale[0] + first * (self.scale[1] - self.scale[0]))
-            low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
-            aspect = math.exp(low + second * (high - low))
+        low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
+        for attempt in range(CROP_ATTEMPTS):
+            # A hash is a random function of all this, and many times as fast as to set up a generator.
+            numbers = struct.pack("<4Q", self.seed % 2**64, epoch, position, attempt)
+            words = struct.unpack("<4Q", hashlib.blake2b(numbers, digest_size=32).digest())
+            share, shape, down, right = (2.0**-53 * (word >> 11) for word in words)
+            area = height * width * (self.scale[0] + share * (self.scale[1] - self.scale[0]))
+            aspect = math.exp(low + shape * (high - low))
             box_height, box_width = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
             if 0 < box_height <= height and 0 < box_width <= width:
-                top = math.floor(uniform[-2] * (height - box_height + 1))
-                left = math.floor(uniform[-1] * (width - box_width + 1))
+                top = math.floor(down * (height - box_height + 1))
+                left = math.floor(right * (width - box_width + 1))
                 return left, top, left + box_width, top + box_height
         box_height = min(height, max(1, round(width / self.ratio[0])))
         box_width = min(width, max(1, round(height * self.ratio[1])))
