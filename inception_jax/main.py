@@ -75,7 +75,7 @@ def _usage(program: str) -> str:
 
 
 @contextlib.contextmanager
-def _log_to_stderr() -> Iterator[None]:
+def log_to_stderr() -> Iterator[None]:
     """Shows what the package logs, once: libraries give the root logger a handler, too."""
     logger, handler = logging.getLogger("inception_jax"), logging.StreamHandler()
     logger.addHandler(handler)
@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None, program: str = "python -m inception_jax.
         from inception_jax import train
 
         try:
-            with _log_to_stderr():
+            with log_to_stderr():
                 train.train_and_evaluate(config, workdir, clear_caches=True)
         except train.Interrupted as stop:
             return _say(str(stop), 130)

@@ -14,7 +14,7 @@ LAYERS = (
     {"data", "checkpoints", "schedules", "optimizers", "sharding", "writers", "state", "profiling"},
     {"steps", "weights", "inspection"},
     {"run"},
-    {"report", "evaluate"},
+    {"report", "evaluate", "contact_sheet"},
     {"train"},
     {"main", "commands"},
 )

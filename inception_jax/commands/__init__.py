@@ -21,13 +21,13 @@ def main(argv: list[str] | None = None) -> int:
         process.tune()
         argv = sys.argv[1:]
     # Imported only now, so that the new start that tune() may make costs nothing.
-    from inception_jax.commands import configs, evaluate, export, inspect, prepare, train
+    from inception_jax.commands import configs, data, evaluate, export, inspect, train
 
     commands = {
         "train": train,
         "evaluate": evaluate,
         "inspect": inspect,
-        "prepare": prepare,
+        "data": data,
         "export": export,
         "configs": configs,
     }
@@ -39,7 +39,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if argv and not argv[0].startswith("-") and argv[0] not in commands:
             raise unknown_name("command", argv[0], commands)
-        args = parser.parse_args(argv)
+        args, fields = parser.parse_known_args(argv)
+        if fields and "takes_fields" not in args:
+            parser.error(f"unrecognized arguments: {' '.join(fields)}")
+        args.fields = fields  # --config.FIELD=VALUE
         code = args.run(args)
         sys.stdout.flush()
         return code

@@ -41,7 +41,7 @@ from inception_jax.data.pictures import Facts, FileSource, RecordSource, Source
 from inception_jax.data.resident import Arrays
 from inception_jax.errors import UserError, unknown_name
 
-__all__ = ["DATASETS", "Published", "changes", "from_arrays", "load", "prepare", "published"]
+__all__ = ["DATASETS", "Published", "changes", "from_arrays", "is_encoded", "load", "prepare", "published"]
 
 DATASETS: dict[str, type[tfds.core.GeneratorBasedBuilder] | Callable[..., Listing]] = {
     "digits": Digits,
@@ -209,6 +209,17 @@ class Published:
         """One of the bases for each source."""
         return {base.stored: base for base in self.bases.values()}
 
+    def sizes(self) -> set[tuple[int, int]]:
+        """The (height, width) of all pictures that can be decoded."""
+        return {
+            size
+            for base in self.stored.values()
+            for size, error in zip(
+                zip(base.facts.heights, base.facts.widths, strict=True), base.facts.errors, strict=True
+            )
+            if not error
+        }
+
     def undecodable(self) -> list[tuple[str, str]]:
         """The name of every picture that cannot be decoded, and why."""
         return [
@@ -298,7 +309,7 @@ def prepare(name: str, *, directory: str | Path | None = None, archives: str | P
       The data set's folder, which `tfds.builder_from_directory` opens.
     """
     found = published(name, directory=directory, archives=archives)
-    if len(_sizes(found)) == 1:  # else an image size must be chosen first
+    if len(found.sizes()) == 1:  # else an image size must be chosen first
         _decoded(found, Format(channels=found.channels))
     return found.cache
 
@@ -394,7 +405,7 @@ def _whole_format(found: Published, form: Format) -> Format:
     """The format with the pictures' own size where none was chosen and they have but one."""
     if form.image_size is not None:
         return form
-    sizes = _sizes(found)
+    sizes = found.sizes()
     if len(sizes) > 1:
         first, second = sorted(sizes)[:2]
         raise UserError(
@@ -402,16 +413,6 @@ def _whole_format(found: Published, form: Format) -> Format:
             "--config.data.image_size"
         )
     return form
-
-
-def _sizes(found: Published) -> set[tuple[int, int]]:
-    """The (height, width) of all pictures that can be decoded."""
-    return {
-        size
-        for base in found.stored.values()
-        for size, error in zip(zip(base.facts.heights, base.facts.widths, strict=True), base.facts.errors, strict=True)
-        if not error
-    }
 
 
 def _is_streamed(found: Published, form: Format, pipeline: str, memory_gib: float) -> bool:
@@ -494,8 +495,12 @@ def _is_builder(source: Any) -> bool:
     return isinstance(source, type) and issubclass(source, tfds.core.DatasetBuilder)
 
 
+def is_encoded(name: str) -> bool:
+    """Whether a data set is of pictures that are decoded, so that `published` knows of it, and not of arrays."""
+    return _is_encoded(_resolve(name))
+
+
 def _is_encoded(source: Any) -> bool:
-    """Whether it is pictures that are to be decoded, not arrays."""
     return _is_builder(source) or source in (value for value in DATASETS.values() if not _is_builder(value))
 
 
@@ -630,8 +635,8 @@ def _writing_to(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"cannot write the data set to {folder}: {error.strerror or error}; choose another folder by --data-dir "
-            "(prepare), --config.data.directory (training) or $INCEPTION_JAX_DATA"
+            f"cannot write the data set to {folder}: {error.strerror or error}; choose another folder by --data-dir, "
+            "--config.data.directory (training) or $INCEPTION_JAX_DATA"
         ) from error
 
 

@@ -20,7 +20,7 @@ from inception_jax.errors import UserError
 
 NAMES = {"md5": "MD5", "sha256": "SHA-256"}
 CONNECT_SECONDS = 10  # until a server counts as out of reach
-USE_ARCHIVES = "give a folder that has them, by --archives (prepare) or --config.data.archives (training)"
+USE_ARCHIVES = "give a folder that has them, by --archives (inception-jax data) or --config.data.archives (training)"
 
 
 @dataclasses.dataclass(frozen=True)

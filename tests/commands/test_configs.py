@@ -22,7 +22,7 @@ def test_every_shipped_config_is_listed_with_what_it_is(capsys):
     [
         ([], "error: the following arguments are required: COMMAND"),
         (["configs", "--all"], "error: unrecognized arguments: --all"),
-        (["prepare"], "error: the following arguments are required: NAME"),
+        (["evaluate"], "error: the following arguments are required: RUN"),
         (["train", "--config.batch_size=1"], "error: --config=NAME_OR_FILE is missing"),
     ],
 )

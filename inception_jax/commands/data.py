@@ -1,0 +1,205 @@
+"""`inception-jax data`: prepares a data set and shows what is in it."""
+
+import argparse
+import inspect
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from inception_jax import data
+from inception_jax.config import default_config
+from inception_jax.config_files import find_config, load_config, override
+from inception_jax.data import streaming
+from inception_jax.errors import UserError
+from inception_jax.main import log_to_stderr
+
+EXAMPLES = """\
+examples:
+  inception-jax data                                       # the data sets that there are
+  inception-jax data cifar10 --archives DIR                # prepared from files at hand
+  inception-jax data image_folder --folder DIR --image-size 224 --sheet sheet.png
+  inception-jax data --config=googlenet_cifar10 --sheet augmented.png
+  inception-jax data tiny_imagenet --config.data.keep=grayscale
+
+--sheet draws some images and beside each how the config's augmentation changes it.
+"""
+CLASSES_SHOWN = 12  # with their counts; of more, the largest and the smallest
+NAMES_SHOWN = 3  # pictures that cannot be decoded
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Adds the sub-command to the command line."""
+    parser = subparsers.add_parser(
+        "data",
+        help="prepare a data set, and show what is in it",
+        description="Downloads a data set, or reads files that are there already, checks every picture and decodes "
+        "them, once; then shows splits, classes, sizes and kinds of pictures.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", metavar="NAME", nargs="?", help=f"{', '.join(data.DATASETS)}, or module:Name")
+    parser.add_argument("--config", metavar="NAME_OR_FILE", help="a config whose data and augmentation are shown")
+    parser.add_argument("--folder", metavar="DIR", help="pictures that are read in place")
+    parser.add_argument("--archives", metavar="DIR", help="folder with the original archives or their files")
+    parser.add_argument(
+        "--data-dir", metavar="DIR", help="where it is kept (default: $INCEPTION_JAX_DATA, else ~/.cache/inception_jax)"
+    )
+    parser.add_argument("--image-size", type=int, metavar="N", help="pixels; every picture becomes this square")
+    parser.add_argument("--sheet", metavar="FILE", type=Path, help="write a contact sheet, as PNG")
+    parser.add_argument("--json", action="store_true", help="print JSON, with the counts of all classes")
+    parser.set_defaults(run=run, takes_fields=True)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints a page about the data set, or the list of data sets."""
+    if not args.name and not args.config:
+        if args.fields or args.folder:
+            raise UserError("name a data set, or a config by --config")
+        print(_list())
+        return 0
+    config = load_config(find_config(args.config)) if args.config else default_config()
+    given = {"name": args.name, "folder": args.folder, "archives": args.archives, "directory": args.data_dir}
+    for field, value in (given | {"image_size": args.image_size}).items():
+        if value is not None:
+            config.data[field] = value
+    override(config, ["", *args.fields])
+    from inception_jax.config import validate
+
+    validate(config)
+    with log_to_stderr():
+        page, dataset = _describe(config)
+        if args.sheet:
+            if dataset is None:
+                raise UserError("a contact sheet needs images of one size: choose one by --image-size")
+            from inception_jax.contact_sheet import contact_sheet
+
+            try:
+                contact_sheet(dataset, config).save(args.sheet)
+            except OSError as error:
+                raise UserError(f"cannot write {args.sheet}: {error.strerror or error}") from error
+            page["sheet"] = str(args.sheet)
+    print(json.dumps(page, indent=2, ensure_ascii=False) if args.json else _text(page))
+    return 0
+
+
+def _list() -> str:
+    """The data sets by name, with the first line of what says what they are."""
+    lines = []
+    for name, source in data.DATASETS.items():
+        first = (inspect.getdoc(source) or "").partition("\n")[0]
+        lines.append((name, first if isinstance(source, type) else f"{first} Read in place: --folder"))
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(f"{name:<{width}}  {first}" for name, first in lines)
+
+
+def _describe(config: Any) -> tuple[dict[str, Any], Any]:
+    """What is known of the config's data set, as JSON has it, and the data set; None where it needs an image size."""
+    from inception_jax.run import load_data
+
+    section = config.data
+    published = None
+    if data.is_encoded(section.name):
+        fields = ("directory", "archives", "folder", "classes", "hold_out", "split_seed")
+        published = data.published(section.name, **{field: section[field] for field in fields})
+    page: dict[str, Any] = {"name": section.name}
+    dataset = None
+    if published is None or section.image_size or len(published.sizes()) == 1:
+        dataset = load_data(config)
+        page["class_names"] = dataset.class_names
+        page["splits"] = {split: len(part) for split, part in dataset.splits.items()}
+        page["per_class"] = {
+            split: np.bincount(part.all_labels(), minlength=dataset.num_classes).tolist()
+            for split, part in dataset.splits.items()
+        }
+        height, width, channels = dataset.image_shape
+        page["images"] = {
+            "shape": [height, width, channels],
+            "gib": sum(len(part) for part in dataset.splits.values()) * height * width * channels / 2**30,
+            "streamed": any(isinstance(part, streaming.Split) for part in dataset.splits.values()),
+        }
+    if published is not None:
+        page["folder"] = str(published.folder)
+        page["class_names"] = published.class_names
+        page["published"] = {split: len(base.order) for split, base in published.bases.items()}
+        stored = list(published.stored.values())
+        sides = [
+            (height, width)
+            for base in stored
+            for height, width, error in zip(base.facts.heights, base.facts.widths, base.facts.errors, strict=True)
+            if not error
+        ]
+        by_area = sorted(sides, key=lambda side: side[0] * side[1])
+        page["sizes"] = {
+            "smallest": by_area[0],
+            "median": by_area[len(by_area) // 2],
+            "largest": by_area[-1],
+            "different": len(set(sides)),
+        }
+        modes = Counter(mode for base in stored for mode in base.facts.modes if mode)
+        page["modes"] = dict(modes.most_common())
+        page["grayscale"] = int(sum((base.facts.grayscale & base.facts.decodable).sum() for base in stored))
+        page["undecodable"] = [list(pair) for pair in published.undecodable()]
+    return page, dataset
+
+
+def _text(page: dict[str, Any]) -> str:
+    """The page as aligned lines."""
+    names = page["class_names"]
+    lines = [f"{page['name']}: {len(names)} classes" + (f", in {page['folder']}" if "folder" in page else "")]
+    if "splits" in page:
+        order = [split for split in ("train", "validation", "test") if split in page["splits"]]
+        for split in [*order, *(page["splits"].keys() - set(order))]:
+            number = page["splits"][split]
+            counts = np.array(page["per_class"][split])
+            low, high = counts.min(), counts.max()
+            each = f"{low:,} of each class" if low == high else f"{low:,} to {high:,} of each class"
+            lines.append(f"  {split:<12} {number:>9,}  {each}")
+        height, width, channels = page["images"]["shape"]
+        how = "decoded as they are read" if page["images"]["streamed"] else "decoded once, memory-mapped"
+        lines.append(f"  images       {height}x{width}x{channels}, {page['images']['gib']:.2f} GiB, {how}")
+    else:
+        for split, number in page["published"].items():
+            lines.append(f"  {split:<12} {number:>9,}")
+        lines.append("  images       of several sizes: --image-size chooses one for training")
+    if "sizes" in page:
+        sizes = page["sizes"]
+        if sizes["different"] == 1:
+            lines.append(f"  sizes        all {_side(sizes['median'])} (height x width)")
+        else:
+            lines.append(
+                f"  sizes        {_side(sizes['smallest'])} to {_side(sizes['largest'])}, median "
+                f"{_side(sizes['median'])} (height x width), {sizes['different']:,} different"
+            )
+        total = sum(page["modes"].values())
+        kinds = ", ".join(f"{number:,} {mode}" for mode, number in page["modes"].items())
+        lines.append(f"  modes        {kinds}; {page['grayscale'] / total:.1%} grayscale")
+        bad = page["undecodable"]
+        if bad:
+            shown = ", ".join(f"{name} ({error})" for name, error in bad[:NAMES_SHOWN])
+            lines.append(f"  undecodable  {len(bad):,}: {shown}{', ...' if len(bad) > NAMES_SHOWN else ''}")
+    if "per_class" in page and "train" in page["per_class"]:
+        lines += _classes(names, page["per_class"]["train"])
+    if "sheet" in page:
+        lines.append(f"  sheet        {page['sheet']}")
+    return "\n".join(lines)
+
+
+def _classes(names: list[str], counts: list[int]) -> list[str]:
+    """Classes and their training examples; of many, those that have most and fewest."""
+    order = range(len(names))
+    lines = ["", "training examples per class"]
+    if len(names) > CLASSES_SHOWN:
+        order = sorted(order, key=lambda label: -counts[label])
+        half = CLASSES_SHOWN // 2
+        order = [*order[:half], None, *order[-half:]]
+    width = max(len(names[label]) for label in order if label is not None)
+    for label in order:
+        lines.append("  ..." if label is None else f"  {names[label]:<{width}} {counts[label]:>9,}")
+    return lines
+
+
+def _side(size: Any) -> str:
+    return f"{size[0]}x{size[1]}"

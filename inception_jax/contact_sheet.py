@@ -1,0 +1,106 @@
+"""Some of a data set's pictures side by side: as they are, and as augmentation gives them to the network."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax import numpy as jnp
+from PIL import Image, ImageDraw, ImageFont
+
+from inception_jax.config import Config
+from inception_jax.data import streaming
+from inception_jax.data.dataset import Dataset
+from inception_jax.inspection.pictures import Picture
+from inception_jax.run import Inputs
+
+TILE = 96  # least side of a tile, pixels: smaller images are enlarged by a whole number
+LARGEST_TILE = 224  # larger images are reduced
+GAP = 4  # pixels
+CAPTION = 150  # width of the column with the class names, pixels
+
+
+def contact_sheet(dataset: Dataset, config: Config, *, split: str = "train", rows: int = 8, draws: int = 5) -> Picture:
+    """A row for each of some examples: its class, the image, and as many draws of the config's augmentation.
+
+    The examples are spread over the classes, and the same for the same config.seed; one in four is a grayscale one
+    where there are such. Augmentation is what training does, but for the normalisation behind it.
+
+    Args:
+      config: of a run; of it the seed and data.augment matter.
+
+    Raises:
+      UserError: the split is not there.
+    """
+    part = dataset.splits[split]
+    positions = _chosen(part.all_labels(), part.grayscale(), rows, config.seed)
+    images, labels = part.gather(positions)
+    inputs = Inputs(dataset.class_names, dataset.image_shape, (0.0,), (1.0,))
+    strengths = dict(config.data.augment)
+    prepare = jax.jit(inputs.augmenter(strengths, "unit", jnp.float32))
+    mix = inputs.mixer(strengths)
+    columns = [images]
+    for draw in range(draws):
+        taken = images
+        if config.data.augment.crop_originals and isinstance(part, streaming.Split):
+            crop = streaming.RandomCrop(config.seed, strengths["random_resized_crop"], strengths["aspect_ratio"])
+            taken = np.stack([part.decode(int(row), partial(crop.draw, draw, int(row))) for row in positions])
+        key, mix_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), draw))
+        augmented = prepare(key, jnp.asarray(taken))
+        if mix:
+            augmented, _ = mix(mix_key, augmented, jnp.asarray(labels))
+        columns.append(np.asarray(jnp.clip(jnp.round(augmented * 255), 0, 255).astype(jnp.uint8)))
+    names = [dataset.class_names[label] for label in labels]
+    return Picture(_sheet(names, columns))
+
+
+def _chosen(labels: np.ndarray, gray: np.ndarray | None, number: int, seed: int) -> np.ndarray:
+    """Positions of examples, of as many classes as there are rows."""
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(len(labels))
+    if gray is not None and gray.any() and not gray.all():
+        kinds = [order[gray[order]][: max(1, number // 4)], order[~gray[order]]]
+    else:
+        kinds = [order]
+    chosen: list[int] = []
+    for candidates in kinds:
+        # The first of each class, then what is left.
+        _, first = np.unique(labels[candidates], return_index=True)
+        rest = np.setdiff1d(np.arange(len(candidates)), first)
+        chosen += candidates[np.concatenate([np.sort(first), rest])].tolist()
+    return np.array(chosen[:number])
+
+
+def _sheet(names: list[str], columns: list[np.ndarray]) -> np.ndarray:
+    """Tiles with captions: uint8 (height, width, 3)."""
+    height, width = columns[0].shape[1:3]
+    largest = max(height, width)
+    scale = -(-TILE // largest) if largest < TILE else min(1.0, LARGEST_TILE / largest)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    resampling = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BILINEAR
+    header = 24
+    sheet = Image.new("RGB", (CAPTION + len(columns) * (size[0] + GAP), header + len(names) * (size[1] + GAP)), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    for column, images in enumerate(columns):
+        left = CAPTION + column * (size[0] + GAP)
+        draw.text((left, 4), "image" if column == 0 else f"draw {column}", fill="black", font=font)
+        for row, image in enumerate(images):
+            picture = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).convert("RGB")
+            sheet.paste(picture.resize(size, resampling), (left, header + row * (size[1] + GAP)))
+    for row, name in enumerate(names):
+        draw.text((6, header + row * (size[1] + GAP) + 4), _wrapped(name, draw, font), fill="black", font=font)
+    return np.array(sheet)
+
+
+def _wrapped(name: str, draw: ImageDraw.ImageDraw, font: Any) -> str:
+    """The name in lines that fit the caption's column; a word that does not is cut."""
+    lines = [""]
+    for word in name.replace("_", " ").split():
+        while draw.textlength(word, font=font) > CAPTION - 12:
+            word = word[:-1]
+        longer = f"{lines[-1]} {word}".strip()
+        if draw.textlength(longer, font=font) <= CAPTION - 12:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return "\n".join(lines[:4])
