@@ -30,7 +30,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.registered import skip_registration
 
 from inception_jax import registry
-from inception_jax.data import folders, pictures, resident, streaming
+from inception_jax.data import folders, imagenet, pictures, resident, streaming
 from inception_jax.data import images as image_formats
 from inception_jax.data import splits as split_notation
 from inception_jax.data.builders import Cifar10, Cifar100, Digits, FashionMnist, Mnist, TinyImagenet, UcMerced
@@ -52,8 +52,8 @@ DATASETS: dict[str, type[tfds.core.GeneratorBasedBuilder] | Callable[..., Listin
     "tiny_imagenet": TinyImagenet,
     "uc_merced": UcMerced,
     "image_folder": folders.image_folder,
-    "imagenet_subset": folders.imagenet_subset,
-    "imagenet2012": folders.imagenet2012,
+    "imagenet_subset": imagenet.imagenet_subset,
+    "imagenet2012": imagenet.imagenet2012,
 }
 
 DECODE_CHUNK = 64  # pictures that a thread decodes at a time
@@ -235,7 +235,8 @@ class Published:
         if not bad:
             return
         path = self.cache / "undecodable.txt"
-        path.write_text("".join(f"{name}\t{error}\n" for name, error in bad))
+        text = "".join(f"{name}\t{error}\n" for name, error in bad)
+        path.write_text(text, encoding="utf-8", errors="surrogateescape")  # names of files need not be UTF-8
         what = f"{len(bad)} of the pictures in {self.folder} cannot be decoded: " + _some(
             [f"{name} ({error})" for name, error in bad]
         )
@@ -337,7 +338,11 @@ def _from_listing(name: str, listing: Listing, cache: Path, hold_out: float | No
         out = np.zeros(len(train.labels), bool)
         out[rows] = folders.held_out(paths, train.labels[rows], amount, seed)
         for split, chosen in (("train", ~out), ("test", out)):
-            bases[split] = dataclasses.replace(train, order=train.order[chosen[train.order]])
+            # Ordered anew: what is left of a small class may all be at the end of the order of the whole.
+            order = np.flatnonzero(chosen)
+            paths = [train.source.name(row) for row in order]
+            order = order[folders.stratified_order(paths, train.labels[order], seed)]
+            bases[split] = dataclasses.replace(train, order=order)
     elif hold_out:
         raise UserError(f"hold_out={hold_out:g} is not needed: {listing.root} has a test split")
     return Published(name, listing.class_names, bases, 3, listing.root, cache, fingerprint)

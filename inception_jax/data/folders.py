@@ -1,6 +1,6 @@
-"""Pictures in a person's folder, read in place: which files there are, of which class, in which split.
+"""Pictures read in place: which files of a folder are pictures, of which class and in which published split.
 
-Nothing is decoded here: files are known by the endings of their names.
+Only names are looked at here; what the files hold is found out by `pictures.check`.
 """
 
 import csv
@@ -9,47 +9,55 @@ import hashlib
 import io
 import logging
 import os
+import re
 import unicodedata
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from inception_jax import synsets
-from inception_jax.errors import UserError
+from inception_jax.errors import UserError, unknown_name
 
-ENDINGS = frozenset(  # that Pillow reads without extras
+PICTURES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm")
 )
-SPLIT_NAMES = {
-    "train": "train", "training": "train",
-    "val": "validation", "valid": "validation", "validation": "validation", "dev": "validation",
-    "test": "test", "testing": "test",
+# What macOS, Synology's and Windows' file managers leave; names that begin with a dot are passed over, too.
+HIDDEN = frozenset(("__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini"))
+TABLES = (".csv", ".tsv")
+SPLITS = {
+    "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
+    "dev": "validation", "test": "test", "testing": "test",
 }  # fmt: skip
-# Columns of a CSV file, by what people call them.
-PATH_COLUMNS = ("path", "file", "filename", "file_name", "filepath", "image", "image_path")
-LABEL_COLUMNS = ("label", "class", "class_name", "category", "target")
-SPLIT_COLUMNS = ("split", "set", "subset", "fold")
-NAMES_SHOWN = 3
-KAGGLE = "ILSVRC/Data/CLS-LOC"  # where Kaggle's archive of ILSVRC2012 has its pictures
+# Names of a table's columns, less spaces and underscores; the first one that is there counts.
+PATH_COLUMNS = ("path", "filepath", "imagepath", "file", "filename", "image")
+LABEL_COLUMNS = ("classname", "class", "category", "label", "target")  # a name says more than a number
+SPLIT_COLUMNS = ("split", "set", "subset")
+HOLD_OUT = 0.1  # of each class, where a folder has neither a validation nor a test split
+NAMES_SHOWN = 3  # of files that a message is about
+CLASSES_SHOWN = 12
+
+LAYOUTS = (
+    "expected are DIR/class/*.jpg, or DIR/train/class/*.jpg (and val, test), or a CSV file with the columns path and "
+    "label, named in place of DIR"
+)
+
+# The paths of the pictures, by split and by class.
+Found = dict[str, dict[str, list[str]]]
 
 logger = logging.getLogger(__name__)
-
-Labelled = list[tuple[str, str]]  # (POSIX path relative to the root, class)
 
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """Which pictures a folder holds.
+    """Pictures that lie in folders.
 
     Attributes:
-      root: the folder.
-      class_names: readable, each once, in the order of the labels.
-      splits: "train" and, where the folder has them, "validation" and "test": POSIX paths relative to the root, sorted,
-        and labels int32 `(n,)`.
-      hold_out: how much of each class of "train" is usually held out to be "test": a count, or a share below 1; 0:
-        nothing.
+      root: what the paths are relative to.
+      class_names: by label; readable, each once.
+      splits: by the names "train", "validation" and "test": POSIX paths, sorted, and labels, int32 `(n,)`.
+      hold_out: how much of each class of "train" becomes the split "test", unless the person says otherwise: a number
+        of pictures, or a share below 1, or 0.
     """
 
     root: Path
@@ -58,357 +66,421 @@ class Listing:
     hold_out: float = 0.0
 
 
-def image_folder(folder: Path, classes: Sequence[str] = ()) -> Listing:
-    """Anybody's own pictures.
+def image_folder(folder: Path, classes: tuple[str, ...] = ()) -> Listing:
+    """Pictures sorted into folders, or listed in a table.
 
-    `folder` has a folder for each class, or folders train, val (or valid, validation, dev) and test, which have; what
-    is below a class's folder, at any depth, belongs to the class. Or it is a CSV file (comma, semicolon or tab; UTF-8)
-    with columns for the path, relative to the file, the label and, if need be, the split. 10 % of each class are held
-    out for the test where neither a validation nor a test split is there.
+    The layouts:
 
-    Args:
-      classes: which classes, in this order; (): all, in the order of their names, or of their numbers.
+      - DIR/class/**/*.jpg: all that is below a class's folder, however deep, belongs to it.
+      - DIR/{train,val,test}/class/**: val may be called valid, validation or dev; val and test may be missing.
+      - a CSV file: comma, semicolon or tab between columns, UTF-8. Its first line names them: path (or file, filename,
+        image), label (or class_name, class, category, which come before it) and, where it likes, split. Paths are
+        relative to the file's folder, or absolute.
 
-    Raises:
-      UserError: there are no such pictures, or they contradict each other.
-    """
-    if folder.suffix.lower() in (".csv", ".tsv"):
-        root, splits = folder.parent, _read_csv(folder)
-    else:
-        root, splits = folder, _class_folders(folder)
-    hold_out = 0.0 if splits.keys() & {"validation", "test"} else 0.1
-    return _listing(root, splits, classes, hold_out=hold_out)
+    Pictures are the files that end as in `PICTURES`, and whatever a table lists. Hidden files are passed over, links
+    followed. Labels are in the order of the sorted names, or of the numbers where all names are whole numbers ("2"
+    before "10"; torchvision's ImageFolder has "10" first). Where neither val nor test is there, 10 % of each class are
+    held out as test.
 
-
-def imagenet_subset(folder: Path, classes: Sequence[str] = ()) -> Listing:
-    """Some of ImageNet's synsets: folders named by them, or a full ILSVRC2012 tree.
-
-    A synset that has no folder of its own stands for those of its leaves (`synsets.leaves`). Where there are folders
-    train and val, val is the test split; else 100 pictures of each class are held out for it.
+    What is left out, and what looks like a mistake, is said in warnings: files with other endings, pictures outside of
+    the classes, classes without pictures or with one, names that differ in case alone.
 
     Args:
-      classes: synsets, such as "n02084071"; (): the ten of Mahmud 2024, which match CIFAR-10's classes; ("all",): those
-        that are there.
+      folder: DIR, or the table.
+      classes: which classes, and in which order.
 
     Raises:
-      UserError: a synset has no pictures.
+      UserError: the folder cannot be read, or has another layout; a class is in val or test but not in train, or is
+        not there; names of classes that look the same; a table with columns or splits of other names, with files that
+        are not there, or with a file twice and different labels or splits.
     """
-    splits = {
-        ("test" if split == "validation" else split): files for split, files in _class_folders(_tree(folder)).items()
-    }
-    there = {synset for _, synset in splits["train"]}
-    wanted = tuple(classes) or tuple(synsets.CIFAR10)
-    if wanted == ("all",):
-        wanted = tuple(sorted(there))
-    parents = {synset: synset for synset in wanted}
-    parents |= {leaf: parent for parent in wanted for leaf in synsets.leaves().get(parent, ()) if leaf not in parents}
-    missing = [
-        synset for synset in wanted if not there & {leaf for leaf, parent in parents.items() if parent == synset}
-    ]
-    if missing:
-        raise UserError(
-            f"{folder} has no pictures of {_some(missing)}; it has {_some(sorted(there))} ({len(there)} synsets): "
-            "choose some by data.classes, or ('all',)"
-        )
-    chosen = {
-        split: [(path, parents[synset]) for path, synset in files if synset in parents]
-        for split, files in splits.items()
-    }
-    names = synsets.readable_names(wanted)
-    return _listing(_tree(folder), chosen, wanted, hold_out=0.0 if "test" in chosen else 100.0, names=names)
-
-
-def imagenet2012(folder: Path, classes: Sequence[str] = ()) -> Listing:
-    """The full ILSVRC2012 tree: a folder for each synset in train, and val as the test split.
-
-    val has folders for the synsets, too, as torchvision wants it, or all its pictures and, beside the tree, Kaggle's
-    LOC_val_solution.csv. Labels are in the order of the synsets, as all pretrained networks have them.
-
-    Args:
-      classes: which synsets, in this order; (): all.
-
-    Raises:
-      UserError: it is no such tree.
-    """
-    root = _tree(folder)
-    splits = {"train": _class_folder(root / "train", root)}
-    if any(path.is_dir() for path in _entries(root / "val")):
-        splits["test"] = _class_folder(root / "val", root)
-    else:
-        splits["test"] = _kaggle_validation(folder, root)
-    there = tuple(sorted({synset for _, synset in splits["train"]}))
-    if len(there) < len(synsets.names()) and not classes:
-        logger.warning("%s has %d of the %d synsets of ILSVRC2012", folder, len(there), len(synsets.names()))
-    wanted = tuple(classes) or there
-    splits = {split: [(path, synset) for path, synset in files if synset in wanted] for split, files in splits.items()}
-    return _listing(root, splits, wanted, hold_out=0.0, names=synsets.readable_names(wanted))
+    classes = tuple(map(_normal, classes))
+    if folder.is_file():
+        return listing(folder.parent, _read_table(folder, classes), classes)
+    folders = [entry for entry in entries(folder) if is_folder(entry)]
+    scan = Scan(folder)
+    places = _split_places(folder, [entry.name for entry in folders]) or {"train": ""}
+    found = {}
+    for split, place in places.items():
+        by_class, loose = _class_folders(scan, folder / place)
+        what = f"{len(loose)} pictures that are in no folder of a class" if loose else "no folders of classes"
+        if by_class and loose:
+            logger.warning("%s has %s and are left out: %s", folder / place, what, some(loose))
+        elif not by_class and split == "train":
+            raise UserError(f"{folder / place} has {what}: {LAYOUTS}")
+        elif not by_class:
+            logger.warning("%s has %s: there is no split %s", folder / place, what, split)
+        found[split] = by_class
+    scan.report()
+    return listing(folder, found, classes)
 
 
 def held_out(paths: Sequence[str], labels: np.ndarray, amount: float, seed: int) -> np.ndarray:
-    """Which pictures are held out: bool `(n,)`, the same whatever other pictures there are, as far as that can be.
+    """Which pictures are held out of training: bool `(n,)`.
+
+    Of each class those whose hash of the seed and the path is smallest. So a picture that is added or removed changes
+    the choice of at most one other, or none.
 
     Args:
-      paths, labels: of the pictures; labels int `(n,)`.
-      amount: of each class: 1 and more is a count; a share below 1 is rounded to whole pictures, to at least one where
-        the class has two.
-      seed: another one holds out others.
+      paths: of the pictures.
+      labels: int `(n,)`.
+      amount: 1 or more: so many of each class. Below 1: this share of each class, rounded, but at least one of two
+        pictures or more, and not all of them. 0: none.
+      seed: another one chooses others.
 
     Raises:
-      UserError: a class has not enough pictures to leave one to train on.
+      UserError: the amount is negative or between whole numbers, or a class has too few pictures to keep one for
+        training; it names a picture of each such class.
     """
-    chosen = np.zeros(len(paths), bool)
-    short = []
-    for label in np.unique(labels):
-        rows = np.flatnonzero(labels == label)
-        number = int(amount) if amount >= 1 else min(max(round(amount * len(rows)), 1), len(rows) - 1)
-        if number >= len(rows) and amount >= 1:
-            short.append(f"{Path(paths[int(rows[0])]).parent.name} ({len(rows)})")
-        keys = [_key(paths[row], seed) for row in rows.tolist()]
-        chosen[rows[np.argsort(keys, kind="stable")[:number]]] = True
-    if short:
-        raise UserError(
-            f"hold_out={amount:g} pictures of each class leave none to train on of {_some(short)}: choose fewer, "
-            "or a share"
-        )
-    return chosen
+    if not (0 <= amount < 1 or float(amount).is_integer()) or amount < 0:
+        raise UserError(f"hold_out={amount!r} is not allowed: it is a number of pictures of each class, or a share < 1")
+    ranks, sizes = _ranks(paths, labels, seed)
+    if amount >= 1:
+        few = np.flatnonzero((ranks == 0) & (sizes <= amount)).tolist()
+        if len(few):
+            examples = some([f"{sizes[row]} as {paths[row]}" for row in few])
+            raise UserError(
+                f"hold_out={amount:g} of each class leaves nothing to train on of {len(few)} classes that have too few "
+                f"pictures: {examples}; hold out fewer, or a share such as 0.1"
+            )
+        return ranks < amount
+    counts = np.floor(amount * sizes + 0.5)
+    return ranks < np.clip(counts, min(amount > 0, 1), sizes - 1)
 
 
 def stratified_order(paths: Sequence[str], labels: np.ndarray, seed: int) -> np.ndarray:
-    """An order of pictures of which any part, from one place to another, has each class in its share: int64 `(n,)`.
+    """An order of the pictures, int64 `(n,)`, of which every part holds the classes in their shares.
 
-    Within a class the order is that of a hash of seed and path, so that a picture more or less leaves the others in
-    theirs; the classes are interleaved evenly.
+    A class of k pictures has them at (0.5, 1.5, ..., k - 0.5) / k of the way, sorted by a hash of the seed and the
+    path. So the first m of n pictures hold m k / n of the class to within (1 + classes k / n) / 2 pictures, which is
+    one where all classes are of one size; every part between two such points, twice that. The one picture of a class
+    is in the middle, and so in training.
+
+    A picture that is added or removed moves the others of its class by one place of k at most, and others hardly.
 
     Args:
-      paths, labels: of the pictures; labels int `(n,)`.
+      paths: of the pictures.
+      labels: int `(n,)`.
       seed: another one gives another order.
     """
-    places = np.empty(len(paths))
-    for label in np.unique(labels):
-        rows = np.flatnonzero(labels == label)
-        keys = [_key(paths[row], seed) for row in rows.tolist()]
-        places[rows[np.argsort(keys, kind="stable")]] = (np.arange(len(rows)) + 0.5) / len(rows)
-    return np.lexsort((labels, places)).astype(np.int64)
+    ranks, sizes = _ranks(paths, labels, seed)
+    return np.lexsort((_hashes(paths, seed), (ranks + 0.5) / np.maximum(sizes, 1))).astype(np.int64)
 
 
-def _key(path: str, seed: int) -> int:
-    # In its composed form, since file systems differ in what they make of a name.
-    text = f"{seed}/{unicodedata.normalize('NFC', path)}"
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=7).digest())
+def _ranks(paths: Sequence[str], labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The place of each picture in its class, sorted by hash, and the size of its class: int64 `(n,)`."""
+    order = np.lexsort((_hashes(paths, seed), labels))
+    _, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
+    ranks, sizes = np.empty((2, len(labels)), np.int64)
+    ranks[order] = np.arange(len(labels)) - np.repeat(starts, counts)
+    sizes[order] = np.repeat(counts, counts)
+    return ranks, sizes
 
 
-# --- folders ------------------------------------------------------------------------------------------------------
+def _hashes(paths: Sequence[str], seed: int) -> np.ndarray:
+    """uint64 `(n,)`, the same on every machine."""
+    # macOS writes letters with accents in another way than the rest of the world.
+    texts = (f"{seed}/{unicodedata.normalize('NFC', path)}".encode(errors="surrogateescape") for path in paths)
+    digests = (hashlib.blake2b(text, digest_size=8).digest() for text in texts)
+    return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64)
 
 
-def _class_folders(root: Path) -> dict[str, Labelled]:
-    """The pictures by split: of a folder of classes, which are all "train", or of folders for the splits."""
-    entries = _entries(root)
-    found = {
-        SPLIT_NAMES[path.name.lower()]: path for path in entries if path.is_dir() and path.name.lower() in SPLIT_NAMES
-    }
-    others = [path.name for path in entries if path.is_dir() and path.name.lower() not in SPLIT_NAMES]
-    if "train" not in found or others:
-        return {"train": _class_folder(root, root)}
-    return {split: files for split, path in found.items() if (files := _class_folder(path, root)) or split == "train"}
+def listing(root: Path, found: Found, classes: tuple[str, ...], hold_out: float = HOLD_OUT) -> Listing:
+    """The listing of what was found, if it makes sense; `hold_out` is for where nothing but train was.
 
-
-def _class_folder(folder: Path, root: Path) -> Labelled:
-    """The pictures of a folder of classes."""
-    entries = _entries(folder)
-    beside = [path.name for path in entries if path.is_file() and path.suffix.lower() in ENDINGS]
-    classes = [path for path in entries if path.is_dir()]
-    if not classes and not beside:
-        raise UserError(f"{folder} holds no pictures: it needs a folder for each class, with pictures in it")
-    if not classes:
-        raise UserError(
-            f"{folder} holds pictures, such as {_some(beside)}, but no folders: put those of a class into a folder of "
-            "that name, or name a CSV file of paths and labels"
-        )
-    if beside:
-        logger.warning("%d pictures in %s beside the folders are of no class: %s", len(beside), folder, _some(beside))
-    files: Labelled = []
-    endings: Counter[str] = Counter()
-    empty = []
-    for path in classes:
-        before = len(files)
-        for file in _files(path, {os.path.realpath(path)}):
-            if file.suffix.lower() in ENDINGS:
-                files.append((file.relative_to(root).as_posix(), path.name))
-            else:
-                endings[file.suffix.lower() or "no ending"] += 1
-        if len(files) == before:
-            empty.append(path.name)
-    if endings:
-        kinds = _some([f"{number} with {ending}" for ending, number in sorted(endings.items())])
-        logger.warning("files in %s that do not end as pictures do were left out: %s", folder, kinds)
+    Raises UserError, and warns, as `image_folder` says; `found` has "train".
+    """
+    sizes: Counter[str] = Counter()
+    for by_class in found.values():
+        sizes.update({name: len(paths) for name, paths in by_class.items()})
+    _check_names(root, list(sizes))
+    check_once(classes)
+    for name in classes:
+        if name not in sizes:
+            raise unknown_name("class", name, sizes)
+    empty = sorted(name for name in classes or sizes if not sizes[name])
+    if empty and classes:
+        raise UserError(f"{root} has no pictures of {some(empty, CLASSES_SHOWN)}")
     if empty:
-        logger.warning("folders in %s without a picture were left out: %s", folder, _some(empty))
-    return files
-
-
-def _entries(folder: Path) -> list[Path]:
-    """What a folder has that is not hidden, sorted."""
-    try:
-        return sorted(path for path in folder.iterdir() if not _is_hidden(path.name))
-    except NotADirectoryError as error:
-        raise UserError(f"{folder} is no folder") from error
-    except OSError as error:
-        raise UserError(f"cannot read {folder}: {error.strerror or error}") from error
-
-
-def _files(folder: Path, above: set[str]) -> Iterator[Path]:
-    """The files below a folder, links followed, but not to a folder that is `above` (as real paths)."""
-    for path in _entries(folder):
-        if path.is_dir():
-            real = os.path.realpath(path)
-            if real not in above:
-                yield from _files(path, above | {real})
-        elif path.is_file() or path.is_symlink():  # a link to nothing is found out when it is read
-            yield path
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith((".", "@eaDir")) or name == "__MACOSX"
-
-
-def _tree(folder: Path) -> Path:
-    """Where an ImageNet tree has its train folder: in the folder itself, or where Kaggle's archive has it."""
-    return next((path for path in (folder / KAGGLE, folder / "Data/CLS-LOC") if (path / "train").is_dir()), folder)
-
-
-def _kaggle_validation(folder: Path, root: Path) -> Labelled:
-    solution = next(
-        (
-            path / "LOC_val_solution.csv"
-            for path in (folder, *root.parents)
-            if (path / "LOC_val_solution.csv").is_file()
-        ),
-        None,
-    )
-    if solution is None:
-        raise UserError(
-            f"{root / 'val'} has no folders for the synsets, and there is no LOC_val_solution.csv in {folder}: one of "
-            "the two says what the pictures are of"
-        )
-    # A row is ImageId,PredictionString; the string is the synset and its boxes, for each object.
-    rows = csv.reader(solution.read_text().splitlines()[1:])
-    synset_of = {row[0]: row[1].split()[0] for row in rows if len(row) > 1 and row[1].strip()}
-    names = [path for path in _entries(root / "val") if path.suffix.lower() in ENDINGS]
-    unknown = [path.name for path in names if path.stem not in synset_of]
-    if unknown:
-        raise UserError(
-            f"{solution} does not say what {len(unknown)} pictures of {root / 'val'} are of: {_some(unknown)}"
-        )
-    return [(path.relative_to(root).as_posix(), synset_of[path.stem]) for path in names]
-
-
-# --- CSV files ----------------------------------------------------------------------------------------------------
-
-
-def _read_csv(path: Path) -> dict[str, Labelled]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
-    first = text.partition("\n")[0]
-    delimiter = max(",;\t", key=first.count)
-    rows = list(csv.reader(io.StringIO(text), delimiter=delimiter))
-    header = [column.strip().lower() for column in rows[0]] if rows else []
-    columns = {}
-    for what, known in (("path", PATH_COLUMNS), ("label", LABEL_COLUMNS), ("split", SPLIT_COLUMNS)):
-        columns[what] = next((header.index(name) for name in known if name in header), None)
-        if columns[what] is None and what != "split":
-            raise UserError(
-                f"the first line of {path} names no column for the {what}: it has {', '.join(header) or 'none'}; call "
-                f"it one of {', '.join(known)}"
-            )
-    seen: dict[str, tuple[str, str]] = {}
-    twice = []
-    for number, row in enumerate(rows[1:], start=2):
-        if not any(cell.strip() for cell in row):
-            continue
-        if len(row) < len(header):
-            raise UserError(f"line {number} of {path} has {len(row)} columns, not {len(header)}")
-        file, label = (row[columns[what]].strip() for what in ("path", "label"))
-        word = row[columns["split"]].strip() if columns["split"] is not None else "train"
-        if word.lower() not in SPLIT_NAMES:
-            raise UserError(f"line {number} of {path} has the split {word!r}: it must be train, val or test")
-        entry = label, SPLIT_NAMES[word.lower()]
-        if not label:
-            raise UserError(f"line {number} of {path} has no label")
-        if seen.get(file, entry) != entry:
-            both = " and as ".join(f"{label!r} of {split}" for label, split in (seen[file], entry))
-            raise UserError(f"{path} lists {file} twice, as {both}")
-        if file in seen:
-            twice.append(file)
-        seen[file] = entry
-    if twice:
-        logger.warning("%s lists %d pictures twice, which count once: %s", path, len(twice), _some(twice))
-    missing = [file for file in seen if not (path.parent / file).is_file()]
-    if missing:
-        raise UserError(f"{len(missing)} of the files that {path} lists are not there: {_some(missing)}")
-    splits: dict[str, Labelled] = defaultdict(list)
-    for file, (label, split) in seen.items():
-        splits[split].append((file, label))
-    return dict(splits)
-
-
-# --- both ---------------------------------------------------------------------------------------------------------
-
-
-def _listing(
-    root: Path,
-    splits: dict[str, Labelled],
-    classes: Sequence[str],
-    *,
-    hold_out: float,
-    names: Sequence[str] | None = None,
-) -> Listing:
-    """The listing of labelled pictures; `names` are the classes' readable ones."""
-    if not splits.get("train"):
-        raise UserError(f"{root} holds no pictures to train on")
-    there = {label for _, label in splits["train"]}
-    unknown = [name for name in classes if name not in there]
-    if unknown:
-        raise UserError(
-            f"{root} has no pictures of {_some(unknown)} to train on; its classes are {_some(sorted(there))}"
-        )
-    ordered = tuple(classes) or tuple(sorted(there, key=_natural if all(map(str.isdecimal, there)) else str))
-    for split, files in splits.items():
-        strange = sorted({label for _, label in files} - there)
+        logger.warning("%s: classes without pictures are left out: %s", root, some(empty, CLASSES_SHOWN))
+    chosen = classes or _sorted_classes(name for name in sizes if sizes[name])
+    if not chosen:
+        raise UserError(f"{root} has no pictures ({', '.join(sorted(PICTURES))}): {LAYOUTS}")
+    for split, by_class in found.items():
+        strange = [name for name in chosen if by_class.get(name) and not found["train"].get(name)]
         if strange:
             raise UserError(
-                f"the split {split} of {root} has classes that there is nothing to train on of: {_some(strange)}"
+                f"{root} has pictures for {split} of classes that have none for training: "
+                f"{some(strange, CLASSES_SHOWN)}; a class has the same name in all splits"
             )
-    _warn_of_twins(root, ordered)
-    label_of = {name: label for label, name in enumerate(ordered)}
-    arrays = {}
-    for split, files in splits.items():
-        chosen = sorted((path, label_of[name]) for path, name in files if name in label_of)
-        if chosen:
-            arrays[split] = tuple(path for path, _ in chosen), np.array([label for _, label in chosen], np.int32)
-    counts = np.bincount(arrays["train"][1])
-    single = [ordered[label] for label in np.flatnonzero(counts == 1)]
-    if single and hold_out and hold_out < 1:
-        logger.warning("classes of one picture are trained on and not tested: %s", _some(single))
-    return Listing(root, tuple(names or ordered), arrays, hold_out)
-
-
-def _warn_of_twins(root: Path, classes: Iterable[str]) -> None:
-    """Says which classes differ in letter case or in the way that accents are written alone."""
-    twins = defaultdict(list)
-    for name in classes:
-        twins[unicodedata.normalize("NFC", name).casefold()].append(name)
-    alike = [" and ".join(map(repr, names)) for names in twins.values() if len(names) > 1]
-    if alike:
+    single = [name for name in chosen if sizes[name] == 1]
+    if single:
         logger.warning(
-            "classes in %s have names that are nearly the same, and count as different: %s", root, _some(alike)
+            "%s: classes with one picture, which is for training alone: %s", root, some(single, CLASSES_SHOWN)
         )
+    if len(chosen) == 1 and not classes:
+        below = root / chosen[0]
+        hint = f": if the folders in it are the classes, name {below}" if below.is_dir() else ""
+        logger.warning("%s has one class, %s%s", root, chosen[0], hint)
+    splits = labelled(found, chosen)
+    return Listing(root, chosen, splits, hold_out if splits.keys() == {"train"} else 0.0)
 
 
-def _natural(name: str) -> tuple[int, str]:
-    return int(name), name
+def labelled(found: Found, classes: Sequence[str]) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
+    """The pictures of each split, sorted by path, with their labels; splits without pictures are left out."""
+    splits = {}
+    for split in ("train", "validation", "test"):
+        by_class = found.get(split, {})
+        rows = sorted((path, label) for label, name in enumerate(classes) for path in by_class.get(name, ()))
+        if rows:
+            splits[split] = (tuple(path for path, _ in rows), np.array([label for _, label in rows], np.int32))
+    return splits
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
+def _sorted_classes(names: Iterable[str]) -> tuple[str, ...]:
+    names = list(names)
+    if all(re.fullmatch("-?[0-9]+", name) for name in names):
+        return tuple(sorted(names, key=lambda name: (int(name), name)))
+    return tuple(sorted(names))
+
+
+def _check_names(root: Path, names: list[str]) -> None:
+    """Says which names of classes cannot be written (a UserError), or differ in case alone (a warning)."""
+    for name in names:
+        if not _is_utf8(name):
+            raise UserError(f"the name of the class {os.fsencode(name)!r} in {root} is not UTF-8: rename it")
+    by_letters: dict[str, list[str]] = {}
+    for name in sorted(names):
+        by_letters.setdefault(name.casefold(), []).append(name)
+    alike = [" and ".join(group) for group in by_letters.values() if len(group) > 1]
+    if alike:
+        logger.warning("%s: classes differ in upper and lower case alone: %s", root, some(alike))
+
+
+def check_once(classes: Sequence[str]) -> None:
+    twice = [name for name, count in Counter(classes).items() if count > 1]
+    if twice:
+        raise UserError(f"classes names {some(twice)} more than once")
+
+
+def _is_utf8(name: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)  # what Python makes of other bytes
+
+
+def _normal(name: str) -> str:
+    """The name of a class, whichever system wrote it."""
+    return unicodedata.normalize("NFC", name.strip())
+
+
+def some(names: Sequence[str], number: int = NAMES_SHOWN) -> str:
+    return ", ".join(names[:number]) + (f", ... ({len(names)} in all)" if len(names) > number else "")
+
+
+class Scan:
+    """Looks for pictures below folders of `root`; counts the other files."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.others: Counter[str] = Counter()
+
+    def pictures(self, folder: Path | str) -> Iterator[str]:
+        """The paths of the pictures below a folder, relative to the root; each folder once, for all links."""
+        place = Path(folder).relative_to(self.root).as_posix()
+        return self._walk(folder, "" if place == "." else f"{place}/", {_identity(self.root)})
+
+    def _walk(self, folder: Path | str, prefix: str, seen: set[tuple[int, int]]) -> Iterator[str]:
+        identity = _identity(folder)
+        if identity in seen:  # a link to where we come from
+            return
+        seen.add(identity)
+        for entry in entries(folder):
+            if is_folder(entry):
+                yield from self._walk(entry.path, f"{prefix}{entry.name}/", seen)
+            elif self._is_picture(entry):
+                yield prefix + entry.name
+
+    def _is_picture(self, entry: os.DirEntry[str]) -> bool:
+        ending = _ending(entry.name)
+        if ending in PICTURES and _is_readable(entry):
+            return True
+        self.others[ending or "none"] += 1
+        return False
+
+    def report(self) -> None:
+        """Says how many files are no pictures by their names."""
+        if self.others:
+            endings = ", ".join(f"{ending} ({count})" for ending, count in self.others.most_common(CLASSES_SHOWN))
+            logger.warning(
+                "%s: %d files do not end like pictures and are left out: %s", self.root, self.others.total(), endings
+            )
+
+
+def entries(folder: Path | str) -> list[os.DirEntry[str]]:
+    """What is in a folder, sorted by name, but for what is hidden; a UserError if it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            shown = [entry for entry in entries if not (entry.name.startswith(".") or entry.name in HIDDEN)]
+    except OSError as error:
+        raise UserError(f"cannot read the folder {folder}: {error.strerror or error}") from error
+    return sorted(shown, key=lambda entry: entry.name)
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()  # a link to itself makes is_dir() raise
+
+
+def _ending(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def _is_readable(entry: os.DirEntry[str]) -> bool:
+    """Not so a pipe, which would be waited for for ever; a link that leads nowhere is a picture that is damaged."""
+    if entry.is_symlink():
+        return os.path.isfile(entry.path) or not os.path.exists(entry.path)
+    return entry.is_file()
+
+
+def _identity(folder: Path | str) -> tuple[int, int]:
+    try:
+        status = os.stat(folder)
+    except OSError as error:
+        raise UserError(f"cannot read the folder {folder}: {error.strerror or error}") from error
+    return status.st_dev, status.st_ino
+
+
+def _split_places(folder: Path, names: list[str]) -> dict[str, str]:
+    """The name of the folder of each split, where the folders are splits; nothing where they are classes."""
+    splits: dict[str, list[str]] = {}
+    for name in names:
+        if name.casefold() in SPLITS:
+            splits.setdefault(SPLITS[name.casefold()], []).append(name)
+    if not splits:
+        return {}
+    named = ", ".join(name for group in splits.values() for name in group)
+    others = [
+        name
+        for name in names
+        if name.casefold() not in SPLITS and next(Scan(folder).pictures(folder / name), None) is not None
+    ]
+    if others and "train" in splits and len(splits) > 1:
+        raise UserError(
+            f"{folder} has folders of splits, {named}, and others with pictures: {some(others)}; move these elsewhere"
+        )
+    if others:
+        logger.warning("%s: %s is taken for a class, as %s is one", folder, named, others[0])
+        return {}
+    if "train" not in splits:
+        raise UserError(f"{folder} has {named}, but no train: {LAYOUTS}")
+    for split, group in splits.items():
+        if len(group) > 1:
+            raise UserError(f"{folder} has {' and '.join(group)}, which both mean {split}: keep one of them")
+    return {split: group[0] for split, group in splits.items()}
+
+
+def _class_folders(scan: Scan, folder: Path) -> tuple[dict[str, list[str]], list[str]]:
+    """The paths of the pictures in each folder of a class, by its name, and the names of those beside the folders."""
+    by_class: dict[str, list[str]] = {}
+    spelled: dict[str, str] = {}
+    loose = []
+    for entry in entries(folder):
+        if is_folder(entry):
+            name = _normal(entry.name)
+            if name in by_class:
+                raise UserError(
+                    f"two folders in {folder} have names that look the same, {spelled[name]!a} and {entry.name!a}: put "
+                    "their pictures into one, or rename it"
+                )
+            spelled[name] = entry.name
+            by_class[name] = list(scan.pictures(entry.path))
+        elif _ending(entry.name) in PICTURES:
+            loose.append(entry.name)
+    return by_class, loose
+
+
+def _read_table(path: Path, classes: tuple[str, ...]) -> Found:
+    """What a CSV file lists."""
+    if path.suffix.lower() not in TABLES:
+        raise UserError(f"{path} is no folder, and no table that ends in {' or '.join(TABLES)}: {LAYOUTS}")
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not in UTF-8 ({error.reason} at byte {error.start}): save it as CSV UTF-8"
+        ) from error
+    rows, (path_column, label_column, split_column) = _columns(path, text)
+    at: dict[str, tuple[str, str]] = {}
+    bad, missing, twice = [], [], []
+    for number, row in rows:
+        cells = [cell.strip() for cell in row]
+        if not any(cells):
+            continue
+        file, label = (cells[column] if column < len(cells) else "" for column in (path_column, label_column))
+        split = "train"
+        if split_column is not None:
+            split = SPLITS.get(cells[split_column].casefold() if split_column < len(cells) else "", "")
+        if not (file and label and split):
+            bad.append(f"line {number}")
+            continue
+        label = _normal(label)
+        if classes and label not in classes:
+            continue
+        there = _existing(path.parent, file)
+        if there is None:
+            missing.append(file)
+        elif there not in at:
+            at[there] = (split, label)
+        elif at[there] == (split, label):
+            twice.append(file)
+        else:
+            first = at[there]
+            raise UserError(
+                f"{path} lists {file} twice: as {first[1]} for {first[0]} and as {label} for {split}: remove one"
+            )
+    if bad:
+        split_words = f", and a split out of {', '.join(SPLITS)}" if split_column is not None else ""
+        raise UserError(f"each line of {path} needs a path and a label{split_words}: {some(bad)}")
+    if missing:
+        raise UserError(
+            f"{len(missing)} of the files that {path} lists are not there: {some(missing)}; paths are relative to "
+            f"{path.parent}"
+        )
+    if twice:
+        logger.warning("%s lists %d files more than once, which count once: %s", path, len(twice), some(twice))
+    found: Found = {"train": {}}
+    for file, (split, label) in at.items():
+        found.setdefault(split, {}).setdefault(label, []).append(file)
+    return found
+
+
+def _columns(path: Path, text: str) -> tuple[list[tuple[int, list[str]]], tuple[int, int, int | None]]:
+    """The rows below a table's header, each with the number of its line, and the columns of path, label and split."""
+    names = [""]
+    for delimiter in ",;\t":
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+        try:
+            names = [re.sub(r"[\s_-]", "", name).casefold() for name in next(reader, [""])]
+            columns = [
+                next((names.index(name) for name in known if name in names), None)
+                for known in (PATH_COLUMNS, LABEL_COLUMNS, SPLIT_COLUMNS)
+            ]
+            if columns[0] is not None and columns[1] is not None:
+                return [(reader.line_num, row) for row in reader], (columns[0], columns[1], columns[2])
+        except csv.Error as error:
+            raise UserError(f"{path} cannot be read as CSV: line {reader.line_num}: {error}") from error
+    header = text.partition("\n")[0].strip()[:100]
+    raise UserError(
+        f"the first line of {path} names no columns path and label (or {', '.join(PATH_COLUMNS[1:])} and "
+        f"{', '.join(name for name in LABEL_COLUMNS if name != 'label')}): it is {header!r}"
+    )
+
+
+def _existing(root: Path, file: str) -> str | None:
+    """The path of a file that a table lists as its writer's system spells it, or None."""
+    for spelled in (file, file.replace("\\", "/")):
+        for form in ("", "NFC", "NFD"):
+            path = Path(unicodedata.normalize(form, spelled) if form else spelled)
+            if os.path.isfile(root / path):
+                return path.as_posix()
+    return None

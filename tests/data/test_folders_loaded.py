@@ -1,6 +1,7 @@
 """Pictures in a person's folder, from the files to splits: what is left out, held out, found twice, or changed."""
 
 import logging
+import os
 from functools import partial
 from pathlib import Path
 
@@ -63,6 +64,27 @@ def test_hold_out(load):
     with pytest.raises(UserError, match="apple pie"):
         load(hold_out=10)
     assert load(splits={"train": "train[:50%]"}, hold_out=0).splits.keys() == {"train"}
+
+
+def test_what_is_left_of_small_classes_is_trained_on(load):
+    """What is left is cut as if the held out pictures had never been there."""
+    dataset = load(hold_out=9, splits={"train": "train[:80%]", "validation": "train[80%:]", "test": "test"})
+    counts = {split: np.bincount(part.all_labels(), minlength=3).tolist() for split, part in dataset.splits.items()}
+    assert counts == {"train": [1, 1, 8], "validation": [0, 0, 3], "test": [9, 9, 9]}
+
+
+def test_names_of_files_that_are_not_utf8(load, folder, caplog):
+    broken, whole = (folder / "cake" / os.fsdecode(name) for name in (b"\xff.png", b"\xfe.png"))
+    try:
+        broken.touch()
+    except OSError:
+        pytest.skip("this file system has UTF-8 names alone")
+    whole.write_bytes((folder / "cake" / "2.png").read_bytes())
+    with caplog.at_level(logging.WARNING):
+        dataset = load(hold_out=0)
+    assert sum(map(len, dataset.splits.values())) == 41
+    report = Path(caplog.messages[0].rpartition(" ")[2])
+    assert report.read_bytes() == b"cake/\xff.png\tit is empty\n"
 
 
 @pytest.mark.parametrize("pipeline", ["memory", "streaming"])
