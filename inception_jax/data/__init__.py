@@ -235,8 +235,7 @@ class Published:
         if not bad:
             return
         path = self.cache / "undecodable.txt"
-        text = "".join(f"{name}\t{error}\n" for name, error in bad)
-        path.write_text(text, encoding="utf-8", errors="surrogateescape")  # names of files need not be UTF-8
+        path.write_text("".join(f"{name}\t{error}\n" for name, error in bad), encoding="utf-8")
         what = f"{len(bad)} of the pictures in {self.folder} cannot be decoded: " + _some(
             [f"{name} ({error})" for name, error in bad]
         )

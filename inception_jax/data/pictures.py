@@ -66,7 +66,8 @@ class FileSource:
             return file.read()
 
     def name(self, row: int) -> str:
-        return self.paths[row]
+        # Printable, though a file's name need not be UTF-8.
+        return os.fsencode(self.paths[row]).decode(errors="backslashreplace")
 
     def __getstate__(self) -> dict[str, Any]:
         return {"root": self.root, "joined": self.joined}
