@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import itertools
 import json
 import math
 from collections.abc import Callable, Generator, Mapping
@@ -163,7 +162,7 @@ def eval_batches(
             for (images, labels, decoded), mask in zip(batches, inside, strict=True):
                 yield images, labels, mask & decoded
         return
-    for batch, mask in zip(itertools.count(), inside):
+    for batch, mask in enumerate(inside):
         yield *split.gather(clipped(batch)), mask
 
 

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -192,9 +192,3 @@ def reason(error: BaseException) -> str:
     if type(error).__name__ == "UnidentifiedImageError":
         return "it is no picture of a known kind"
     return text[0][:200] if text else type(error).__name__
-
-
-def shared(first: Sequence[str], second: Sequence[str]) -> list[int]:
-    """The positions in `second` of digests that `first` has, too."""
-    known = set(first)
-    return [position for position, digest in enumerate(second) if digest in known]
