@@ -558,7 +558,10 @@ def _log_start(
     height, width, channels = dataset.image_shape
     counts = ", ".join(f"{len(split):,} {name}" for name, split in dataset.splits.items())
     classes = len(dataset.class_names)
-    logger.info("data: %s, %s images of %dx%dx%d, %d classes", dataset.name, counts, height, width, channels, classes)
+    how = "streamed" if isinstance(dataset.splits["train"], streaming.Split) else "in memory"
+    logger.info(
+        "data: %s, %s images of %dx%dx%d, %d classes, %s", dataset.name, counts, height, width, channels, classes, how
+    )
     logger.info("parameters: %s", f"{count_parameters(state.params):,}")
     if first_step:
         logger.info("run: %s goes on after step %d of %d", folder, first_step, total_steps)
