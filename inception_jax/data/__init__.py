@@ -410,19 +410,24 @@ def _whole_format(found: Published, form: Format) -> Format:
     if form.image_size is not None:
         return form
     sizes = found.sizes()
+    if not sizes:
+        raise UserError(f"none of the pictures of {found.name!r} can be decoded")
     if len(sizes) > 1:
         first, second = sorted(sizes)[:2]
         raise UserError(
             f"the images of {found.name!r} have several sizes, {first} and {second} among them: choose one by "
             "--config.data.image_size"
         )
-    return form
+    ((height, width),) = sizes
+    return dataclasses.replace(form, image_size=height, fit="squash") if height == width else form
 
 
 def _is_streamed(found: Published, form: Format, pipeline: str, memory_gib: float) -> bool:
-    number = sum(int(base.facts.decodable.sum()) for base in found.stored.values())
     if form.image_size is None:
+        if pipeline == "streaming":
+            raise UserError("pictures that are no squares cannot be streamed as they are: choose data.image_size")
         return False
+    number = sum(int(base.facts.decodable.sum()) for base in found.stored.values())
     gib = number * form.image_size**2 * form.channels / 2**30
     streamed = pipeline == "streaming" or (pipeline == "auto" and gib > memory_gib)
     if pipeline == "auto" and streamed:

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from inception_jax import data
-from inception_jax.data import order
+from inception_jax.data import order, streaming
 from inception_jax.data.dataset import eval_batches, train_batches
 from inception_jax.data.streaming import RandomCrop
 from inception_jax.errors import UserError
@@ -168,6 +168,14 @@ def test_a_picture_that_is_gone_is_left_out_wherever_it_is_met(folder, tmp_path,
         list(train_batches(strict, positions(split), 0, 10, num_workers=1))
 
 
+def test_pictures_of_one_size_are_streamed_as_they_are(digits):
+    options = {"directory": digits, "splits": {"train": "train[:20]"}}
+    memory = data.load("digits", **options).splits["train"]
+    streamed = data.load("digits", pipeline="streaming", **options).splits["train"]
+    assert isinstance(streamed, streaming.Split)
+    assert_batches_equal([memory.gather(np.arange(20))], [streamed.gather(np.arange(20))])
+
+
 def test_crops_need_pictures(load):
     split = load(pipeline="memory").splits["train"]
     with pytest.raises(UserError, match="crop_originals"):
@@ -243,7 +251,7 @@ def test_nothing_is_left_of_a_process_that_is_killed(load, folder, tmp_path):
         import multiprocessing, sys, time
         from functools import partial
         from inception_jax import data
-        from inception_jax.data import order
+        from inception_jax.data import order, streaming
         from inception_jax.data.dataset import train_batches
 
         if __name__ == "__main__":
