@@ -8,13 +8,14 @@ from collections.abc import Callable
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from inception_jax.errors import UserError, unknown_name
 
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 FITS = ("squash", "crop")
 GRAY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's
+START_OF_SCAN, APP1 = b"\xda", b"\xe1"  # of the JPEG standard; EXIF and XMP data are APP1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,15 +129,34 @@ def verify(content: bytes) -> tuple[int, int, str]:
 
 def _jpeg_header(content: bytes) -> tuple[int, int, str] | None:
     """(height, width, mode) of a JPEG that simplejpeg decodes as Pillow does; None of any other file."""
-    if (
-        content[:2] != b"\xff\xd8" or content.find(b"Exif\0\0", 0, 65536) >= 0
-    ):  # EXIF data may say that it is to be turned
+    if content[:2] != b"\xff\xd8" or _may_be_turned(content):
         return None
     try:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(content)
     except ValueError:
         return None
     return (int(height), int(width), "L" if colors == "Gray" else "RGB") if colors in ("Gray", "YCbCr") else None
+
+
+def _may_be_turned(content: bytes) -> bool:
+    """Whether a JPEG says that it is to be shown turned or mirrored, or one cannot tell from here."""
+    place = 2
+    while content[place : place + 1] == b"\xff" and content[place + 1 : place + 2] != START_OF_SCAN:
+        end = place + 2 + int.from_bytes(content[place + 2 : place + 4])
+        if content[place + 1 : place + 2] == APP1:
+            segment = content[place + 4 : end]
+            if b"tiff:Orientation" in segment:  # XMP, which Pillow heeds, too
+                return True
+            if segment.startswith(b"Exif"):
+                exif = Image.Exif()
+                try:
+                    exif.load(segment)
+                    if exif.get(ExifTags.Base.Orientation, 1) != 1:
+                        return True
+                except Exception:  # whatever Pillow then makes of it
+                    return True
+        place = end
+    return False
 
 
 def _fits(header: tuple[int, int, str], form: Format) -> bool:

@@ -79,6 +79,20 @@ def test_transparency_is_dropped_without_a_word():
         np.testing.assert_array_equal(images.decode(content, Format()), np.asarray(RGB.quantize(16).convert("RGB")))
 
 
+def test_exif_data_that_says_something_else_costs_nothing(monkeypatch):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Artist] = "somebody"
+    plain = encoded(RGB, "JPEG", exif=exif)
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    turned_by_xmp = encoded(RGB, "JPEG", xmp=xmp)
+    for content in (plain, turned(1), turned_by_xmp):
+        np.testing.assert_array_equal(images.decode(content, Format()), pillow(content))
+    assert images.decode(turned_by_xmp, Format()).shape == (56, 40, 3)
+    monkeypatch.setattr(images.Image, "open", None)
+    for content in (plain, turned(1)):
+        images.decode(content, Format())
+
+
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
 def test_16_bits_become_8(kind):
     wide = np.linspace(0, 65535, 40 * 56).astype(np.uint16).reshape(40, 56)
