@@ -40,7 +40,7 @@ def test_a_published_set(capsys, digits):
     assert out.splitlines()[:4] == [
         f"digits: 10 classes, in {digits}/digits/1.0.0",
         "  train            1,298  126 to 132 of each class",
-        "  validation         144  11 to 18 of each class",
+        "  validation         144  13 to 16 of each class",
         "  test               355  34 to 36 of each class",
     ]
     assert "images       8x8x1, 0.00 GiB, decoded once, memory-mapped" in out
@@ -108,7 +108,7 @@ def test_of_many_classes_some_are_shown():
     [
         (["digitz"], "unknown data set 'digitz'. Did you mean 'digits'"),
         (["image_folder"], "name its folder, by --folder"),
-        (["image_folder", "--folder", "nowhere"], "cannot read nowhere: No such file"),
+        (["image_folder", "--folder", "nowhere"], "cannot read the folder nowhere: No such file"),
         (["cifar10", "--archives", "nowhere"], "archives='nowhere' is no folder with files"),
         (["digits", "--config.data.image_size=0"], "image_size=0 is not allowed"),
         (["digits", "--config.data.imagesize=8"], "imagesize"),
