@@ -78,6 +78,7 @@ def _usage(program: str) -> str:
 def log_to_stderr() -> Iterator[None]:
     """Shows what the package logs, once: libraries give the root logger a handler, too."""
     logger, handler = logging.getLogger("inception_jax"), logging.StreamHandler()
+    level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
@@ -85,6 +86,7 @@ def log_to_stderr() -> Iterator[None]:
         yield
     finally:
         logger.propagate = True
+        logger.setLevel(level)
         logger.removeHandler(handler)
 
 

@@ -161,7 +161,7 @@ def test_help_and_configs_do_not_wait_for_jax():
         assert "googlenet_cifar10" in shown
 
 
-@pytest.mark.parametrize("argv", [["train", "--help"], ["--help"], ["prepare", "--help"]])
+@pytest.mark.parametrize("argv", [["train", "--help"], ["--help"], ["data", "--help"], ["evaluate", "--help"]])
 def test_help_is_shown(argv, capsys):
     try:
         code = commands.main(argv)

@@ -80,7 +80,7 @@ def test_a_finished_run(tmp_path):
         ["Best (epoch 2)"], ["validation", *values], ["test", *values],
     ]  # fmt: skip
     assert ["schedule.learning_rate", "0.1"] in page.rows
-    assert ["data.splits.train", "train[:90%]"] in page.rows
+    assert ["data.splits.train", "auto"] in page.rows
     assert ["jax", "0.10.2"] in page.rows
     for text in ("1 h 12 min", "5,986,634", "612", "2 x cpu", "all epochs", "best validation_top1 (0.7500, step 20)"):
         assert text in page.text

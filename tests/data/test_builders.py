@@ -310,7 +310,7 @@ def test_without_a_network_the_answer_is_quick_and_says_what_to_do(name, tmp_pat
     module = importlib.import_module(f"inception_jax.data.builders.{name}")
     monkeypatch.setattr(module, "URL", "http://127.0.0.1:9/")  # where nothing answers
     monkeypatch.setattr(tfds.download.DownloadManager, "download", None)  # its retries would take minutes
-    with pytest.raises(UserError, match=r"cannot download http.*--archives \(prepare\) or --config.data.archives"):
+    with pytest.raises(UserError, match=r"cannot download http.*--archives \(inception-jax data\) or --config\.data\."):
         data.prepare(name, directory=tmp_path)
 
 
