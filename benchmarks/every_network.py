@@ -27,7 +27,7 @@ FIELDS: dict[str, dict[str, object]] = {
     "bn_inception": {"data.image_size": 64},
     "googlenet*": {"model.stem": "small"},
     "inception_resnet*": {},
-    "inception_v4": ADAM | {"data.augment.pad_and_crop": 6, "batch_size": 32, "num_epochs": 7},
+    "inception_v4": ADAM | {"batch_size": 16, "num_epochs": 7},
     "inception*": {"model.stem": "small", "data.image_size": 16, "num_epochs": 5},
     "resnet[15][05]*": {"model.stem": "small", "data.image_size": 16, "batch_size": 32, "num_epochs": 6},
     "resnet*": {"model.stem": "small"},
