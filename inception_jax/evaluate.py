@@ -10,11 +10,16 @@ from typing import Any
 
 import numpy as np
 
+from inception_jax.config import Config, default_config
 from inception_jax.data.dataset import Dataset, eval_batches
 from inception_jax.errors import UserError
 from inception_jax.run import Run, load_data
 
 NAMES_SHOWN = 5  # classes that a message lists
+# Fields of config.data that say which pictures there are, not what a network is given of them.
+SOURCE = (
+    "name", "directory", "archives", "folder", "classes", "hold_out", "split_seed", "splits", "keep", "on_error",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,16 +109,27 @@ def by_color(predictions: Predictions) -> dict[str, dict[str, float]]:
 def routed(color: Predictions, grayscale: Predictions) -> Predictions:
     """A pair of networks as one: what `grayscale` says of grayscale pictures, and `color` of the others.
 
-    Both are of the same split; the classes are the same (see `load_pair`).
+    Both are of the same pictures, and the networks' classes are the same.
+
+    Raises:
+      UserError: they are not of the same pictures, or nobody knows which are grayscale.
     """
-    if color.grayscale is None:
+    if color.grayscale is None or grayscale.grayscale is None:
         raise UserError("nothing is known of which of the split's pictures are grayscale, so that none can be routed")
+    same = (np.array_equal(color.labels, grayscale.labels), np.array_equal(color.grayscale, grayscale.grayscale))
+    if not all(same):
+        raise UserError("the two networks of a pair must be evaluated on the same pictures, in the same order")
     return Predictions(
         np.where(color.grayscale[:, None], grayscale.logits, color.logits),
         color.labels,
         color.grayscale,
         color.decoded & grayscale.decoded,
     )
+
+
+def source_fields(config: Config) -> dict[str, Any]:
+    """The fields of `config.data` that are set and say which pictures there are, for `load_for`."""
+    return {field: config.data[field] for field in SOURCE if config.data.get(field) is not None}
 
 
 def load_for(run: Run, split: str, fields: Mapping[str, Any]) -> Dataset:
@@ -130,19 +146,24 @@ def load_for(run: Run, split: str, fields: Mapping[str, Any]) -> Dataset:
     config = copy.deepcopy(run.config)
     height, width, channels = run.inputs.image_shape
     section = config.data
+    for field, value in default_config().data.items():  # a field that an older run does not know was the default
+        if field not in section:
+            section[field] = value
     if "name" in fields or "folder" in fields:
         if height != width:
             raise UserError(f"{run.folder} takes images of {height}x{width} pixels; other data becomes squares alone")
         section.image_size = height
-        section.keep, section.classes, section.hold_out, section.archives, section.folder = "all", (), None, None, None
-        for name in section.splits:
-            section.splits[name] = "auto"
+        for field in set(SOURCE) - {"name", "directory"}:
+            section[field] = default_config().data[field]
     section.channels = channels
     section.augment.crop_originals = False
     for field, value in fields.items():
-        section[field] = value
+        section[field] = copy.deepcopy(value)
+    section.unlock()
     if section.name == "arrays":
         raise UserError(f"{run.folder} was trained on arrays in hand: name a data set by --data")
+    if not split or "." in split:  # no field can be called so
+        raise UserError(f"split {split!r} is not allowed: write e.g. 'test', 'validation' or 'train[:10%]'")
     if not section.splits.get(split):
         section.splits[split] = split
     if split != "train" and fields.keys() & {"name", "folder"}:
@@ -156,7 +177,8 @@ def match_classes(theirs: Sequence[str], ours: Sequence[str], class_map: Mapping
     """For each of a data set's classes the network's: int32 `(len(theirs),)`, -1 where it has none.
 
     Names are the same in spite of letter case, spaces, hyphens and underscores. One may be several words for the same,
-    with commas between: any that agrees will do.
+    with commas between: any that agrees will do, but a class of the very name comes first ("maillot" and "maillot, tank
+    suit" are two of ImageNet's).
 
     Args:
       class_map: names of ours by theirs, for those that are to be matched otherwise.
@@ -173,11 +195,14 @@ def match_classes(theirs: Sequence[str], ours: Sequence[str], class_map: Mapping
             raise UserError(f"the class map names {name!r}, which is no class of {whose}: {_some(known)}")
     if tuple(theirs) == tuple(ours) and not given:
         return np.arange(len(ours), dtype=np.int32)
-    place = {word: label for label, name in reversed(list(enumerate(ours))) for word in _words(name)}
+    backwards = list(enumerate(ours))[::-1]  # so that of two the first stays
+    words = {word: label for label, name in backwards for word in _words(name)}
+    place = words | {_plain(name): label for label, name in backwards}
     labels = [
-        ours.index(given[name]) if name in given else next((place[word] for word in _words(name) if word in place), -1)
+        ours.index(given[name]) if name in given
+        else next((place[word] for word in (_plain(name), *_words(name)) if word in place), -1)
         for name in theirs
-    ]
+    ]  # fmt: skip
     if max(labels, default=-1) < 0:
         raise UserError(
             f"no class of the data is one of the run's: the data has {_some(theirs)}; the run has {_some(ours)}. "
@@ -193,7 +218,7 @@ def read_class_map(path: Path) -> dict[str, str]:
       UserError: it is none.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read the class map {path}: {getattr(error, 'strerror', None) or error}") from error
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content.values()):
@@ -201,8 +226,12 @@ def read_class_map(path: Path) -> dict[str, str]:
     return content
 
 
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", "", name).casefold()
+
+
 def _words(name: str) -> list[str]:
-    return [re.sub(r"[\s_-]+", "", word).casefold() for word in name.split(",")]
+    return [word for word in _plain(name).split(",") if word]
 
 
 def _some(names: Sequence[str]) -> str:

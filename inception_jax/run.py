@@ -64,7 +64,12 @@ def read_config(path: Path) -> Config:
         return tuple(map(thaw, value)) if isinstance(value, list) else value
 
     try:
-        return ml_collections.ConfigDict(thaw(json.loads(path.read_text())))
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict) or not {"model", "data", "checkpoint"} <= content.keys():
+            raise ValueError(
+                "it has no sections model, data and checkpoint"
+            )  # other programs' files have that name, too
+        return ml_collections.ConfigDict(thaw(content))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is no run's config: {error}") from error
 

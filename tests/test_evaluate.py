@@ -105,6 +105,9 @@ def test_another_data_set_is_resized_and_its_classes_matched(trained, folder):
         (("hound", "dog"), CLASSES, {"hound": "dog"}, [1, 1]),
         (("a", "b"), ("b", "a"), {"a": "b"}, [0, 0]),
         (("0", "1"), ("0", "1"), None, [0, 1]),
+        (("maillot, tank suit", "maillot", "tank_suit"), ("maillot", "maillot, tank suit"), None, [1, 0, 1]),
+        (("dog",), ("hound, dog", "Dog"), None, [1]),
+        (("", "dog"), ("dog,", "cat"), None, [-1, 0]),
     ],
 )
 def test_classes_are_matched_by_name(theirs, ours, given, expected):
@@ -146,6 +149,51 @@ def test_a_pair_routes_each_picture_to_its_network(make_run, folder, capsys):
         assert row[kind]["top1"] == pytest.approx(np.mean(values))
 
 
+def test_a_pair_of_different_pictures_is_none():
+    logits, decoded = np.eye(4, dtype=np.float32), np.ones(4, bool)
+    labels, gray = np.arange(4), np.array([True, False, True, False])
+    whole = Predictions(logits, labels, gray, decoded)
+    for other in (
+        Predictions(logits, labels[::-1], gray, decoded),
+        Predictions(logits, labels, ~gray, decoded),
+        Predictions(logits[:3], labels[:3], gray[:3], decoded[:3]),
+    ):
+        with pytest.raises(UserError, match="the same pictures"):
+            evaluate.routed(whole, other)
+    with pytest.raises(UserError, match="nothing is known"):
+        evaluate.routed(whole, dataclasses.replace(whole, grayscale=None))
+
+
+def test_a_pair_is_given_the_first_runs_pictures(make_run, folder, tmp_path, capsys):
+    classes = ("Cat", "DOG", "sea_urchin", "teapot")
+    color, gray = make_run("first", classes=classes), make_run("second", channels=1, classes=classes)
+    config = json.loads((gray.folder / "config.json").read_text())
+    config["data"] |= {"folder": str(tmp_path / "elsewhere"), "split_seed": 7}  # its own are not there any more
+    (gray.folder / "config.json").write_text(json.dumps(config))
+    pair = ["evaluate", str(color.folder), "--grayscale-run", str(gray.folder), "--json"]
+    answers = []
+    for arguments in ([], ["--data", "image_folder", "--folder", str(folder)], ["--folder", str(folder)]):
+        assert commands.main([*pair, *arguments]) == 0
+        answers.append(json.loads(capsys.readouterr().out))
+    assert answers[0] == answers[1] == answers[2]
+    assert next(iter(answers[0].values()))["all"]["count"] == 24
+
+
+def test_the_data_of_a_config(trained, folder, tmp_path, capsys):
+    path = tmp_path / "other.py"
+    path.write_text(
+        "from inception_jax.config import default_config\n\n\ndef get_config():\n    config = default_config()\n"
+        f"    config.data.name, config.data.folder = 'image_folder', {str(folder)!r}\n"
+        "    config.data.splits.test, config.data.keep = 'train[:50%]', 'color'\n    return config\n"
+    )
+    assert commands.main(["evaluate", str(trained.folder), "--config", str(path), "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out).values()
+    assert row["all"]["count"] + row["left_out"] == 6  # half of the training pictures, and of these the coloured ones
+    assert row["grayscale"] == {"top1": None, "top5": None, "loss": None, "count": 0}
+    assert commands.main(["evaluate", str(trained.folder), "--config", str(path), "--split", "train[:4]"]) == 0
+    assert "train[:4]" in capsys.readouterr().out
+
+
 def test_the_table(trained, make_run, folder, capsys):
     one_channel = make_run("one", channels=1)
     arguments = ["--data", "image_folder", "--folder", str(folder)]
@@ -175,6 +223,11 @@ def test_a_runs_own_split_by_default(make_run, folder, capsys):
     ("arguments", "message"),
     [
         (["--split", "tset"], "tset"),
+        (["--split", "a.b"], "split 'a.b' is not allowed"),
+        (["--split", ""], "split '' is not allowed"),
+        (["--config", "googlenet_cifar11"], "did you mean googlenet_cifar1"),
+        (["--config", "googlenet_digits", "--data", "digits"], "not allowed with argument --config"),
+        (["--checkpoint", "newest"], "choose 'best' or 'latest'"),
         (["--data", "cifar11"], "unknown data set 'cifar11'. Did you mean 'cifar1"),
         (["--data", "image_folder"], "name its folder"),
         (["--class-map", "nowhere.json"], "cannot read the class map nowhere.json"),
@@ -188,6 +241,9 @@ def test_mistakes_are_answered_in_one_line(arguments, message, trained, capsys):
     assert (answer.err.count("\n"), answer.out) == (1, "")
 
 
-def test_no_run(tmp_path, capsys):
+@pytest.mark.parametrize("content", [None, "[1]", '{"architectures": ["X"]}', "{"])
+def test_no_run(content, tmp_path, capsys):
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
     assert commands.main(["evaluate", str(tmp_path)]) == 2
-    assert "config.json" in capsys.readouterr().err
+    assert "config.json is no run's config" in capsys.readouterr().err
