@@ -40,7 +40,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=20, help="of each side in a round (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=15, help="(default: %(default)s)")
     options, fields = parser.parse_known_args(argv)
-    options.config, _ = main.parse_flags([f"--config={options.config}", *fields])
+    options.config, *_ = main.parse_flags([f"--config={options.config}", *fields])
     return options
 
 

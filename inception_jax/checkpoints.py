@@ -4,15 +4,20 @@ Orbax writes them (asynchronously, atomically) and reads them back onto any devi
 flipped bit. So each checkpoint carries a digest of every leaf, and a damaged one is named and passed over.
 """
 
+import asyncio
+import contextlib
+import functools
 import hashlib
 import json
 import logging as python_logging
 import math
 import os
+import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +28,13 @@ from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 
-from inception_jax.errors import UserError, unknown_name
+from inception_jax import multihost
+from inception_jax.errors import UserError, WriteError, unknown_name
+
+# Of what `_Records` writes. 1 had no such field, and its checksum did not cover all of the digest.
+FORMAT = 2
+
+LEAVING_SECONDS = 60.0  # how long reads and writes that go on when one of them has failed are waited for
 
 # Folders that are no checkpoints, or not now. Orbax lists only those whose whole name is a number.
 DAMAGED = "damaged-"  # set aside, for its owner to look at
@@ -35,19 +46,25 @@ class Checkpoints:
 
     Each folder holds three items: `state`, a tree of arrays; `progress`, a JSON object; and `digest`, from which
     the other two are verified. The `keep_latest` latest ones and the `keep_best` best ones are kept, best by the
-    watched metric; of equals, the first.
+    watched metric; of equals, the first; and for good those of every multiple of `keep_every_steps`.
 
-    All processes of a run call every method together. Other programs may read while a run writes.
+    A damaged checkpoint is named in a warning and counts as not there, whenever that is found out: of its JSON when
+    the folder is opened, of its arrays when they are restored. The next save sets it aside, as `damaged-STEP`.
+
+    All processes of a run call every method together, save `check` and `close`, and on the same files. What is read
+    and decided is process 0's word, and what is damaged or not written for one process is so for all of them.
+    Other programs may read while a run writes.
 
     Args:
       directory: is made if it is not there
       keep_latest: 1 or more
       keep_best: 0 or more
+      keep_every_steps: 0: none are kept for good
       watch: the metric, among those given to `save`, that decides which checkpoint is the best
       watch_mode: which is better, "max" or "min" of it
 
     Raises:
-      UserError: the folder cannot be made or read; an unknown mode.
+      UserError: the folder cannot be made or read; it has a checkpoint that a later version wrote; an unknown mode.
     """
 
     def __init__(
@@ -56,6 +73,7 @@ class Checkpoints:
         *,
         keep_latest: int = 1,
         keep_best: int = 1,
+        keep_every_steps: int = 0,
         watch: str = "validation_top1",
         watch_mode: str = "max",
     ):
@@ -66,31 +84,49 @@ class Checkpoints:
         self._watch = watch
         self._sign = 1 if watch_mode == "max" else -1
         self._watched: dict[int, float] = {}  # by step: the watched metric, times the sign; the greatest is best
-        self._damaged: set[int] = set()  # found by restore
-        self._replaced: int | None = None  # the step that the save which is being written replaces
+        self._damaged: dict[int, str] = {}  # by step: why
+        self._saving: _Saving | None = None  # until `wait` has found it written
+        self._running = False  # the same for this process alone
+        self._error: Exception | None = None  # of the save, in this process
         self._tidy = False
         try:
             self._put_back()
+            multihost.wait_for_all("checkpoints.opened")
             self._manager = ocp.CheckpointManager(
                 self.directory,
                 options=ocp.CheckpointManagerOptions(
-                    preservation_policy=_LatestAndBest(self._best_steps, keep_latest, keep_best),
+                    preservation_policy=_Kept(self._best_steps, keep_latest, keep_best, keep_every_steps),
                 ),
             )
         except OSError as error:
             raise UserError(f"the folder of checkpoints {self.directory} cannot be used: {error}") from error
-        for step in self.steps():
-            try:
-                self._watch_step(step, self._read_records(step).metrics)
-            except _DamagedError:
-                continue  # restore() reports it to whoever wants it
+        try:
+            for step in self.steps():
+                with contextlib.suppress(_DamagedError):
+                    self._watch_step(step, self._read_records(step).metrics)
+        except UserError:
+            self._manager.close()
+            raise
+        if self._damaged:
+            self._manager.reload()  # a run that goes on may have removed them while they were read
+            self._damaged = {step: why for step, why in self._damaged.items() if step in self._all_steps()}
+        if self._damaged:
+            logging.warning("in %s %s", self.directory, self._damages())
 
     def steps(self) -> list[int]:
-        """The steps of which there is a checkpoint, in order."""
-        return sorted(self._manager.all_steps())
+        """The steps of which there is a checkpoint that is not known to be damaged, in order."""
+        return [step for step in self._all_steps() if step not in self._damaged]
 
     def latest_step(self) -> int | None:
-        return max(self.steps(), default=None)
+        """None if there is no checkpoint.
+
+        Raises:
+          UserError: all that there are are damaged.
+        """
+        steps = self.steps()
+        if not steps and self._damaged:
+            raise self._nothing_to_restore()
+        return max(steps, default=None)
 
     def best_step(self) -> int | None:
         """The step whose watched metric is best; None if no checkpoint has one."""
@@ -112,8 +148,8 @@ class Checkpoints:
             checkpoint is not considered for the best
 
         Raises:
-          UserError: there are checkpoints of later steps, so this is another course of the run; or the last save
-            could not be written.
+          UserError: there are checkpoints of later steps, so this is another course of the run.
+          WriteError: this one or the last one could not be written.
         """
         self.wait()
         self._tidy_up()
@@ -124,32 +160,37 @@ class Checkpoints:
             )
         state = jax.tree.map(jnp.asarray, state)
         metrics = None if metrics is None else {name: float(value) for name, value in metrics.items()}
-        records = _Records(_describe(state, with_bytes=True), json.loads(json.dumps(dict(progress))), metrics)
+        progress = json.loads(json.dumps(dict(progress)))
+        # Other processes' timings differ. What is written is process 0's.
+        records = _Records(*_from_first(lambda: [_describe(state, with_bytes=True), progress, metrics]))
 
+        replaces = False
         if step in self.steps():
             try:
                 present = self._read_records(step)
             except _DamagedError:
-                self._set_aside(step, DAMAGED)
+                self._set_aside_damaged()
             else:
                 if metrics is None and records.leaves == present.leaves:
                     records = records._replace(metrics=present.metrics)
-                if records.checksum() == present.checksum():  # NaN is unequal to itself, its JSON is not
+                if records.digest() == present.digest():  # NaN is unequal to itself, its JSON is not
                     return
                 self._set_aside(step, REPLACED)
-                self._replaced = step
+                replaces = True
 
+        self._saving = _Saving(step, self._watched.get(step), replaces)
         self._watch_step(step, records.metrics)
-        digest = {"leaves": records.leaves, "metrics": records.metrics, "checksum": records.checksum()}
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
             progress=ocp.args.JsonSave(records.progress),
-            digest=ocp.args.JsonSave(digest),
+            digest=ocp.args.JsonSave(records.digest()),
         )
         try:
             self._manager.save(step, args=items, force=True)  # unforced, Orbax may decide, silently, not to
-        except OSError as error:
-            raise self._not_written(error) from error
+        except (OSError, ValueError) as error:  # TensorStore's are ValueErrors
+            self._error = error
+            self._give_up()
+        self._running = True
 
     def restore(self, step: int | None, template: PyTree) -> tuple[PyTree, dict[str, Any]]:
         """The verified `(state, progress)` of `step`, or, if that is None, of the latest step that is undamaged.
@@ -166,22 +207,25 @@ class Checkpoints:
         self.wait()
         if step is not None:
             self._require_present(step)
-        candidates = self.steps()[::-1] if step is None else [step]
-        damages: list[str] = []
-        for candidate in candidates:
+            try:
+                return self._read(step, template)
+            except _DamagedError as damage:
+                raise UserError(
+                    f"nothing to restore in {self.directory}: the checkpoint of step {step} is damaged: {damage}. "
+                    "Choose another step"
+                ) from damage
+        known = set(self._damaged)
+        for candidate in self.steps()[::-1]:
             try:
                 restored = self._read(candidate, template)
-            except _DamagedError as damage:
-                self._damaged.add(candidate)
-                damages.append(f"the checkpoint of step {candidate} is damaged: {damage}")
+            except _DamagedError:
                 continue
-            if damages:
-                logging.warning("%s. Going on from step %d", "; ".join(damages), candidate)
+            if self._damaged.keys() - known:
+                logging.warning("%s. Going on from step %d", self._damages(known), candidate)
             return restored
-        if not damages:
-            raise UserError(f"there is no checkpoint in {self.directory}")
-        remedy = "Remove the folder to start anew" if step is None else "Choose another step"
-        raise UserError(f"nothing to restore in {self.directory}: {'; '.join(damages)}. {remedy}")
+        if self._damaged:
+            raise self._nothing_to_restore()
+        raise UserError(f"there is no checkpoint in {self.directory}")
 
     def progress(self, step: int) -> dict[str, Any]:
         """The JSON object saved with `step`, from which a reader learns how to make a template for its state.
@@ -189,31 +233,60 @@ class Checkpoints:
         Raises:
           UserError: there is no such checkpoint, or it is damaged.
         """
+        return self._records_of(step).progress
+
+    def metrics(self, step: int) -> dict[str, float] | None:
+        """The metrics saved with `step`; None if there were none.
+
+        Raises:
+          UserError: there is no such checkpoint, or it is damaged.
+        """
+        return self._records_of(step).metrics
+
+    def _records_of(self, step: int) -> "_Records":
         self.wait()
         self._require_present(step)
         try:
-            return self._read_records(step).progress
+            return self._read_records(step)
         except _DamagedError as damage:
             raise UserError(f"the checkpoint of step {step} in {self.directory} is damaged: {damage}") from damage
+
+    def check(self) -> None:
+        """Says at once that what was saved in the background could not be written; takes microseconds, never waits.
+
+        Of several processes, the one that could not write its part says so alone, and should end.
+
+        Raises:
+          WriteError: so it is.
+        """
+        if self._running and not self._manager.is_saving_in_progress():
+            self._join()
+            if self._error:
+                self._give_up()
 
     def wait(self) -> None:
         """Returns once what was saved is on disk.
 
         Raises:
-          UserError: it could not be written.
+          WriteError: it could not be written.
         """
-        try:
-            self._manager.wait_until_finished()
-        except Exception as error:  # of many types: the storage library's own, OSError, ValueError
-            raise self._not_written(error) from error
-        if self._replaced in self.steps():  # complete, so its predecessor may go
-            self._remove([self.directory / f"{REPLACED}{self._replaced}"])
-            self._replaced = None
+        self._join()
+        if self._saving and _any_process(self._error is not None):
+            self._give_up()
+        self._end_saving()
 
     def close(self) -> None:
-        """Waits for what was saved, and ends the threads."""
+        """Waits for what was saved, and ends the threads.
+
+        Raises:
+          WriteError: it could not be written.
+        """
+        # Not `wait`: where one process ends early, by an error of its own, the others do not come here.
         try:
-            self.wait()
+            self._join()
+            if self._error:
+                self._give_up()
+            self._end_saving()
         finally:
             self._manager.close()
 
@@ -223,44 +296,107 @@ class Checkpoints:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _not_written(self, error: Exception) -> UserError:
-        return UserError(f"a checkpoint could not be written in {self.directory}: {_brief(error)}")
+    # Writing
+
+    def _join(self) -> None:
+        if not self._running:
+            return
+        self._running = False
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:  # of many types: the storage library's own, OSError, ValueError
+            self._error = error
+
+    def _end_saving(self) -> None:
+        if self._saving and self._saving.replaces:  # complete, so its predecessor may go
+            self._remove([self.directory / f"{REPLACED}{self._saving.step}"])
+        self._saving = None
+
+    def _give_up(self) -> NoReturn:
+        """Raises WriteError for the save that failed, with everything as it was before it."""
+        assert self._saving
+        step, watched_before, _ = self._saving
+        self._watched.pop(step, None)
+        if watched_before is not None:
+            self._watched[step] = watched_before
+        self._put_back()
+        self._manager.reload()  # Orbax has counted those as removed that were to go after it
+        self._tidy = False
+        error, self._error, self._saving = self._error, None, None
+        kept = max(self.steps(), default=None)
+        raise WriteError(
+            f"the checkpoint of step {step} could not be written in {self.directory}: "
+            f"{_write_failure(error) if error else 'another process failed to write its part'}; "
+            + ("none was saved before" if kept is None else f"that of step {kept} is kept")
+        ) from error
 
     # Reading
 
+    def _all_steps(self) -> list[int]:
+        return sorted(self._manager.all_steps())
+
     def _require_present(self, step: int) -> None:
-        if step not in self.steps():
+        if step not in self._all_steps():
             there = ", ".join(map(str, self.steps())) or "none"
             raise UserError(f"there is no checkpoint of step {step} in {self.directory}; there are: {there}")
 
+    def _damages(self, known: Iterable[int] = ()) -> str:
+        """What is wrong with the damaged ones, save those that are `known`."""
+        return "; ".join(
+            f"the checkpoint of step {step} is damaged: {why}"
+            for step, why in self._damaged.items()
+            if step not in known
+        )
+
+    def _nothing_to_restore(self) -> UserError:
+        return UserError(f"nothing to restore in {self.directory}: {self._damages()}. Remove the folder to start anew")
+
+    def _damage(self, step: int, why: str) -> "_DamagedError":
+        self._damaged[step] = why
+        return _DamagedError(why)
+
     def _read_records(self, step: int) -> "_Records":
+        def read() -> Any:
+            files = (self.directory / str(step) / item / "metadata" for item in ("digest", "progress"))
+            try:
+                return [json.loads(file.read_bytes()) for file in files]
+            except Exception as error:  # whatever a changed byte can lead to
+                return _brief(error)
+
+        content = _from_first(read)
+        if isinstance(content, str):
+            raise self._damage(step, content)
         try:
-            items = self._manager.restore(
-                step, args=ocp.args.Composite(progress=ocp.args.JsonRestore(), digest=ocp.args.JsonRestore())
+            digest, progress = content
+            written_format, records = _Records.verified(digest, progress)
+        except Exception as error:
+            raise self._damage(step, "progress and digest do not agree") from error
+        if written_format > FORMAT:
+            raise UserError(
+                f"the checkpoint of step {step} in {self.directory} was written by a later version of inception_jax "
+                f"(format {written_format}; this one reads up to {FORMAT}): install that version, or use another folder"
             )
-            records = _Records(items["digest"]["leaves"], items["progress"], items["digest"]["metrics"])
-            intact = records.checksum() == items["digest"]["checksum"]
-        except Exception as error:  # whatever a changed byte can lead to
-            raise _DamagedError(_brief(error)) from error
-        if not intact:
-            raise _DamagedError("progress and digest do not agree")
         return records
 
     def _read(self, step: int, template: PyTree) -> tuple[PyTree, dict[str, Any]]:
         records = self._read_records(step)
         abstract = jax.tree.map(_abstract, template)
         _require_fit(step, records.leaves, _describe(abstract, with_bytes=False))
+        state, why = None, None
         try:
-            items = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))
-            found = _describe(items["state"], with_bytes=True)
+            # Not by the manager: its processes wait for one another, for ever if one of them could not read.
+            folder = self._manager.directory / str(step) / "state"
+            state = ocp.StandardCheckpointHandler().restore(folder, args=ocp.args.StandardRestore(abstract))
+            found = _describe(state, with_bytes=True)
+            changed = [path for path, leaf in records.leaves.items() if found.get(path) != leaf]
+            why = f"{_some(changed)} not as saved" if changed else None
         except jax.errors.JaxRuntimeError:
             raise  # the device's fault, such as no memory left
         except Exception as error:
-            raise _DamagedError(_brief(error)) from error
-        changed = [path for path, leaf in records.leaves.items() if found.get(path) != leaf]
-        if changed:
-            raise _DamagedError(f"{_some(changed)} not as saved")
-        return items["state"], records.progress
+            why = _brief(error)
+        if _any_process(why is not None):
+            raise self._damage(step, why or "another process cannot read it")
+        return state, records.progress
 
     # Which are kept
 
@@ -282,7 +418,6 @@ class Checkpoints:
             final = folder.with_name(folder.name.removeprefix(REPLACED))
             if not final.exists():
                 folder.rename(final)
-        multihost_utils.sync_global_devices("inception_jax.checkpoints.put_back")
 
     def _tidy_up(self) -> None:
         """Before a save: removes what a killed run left half done, and sets damaged checkpoints aside.
@@ -293,7 +428,10 @@ class Checkpoints:
             self._remove(self.directory.glob("*.orbax-checkpoint-tmp*"))
             self._remove(self.directory.glob(f"{REPLACED}*"))
             self._tidy = True
-        for step in sorted(self._damaged.intersection(self.steps())):
+        self._set_aside_damaged()
+
+    def _set_aside_damaged(self) -> None:
+        for step in sorted(self._damaged):
             self._set_aside(step, DAMAGED)
         self._damaged.clear()
 
@@ -301,8 +439,9 @@ class Checkpoints:
         target = self.directory / f"{prefix}{step}"
         self._remove([target])
         if jax.process_index() == 0:
-            (self.directory / str(step)).rename(target)
-        multihost_utils.sync_global_devices("inception_jax.checkpoints.set_aside")
+            with contextlib.suppress(FileNotFoundError):  # somebody has removed it
+                (self.directory / str(step)).rename(target)
+        multihost.wait_for_all("checkpoints.set_aside")
         self._manager.reload()
 
     @staticmethod
@@ -315,6 +454,14 @@ class _DamagedError(Exception):
     """The content of a checkpoint is not what was saved."""
 
 
+class _Saving(NamedTuple):
+    """A checkpoint that is being written."""
+
+    step: int
+    watched_before: float | None  # of the one that it replaces
+    replaces: bool
+
+
 class _Records(NamedTuple):
     """What a checkpoint holds besides its arrays."""
 
@@ -322,23 +469,65 @@ class _Records(NamedTuple):
     progress: dict[str, Any]
     metrics: dict[str, float] | None
 
-    def checksum(self) -> str:
-        return hashlib.blake2b(json.dumps(self, sort_keys=True).encode(), digest_size=16).hexdigest()
+    def digest(self) -> dict[str, Any]:
+        """The JSON object of that name: all but the progress, with a checksum over both."""
+        content = {"format": FORMAT, "leaves": self.leaves, "metrics": self.metrics}
+        return content | {"checksum": _checksum([content, self.progress])}
+
+    @classmethod
+    def verified(cls, digest: dict[str, Any], progress: dict[str, Any]) -> tuple[int, "_Records"]:
+        """The format in which they were written, and the records; some error or other if they are damaged.
+
+        A later format is to keep this checksum, which tells it from a damaged field.
+        """
+        content = {name: value for name, value in digest.items() if name != "checksum"}
+        written_format, signed = content.get("format", 1), [content, progress]
+        if written_format == 1:
+            signed = [content["leaves"], progress, content["metrics"]]
+        if _checksum(signed) != digest["checksum"]:
+            raise ValueError
+        return written_format, cls(content.get("leaves", {}), progress, content.get("metrics"))
 
 
-class _LatestAndBest(PreservationPolicy):
-    """Orbax's LatestN and BestN together, save that BestN prefers the last of equals."""
+def _checksum(content: Any) -> str:
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
 
-    def __init__(self, best_steps, keep_latest: int, keep_best: int):
+
+class _Kept(PreservationPolicy):
+    """Orbax's LatestN, BestN and EveryNSteps together, save that BestN prefers the last of equals."""
+
+    def __init__(self, best_steps, keep_latest: int, keep_best: int, keep_every_steps: int):
         self._best_steps = best_steps
         self._keep_latest = keep_latest
         self._keep_best = keep_best
+        self._keep_every_steps = keep_every_steps
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
         del context
         steps = sorted(checkpoint.step for checkpoint in checkpoints)
         kept = {*steps[-self._keep_latest :], *self._best_steps(steps)[: self._keep_best]}
+        if self._keep_every_steps:
+            kept.update(step for step in steps if step % self._keep_every_steps == 0)
         return [checkpoint.step in kept for checkpoint in checkpoints]
+
+
+# Several processes
+
+
+def _any_process(flag: bool) -> bool:
+    """Whether it is set in any of the processes, which all ask together."""
+    return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+
+
+def _from_first(make: Callable[[], Any]) -> Any:
+    """What `make` returns in process 0, a JSON value, in all processes; it may not raise."""
+    if jax.process_count() == 1:
+        return make()
+    content = json.dumps(make()).encode() if jax.process_index() == 0 else b""
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
+    # Of a size that recurs, since each is compiled.
+    padded = np.frombuffer(content.ljust(1 << size.bit_length()), np.uint8)
+    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes())
 
 
 def _describe(tree: PyTree, *, with_bytes: bool) -> dict[str, dict[str, Any]]:
@@ -384,16 +573,43 @@ def _some(entries: Sequence[str], most: int = 3) -> str:
 
 
 def _brief(error: BaseException) -> str:
-    """The first line of an error's message, which may run to pages."""
+    """The first line of the message, which may run to pages, of an error or of what it came from."""
+    while error.__cause__:
+        error = error.__cause__
     line = (str(error).strip().splitlines() or [""])[0]
     return f"{type(error).__name__}: {line[:500]}"
 
 
+def _write_failure(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    code = re.search(r"os_error_code='(\d+)'", str(error))  # in TensorStore's long messages
+    return os.strerror(int(code.group(1))) if code else _brief(error)
+
+
 def _quieten_orbax() -> None:
-    """Orbax logs every stage of every save, through the logger of our own lines. What fails, it also raises."""
+    """Orbax logs every stage of every save, through the logger of our own lines. What fails, it also raises.
+
+    And where one of many reads or writes fails, it forgets the others: each then ends in a traceback of its own, on
+    standard error, as its event loop is closed. They are waited for, if this version of Orbax runs them as we know.
+    """
     logger = python_logging.getLogger("absl")
     if _is_ours not in logger.filters:
         logger.addFilter(_is_ours)
+    runner: Any = sys.modules.get("orbax.checkpoint._src.asyncio_utils")
+    run_sync = getattr(runner, "run_sync", None)
+    if run_sync and not hasattr(run_sync, "__wrapped__"):
+        runner.run_sync = functools.wraps(run_sync)(lambda work: run_sync(_with_all_tasks(work)))
+
+
+async def _with_all_tasks(work: Coroutine[Any, Any, Any]) -> Any:
+    try:
+        return await work
+    except BaseException:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.gather(*others, return_exceptions=True), LEAVING_SECONDS)
+        raise
 
 
 def _is_ours(record: python_logging.LogRecord) -> bool:

@@ -8,6 +8,10 @@ class UserError(ValueError):
     """Something given from outside is wrong; the message says what was given, what is allowed, what to do."""
 
 
+class WriteError(UserError):
+    """A file of the run could not be written: there is no room left, or no permission."""
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     """The error for a `name` that is none of the `known` names of its `kind`, with the nearest of them."""
     known = sorted(known)

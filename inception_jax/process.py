@@ -3,9 +3,13 @@
 import gc
 import os
 import platform
+import signal
 import sys
 from pathlib import Path
+from typing import NoReturn
 
+# Exit codes. 75 is the one by which programs ask to be tried again later (sysexits.h).
+FINISHED, MISTAKE, NOT_FINITE, NOT_WRITTEN, LOST, TERMINATED, INTERRUPTED = 0, 2, 3, 4, 5, 75, 130
 GC_THRESHOLD = 100_000  # new objects between two garbage collections; CPython's own is 700 to 2,000
 
 
@@ -38,3 +42,28 @@ def use_compilation_cache() -> None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "inception_jax", "xla")
         jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def leave(exit_code: int) -> NoReturn:
+    """Ends the program, and lets no SIGTERM on the way out change its exit code.
+
+    After a write that failed at once, without clean-up: threads of other libraries would try to write again, and say so
+    with pages of tracebacks.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if exit_code == NOT_WRITTEN:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_code)
+    sys.exit(exit_code)
+
+
+def make_deterministic() -> None:
+    """Makes two runs of a program on a GPU give the same bits, at some cost in speed; a CPU's do so anyway.
+
+    To be called before JAX first uses a device: XLA reads its flags then.
+    """
+    flag = "--xla_gpu_deterministic_ops=true"
+    flags = os.environ.get("XLA_FLAGS", "")
+    if flag not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {flag}".strip()

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import fnmatch
 import json
+import os
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,18 +19,20 @@ from jax import numpy as jnp
 
 from inception_jax import data, optimizers, schedules, state, steps, weights
 from inception_jax.checkpoints import Checkpoints
-from inception_jax.config import Config, default_config
-from inception_jax.data import augment
+from inception_jax.config import Config, check_types, default_config
+from inception_jax.data import augment, images
 from inception_jax.data.dataset import Dataset
-from inception_jax.errors import UserError
+from inception_jax.data.resident import whole_file
+from inception_jax.errors import UserError, WriteError
 from inception_jax.models import create_model
 from inception_jax.models.folding import fold_model, inference_variables
 from inception_jax.weights.names import naming, nearest_options
 
-# Where things are and how they are shown may differ when a run goes on; what is computed may not.
+# Where things are, how they are shown and what is done when something fails may differ when a run goes on; what is
+# computed may not.
 MAY_DIFFER = (
     "data.directory", "data.archives", "data.folder", "data.pipeline", "data.memory_gib", "data.num_workers",
-    "num_devices", "profile", "log.",
+    "num_devices", "profile", "log.", "checkpoint.", "nonfinite.",
 )  # fmt: skip
 
 
@@ -50,15 +53,34 @@ def prepare_folder(folder: Path, config: Config) -> None:
                     "Choose another --workdir, or the same config to go on with that run"
                 )
         else:
-            path.write_text(config.to_json(indent=2) + "\n")
+            write_json(path, json.loads(config.to_json()))
     except OSError as error:
         raise UserError(f"cannot write the run's folder {folder}: {error.strerror or error}") from error
 
 
-def read_config(path: Path) -> Config:
-    """The config that a run has kept."""
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes a file of the run whole or not at all: a kill or a full disk leaves what was there before.
 
-    def thaw(value):  # JSON has no tuples
+    Raises:
+      WriteError: it could not be written.
+    """
+    try:
+        with whole_file(path) as new, new.open("w") as file:
+            file.write(json.dumps(content, indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # the name must not outlive the content when the power fails
+    except OSError as error:
+        raise WriteError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def read_config(path: Path) -> Config:
+    """The config that a run has kept. A field that it does not know yet has the value that is the default now.
+
+    Raises:
+      UserError: the file cannot be read, or is none that a run has written.
+    """
+
+    def thaw(value: Any) -> Any:  # JSON has no tuples
         if isinstance(value, dict):
             return {key: thaw(item) for key, item in value.items()}
         return tuple(map(thaw, value)) if isinstance(value, list) else value
@@ -69,9 +91,17 @@ def read_config(path: Path) -> Config:
             raise ValueError(
                 "it has no sections model, data and checkpoint"
             )  # other programs' files have that name, too
-        return ml_collections.ConfigDict(thaw(content))
-    except (OSError, ValueError) as error:
+        config = ml_collections.ConfigDict(_merge(default_config().to_dict(), thaw(content)))
+        check_types(config, others=True)
+        return config
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is no run's config: {error}") from error
+
+
+def _merge(default: dict[str, Any], kept: dict[str, Any]) -> dict[str, Any]:
+    both = default.keys() & kept.keys()
+    sections = [key for key in both if isinstance(default[key], dict) and isinstance(kept[key], dict)]
+    return default | kept | {key: _merge(default[key], kept[key]) for key in sections}
 
 
 def config_differences(kept: Config, given: Config) -> list[str]:
@@ -192,11 +222,11 @@ def build_optimizer(config: Config, steps_per_epoch: int):
         },
     )  # fmt: skip
     options = {key: value for key, value in config.optimizer.items() if key != "name"}
-    if config.get("init_from"):
+    if config.init_from:
         options |= {
             "trunk": partial(_trunk, head=config.finetune.head),
             "trunk_rate": config.finetune.trunk_rate,
-            "frozen_updates": round(config.finetune.freeze_epochs * steps_per_epoch),
+            "frozen_updates": min(round(config.finetune.freeze_epochs * steps_per_epoch), schedules.LARGEST_STEP),
         }
     return optimizers.make_optimizer(config.optimizer.name, schedule, **options), schedule
 
@@ -219,6 +249,47 @@ def with_options_of_weights(config: Config, num_classes: int) -> Config:
         for option, value in nearest_options(model, naming(model, published.format)).items():
             if config.model.get(option) is None:
                 config.model[option] = value
+    return config
+
+
+def with_network_of_weights(config: Config, folder: Path) -> Config:
+    """The config with the network of the weights in init_from, where model.name is "" and so leaves it to them.
+
+    With it come its options, data.image_size and data.channels that are not set, and from a run data.normalization.
+
+    Args:
+      folder: of the run that is to be trained; if it has begun, what it began with stays.
+
+    Raises:
+      UserError: init_from is not set, or does not say which network's weights it holds.
+    """
+    if config.model.name:
+        return config
+    config = copy.deepcopy(config)
+    if (folder / "config.json").is_file():  # the weights may be gone
+        kept = read_config(folder / "config.json")
+        image_size, channels = kept.data.image_size, kept.data.channels
+        options, normalization = dict(kept.model), kept.data.normalization
+    elif not config.init_from:
+        raise UserError("the network is that of the weights: give --config.init_from=RUN_OR_FILE, or set model.name")
+    elif Path(config.init_from, "config.json").is_file():
+        source = Path(config.init_from)
+        kept, inputs = read_config(source / "config.json"), kept_inputs(source)
+        if inputs is None:
+            raise UserError(f"{source} has no checkpoint yet")
+        image_size, _, channels = inputs.image_shape
+        options, normalization = dict(kept.model), kept.data.normalization
+    else:
+        name, options, preprocessing = weights.find_network(config.init_from)
+        options, normalization = {"name": name, **options}, config.data.normalization
+        image_size, channels = preprocessing and preprocessing.crop, 3
+    for option, value in options.items():
+        if config.model.get(option) in (None, ""):
+            config.model[option] = value
+    config.data.normalization = normalization
+    for field, value in (("image_size", image_size), ("channels", channels)):
+        if config.data[field] is None:
+            config.data[field] = value
     return config
 
 
@@ -258,8 +329,8 @@ def load_initial(source: str, model: nn.Module, image_shape: tuple[int, int, int
         known = found.preprocessing
         return Initial(found.variables, known and known.mean, known and known.std, found.left_out)
     other = load_run(source)
-    images = jnp.zeros((1, *image_shape))
-    fresh: dict[tuple[str, ...], Any] = flatten_dict(dict(jax.jit(partial(model.init, train=False))(key, images)))
+    zeros = jnp.zeros((1, *image_shape))
+    fresh: dict[tuple[str, ...], Any] = flatten_dict(dict(jax.jit(partial(model.init, train=False))(key, zeros)))
     kept: dict[tuple[str, ...], Any] = flatten_dict(dict(other.variables))
     differing = fresh.keys() ^ kept.keys()
     differing |= {path for path in fresh.keys() & kept.keys() if fresh[path].shape != kept[path].shape}
@@ -304,6 +375,19 @@ class Run:
     def class_names(self) -> tuple[str, ...]:
         """In the order of the logits."""
         return self.inputs.class_names
+
+    @property
+    def form(self) -> images.Format:
+        """How a picture of any size becomes what the network was trained on.
+
+        Raises:
+          UserError: its images are no squares.
+        """
+        height, width, channels = self.inputs.image_shape
+        if height != width:
+            raise UserError(f"{self.folder} takes images of {height}x{width} pixels; pictures become squares alone")
+        section = self.config.data
+        return images.Format(height, channels, section.resize, section.fit, section.crop_share)
 
     def normalize(self, images: np.ndarray) -> jax.Array:
         """uint8 images (batch, height, width, channels) to the network's inputs."""
@@ -378,6 +462,7 @@ def open_checkpoints(folder: Path, config: Config) -> Checkpoints:
         folder / "checkpoints",
         keep_latest=config.checkpoint.keep_latest,
         keep_best=config.checkpoint.keep_best,
+        keep_every_steps=config.checkpoint.keep_every_steps,
         watch=config.evaluate.watch,
         watch_mode=config.evaluate.watch_mode,
     )

@@ -17,6 +17,9 @@ from inception_jax.errors import UserError, unknown_name
 
 SCHEDULES = ("constant", "step", "plateau", "cosine", "inverse_time")
 
+LARGEST_STEP = 2**31 - 1  # steps are int32
+MOST_REDUCTIONS = 1_000_000  # of a step schedule, whose rates are a table
+
 # torch.optim.lr_scheduler.ReduceLROnPlateau's `eps`: a smaller change of the rate is not made.
 SMALLEST_CHANGE = 1e-8
 
@@ -49,9 +52,16 @@ def make_schedule(
     ends, as in `SequentialLR`.
 
     Raises:
-      UserError: an unknown name; `every_epochs` shorter than a step.
+      UserError: an unknown name; `every_epochs` shorter than a step; more steps than int32 counts; rates that are too
+        large for float32.
     """
     total_steps = num_epochs * steps_per_epoch
+    for field, epochs in (("num_epochs", num_epochs), ("warmup_epochs", warmup_epochs)):
+        if epochs * steps_per_epoch > LARGEST_STEP:
+            raise UserError(
+                f"{field}={epochs} is not allowed: an epoch has {steps_per_epoch} steps, so it must be at most "
+                f"{LARGEST_STEP // steps_per_epoch}"
+            )
     warmup_steps = round(warmup_epochs * steps_per_epoch)
     if name in ("constant", "plateau"):
         schedule = _constant(learning_rate)
@@ -62,7 +72,13 @@ def make_schedule(
                     f"every_epochs={every_epochs} is shorter than a step: an epoch has {steps_per_epoch}; "
                     f"choose at least {1 / steps_per_epoch:g}"
                 )
-            boundaries = [every_epochs * i for i in range(1, math.ceil(num_epochs / every_epochs) + 1)]
+            reductions = math.ceil(num_epochs / every_epochs)
+            if reductions > MOST_REDUCTIONS:
+                raise UserError(
+                    f"every_epochs={every_epochs} makes {reductions} reductions in {num_epochs} epochs: "
+                    f"choose at least {num_epochs / MOST_REDUCTIONS:g}"
+                )
+            boundaries = [every_epochs * i for i in range(1, reductions + 1)]
         schedule = _step(learning_rate, [epoch * steps_per_epoch for epoch in sorted(boundaries)], factor)
     elif name == "cosine":
         schedule = _cosine(learning_rate, final_rate, warmup_steps, total_steps)
@@ -86,8 +102,14 @@ def _constant(rate: float) -> optax.Schedule:
 
 def _step(rate: float, boundaries: Sequence[float], factor: float) -> optax.Schedule:
     # The rates are powers taken in double precision once; the rounding keeps 3 * 0.1 * 10 steps at 3.
-    starts = np.array([math.ceil(round(boundary, 6)) for boundary in boundaries])
-    rates = rate * np.power(float(factor), np.arange(len(starts) + 1))
+    # Boundaries behind the last step that can be counted are never reached.
+    starts = np.array([math.ceil(round(min(boundary, LARGEST_STEP), 6)) for boundary in boundaries])
+    with np.errstate(over="ignore", under="ignore"):
+        rates = rate * np.power(float(factor), np.arange(len(starts) + 1))
+    if not rates.max() <= np.finfo(np.float32).max:
+        raise UserError(
+            f"factor={factor} is not allowed: the rate is beyond float32 after {len(starts)} times; choose less"
+        )
     return lambda step: jnp.asarray(rates, float)[jnp.sum(jnp.expand_dims(step, -1) >= starts, axis=-1)]
 
 

@@ -1,8 +1,13 @@
-"""One mesh of devices with one axis, "data": batches are split over it, everything else is on every device."""
+"""One mesh of devices with one axis, "data": batches are split over it, everything else is on every device.
 
+With several processes each has some of the devices, and of a batch it reads and holds the rows of those alone.
+"""
+
+import itertools
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -10,12 +15,16 @@ from inception_jax.errors import UserError
 
 
 def make_mesh(num_devices: int = 0) -> Mesh:
-    """The data mesh over the first `num_devices` devices; 0: all.
+    """The data mesh over the first `num_devices` devices, of all processes; 0: all.
 
     Raises:
-      UserError: there are not so many.
+      UserError: there are not so many, or a process would have none of them.
     """
     devices = jax.devices()
+    if num_devices not in (0, len(devices)) and jax.process_count() > 1:
+        raise UserError(
+            f"num_devices={num_devices}, but the {jax.process_count()} processes have {len(devices)}: use 0"
+        )
     if num_devices > len(devices):
         raise UserError(f"num_devices={num_devices}, but there are {len(devices)}: {devices[0].platform.upper()}")
     chosen = devices[: num_devices or None]
@@ -28,14 +37,35 @@ def check_divides(mesh: Mesh, batch_size: int, field: str) -> None:
     if batch_size % mesh.size:
         below, above = batch_size // mesh.size * mesh.size, -(-batch_size // mesh.size) * mesh.size
         nearest = f"{below} or {above}" if below else f"{above}"
-        raise UserError(f"{field}={batch_size} does not divide over {mesh.size} devices: choose {nearest}")
+        raise UserError(
+            f"{field}={batch_size} does not divide over {mesh.size} devices: choose {nearest}, or another num_devices"
+        )
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Every array of the tree, whole, on every device."""
-    return jax.device_put(tree, NamedSharding(mesh, P()))
+    """Every array of the tree, whole, on every device. All processes give the same arrays."""
+    return _put(tree, NamedSharding(mesh, P()))
 
 
 def split_batch(tree: Any, mesh: Mesh) -> Any:
-    """Every array of the tree, its first axis split over the devices."""
-    return jax.device_put(tree, NamedSharding(mesh, P("data")))
+    """Every array of the tree, its first axis split over the devices.
+
+    Args:
+      tree: of what this process holds of the batch, see `local_rows`.
+    """
+    return _put(tree, NamedSharding(mesh, P("data")))
+
+
+def _put(tree: Any, sharding: NamedSharding) -> Any:
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
+
+
+def local_rows(mesh: Mesh, batch_size: int) -> slice:
+    """The rows of a batch that the devices of this process hold."""
+    rows = NamedSharding(mesh, P("data")).addressable_devices_indices_map((batch_size,)).values()
+    bounds = sorted((part[0].start or 0, part[0].stop or batch_size) for part in rows if part is not None)
+    # Devices stand in the mesh process by process, so that its rows are next to each other.
+    assert all(before[1] == after[0] for before, after in itertools.pairwise(bounds))
+    return slice(bounds[0][0], bounds[-1][1])

@@ -5,7 +5,6 @@ import copy
 import dataclasses
 import importlib.metadata
 import itertools
-import json
 import logging
 import math
 import os
@@ -16,16 +15,16 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from inception_jax import data, metrics, run, schedules, sharding, steps
+from inception_jax import data, metrics, multihost, process, run, schedules, sharding, steps
 from inception_jax.checkpoints import Checkpoints
 from inception_jax.config import Config, validate
 from inception_jax.data import order, streaming
@@ -44,11 +43,23 @@ STEPS_TO_ESTIMATE = 12  # after which the time that the run will take is estimat
 
 
 class Interrupted(Exception):  # noqa: N818 (nothing went wrong)
-    """The run was asked to stop, has saved, and says how to go on."""
+    """The run was asked to stop, has saved, and says how to go on.
+
+    Attributes:
+      signal: by which it was asked, signal.SIGINT or signal.SIGTERM.
+    """
+
+    def __init__(self, message: str, signal: int):
+        super().__init__(message)
+        self.signal = signal
 
 
 class NonFiniteLoss(Exception):  # noqa: N818
-    """The loss became infinite or NaN; the last checkpoint is from before."""
+    """The loss or a weight became infinite or NaN; the last checkpoint is from before."""
+
+
+class _EvaluationStopped(Exception):  # noqa: N818
+    """A request to stop came while a split was evaluated."""
 
 
 def train_and_evaluate(config: Config, workdir: str | Path, *, clear_caches: bool = False) -> dict[str, Any]:
@@ -61,9 +72,13 @@ def train_and_evaluate(config: Config, workdir: str | Path, *, clear_caches: boo
     Raises:
       UserError: the config, the data or the folder is not usable; nothing was changed.
       Interrupted: SIGINT or SIGTERM came; the state was saved.
-      NonFiniteLoss: the loss is no number any more.
+      NonFiniteLoss: the loss is no number any more, oftener than config.nonfinite.retries.
+      WriteError: a checkpoint or another file of the run could not be written.
     """
+    config = run.with_network_of_weights(config, Path(workdir))
     validate(config)
+    if config.deterministic:
+        process.make_deterministic()
     return _train(config, Path(workdir), run.load_data(config), clear_caches)
 
 
@@ -93,7 +108,10 @@ def fit(
     evaluate = config.evaluate
     evaluate.splits = tuple(split for split in evaluate.splits if split in dataset.splits)
     evaluate.final_splits = tuple(split for split in evaluate.final_splits if split in dataset.splits)
+    config = run.with_network_of_weights(config, Path(workdir))
     validate(config)
+    if config.deterministic:
+        process.make_deterministic()
     _train(config, Path(workdir), dataset)
     return run.load_run(workdir)
 
@@ -112,6 +130,7 @@ class Record:
     best_value: float | None = None  # of the watched metric
     evaluations_since_best: int = 0
     fingerprint: str | None = None  # of the pictures in a person's folder
+    retries: int = 0  # how often the run went back to a checkpoint because the loss was not finite
 
 
 def _with_splits_there(config: Config, dataset: Dataset) -> Config:
@@ -154,20 +173,23 @@ def _train(config: Config, folder: Path, dataset: Dataset, clear_caches: bool = 
         return run.new_state(config, model, optimizer, dataset.image_shape, key)
 
     # Shapes first: an option that does not fit the images is answered before anything is written.
-    initialization = jax.jit(initial_state).trace(initial_key)
-    run.prepare_folder(folder, config)
+    prepare = inputs.augmenter(dict(config.data.augment), config.data.normalization, image_dtype)
+    jax.eval_shape(prepare, initial_key, jax.ShapeDtypeStruct((1, *dataset.image_shape), np.uint8))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    initialization = jax.jit(initial_state, out_shardings=everywhere).trace(initial_key)
+    with multihost.first_goes_first("folder"):
+        run.prepare_folder(folder, config)
 
     record = Record(dataclasses.asdict(inputs), steps_per_epoch, fingerprint=dataset.fingerprint)
     with ExitStack() as exits:
         checkpoints = exits.enter_context(run.open_checkpoints(folder, config))
         stop_requested = exits.enter_context(_stop_requests())
-        everywhere = NamedSharding(mesh, PartitionSpec())
         template = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), initialization.out_info
         )
-        state = None
+        restored: TrainState | None = None
         if checkpoints.latest_step() is not None:
-            state, kept = checkpoints.restore(None, template)
+            restored, kept = checkpoints.restore(None, template)
             record = Record(**kept)
             if record.fingerprint != dataset.fingerprint and dataset.cache:
                 differences = data.changes(dataset.cache, record.fingerprint or "", dataset.fingerprint or "")
@@ -180,33 +202,37 @@ def _train(config: Config, folder: Path, dataset: Dataset, clear_caches: bool = 
                     f"{folder} holds a run on other data: its classes, image shape, pixel statistics or number of "
                     "images differ. Choose another --workdir, or bring the data back to what it was"
                 )
-        first_step = 0 if state is None else int(state.step)
+        first_step = 0 if restored is None else int(restored.step)
         _log_start(folder, dataset, mesh, dtype, template, first_step, total_steps)
-        train_step = jax.jit(
-            partial(
-                steps.train_step,
-                model=model,
-                optimizer=optimizer,
-                prepare=inputs.augmenter(dict(config.data.augment), config.data.normalization, image_dtype),
-                mix=inputs.mixer(dict(config.data.augment)),
-                label_smoothing=config.loss.label_smoothing,
-                aux_weight=config.loss.aux_weight,
-                accumulation_steps=config.accumulation_steps,
-                average_decay=config.average_decay,
-            ),
-            donate_argnames="state",
-            out_shardings=everywhere,
+        step_fn = partial(
+            steps.train_step,
+            model=model,
+            optimizer=optimizer,
+            prepare=prepare,
+            mix=inputs.mixer(dict(config.data.augment)),
+            label_smoothing=config.loss.label_smoothing,
+            aux_weight=config.loss.aux_weight,
+            accumulation_steps=config.accumulation_steps,
+            average_decay=config.average_decay,
         )
-        batches = exits.enter_context(closing(_batches(config, dataset, mesh, first_step, total_steps)))
+        votes = Votes(mesh, stop_requested)
+        train_step = jax.jit(votes.counted(step_fn), donate_argnames="state", out_shardings=everywhere)
+        first_writes = multihost.is_first()
+        batches = source = exits.enter_context(closing(_batches(config, dataset, mesh, first_step, total_steps)))
         key = jax.random.key(config.seed + 1)
-        if state is None:
-            # The two programs are compiled, or read from the cache, side by side.
+        if restored is not None and first_step == total_steps:
+            state = restored
+        else:
+            # The programs are compiled, or read from the cache, side by side.
             with ThreadPoolExecutor(1) as pool:
-                fresh = pool.submit(lambda: initialization.lower().compile()(initial_key))
+                fresh = pool.submit(lambda: restored or initialization.lower().compile()(initial_key))
                 example = next(batches)
                 batches = itertools.chain([example], batches)
-                train_step = train_step.lower(template, *example, key).compile()
+                train_step = train_step.lower(template, *example, key, *votes.cast()).compile()
             state = fresh.result()
+            # One process may have compiled for minutes, and another one found its program in the cache.
+            multihost.wait_for_all("compiled")
+        if restored is None:
             if initial:
                 state = state.start_from(initial.variables)
                 new = f", new: {', '.join(initial.left_out)}" if initial.left_out else ""
@@ -220,40 +246,89 @@ def _train(config: Config, folder: Path, dataset: Dataset, clear_caches: bool = 
             config.evaluate.batch_size or config.batch_size,
             model=model,
             prepare=inputs.normalizer(config.data.normalization, image_dtype),
+            stop_requested=stop_requested,
         )
-        writer = MetricWriter(folder, resume_step=first_step, tensorboard=config.log.tensorboard)
-        progress = Progress(
-            total_steps,
-            steps_per_epoch,
-            batch_size=config.batch_size,
-            first_step=first_step,
-            mode=config.log.progress,
-            every_seconds=config.log.every_seconds,
-        )
-        profiler = Profiler(folder if config.profile else None, first_step)
-        with writer, progress, profiler:
-            state, stopped = _loop(
-                config,
-                state,
-                record,
-                train_step,
-                evaluator,
-                checkpoints,
-                writer,
-                progress,
-                profiler,
-                stop_requested,
-                schedule=schedule,
-                batches=batches,
-                key=key,
-                total_steps=total_steps,
-                started=started,
+        while True:
+            seconds_before = record.elapsed_seconds
+            first_step = int(state.step)
+            writer = MetricWriter(
+                folder, resume_step=first_step, tensorboard=config.log.tensorboard, active=first_writes
             )
-        summary = _summarize(config, folder, state, record, evaluator, checkpoints, stopped)
-    from inception_jax import report  # only now, since Matplotlib would delay the first step
+            progress = Progress(
+                total_steps,
+                steps_per_epoch,
+                batch_size=config.batch_size,
+                first_step=first_step,
+                mode=config.log.progress,
+                every_seconds=config.log.every_seconds,
+                active=first_writes,
+            )
+            profiler = Profiler(folder if config.profile and first_writes else None, first_step)
+            try:
+                with writer, progress, profiler:
+                    state, stopped = _loop(
+                        config,
+                        state,
+                        record,
+                        train_step,
+                        evaluator,
+                        checkpoints,
+                        writer,
+                        progress,
+                        profiler,
+                        votes,
+                        schedule=schedule,
+                        batches=batches,
+                        key=key,
+                        total_steps=total_steps,
+                        started=started,
+                    )
+                break
+            except NonFiniteLoss as error:
+                if not config.nonfinite.retries:
+                    raise
+                state, record = _go_back(config, error, checkpoints, template)
+                # The time that was lost counts, too.
+                now = time.monotonic()
+                record.elapsed_seconds, started = seconds_before + now - started, now
+                step = int(state.step)
+                checkpoints.save(step, state, dataclasses.asdict(record), checkpoints.metrics(step))
+                source.close()
+                batches = source = exits.enter_context(closing(_batches(config, dataset, mesh, step, total_steps)))
+        try:
+            summary = _summarize(config, folder, state, record, evaluator, checkpoints, stopped)
+        except _EvaluationStopped:
+            raise Interrupted(
+                "stopped after the last step, which is saved: the same command evaluates the network", stop_requested()
+            ) from None
+    if first_writes:
+        from inception_jax import report  # only now, since Matplotlib would delay the first step
 
-    logger.info("report: %s", report.write_report(folder))
+        logger.info("report: %s", report.write_report(folder))
     return summary
+
+
+def _go_back(
+    config: Config, error: NonFiniteLoss, checkpoints: Checkpoints, template: TrainState
+) -> tuple[TrainState, Record]:
+    """The last checkpoint's state, with a smaller rate from there on, and its record, which counts the retry.
+
+    Raises:
+      NonFiniteLoss: the retries are used up.
+    """
+    state, kept = checkpoints.restore(None, template)
+    record = Record(**kept)
+    retries = config.nonfinite.retries
+    if record.retries >= retries:
+        raise NonFiniteLoss(f"{error}. It went back to a checkpoint {retries} time(s) already") from error
+    record.retries += 1
+    factor = config.nonfinite.factor
+    logger.warning(
+        "%s. Going back to step %d, with %g times the rate (%d of %d)",
+        error, int(state.step), factor, record.retries, retries,
+    )  # fmt: skip
+    scale = state.plateau.scale
+    return state.replace(plateau=state.plateau.replace(scale=scale * np.asarray(factor, scale.dtype))), record
 
 
 def _loop(
@@ -266,7 +341,7 @@ def _loop(
     writer: MetricWriter,
     progress: Progress,
     profiler: Profiler,
-    stop_requested: Callable[[], bool],
+    votes: "Votes",
     *,
     schedule: Callable[[int], Any],
     batches: Iterator[tuple[Any, Any]],
@@ -280,33 +355,47 @@ def _loop(
     """
     evaluate_every = config.evaluate.every_epochs * record.steps_per_epoch
     evaluate_from = config.evaluate.first_epoch * record.steps_per_epoch
-    save_every, patience = config.checkpoint.every_steps, config.evaluate.early_stopping_patience
+    save_at = config.checkpoint.every_steps, config.checkpoint.keep_every_steps
+    patience = config.evaluate.early_stopping_patience
     clock = Clock(record, config.batch_size, started)
-    in_flight: collections.deque[tuple[int, jax.Array]] = collections.deque()
+    in_flight: collections.deque[tuple[int, Any]] = collections.deque()
     first_step = step = int(state.step)
 
     def finish_steps(number_left: int = 0) -> None:
         while len(in_flight) > number_left:
-            finished, loss = in_flight.popleft()
-            if not math.isfinite(float(loss)):
-                kept = checkpoints.latest_step()
-                where = "no checkpoint was saved before" if kept is None else f"the checkpoint of step {kept} is kept"
-                raise NonFiniteLoss(
-                    f"the loss of step {finished} is {float(loss)}; {where}. A smaller schedule.learning_rate, "
-                    "schedule.warmup_epochs or optimizer.clip_norm may help"
-                )
+            finished, result = in_flight.popleft()
+            loss = votes.read(finished, result)
+            if not math.isfinite(loss):
+                raise _not_finite(f"the loss of step {finished} is {loss}", checkpoints)
 
     def save(watched: dict[str, float] | None = None) -> None:
+        # A finite loss can leave weights that are not: they would be gone back to in vain.
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.params, state.batch_stats))):
+            raise _not_finite(f"the weights after step {step} are not finite", checkpoints)
         clock.pause(step)  # what was timed belongs to the checkpoint
         record.elapsed_seconds = clock.elapsed()
         checkpoints.save(step, state, dataclasses.asdict(record), watched)
 
+    def stop() -> NoReturn:
+        finish_steps()
+        save()
+        checkpoints.wait()
+        raise Interrupted(
+            f"stopped after step {step} of {total_steps} and saved: the same command goes on from there",
+            votes.outcome(step),
+        )
+
+    if config.nonfinite.retries and checkpoints.latest_step() is None:
+        save()  # to go back to
     while True:
         due = step % evaluate_every == 0 and step >= evaluate_from
         if step > record.evaluated_step and (due or step == total_steps):
             finish_steps()
             rate = clock.pause(step)
-            state, row = _end_epoch(config, state, record, evaluator, schedule, step)
+            try:
+                state, row = _end_epoch(config, state, record, evaluator, schedule, step)
+            except _EvaluationStopped:
+                stop()
             writer.write(step, row | {"images_per_second": rate, "seconds": clock.elapsed()})
             progress.epoch(step, row)
             save({name: row[name] for name in (config.evaluate.watch,) if name in row})
@@ -316,14 +405,10 @@ def _loop(
             return state, "target"
         if step >= total_steps:
             return state, "completed"
-        if stop_requested():
-            finish_steps()
-            save()
-            checkpoints.wait()
-            raise Interrupted(
-                f"stopped after step {step} of {total_steps} and saved: the same command goes on from there"
-            )
-        if save_every and step > first_step and step % save_every == 0:
+        if votes.outcome(step):
+            stop()
+        checkpoints.check()
+        if step > first_step and any(every and step % every == 0 for every in save_at):
             finish_steps()
             save()
 
@@ -333,9 +418,9 @@ def _loop(
             profiler.start()
         with profiler.step(step + 1):
             clock.resume(step)
-            state, loss = train_step(state, *next(batches), key)
+            state, result = train_step(state, *next(batches), key, *votes.cast())
             step += 1
-            in_flight.append((step, loss))
+            in_flight.append((step, result))
             # Of the first step nothing may stay in flight: it compiles, and the clock starts behind it.
             finish_steps(STEPS_IN_FLIGHT if step > first_step + 1 else 0)
         if step == first_step + 1:
@@ -354,6 +439,15 @@ def _loop(
             row = _running_metrics(state, schedule, step)
             progress.update(step, row)
             writer.scalars(step, row)
+
+
+def _not_finite(what: str, checkpoints: Checkpoints) -> NonFiniteLoss:
+    kept = checkpoints.latest_step()
+    where = "no checkpoint was saved before" if kept is None else f"the checkpoint of step {kept} is kept"
+    return NonFiniteLoss(
+        f"{what}; {where}. A smaller schedule.learning_rate, schedule.warmup_epochs, optimizer.clip_norm or "
+        "nonfinite.retries may help"
+    )
 
 
 def _reached(target: float, value: float | None, mode: str) -> bool:
@@ -410,16 +504,29 @@ def _end_epoch(
 
 
 class Evaluator:
-    """Metrics of a whole split, every example counted once, at any batch size.
+    """Metrics of a whole split, every example counted once, at any batch size and by any number of processes.
 
     Attributes:
       seconds: that evaluations took, without the first batch, which compiles.
     """
 
-    def __init__(self, dataset: Dataset, mesh: Mesh, batch_size: int, *, model: Any, prepare: Callable):
+    def __init__(
+        self,
+        dataset: Dataset,
+        mesh: Mesh,
+        batch_size: int,
+        *,
+        model: Any,
+        prepare: Callable,
+        stop_requested: Callable[[], int] = lambda: 0,
+    ):
         self.dataset = dataset
         self.mesh = mesh
+        batch_size = min(batch_size, max(map(len, dataset.splits.values())))  # more would be padding
         self._batch_size = -(-batch_size // mesh.size) * mesh.size  # padding makes up what does not divide
+        self._rows = sharding.local_rows(mesh, self._batch_size)
+        # Several processes would have to agree first; they finish what they evaluate.
+        self._stop_requested = stop_requested if multihost.count() == 1 else lambda: 0
         self._inference_variables = jax.jit(partial(inference_variables, model))
         self._eval_step = jax.jit(partial(steps.eval_step, model=fold_model(model), prepare=prepare))
         self._compiled = False
@@ -429,7 +536,9 @@ class Evaluator:
         """The means over the split: loss, top1, top5, count."""
         total, started = None, time.monotonic()
         variables = self._inference_variables(variables)
-        for batch in eval_batches(self.dataset.splits[split], self._batch_size):
+        for batch in eval_batches(self.dataset.splits[split], self._batch_size, self._rows):
+            if self._stop_requested():
+                raise _EvaluationStopped
             sums = self._eval_step(variables, *sharding.split_batch(batch, self.mesh))
             total = sums if total is None else metrics.add(total, sums)
             if not self._compiled:
@@ -454,6 +563,7 @@ def _batches(
         positions = partial(
             order.balanced_indices, config.seed, labels=split.all_labels(), batch_size=config.batch_size
         )
+    positions = partial(_rows_of, positions, sharding.local_rows(mesh, config.batch_size))
     on_accelerator = mesh.devices.flat[0].platform != "cpu"
     streamed = isinstance(split, streaming.Split)
     if on_accelerator and not streamed and len(split) * math.prod(split.image_shape) <= RESIDENT_BYTES:
@@ -479,6 +589,58 @@ def _batches(
         for batch in batches:
             # On one CPU the jitted step takes NumPy's arrays as they are, for a tenth of device_put's time.
             yield batch if not on_accelerator and mesh.size == 1 else sharding.split_batch(batch, mesh)
+
+
+def _rows_of(positions: Callable[[int], np.ndarray], rows: slice, step: int) -> np.ndarray:
+    return positions(step)[rows]
+
+
+class Votes:
+    """Requests to stop, on which several processes have to agree, since each step needs all of them.
+
+    Every process hands its own request to each step, which returns the largest of all. Whether a step's outcome is
+    known already depends on how far a process has waited for its devices, so that it counts a fixed number of steps
+    later, when it is known everywhere. A single process needs none of this, and answers at once.
+    """
+
+    def __init__(self, mesh: Mesh, stop_requested: Callable[[], int]):
+        self._mesh = mesh
+        self._stop_requested = stop_requested
+        self._several = multihost.count() > 1
+        self._outcomes: dict[int, int] = {}  # signals, by the step that returned them
+
+    def counted(self, train_step: Callable) -> Callable:
+        """The step, which takes what `cast` gives and whose second result `read` understands."""
+        if not self._several:
+            return train_step
+
+        def step_with_votes(state, images, labels, key, requests):
+            state, loss = train_step(state, images, labels, key)
+            return state, (loss, requests.max())
+
+        return step_with_votes
+
+    def cast(self) -> tuple[jax.Array, ...]:
+        """What the step takes besides its other arguments."""
+        if not self._several:
+            return ()
+        own = np.full(len(self._mesh.local_devices), self._stop_requested(), np.int32)
+        return (sharding.split_batch(own, self._mesh),)
+
+    def read(self, step: int, result: Any) -> float:
+        """The loss of a step."""
+        if not self._several:
+            return float(result)
+        loss, outcome = result
+        if int(outcome):
+            self._outcomes[step] = int(outcome)
+        return float(loss)
+
+    def outcome(self, step: int) -> int:
+        """The signal by which the run is asked to stop after `step`; 0: it is not."""
+        if not self._several:
+            return self._stop_requested()
+        return max((signal for at, signal in self._outcomes.items() if at <= step - STEPS_IN_FLIGHT), default=0)
 
 
 class Clock:
@@ -521,11 +683,11 @@ class Clock:
 
 
 @contextmanager
-def _stop_requests() -> Iterator[Callable[[], bool]]:
-    """Notes SIGINT and SIGTERM, to be answered between two steps; a second SIGINT ends at once."""
+def _stop_requests() -> Iterator[Callable[[], int]]:
+    """Notes SIGINT and SIGTERM, to be answered between two steps (0: none came); a second SIGINT ends at once."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():  # Python allows handlers in that one alone
-        yield lambda: False
+        yield lambda: 0
         return
 
     def note(number, frame):
@@ -535,10 +697,23 @@ def _stop_requests() -> Iterator[Callable[[], bool]]:
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: bool(received)
+        yield lambda: max(received, default=0)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _describe_devices(mesh: Mesh) -> str:
+    """How many there are of what; of CPUs the model, where the system says it, and the number of cores."""
+    device = mesh.devices.flat[0]
+    kind = device.device_kind
+    if device.platform == "cpu":
+        kind = platform.machine()
+        with suppress(OSError):
+            lines = Path("/proc/cpuinfo").read_text().splitlines()
+            kind = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), kind)
+        kind += f", {os.cpu_count()} cores"
+    return f"{mesh.size} x {device.platform} ({kind})"
 
 
 def _log_start(
@@ -551,8 +726,8 @@ def _log_start(
     total_steps: int,
 ) -> None:
     device = mesh.devices.flat[0]
-    kind = platform.machine() + f", {os.cpu_count()} cores" if device.platform == "cpu" else device.device_kind
-    logger.info("device: %d x %s (%s), %s", mesh.size, device.platform, kind, np.dtype(dtype).name)
+    processes = f", {multihost.count()} processes" if multihost.count() > 1 else ""
+    logger.info("device: %s, %s%s", _describe_devices(mesh), np.dtype(dtype).name, processes)
     if device.platform == "cpu" and (shutil.which("nvidia-smi") or Path("/proc/driver/nvidia").exists()):
         logger.warning("a GPU is there and unused: this JAX has no CUDA; pip install 'inception-jax[cuda]'")
     height, width, channels = dataset.image_shape
@@ -585,10 +760,14 @@ def _summarize(
     if best_step is None or best_step == step:
         best_step, best = step, final
     else:
-        variables = checkpoints.restore(best_step, state)[0].variables
-        best = {split: evaluator(variables, split) for split in config.evaluate.final_splits}
+        try:
+            variables = checkpoints.restore(best_step, state)[0].variables
+        except UserError as damage:
+            logger.warning("%s. The last weights stand for the best", damage)
+            best_step, best = step, final
+        else:
+            best = {split: evaluator(variables, split) for split in config.evaluate.final_splits}
     watched = config.evaluate.watch if config.evaluate.splits else None
-    device = evaluator.mesh.devices.flat[0]
     packages = ("inception-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     summary = {
         "name": folder.name,
@@ -609,9 +788,10 @@ def _summarize(
         "training_seconds": record.training_seconds,
         "evaluation_seconds": record.evaluation_seconds,
         "parameters": count_parameters(state.params),
-        "device": f"{evaluator.mesh.size} x {device.device_kind}",
+        "device": _describe_devices(evaluator.mesh),
         "versions": {"python": platform.python_version()}
         | {package: importlib.metadata.version(package) for package in packages},
     }
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    if multihost.is_first():
+        run.write_json(folder / "summary.json", summary)
     return summary

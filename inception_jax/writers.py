@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TextIO
 
@@ -16,7 +16,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from inception_jax.errors import UserError
+from inception_jax.errors import UserError, WriteError
 
 FIRST_SECONDS = 2.0  # until the first sign of progress, which says how long the run will take
 BAR_SECONDS = 1.0  # between two states of the bar; each waits for the device once
@@ -26,6 +26,9 @@ Row = dict[str, float | int]
 
 class MetricWriter:
     """Writes a run's metrics: wide rows to `metrics.csv`, one an evaluated epoch, and scalars for TensorBoard.
+
+    Raises:
+      WriteError: there is no room left, or no permission.
 
     Args:
       folder: the run's.
@@ -46,14 +49,19 @@ class MetricWriter:
         last_kept = resume_step or 0
         rows = [row for row in _read_text(self._path) if int(row["step"]) <= last_kept]
         self._columns = list(rows[0]) if rows else []
-        self._rewrite(rows)
-        if tensorboard:
-            self._events = SummaryWriter(str(folder), purge_step=last_kept + 1)  # TensorBoard forgets from there on
+        with _writing(self._path):
+            self._rewrite(rows)
+            if tensorboard:
+                self._events = SummaryWriter(str(folder), purge_step=last_kept + 1)  # TensorBoard forgets from there on
 
     def write(self, step: int, row: Mapping[str, float | int]) -> None:
         """Appends a row; a metric that is new in it becomes a further column, empty in the rows above."""
         if not self._active:
             return
+        with _writing(self._path):
+            self._write(step, row)
+
+    def _write(self, step: int, row: Mapping[str, float | int]) -> None:
         full = {"step": int(step)} | {name: _number(value) for name, value in row.items() if name != "step"}
         new = [name for name in full if name not in self._columns]
         if new:
@@ -63,6 +71,8 @@ class MetricWriter:
         # One write of one whole line: a run killed in the middle of it leaves a line without its end, not a wrong one.
         with self._path.open("a", newline="") as file:
             file.write(_csv_lines(self._columns, [full]))
+            file.flush()
+            os.fsync(file.fileno())  # the checkpoint that comes next counts on it
         self.scalars(step, {name: value for name, value in full.items() if name not in ("step", "epoch")})
 
     def scalars(self, step: int, values: Mapping[str, float | int]) -> None:
@@ -73,7 +83,8 @@ class MetricWriter:
 
     def close(self) -> None:
         if self._events:
-            self._events.close()
+            with _writing("TensorBoard's events"):
+                self._events.close()
 
     def __enter__(self) -> "MetricWriter":
         return self
@@ -87,6 +98,15 @@ class MetricWriter:
         header = dict(zip(self._columns, self._columns, strict=True))
         partial.write_text(_csv_lines(self._columns, [header, *rows] if header else []), newline="")
         os.replace(partial, self._path)
+
+
+@contextlib.contextmanager
+def _writing(what: Path | str) -> Iterator[None]:
+    """A disk without room is said in one line."""
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(f"cannot write {what}: {error.strerror or error}") from error
 
 
 def read_metrics(path: str | Path) -> list[Row]:

@@ -1,13 +1,18 @@
-"""Runs that are stopped, and what two of them have to have in common."""
+"""Runs as training leaves them; runs that are stopped, and what two of them have to have in common."""
 
 import csv
+import dataclasses
 import json
 import signal
+from pathlib import Path
 
 import jax
 import numpy as np
+from networks import random_variables
+from PIL import Image
 
 from inception_jax import run, train
+from inception_jax.config import default_config
 
 TIMINGS = ("images_per_second", "seconds", "training_seconds", "evaluation_seconds")
 
@@ -48,3 +53,42 @@ def assert_same_run(folder, expected):
     for (path, leaf), (expected_path, expected_leaf) in zip(leaves, expected_leaves, strict=True):
         assert path == expected_path
         np.testing.assert_array_equal(leaf, expected_leaf, err_msg=str(path))
+
+
+def four_classes(root: Path) -> Path:
+    """Pictures of four classes, half of them grayscale, with a test split of their own."""
+    generator = np.random.default_rng(0)
+    for number in range(48):
+        place = root / ("train", "test")[number % 2] / ("Cat", "DOG", "sea_urchin", "teapot")[number // 2 % 4]
+        place.mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray(generator.integers(0, 256, (20, 24, 3), np.uint8))
+        image.convert("L" if number // 8 % 2 else "RGB").save(place / f"{number}.png")
+    return root
+
+
+def untrained_run(place: Path, pictures: Path, classes: tuple[str, ...], channels: int = 3, **model) -> run.Run:
+    """A run on a folder of pictures as training leaves it, with weights from NumPy, by its name's length.
+
+    Args:
+      model: fields of config.model in place of a small simple_cnn's.
+    """
+    config = default_config()
+    config.seed = len(place.name)
+    config.model.name = "simple_cnn"
+    config.model.update(model or {"stage_features": (4, 8)})
+    config.data.mean, config.data.std = (0.5,) * channels, (0.25,) * channels
+    config.data.name = "image_folder"
+    config.data.folder = str(pictures)
+    config.data.directory = str(place.parent / "prepared")
+    config.data.image_size = 16
+    config.data.channels = channels
+    inputs = run.Inputs(classes, (16, 16, channels), config.data.mean, config.data.std)
+    network = run.build_model(config, len(classes))
+    optimizer, _ = run.build_optimizer(config, 10)
+    state = jax.eval_shape(lambda: run.new_state(config, network, optimizer, inputs.image_shape))
+    variables = random_variables({"params": state.params, "batch_stats": state.batch_stats}, seed=config.seed)
+    state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state).replace(**variables)
+    run.prepare_folder(place, config)
+    with run.open_checkpoints(place, config) as checkpoints:
+        checkpoints.save(7, state, {"inputs": dataclasses.asdict(inputs), "steps_per_epoch": 10})
+    return run.load_run(place)

@@ -1,8 +1,10 @@
 """Checkpoints on a real folder: what comes back, what is kept, and what happens to damaged ones."""
 
+import hashlib
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,46 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from states import assert_equal, make_state
 
 from inception_jax.checkpoints import Checkpoints
-from inception_jax.errors import UserError
-from inception_jax.optimizers import make_optimizer
+from inception_jax.errors import UserError, WriteError
 from inception_jax.schedules import init_plateau, plateau_update
 
 PLATEAU = {
     "mode": "max", "factor": 0.1, "patience": 0, "threshold": 0.0, "threshold_mode": "absolute",
     "cooldown": 2, "min_scale": 0.0, "learning_rate": 0.1,
 }  # fmt: skip
-
-
-def make_state(seed=0, step=0):
-    """A state with all that a train state has: nested, empty and named containers, scalars, both kinds of keys."""
-    generator = np.random.default_rng(seed)
-    params = {
-        "conv": {"kernel": jnp.asarray(generator.standard_normal((64, 65))), "bias": jnp.zeros(65)},
-        "empty": {},
-    }
-    return {
-        "step": jnp.asarray(step),
-        "params": params,
-        "half": jnp.asarray(generator.standard_normal(5), jnp.bfloat16),
-        "mask": jnp.asarray([True, False]),
-        "opt_state": make_optimizer("adam", 0.1).init(params),
-        "plateau": init_plateau("max"),
-        "key": jax.random.key(seed),
-        "raw_key": jax.random.PRNGKey(seed),
-        "average": None,
-    }
-
-
-def assert_equal(state, expected):
-    assert jax.tree.structure(state) == jax.tree.structure(expected)
-    for leaf, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
-        assert leaf.dtype == wanted.dtype
-        assert leaf.sharding == wanted.sharding
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf, wanted = jax.random.key_data(leaf), jax.random.key_data(wanted)
-        assert np.asarray(leaf).tobytes() == np.asarray(wanted).tobytes()
 
 
 def damage(folder, item="state"):
@@ -133,6 +105,8 @@ def test_saving_does_not_see_later_updates_in_place(tmp_path):
         ({"keep_best": 3}, [2, 4, 5, 6], 2),
         ({"watch_mode": "min"}, [1, 6], 1),
         ({"watch": "validation_loss"}, [6], None),
+        ({"keep_every_steps": 3, "keep_best": 0}, [3, 6], None),
+        ({"keep_every_steps": 2}, [2, 4, 6], 2),
     ],
 )
 def test_keeps_the_latest_and_the_best(tmp_path, options, kept, best):
@@ -145,7 +119,7 @@ def test_keeps_the_latest_and_the_best(tmp_path, options, kept, best):
         assert checkpoints.steps() == kept
         assert checkpoints.latest_step() == 6
         # A best one is there as long as it is kept for another reason, too.
-        assert checkpoints.best_step() == (best if options.get("keep_best") != 0 else 5)
+        assert checkpoints.best_step() == (5 if 5 in kept and options.get("keep_best") == 0 else best)
     assert sorted(os.listdir(tmp_path)) == sorted(map(str, kept))
 
 
@@ -216,21 +190,25 @@ def test_a_flipped_bit_is_named_and_the_checkpoint_before_is_restored(tmp_path, 
     damage(tmp_path / "2", item)
 
     with Checkpoints(tmp_path, keep_latest=2) as checkpoints:
-        with pytest.raises(UserError, match=r"the checkpoint of step 2 is damaged: .* Choose another step"):
-            checkpoints.restore(2, make_state())
-        if item != "state":
-            with pytest.raises(UserError, match=r"the checkpoint of step 2 in .* is damaged"):
-                checkpoints.progress(2)
-        assert checkpoints.progress(1) == {"seconds": 1.0}
+        # What is wrong with the JSON is known at once, with the arrays when they are read.
+        assert checkpoints.latest_step() == (2 if item == "state" else 1)
         with caplog.at_level(logging.WARNING, logger="absl"):
             restored, progress = checkpoints.restore(None, make_state())
         assert_equal(restored, make_state(1, step=1))
         assert progress == {"seconds": 1.0}
         (message,) = [record.getMessage() for record in caplog.records]
-        assert message.startswith("the checkpoint of step 2 is damaged: ")
-        assert message.endswith(". Going on from step 1")
+        assert "the checkpoint of step 2 is damaged: " in message
         if item == "state":
             assert "not as saved" in message
+            assert message.endswith(". Going on from step 1")
+        assert checkpoints.latest_step() == 1
+        assert checkpoints.best_step() is None
+        assert checkpoints.progress(1) == {"seconds": 1.0}
+        with pytest.raises(UserError, match=r"the checkpoint of step 2 is damaged: .* Choose another step"):
+            checkpoints.restore(2, make_state())
+        if item != "state":
+            with pytest.raises(UserError, match=r"the checkpoint of step 2 in .* is damaged"):
+                checkpoints.progress(2)
 
         # The run goes on from there, past the damaged one, which is set aside for its owner.
         checkpoints.save(2, make_state(3, step=2), {"seconds": 3.0})
@@ -352,29 +330,121 @@ def test_a_killed_save_leaves_the_last_whole_checkpoint(tmp_path):
     assert os.listdir(tmp_path) == ["2"]
 
 
-def test_a_full_disk_is_reported_and_the_last_whole_checkpoint_stays(tmp_path):
-    """The file system refuses to write more than 8 MB to a file, as it does when there is no room left."""
+def test_a_failed_save_is_said_at_once_and_leaves_everything_as_it_was(tmp_path):
+    """The file system refuses to write more than 8 MB to a file."""
     ended = run_script(
         """
-        import resource, signal, sys
+        import os, resource, signal, sys, time
         import jax, jax.numpy as jnp
         from inception_jax.checkpoints import Checkpoints
-        from inception_jax.errors import UserError
+        from inception_jax.errors import WriteError
 
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (8_000_000, 8_000_000))
-        checkpoints = Checkpoints(sys.argv[1])
-        checkpoints.save(1, {"kernel": jnp.ones(10)}, {})
-        checkpoints.save(2, {"kernel": jax.random.normal(jax.random.key(0), (3000, 3000))}, {})
-        try:
-            checkpoints.close()
-        except UserError as error:
-            print(error)
+        large = {"kernel": jax.random.normal(jax.random.key(0), (3000, 3000))}
+        small = {"kernel": jnp.ones((3000, 3000))}
+        with Checkpoints(sys.argv[1]) as checkpoints:
+            for step, replaced in ((2, 1), (2, 2), (3, 3)):
+                checkpoints.save(replaced, small, {"seconds": replaced}, {"validation_top1": replaced / 10})
+                checkpoints.check()
+                checkpoints.save(step, large, {}, {"validation_top1": 0.9})
+                try:
+                    while True:
+                        checkpoints.check()
+                        time.sleep(0.01)
+                except WriteError as error:
+                    print(error)
+                checkpoints.check()
+                assert checkpoints.steps() == [replaced] == [checkpoints.best_step()], checkpoints.steps()
+                assert checkpoints.progress(replaced) == {"seconds": replaced}
+            checkpoints.save(4, large, {})
+            try:
+                checkpoints.wait()
+            except WriteError as error:
+                print(error)
+            checkpoints.save(5, small, {})
+            checkpoints.save(6, large, {})
+            try:
+                checkpoints.close()
+            except WriteError as error:
+                print(error)
         """,
         tmp_path,
     )
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.startswith(f"a checkpoint could not be written in {tmp_path}: ")
-    assert ended.stdout.count("\n") == 1
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.splitlines() == [
+        f"the checkpoint of step {step} could not be written in {tmp_path}: File too large; that of step {kept} is kept"
+        for step, kept in ((2, 1), (2, 2), (3, 3), (4, 3), (6, 5))
+    ]
     with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.steps() == [1]
+        assert checkpoints.steps() == [3, 5]
+        assert checkpoints.best_step() == 3
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 16 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", disk], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.skipif(not shutil.which("mount"), reason="there is no program 'mount'")
+def test_a_full_disk_is_reported_and_the_last_whole_checkpoint_stays(small_disk, capfd):
+    def state(seed):
+        return {str(number): jax.random.normal(jax.random.key(seed * 100 + number), (300, 200)) for number in range(40)}
+
+    with Checkpoints(small_disk / "checkpoints") as checkpoints:
+        checkpoints.save(1, state(1), {})
+        checkpoints.save(2, state(2), {})
+        message = f"the checkpoint of step 2 could not be written in {checkpoints.directory}: No space left on device"
+        with pytest.raises(WriteError, match=f"{message}; that of step 1 is kept"):
+            checkpoints.wait()
+        assert_equal(checkpoints.restore(None, state(0))[0], state(1))
+    assert capfd.readouterr() == ("", "")
+    with Checkpoints(small_disk / "checkpoints") as checkpoints:
+        assert_equal(checkpoints.restore(None, state(0))[0], state(1))
+        checkpoints.save(3, {"small": jnp.ones(3)}, {})
+        assert checkpoints.latest_step() == 3
+
+
+def rewrite_digest(folder, **fields):
+    """As the digest would be had it been written with these fields; without one that is None."""
+    path = folder / "digest" / "metadata"
+    digest = {name: value for name, value in (json.loads(path.read_text()) | fields).items() if value is not None}
+    progress = json.loads((folder / "progress" / "metadata").read_text())
+    signed = [{name: value for name, value in digest.items() if name != "checksum"}, progress]
+    if "format" not in digest:
+        signed = [digest["leaves"], progress, digest["metrics"]]
+    content = json.dumps(signed, sort_keys=True).encode()
+    path.write_text(json.dumps(digest | {"checksum": hashlib.blake2b(content, digest_size=16).hexdigest()}))
+
+
+def test_a_checkpoint_of_the_first_format_is_read(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, make_state(), {"seconds": 1}, {"validation_top1": 0.5})
+    rewrite_digest(tmp_path / "1", format=None)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.best_step() == 1
+        restored, progress = checkpoints.restore(None, make_state(seed=1))
+    assert_equal(restored, make_state())
+    assert progress == {"seconds": 1}
+
+
+def test_a_checkpoint_of_a_later_format_is_refused_and_not_taken_for_damaged(tmp_path):
+    with Checkpoints(tmp_path, keep_latest=2) as checkpoints:
+        checkpoints.save(1, make_state(), {})
+        checkpoints.save(2, make_state(), {})
+    later = r"step 2 in .* was written by a later version .*format 3; this one reads up to 2\): install"
+    rewrite_digest(tmp_path / "2", format=3, leaves=None, arrays=[])
+    with pytest.raises(UserError, match=later):
+        Checkpoints(tmp_path, keep_latest=2)
+    assert sorted(os.listdir(tmp_path)) == ["1", "2"]
+    path = tmp_path / "2" / "digest" / "metadata"
+    path.write_text(path.read_text().replace('"format": 3', '"format": 7'))  # a flipped bit is damage
+    with Checkpoints(tmp_path, keep_latest=2) as checkpoints:
+        assert checkpoints.latest_step() == 1

@@ -50,12 +50,6 @@ def config(digits):
     return config
 
 
-@pytest.fixture(autouse=True)
-def single_precision_afterwards():
-    yield
-    jax.config.update("jax_enable_x64", False)  # which compute_dtype="float64" switches on
-
-
 def train_on_devices(config, folder):
     """By the number of devices: the summary, the row of metrics.csv, and the parameters in the end."""
     results = {}

@@ -1,6 +1,7 @@
 """The shell: what can be typed, and what is answered when it is typed wrong."""
 
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from inception_jax import commands, main
+from inception_jax import commands, main, run
 from inception_jax.config_files import shipped_configs
 from inception_jax.errors import UserError
 
@@ -42,14 +43,15 @@ def test_every_shipped_config_is_valid_and_builds_its_network(name):
     from inception_jax.config import validate
     from inception_jax.run import build_model
 
-    config, workdir = main.parse_flags([f"--config={name}"])
+    config, workdir, _ = main.parse_flags([f"--config={name}"])
     validate(config)
-    build_model(config, 10)
+    if config.model.name:  # else that of the weights it starts from
+        build_model(config, 10)
     assert workdir == Path("runs", name)
 
 
 def test_any_field_can_be_set(folder):
-    config, workdir = main.parse_flags(
+    config, workdir, _ = main.parse_flags(
         [
             "--config=small.py", "--workdir=elsewhere", "--config.schedule.learning_rate=0.05",
             "--config.optimizer.nesterov=true", "--config.model.norm=batch", "--config.model.dropout_rate=0.25",
@@ -68,7 +70,7 @@ def test_any_field_can_be_set(folder):
 
 
 def test_another_network_starts_from_its_own_defaults(folder):
-    config, _ = main.parse_flags(["--config=small.py", "--config.model.name=googlenet", "--config.model.stem=small"])
+    config, *_ = main.parse_flags(["--config=small.py", "--config.model.name=googlenet", "--config.model.stem=small"])
     options = {key: value for key, value in config.model.items() if value is not None}
     assert options == {"name": "googlenet", "stem": "small"}
 
@@ -96,7 +98,7 @@ WRONG = [
     (["--config=small.py", "--config.evaluate.watch=validation_top3"], "unknown metric in evaluate.watch"),
     (["--config=small.py", "--config.evaluate.stop_at=94"], "watch='validation_top1', which is from 0 to 1"),
     (["--config=small.py", "--config.evaluate.splits=dev"], "unknown split in evaluate.splits 'dev'"),
-    (["--config=small.py", "--config.evaluate.splits=(1,2)"], "unknown split in evaluate.splits '1'"),
+    (["--config=small.py", "--config.evaluate.splits=(1,2)"], "evaluate.splits=(1, 2) is not allowed"),
     (["--config=small.py", "--config.schedule.boundaries=(a,b)"], "schedule.boundaries=('a', 'b') is not allowed"),
     (["--config=small.py", "--config.data.std=(0,0,0)"], "it must be a number above 0 for each channel"),
     (["--config=small.py", "--config.data.std=(1,1,1)"], "data.std has 3 numbers, but the images have 1 channel"),
@@ -134,6 +136,63 @@ def test_training_leaves_the_whole_run_folder_and_finishes_again_at_once(folder,
     assert "num_epochs was 2, now 3" in capsys.readouterr().err
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1 MB, and a function that gives it more."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o"]
+    if subprocess.run([*mount, "size=1m", "tmpfs", place], capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    yield place, lambda: subprocess.run([*mount, "remount,size=64m", "tmpfs", place], check=True)
+    subprocess.run(["umount", "--lazy", place], check=True)
+
+
+def test_a_full_disk_ends_the_run_with_a_clear_line_until_there_is_room(folder, small_disk):
+    disk, enlarge = small_disk
+    command = [sys.executable, "-m", "inception_jax.main", "--config=small.py", f"--workdir={disk / 'run'}"]
+    command += ["--config.checkpoint.every_steps=1", "--config.checkpoint.keep_latest=1000", "--config.num_epochs=4"]
+    command += [
+        "--config.log.tensorboard=true",
+        "--config.data.splits.train=train[:640]",
+        "--config.log.progress=lines",
+    ]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == main.NOT_WRITTEN, ended.stderr
+    assert ended.stderr.splitlines()[-1].startswith("error: ")
+    assert "could not be written" in ended.stderr or "cannot write" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    step = run.load_run(disk / "run", "latest").step
+    assert step >= 1
+
+    enlarge()
+    with subprocess.Popen(
+        [*command, "--config.checkpoint.keep_latest=1"], stderr=subprocess.PIPE, text=True
+    ) as process:
+        output = process.stderr.read()
+        assert process.wait() == 0, output
+    assert f"goes on after step {step} of" in output
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_does_not_grow(folder):
+    """After 10,000 steps, with evaluations and checkpoints, at most 5 % more than after 1,000."""
+    command = [sys.executable, "-m", "inception_jax.main", "--config=small.py", "--config.num_epochs=1000"]
+    command += ["--config.data.splits.train=train[:640]", "--config.evaluate.every_epochs=50"]  # of 10 steps
+    command += ["--config.checkpoint.every_steps=250", "--config.log.every_seconds=0", "--config.log.tensorboard=true"]
+    resident = {}
+    with subprocess.Popen([*command, "--config.log.progress=lines"], stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if step := re.search(r"step (\d+)/10000 ", line):
+                pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
+                resident[int(step[1])] = pages * resource.getpagesize()
+        assert process.wait() == 0
+    last = max(resident)
+    assert last > 9_900
+    assert resident[last] < 1.05 * resident[min(step for step in resident if step >= 1_000)]
+
+
 def test_ctrl_c_saves_and_says_how_to_go_on(folder):
     """A process of its own, interrupted as a terminal would."""
     command = [sys.executable, "-m", "inception_jax.main", "--config=small.py", "--config.num_epochs=100000"]
@@ -150,25 +209,27 @@ def test_ctrl_c_saves_and_says_how_to_go_on(folder):
     assert (folder / "runs" / "small" / "checkpoints" / step).is_dir()
 
 
-def test_help_and_configs_do_not_wait_for_jax():
-    code = (
-        "import sys; from inception_jax import commands; commands.main([sys.argv[1]]); assert 'jax' not in sys.modules"
-    )
-    for argument in ("configs",):
-        shown = subprocess.run(
-            [sys.executable, "-c", code, argument], capture_output=True, text=True, check=True
-        ).stdout
-        assert "googlenet_cifar10" in shown
+def test_help_has_examples_and_does_not_wait_for_jax():
+    code = """if True:
+        import contextlib, io, re, sys
+        from inception_jax import commands
 
+        def shown(*argv):
+            output = io.StringIO()
+            with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
+                assert commands.main([*argv]) == 0
+            return output.getvalue()
 
-@pytest.mark.parametrize("argv", [["train", "--help"], ["--help"], ["data", "--help"], ["evaluate", "--help"]])
-def test_help_is_shown(argv, capsys):
-    try:
-        code = commands.main(argv)
-    except SystemExit as done:
-        code = done.code
-    assert code == 0
-    assert "inception-jax" in capsys.readouterr().out
+        names = re.findall("^    ([a-z]+)  ", shown("--help"), re.MULTILINE)
+        assert {"train", "evaluate", "compare", "configs"} < {*names}
+        for argv in (["--help"], *([name, "--help"] for name in names)):
+            text = shown(*argv)
+            assert "inception-jax" in text and "examples:\\n  inception-jax" in text, argv
+        assert "googlenet_cifar10" in shown("configs")
+        assert "jax" not in sys.modules
+    """
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_unknown_commands_are_named(capsys):

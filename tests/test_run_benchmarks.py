@@ -12,7 +12,7 @@ from inception_jax import train
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
-@pytest.mark.parametrize("name", ["loop_overhead", "time_to_accuracy"])
+@pytest.mark.parametrize("name", ["kill_runs", "loop_overhead", "time_to_accuracy"])
 def test_help_shows_examples(name):
     script = BENCHMARKS / f"{name}.py"
     shown = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, check=True).stdout
@@ -55,3 +55,15 @@ def test_runs_with_several_seeds_are_summed_up(monkeypatch, capsys, tmp_path):
     assert lines[6].startswith("| deviation | 1.00 | 0.00 | 1.00 | 0.00 |")
     with pytest.raises(SystemExit, match="seed_0 exists"):
         time_to_accuracy.main(arguments)
+
+
+@pytest.mark.parametrize(("number", "kills"), [("KILL", 10), pytest.param("TERM", 5, marks=pytest.mark.slow)])
+def test_killed_runs_end_as_if_nothing_had_been(monkeypatch, capsys, tmp_path, digits, number, kills):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import kill_runs
+
+    arguments = [f"--kills={kills}", f"--signal={number}", f"--workdir={tmp_path / 'runs'}"]
+    code = kill_runs.main([*arguments, f"--config.data.directory={digits}", "--config.num_epochs=2"])
+    shown = capsys.readouterr().out
+    assert code == 0, shown
+    assert f"SIG{number} at random moments" in shown

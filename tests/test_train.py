@@ -181,6 +181,77 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(config
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run.load_run(tmp_path).variables))
 
 
+def test_a_run_goes_back_from_a_loss_that_is_not_finite(config, tmp_path, monkeypatch, caplog):
+    """The rate explodes in step 13; from the checkpoint of step 10 on it is cut down, also where the run is stopped."""
+    config.num_epochs = 1
+    config.schedule.name = "step"
+    config.schedule.boundaries = (0.6,)
+    config.schedule.factor = 1e30
+    config.checkpoint.every_steps = 5
+    config.nonfinite.retries = 2
+    message = r"is (nan|inf); the checkpoint of step 10 .* went back to a checkpoint 2 time\(s\) already"
+    with pytest.raises(train.NonFiniteLoss, match=message):
+        train.train_and_evaluate(config, tmp_path / "in_vain")
+
+    config.nonfinite.factor = 1e-32
+    caplog.clear()
+    with caplog.at_level("WARNING"):
+        train.train_and_evaluate(config, tmp_path / "whole")
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "Going back to step 10, with 1e-32 times the rate (1 of 2)" in message
+    assert [row["step"] for row in rows(tmp_path / "whole")] == ["21"]
+    assert float(rows(tmp_path / "whole")[0]["learning_rate"]) == pytest.approx(0.05 * 1e30 * 1e-32)
+
+    stop_after(monkeypatch, 8, 18)
+    for _ in range(2):
+        with pytest.raises(train.Interrupted):
+            train.train_and_evaluate(config, tmp_path / "stopped")
+    train.train_and_evaluate(config, tmp_path / "stopped")
+    assert rows(tmp_path / "stopped") == rows(tmp_path / "whole")
+
+
+def test_a_run_goes_back_to_its_very_beginning(config, tmp_path):
+    config.num_epochs = 1
+    config.schedule.name = "constant"
+    config.schedule.learning_rate = 1e30
+    config.nonfinite.retries = 1
+    config.nonfinite.factor = 1e-32
+    assert train.train_and_evaluate(config, tmp_path)["steps"] == 21
+
+
+def test_weights_that_are_not_finite_are_not_saved(config, tmp_path):
+    """The update of a finite loss can be too large for the weights: nobody could go on from there."""
+    config.num_epochs = 1
+    config.schedule.name = "constant"
+    config.schedule.learning_rate = 3e38
+    config.data.normalization = "none"  # pixels up to 255, and gradients far above 1
+    config.model.norm = "none"
+    config.checkpoint.every_steps = 1
+    with pytest.raises(train.NonFiniteLoss, match="the weights after step 1 are not finite; no checkpoint was saved"):
+        train.train_and_evaluate(config, tmp_path)
+
+
+def test_a_request_to_stop_ends_an_evaluation(config, tmp_path, monkeypatch):
+    """Also the last one, and the run ends as if nothing had been."""
+    train.train_and_evaluate(config, tmp_path / "whole")
+    calls = []
+    eval_batches = train.eval_batches
+
+    def stop_at_third_call(*arguments):
+        calls.append(arguments)
+        if len(calls) in (2, 5):  # the second epoch's, and one at the end
+            signal.raise_signal(signal.SIGTERM)
+        return eval_batches(*arguments)
+
+    monkeypatch.setattr(train, "eval_batches", stop_at_third_call)
+    for message in ("stopped after step 42 of 42 and saved", "stopped after the last step, which is saved"):
+        with pytest.raises(train.Interrupted, match=message) as stopped:
+            train.train_and_evaluate(config, tmp_path / "stopped")
+        assert stopped.value.signal == signal.SIGTERM
+    train.train_and_evaluate(config, tmp_path / "stopped")
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+
+
 def test_early_stopping_waits_for_its_patience(config, tmp_path):
     config.num_epochs = 6
     config.schedule.name = "constant"

@@ -1,0 +1,192 @@
+"""Several processes that train one network, on 127.0.0.1, against a single one."""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from runs import final_state, rows, summary
+
+from inception_jax import multihost, process
+from inception_jax.errors import UserError
+
+SECONDS = 240  # after which a process of these tests is ended
+FIELDS = {
+    "batch_size": 64,  # 20 steps an epoch
+    "compute_dtype": "float64",
+    "num_epochs": 1,
+    "model.name": "simple_cnn",
+    "model.norm": "batch",
+    "model.stage_features": (4, 8),
+    "data.augment.pad_and_crop": 1,
+    "schedule.learning_rate": 0.01,
+    "checkpoint.every_steps": 5,
+    "log.every_seconds": 0.0,
+    "log.tensorboard": False,
+}
+
+
+@contextlib.contextmanager
+def started(folder, digits, *, processes=1, program=("-m", "inception_jax.main"), **fields):
+    """The processes of a run, each with one device; whatever is left of them is ended."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, *program, "--config=googlenet_digits", f"--workdir={folder}"]
+    command += [f"--config.{name}={value}" for name, value in {**FIELDS, **fields}.items()]
+    command.append(f"--config.data.directory={digits}")
+    running = []
+    try:
+        for index in range(processes):
+            of_several = {
+                "INCEPTION_JAX_COORDINATOR": f"127.0.0.1:{port}",
+                "INCEPTION_JAX_NUM_PROCESSES": str(processes),
+                "INCEPTION_JAX_PROCESS_ID": str(index),
+            }
+            with (folder.parent / f"{folder.name}.{index}.log").open("w") as output:
+                environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"} | (of_several if processes > 1 else {})
+                running.append(subprocess.Popen(command, env=environment, stderr=output))
+        yield running
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+
+
+def log(folder, index=0):
+    return (folder.parent / f"{folder.name}.{index}.log").read_text()
+
+
+def train(folder, digits, **options):
+    with started(folder, digits, **options) as running:
+        for index, process in enumerate(running):
+            assert process.wait(SECONDS) == 0, log(folder, index)
+
+
+def wait_for(condition, what):
+    until = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < until, what
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def alone(digits, tmp_path_factory):
+    """A run by one process."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    train(folder, digits)
+    return folder
+
+
+def assert_agree(folder, expected):
+    """The same batches, parameters but for rounding, and the very same evaluation."""
+    ours, theirs = summary(folder), summary(expected)
+    assert ours["steps"] == theirs["steps"] == 20
+    for split in ("validation", "test"):
+        assert ours[split]["count"] == theirs[split]["count"]
+        assert ours[split]["top1"] == theirs[split]["top1"]
+        assert ours[split]["loss"] == pytest.approx(theirs[split]["loss"], abs=1e-9)
+    (row,), (expected_row,) = rows(folder), rows(expected)
+    assert row["train_top1"] == expected_row["train_top1"]
+    with jax.enable_x64(True):
+        leaves, expected_leaves = final_state(folder)[1], final_state(expected)[1]
+    for (path, leaf), (_, expected_leaf) in zip(leaves, expected_leaves, strict=True):
+        assert leaf.dtype == np.float64
+        np.testing.assert_allclose(leaf, expected_leaf, rtol=0, atol=1e-8, err_msg=str(path))
+
+
+def test_two_processes_equal_one(alone, digits, tmp_path):
+    train(tmp_path / "run", digits, processes=2)
+    assert_agree(tmp_path / "run", alone)
+    assert "2 processes" in log(tmp_path / "run")
+    assert "epoch" not in log(tmp_path / "run", 1)  # the first one alone speaks
+
+
+def test_a_process_that_dies_ends_the_others_and_the_run_goes_on(digits, tmp_path):
+    folder = tmp_path / "run"
+    longer = {"num_epochs": 30, "checkpoint.every_steps": 20}  # than it takes to look at the folder and to kill
+    with started(folder, digits, processes=2, **longer) as (first, second):
+        wait_for(lambda: (folder / "checkpoints" / "20").exists(), "no checkpoint was saved")
+        second.send_signal(signal.SIGKILL)
+        killed = time.monotonic()
+        assert first.wait(60) == process.LOST
+        assert time.monotonic() - killed < 60
+    assert "error: process 0 of 2 ends: nothing was heard of process 1 on" in log(folder)
+    assert "Start all again to go on" in log(folder)
+    train(folder, digits, processes=2, **longer)
+    assert re.search(r"goes on after step \d+0 of 600", log(folder))
+    assert summary(folder)["steps"] == 600
+
+
+@pytest.mark.slow
+def test_the_first_process_is_missed_too(digits, tmp_path):
+    folder = tmp_path / "run"
+    with started(folder, digits, processes=2, num_epochs=1000) as (first, second):
+        wait_for(lambda: (folder / "checkpoints" / "20").exists(), "no checkpoint was saved")
+        first.send_signal(signal.SIGKILL)
+        assert second.wait(60) == process.LOST
+    assert "error: process 1 of 2 ends: JAX's distributed runtime gave up; most likely process 0 on" in log(folder, 1)
+
+
+@pytest.mark.slow
+def test_a_request_to_stop_reaches_all_and_the_number_of_processes_may_change(alone, digits, tmp_path):
+    """Two processes, one of which is asked to stop, then one, then two again: as one all the time."""
+    folder = tmp_path / "run"
+    with started(folder, digits, processes=2) as running:
+        wait_for(lambda: "step 1/20" in log(folder), log(folder))
+        running[1].send_signal(signal.SIGTERM)
+        for index, process in enumerate(running):
+            assert process.wait(SECONDS) == os.EX_TEMPFAIL, log(folder, index)
+    assert "and saved: the same command goes on from there" in log(folder)
+    with started(folder, digits) as (process,):
+        wait_for(lambda: "  step " in log(folder), log(folder))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(SECONDS) in (0, os.EX_TEMPFAIL), log(folder)
+    train(folder, digits, processes=2)
+    assert_agree(folder, alone)
+
+
+@pytest.mark.slow
+def test_one_process_may_be_half_a_minute_behind_the_others(digits, tmp_path):
+    """A collective of a CPU's devices would give up after 30 s."""
+    late = """
+import sys, time
+from inception_jax import main, multihost, run
+prepare = run.prepare_folder
+def prepare_late(*args):
+    time.sleep(40 * multihost.is_first())
+    prepare(*args)
+run.prepare_folder = prepare_late
+sys.exit(main.main())
+"""
+    train(tmp_path / "run", digits, processes=2, program=("-c", late))
+    assert summary(tmp_path / "run")["steps"] == 20
+
+
+def test_what_one_process_cannot_do_is_told_to_the_others(digits, tmp_path):
+    folder = tmp_path / "run"
+    with started(folder, digits, processes=2, num_devices=1) as running:
+        for index, process in enumerate(running):
+            assert process.wait(SECONDS) == 2, log(folder, index)
+            assert "num_devices=1, but the 2 processes have 2: use 0" in log(folder, index)
+            assert "Traceback" not in log(folder, index)
+
+
+@pytest.mark.parametrize(
+    ("group", "message"),
+    [
+        ({"coordinator": "10.0.0.1:1"}, "go together: give all three, or none"),
+        ({"coordinator": "10.0.0.1", "num_processes": 2, "process_id": 0}, "is no HOST:PORT, e.g. 10.0.0.1:12345"),
+        ({"coordinator": "a:1", "num_processes": 2, "process_id": 2}, "with --num_processes=2 it is from 0 to 1"),
+    ],
+)
+def test_wrong_groups_are_named(group, message):
+    with pytest.raises(UserError, match=message):
+        multihost.Group(**group)
