@@ -5,6 +5,7 @@ field (`--config.schedule.learning_rate=0.05`). Durations are epochs of the trai
 says steps. `placeholder` fields are unset: the network's or the data set's own default holds.
 """
 
+from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import ml_collections
@@ -32,8 +33,24 @@ CHOICES = {
 }
 
 
+# What a field's type is called in messages.
+KINDS = {
+    int: "a whole number", float: "a number", bool: "true or false", str: "text",
+    tuple: "values with commas between them",
+}  # fmt: skip
+# Steps and counts are int32, rates and strengths float32 inside the jitted step: 0, and what neither overflows nor
+# vanishes there. Seeds are the exception.
+LARGEST_INT = 2**31 - 1
+SMALLEST_FLOAT, LARGEST_FLOAT = 1.2e-38, 3.4e38
+SEEDS = ("seed", "data.split_seed")
+
+
 def _numbers(value: Any) -> bool:
     return all(isinstance(item, int | float) and not isinstance(item, bool) for item in value)
+
+
+def _names(value: Any) -> bool:
+    return all(isinstance(item, str) for item in value) and len(set(value)) == len(value)
 
 
 def _ascending(value: Any) -> bool:
@@ -45,30 +62,45 @@ LIMITS = (
         "batch_size", "accumulation_steps", "num_epochs", "evaluate.every_epochs", "checkpoint.keep_latest",
     )),
     ("0 or more", lambda x: x >= 0, (
-        "num_devices", "checkpoint.every_steps", "checkpoint.keep_best", "data.augment.brightness",
-        "data.augment.contrast", "data.augment.cutmix", "data.augment.cutout", "data.augment.mixup",
-        "data.augment.pad_and_crop", "data.augment.randaugment_ops", "data.augment.rotation", "data.augment.saturation",
-        "data.memory_gib", "data.num_workers", "evaluate.batch_size", "evaluate.early_stopping_patience",
-        "evaluate.first_epoch", "evaluate.stop_at", "finetune.freeze_epochs", "finetune.trunk_rate",
-        "loss.aux_weight", "optimizer.clip_norm", "optimizer.momentum", "optimizer.weight_decay",
-        "schedule.cooldown", "schedule.learning_rate", "schedule.patience", "schedule.warmup_epochs",
+        "num_devices", "checkpoint.every_steps", "checkpoint.keep_best", "checkpoint.keep_every_steps",
+        "data.augment.brightness", "data.augment.contrast", "data.augment.cutmix", "data.augment.cutout",
+        "data.augment.mixup", "data.augment.pad_and_crop", "data.augment.saturation", "data.memory_gib",
+        "evaluate.batch_size", "evaluate.early_stopping_patience", "evaluate.first_epoch", "evaluate.stop_at",
+        "finetune.freeze_epochs", "finetune.trunk_rate", "log.every_seconds", "loss.aux_weight", "nonfinite.retries",
+        "optimizer.clip_norm", "optimizer.weight_decay", "schedule.cooldown", "schedule.decay_rate",
+        "schedule.final_rate", "schedule.learning_rate", "schedule.min_rate", "schedule.patience", "schedule.threshold",
+        "schedule.warmup_epochs",
     )),
     ("0 or more, or unset", lambda x: x is None or x >= 0, ("data.hold_out",)),
-    ("more than 0", lambda x: x > 0, ("schedule.every_epochs",)),
+    ("more than 0", lambda x: x > 0, ("optimizer.epsilon", "schedule.every_epochs", "schedule.factor")),
+    ("more than 0 and less than 1", lambda x: 0 < x < 1, ("nonfinite.factor",)),
     ("more than 0 and at most 1", lambda x: 0 < x <= 1, ("data.crop_share",)),
     ("from 0 to 1", lambda x: 0 <= x <= 1, (
         "data.augment.horizontal_flip", "data.augment.random_erasing", "loss.label_smoothing",
     )),
+    ("from 0 to 14", lambda x: 0 <= x <= 14, ("data.augment.randaugment_ops",)),
     ("from 0 to 30", lambda x: 0 <= x <= 30, ("data.augment.randaugment_magnitude",)),
+    ("from 0 to 360", lambda x: 0 <= x <= 360, ("data.augment.rotation",)),
+    ("from 0 to 1024", lambda x: 0 <= x <= 1024, ("data.num_workers",)),
+    ("from 0 to 4294967295", lambda x: 0 <= x < 2**32, SEEDS),
     ("0 or more and less than 1", lambda x: 0 <= x < 1, ("average_decay", "data.augment.zoom")),
+    ("0 or more and less than 1, or unset", lambda x: x is None or 0 <= x < 1, ("model.dropout_rate",)),
+    # 1 less the seventh digit: float32 has nothing between that and 1, with which an average never moves.
+    ("from 0 to 0.9999999", lambda x: 0 <= x <= 0.9999999, (
+        "optimizer.beta1", "optimizer.beta2", "optimizer.decay", "optimizer.momentum",
+    )),
     ("from 0 to 0.5", lambda x: 0 <= x <= 0.5, ("data.augment.hue",)),
+    ("1, 3 or unset", lambda x: x in (None, 1, 3), ("data.channels",)),
+    ("from 1 to 4096 pixels, or unset", lambda x: x is None or 1 <= x <= 4096, ("data.image_size",)),
     ("two shares of the area, the smaller first", lambda x: not x or (_ascending(x) and x[1] <= 1), (
         "data.augment.random_resized_crop",
     )),
     ("two numbers above 0, the smaller first", _ascending, ("data.augment.aspect_ratio",)),
-    ("numbers, such as (60, 120)", _numbers, ("schedule.boundaries",)),
+    ("numbers above 0, such as (60, 120)", lambda x: _numbers(x) and all(i > 0 for i in x), ("schedule.boundaries",)),
     ("a number from 0 to 1 for each channel", lambda x: _numbers(x) and all(0 <= i <= 1 for i in x), ("data.mean",)),
     ("a number above 0 for each channel", lambda x: _numbers(x) and all(i > 0 for i in x), ("data.std",)),
+    ("different names", _names, ("data.classes", "evaluate.splits", "evaluate.final_splits", "finetune.head")),
+    ("a part of the data, such as train[:90%]", bool, ("data.splits.train",)),
 )  # fmt: skip
 
 
@@ -83,10 +115,11 @@ def default_config() -> Config:
     config.compute_dtype = "auto"  # auto: bfloat16 on accelerators, float32 on CPUs
     config.average_decay = 0.0  # per-step decay of the moving average of the weights that is evaluated; 0: none
     config.init_from = placeholder(str)  # weights: a run's folder, "torchvision:googlenet", a file; unset: random ones
+    config.deterministic = False  # the same bits in every run on a GPU, too, which costs speed; CPUs need no switch
     config.profile = False  # trace a few steps into the run's folder, for TensorBoard's profiler and Perfetto
 
     config.model = model = _section()
-    model.name = "googlenet"  # a name from list_models(), or "module:Name" from outside the package
+    model.name = "googlenet"  # a name from list_models(), "module:Name" from outside the package, "": init_from's
     model.norm = placeholder(str)  # "lrn", "batch", "none"
     model.kernel_5x5 = placeholder(int)  # side of the third branch's kernel: 5 as the paper, 3 as torchvision
     model.aux_heads = placeholder(bool)  # auxiliary classifiers
@@ -97,7 +130,7 @@ def default_config() -> Config:
     model.initializer = placeholder(str)  # of the kernels; the network's docstring lists the names
 
     config.data = data = _section()
-    data.name = "digits"  # a name from data.DATASETS, or "module:Name" from outside the package
+    data.name = "digits"  # a name from data.DATASETS, "module:Name" from outside the package, "": init_from's
     data.directory = placeholder(str)  # where prepared data is kept; unset: $INCEPTION_JAX_DATA, else ~/.cache
     data.archives = placeholder(str)  # a folder with the original archives, for machines that cannot download
     data.folder = placeholder(str)  # the pictures of image_folder, imagenet_subset, imagenet2012; read in place
@@ -193,8 +226,13 @@ def default_config() -> Config:
 
     config.checkpoint = checkpoint = _section()
     checkpoint.every_steps = 0  # besides the one at each evaluation; 0: none
-    checkpoint.keep_latest = 1
+    checkpoint.keep_latest = 2  # the second is for the day on which the first is damaged
     checkpoint.keep_best = 1
+    checkpoint.keep_every_steps = 0  # saved at the multiples of this, and kept for good; 0: none
+
+    config.nonfinite = nonfinite = _section()  # what to do when the loss becomes infinite or NaN
+    nonfinite.retries = 0  # times that the run goes back to its last checkpoint, with a smaller rate; then it stops
+    nonfinite.factor = 0.5  # by which the rate is multiplied each time
 
     config.log = log = _section()
     log.every_seconds = 10.0  # between console lines where there is no terminal
@@ -210,8 +248,65 @@ def _section() -> Config:
     return ml_collections.ConfigDict()
 
 
+def field_names(config: Config, prefix: str = "") -> Iterator[str]:
+    """The full names of all fields, such as "schedule.learning_rate"."""
+    for name in config:
+        value = config.get(name)
+        if isinstance(value, ml_collections.ConfigDict):
+            yield from field_names(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def check_types(config: Config, *, others: bool = False) -> None:
+    """Raises UserError unless the config has all fields, each of its type, and no others but the network's.
+
+    Args:
+      others: whether it may have them nevertheless.
+    """
+    default = default_config()
+    known, given = set(field_names(default)), set(field_names(config))
+    for path in sorted(given - known):
+        if not others and not path.startswith("model."):
+            raise unknown_name("field", path, known)
+    for path in sorted(known):
+        if path not in given:
+            raise UserError(f"the config has no field {path}: start it from inception_jax.config.default_config()")
+        section, _, name = path.rpartition(".")
+        kind = (_get(default, section) if section else default).get_type(name)
+        value = _get(config, path)
+        unset = value is None and _get(default, path) is None
+        if not (unset or has_type(value, kind)):
+            raise UserError(f"{path}={value!r} is not allowed: it must be {KINDS[kind]}")
+        if kind is str and value and min(value) < " ":  # no path has them on purpose, and messages are one line
+            raise UserError(f"{path}={value!r} is not allowed: it must be text without control characters")
+
+
+def has_type(value: Any, kind: type) -> bool:
+    """Whether a field of that type may have the value: True is no number, and whole numbers are numbers."""
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, int | float if kind is float else kind)
+
+
+def _check_size(path: str, value: Any) -> None:
+    """Raises UserError for a number that the types of the computation do not have."""
+    if isinstance(value, tuple | list):
+        for item in value:
+            _check_size(path, item)
+    elif isinstance(value, int) and abs(value) > LARGEST_INT and path not in SEEDS:
+        raise UserError(f"{path}={value} is not allowed: whole numbers must be at most {LARGEST_INT}")
+    elif isinstance(value, float) and value != 0 and not SMALLEST_FLOAT <= abs(value) <= LARGEST_FLOAT:
+        raise UserError(
+            f"{path}={value} is not allowed: numbers must be 0, or from {SMALLEST_FLOAT} to {LARGEST_FLOAT} in size"
+        )
+
+
 def validate(config: Config) -> None:
     """Raises UserError at the first field whose value is not allowed, before anything is computed."""
+    check_types(config)
+    for path in field_names(config):
+        _check_size(path, _get(config, path))
     for path, allowed in CHOICES.items():
         value = _get(config, path)
         if value not in allowed:
@@ -236,20 +331,39 @@ def validate(config: Config) -> None:
             if split not in known:
                 raise unknown_name(f"split in {path}", str(split), known)
     metrics = [f"{split}_{name}" for split in config.evaluate.splits for name in ("loss", "top1", "top5")]
-    watched = {"evaluate.watch": config.evaluate.watch}
+    watched = {"evaluate.watch": "evaluate.watch_mode"}
     if config.schedule.name == "plateau":
-        watched["schedule.metric"] = config.schedule.metric
-    for path, metric in watched.items():
-        if metrics and metric not in metrics:
+        watched["schedule.metric"] = "schedule.mode"
+    for path, mode_path in watched.items() if metrics else ():
+        metric, mode = _get(config, path), _get(config, mode_path)
+        if metric not in metrics:
             raise unknown_name(f"metric in {path}", metric, metrics)
-    if config.schedule.name == "plateau" and not metrics:
-        raise UserError("schedule.name='plateau' needs a split in evaluate.splits to watch")
-    if config.evaluate.stop_at and not metrics:
-        raise UserError("evaluate.stop_at needs a split in evaluate.splits to watch")
+        better = "min" if metric.endswith("_loss") else "max"
+        if mode != better:
+            raise UserError(f"{mode_path}={mode!r} is not allowed with {path}={metric!r}: it must be {better!r}")
+    if config.schedule.name == "plateau":
+        _validate_plateau(config.schedule)
+        if not metrics:
+            raise UserError("schedule.name='plateau' needs a split in evaluate.splits to watch")
+    for field in ("stop_at", "early_stopping_patience"):
+        if config.evaluate[field] and not metrics:
+            raise UserError(f"evaluate.{field} needs a split in evaluate.splits to watch")
     if config.evaluate.stop_at > 1 and not config.evaluate.watch.endswith("_loss"):
         raise UserError(
             f"evaluate.stop_at={config.evaluate.stop_at} is not allowed with evaluate.watch={config.evaluate.watch!r}, "
             "which is from 0 to 1"
+        )
+
+
+def _validate_plateau(schedule: Config) -> None:
+    if schedule.factor >= 1:
+        raise UserError(
+            f"schedule.factor={schedule.factor} is not allowed with schedule.name='plateau': it must be less than 1"
+        )
+    if schedule.threshold_mode == "relative" and schedule.threshold >= 1:
+        raise UserError(
+            f"schedule.threshold={schedule.threshold} is not allowed with schedule.threshold_mode='relative', of which "
+            "it is a share: it must be less than 1"
         )
 
 

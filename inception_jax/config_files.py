@@ -6,17 +6,14 @@ Free of JAX, so that mistakes are answered at once.
 import difflib
 import re
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from inception_jax.config import Config
+from inception_jax.config import KINDS, Config, field_names
 from inception_jax.errors import UserError
-
-EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", tuple: "values with commas between them"}
 
 # Shipped configs stand inside the package in a wheel, and beside it in a checkout.
 _FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")
@@ -53,11 +50,26 @@ def load_config(path: Path) -> Config:
       UserError: the file cannot be read or raises an exception (the message has its name and line), or has no
         `get_config()` that returns a ConfigDict.
     """
+    config = run_file(path, "get_config")
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f"config file {path} needs a function get_config() that returns a ConfigDict: "
+            "start it from inception_jax.config.default_config()"
+        )
+    return config
+
+
+def run_file(path: Path, function: str) -> Any:
+    """Runs a Python file and returns what a function in it returns; None where it has none of that name.
+
+    Raises:
+      UserError: the file cannot be read or raises an exception; the message has its name and line.
+    """
     # Not imported: an import leaves __pycache__ beside people's files and can find a stale one there.
     namespace: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
     try:
         exec(compile(path.read_bytes(), str(path), "exec"), namespace)
-        config = namespace["get_config"]() if "get_config" in namespace else None
+        return namespace[function]() if function in namespace else None
     except OSError as error:
         raise UserError(f"config file {path} cannot be read: {error.strerror}") from error
     except Exception as error:
@@ -65,12 +77,6 @@ def load_config(path: Path) -> Config:
         line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
         where = f"{path}, line {line}" if line else str(path)
         raise UserError(f"config file {where}: {type(error).__name__}: {_one_line(error)}") from error
-    if not isinstance(config, ConfigDict):
-        raise UserError(
-            f"config file {path} needs a function get_config() that returns a ConfigDict: "
-            "start it from inception_jax.config.default_config()"
-        )
-    return config
 
 
 def _one_line(error: Exception) -> str:
@@ -106,10 +112,10 @@ def override(config: Config, argv: list[str]) -> None:
     except flags.IllegalFlagValueError as error:
         field, value = re.findall(r"flag --config\.([^=]*)=(.*?): ", f"{error}: ", re.DOTALL)[0]
         section, name = _section(config, field)
-        expected = EXPECTED.get(section.get_type(name), "another type")
-        raise UserError(f"--config.{field}={value} is not allowed: it must be {expected}") from error
+        expected = KINDS.get(section.get_type(name), "another type")
+        raise UserError(f"--config.{field}={' '.join(value.split())} is not allowed: it must be {expected}") from error
     except (flags.Error, ValueError) as error:
-        raise UserError(str(error)) from error
+        raise UserError(_one_line(error)) from error
     if config.model.name != network:
         _forget_options(config, fields)
     if unexpected:
@@ -152,16 +158,6 @@ def _section(config: Config, field: str) -> tuple[Any, str]:
     for section in sections:
         part = part.get(section) if isinstance(part, ConfigDict) else None
     return (part if isinstance(part, ConfigDict) else None), name
-
-
-def field_names(config: Config, prefix: str = "") -> Iterator[str]:
-    """The full names of all fields, such as "schedule.learning_rate"."""
-    for name in config:
-        value = config.get(name)
-        if isinstance(value, ConfigDict):
-            yield from field_names(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name
 
 
 def _nearest(name: str, known: list[str], prefix: str = "--") -> str:

@@ -26,7 +26,7 @@ def resolve(kind: str, name: str, registry: Mapping[str, Any]) -> Any:
         sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except (ImportError, TypeError, ValueError) as error:  # the last two where it is no module's name, as in ".:Name"
         raise UserError(
             f"{kind} {name!r}: cannot import {module_name!r} ({error}); is its folder on PYTHONPATH?"
         ) from error

@@ -5,9 +5,21 @@ import ast
 
 from inception_jax.config_files import shipped_configs
 
+EXAMPLES = """\
+examples:
+  inception-jax configs
+  inception-jax train --config=googlenet_digits
+"""
+
 
 def add_parser(subparsers) -> None:
-    parser = subparsers.add_parser("configs", help="list the shipped configs", description="Lists the shipped configs.")
+    parser = subparsers.add_parser(
+        "configs",
+        help="list the shipped configs",
+        description="Lists the shipped configs.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.set_defaults(run=run)
 
 
