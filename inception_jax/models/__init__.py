@@ -4,12 +4,12 @@ import fnmatch
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
-from types import MappingProxyType
-from typing import Any
+from types import MappingProxyType, UnionType
+from typing import Any, Union, get_args, get_origin
 
 from flax import linen as nn
 
-from inception_jax.errors import unknown_name
+from inception_jax.errors import UserError, unknown_name
 from inception_jax.models import resnet, tiny_vgg, vgg
 from inception_jax.models.alexnet import AlexNet
 from inception_jax.models.bn_inception import BNInception
@@ -100,17 +100,42 @@ def create_model(
       options: the module's own fields, such as norm="batch".
 
     Raises:
-      UserError: the name, or an option, is unknown.
+      UserError: the name, or an option, is unknown; an option is not of its type; there is no module of that name.
     """
     constructor = resolve("model", name, MODELS)
-    known = dict(inspect.signature(constructor).parameters)
+    no_network = UserError(f"model {name!r} is no network: name a Linen module that has the field num_classes")
+    try:
+        known = dict(inspect.signature(constructor).parameters)
+    except (TypeError, ValueError) as error:  # it cannot be called, or is a function of C's
+        raise no_network from error
     for fixed in constructor.keywords if isinstance(constructor, partial) else ():
         del known[fixed]
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
-    for option in options:
+    if "num_classes" not in known and not takes_any:
+        raise no_network
+    for option, value in options.items():
         if option not in known and not takes_any:
             raise unknown_name(f"option of {name}", option, known.keys() - {"num_classes", "parent", "name"})
+        if option in known and not _is_a(value, known[option].annotation):
+            kind = inspect.formatannotation(known[option].annotation)
+            raise UserError(f"model.{option}={value!r} is not allowed: {name} takes {kind}")
     # A small network from outside need not have the fields for data types.
     dtypes = {"dtype": dtype, "param_dtype": param_dtype}
     given = {key: value for key, value in dtypes.items() if value is not None and (key in known or takes_any)}
-    return constructor(num_classes=num_classes, **given, **options)
+    model = constructor(num_classes=num_classes, **given, **options)
+    if not isinstance(model, nn.Module):
+        raise no_network
+    return model
+
+
+def _is_a(value: Any, annotation: Any) -> bool:
+    """Whether an option has the type that its network's field is annotated with; what says nothing here, fits."""
+    if get_origin(annotation) in (Union, UnionType):
+        return any(_is_a(value, kind) for kind in get_args(annotation))
+    if get_origin(annotation) is tuple and get_args(annotation)[1:] == (...,):
+        return isinstance(value, tuple) and all(_is_a(item, get_args(annotation)[0]) for item in value)
+    if annotation in (int, float) and isinstance(value, bool):
+        return False
+    if annotation is float:
+        return isinstance(value, int | float)
+    return not isinstance(annotation, type) or isinstance(value, annotation)

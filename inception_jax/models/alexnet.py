@@ -17,6 +17,7 @@ from inception_jax.models.layers import (
     check_choice,
     check_image_size,
     classify,
+    dropout,
     initializer_name,
 )
 
@@ -92,7 +93,7 @@ class AlexNet(nn.Module):
         if self.classifier == "paper":
             x = ops.adaptive_avg_pool(x, (6, 6)).reshape(x.shape[0], -1)
             for name in ("fc6", "fc7"):
-                x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+                x = dropout(x, self.dropout_rate, train=train)
                 dense = nn.Dense(
                     4096,
                     dtype=self.dtype,

@@ -19,6 +19,7 @@ from inception_jax.models.layers import (
     at_least_float32,
     check_choice,
     classify,
+    dropout,
     initializer_name,
 )
 
@@ -59,7 +60,8 @@ class InceptionModule(nn.Module):
       table: the module's row of Table 1.
       reductions: 1x1 convolutions before the 3x3 and 5x5 ones. Without them, the naive module (figure 2a), except that
         the pool's projection stays: with it gone as well, the depth would grow by its input's at every module.
-      kernel_5x5: side of the third branch's kernel: 5, or 3 as torchvision has it.
+      kernel_3x3: side of the second branch's kernel: 3, or 1 as in a tutorial (see `configs/studies`).
+      kernel_5x5: side of the third branch's kernel: 5, or 3 as torchvision has it, or 1.
       residual: "none"; "identity" adds the input where it has the output's shape; "projection" adds it everywhere,
         through a 1x1 convolution without activation where the shapes differ (He et al. 2016, option B). The input is
         added to the concatenated, activated branches.
@@ -67,6 +69,7 @@ class InceptionModule(nn.Module):
 
     table: Inception
     reductions: bool = True
+    kernel_3x3: int = 3
     kernel_5x5: int = 5
     residual: str = "none"
     norm: str = "batch"
@@ -86,7 +89,7 @@ class InceptionModule(nn.Module):
             dtype=self.dtype,
             param_dtype=self.param_dtype,
         )
-        table, side = self.table, self.kernel_5x5
+        table, side_3x3, side_5x5 = self.table, self.kernel_3x3, self.kernel_5x5
         if self.reductions:
             siblings = [
                 conv(table.conv_1x1, name="conv_1x1"),
@@ -96,8 +99,8 @@ class InceptionModule(nn.Module):
             branch_1x1, branch_3x3, branch_5x5 = apply_siblings(siblings, x, train)
         else:
             branch_1x1, branch_3x3, branch_5x5 = conv(table.conv_1x1, name="conv_1x1")(x, train), x, x
-        branch_3x3 = conv(table.conv_3x3, (3, 3), name="conv_3x3")(branch_3x3, train)
-        branch_5x5 = conv(table.conv_5x5, (side, side), name="conv_5x5")(branch_5x5, train)
+        branch_3x3 = conv(table.conv_3x3, (side_3x3, side_3x3), name="conv_3x3")(branch_3x3, train)
+        branch_5x5 = conv(table.conv_5x5, (side_5x5, side_5x5), name="conv_5x5")(branch_5x5, train)
         branch_pool = ops.max_pool(x, (3, 3), (1, 1), ((1, 1), (1, 1)))
         branch_pool = conv(table.pool_proj, name="pool_proj")(branch_pool, train)
         y = jnp.concatenate([branch_1x1, branch_3x3, branch_5x5, branch_pool], axis=-1)
@@ -152,7 +155,7 @@ class AuxHead(nn.Module):
             nn.Dense, dtype=self.dtype, param_dtype=self.param_dtype, kernel_init=INITIALIZERS[self.initializer]
         )
         x = nn.relu(dense(1024, name="fc1")(x.reshape(x.shape[0], -1)))
-        x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+        x = dropout(x, self.dropout_rate, train=train)
         return dense(self.num_classes, name="fc2")(x)
 
 
@@ -167,7 +170,10 @@ class GoogLeNet(nn.Module):
         2015), which then has no bias; "none".
       norm_epsilon: of batch norm: 1e-3 as torchvision.
       reductions: False: the naive modules, see InceptionModule.
-      kernel_5x5: side of the third branch's kernels: 5, or 3 as torchvision.
+      kernel_3x3: side of the second branch's kernels: 3 or 1.
+      kernel_5x5: side of the third branch's kernels: 5, or 3 as torchvision, or 1.
+      pool_padding: of the max pools that halve the map: "ceil", windows reach past the end as in Caffe and PyTorch's
+        ceil mode, or "valid", they do not.
       pool_4: side of the last max pool's window: 3 as Table 1, or 2 as torchvision. None: 2 beside 3x3 kernels, so that
         `kernel_5x5=3` alone is torchvision's network, else 3.
       aux_heads: two auxiliary classifiers, behind inception_4a and inception_4d.
@@ -185,7 +191,9 @@ class GoogLeNet(nn.Module):
     norm: str = "batch"
     norm_epsilon: float = 1e-3
     reductions: bool = True
+    kernel_3x3: int = 3
     kernel_5x5: int = 5
+    pool_padding: str = "ceil"
     pool_4: int | None = None
     aux_heads: bool = False
     aux_pool: str = "adaptive"
@@ -216,7 +224,10 @@ class GoogLeNet(nn.Module):
         Raises:
           UserError: an option has a value that is not allowed, or the maps are too small for aux_pool="paper".
         """
-        check_choice("kernel_5x5", self.kernel_5x5, (3, 5))
+        check_choice("kernel_3x3", self.kernel_3x3, (1, 3))
+        check_choice("kernel_5x5", self.kernel_5x5, (1, 3, 5))
+        check_choice("pool_padding", self.pool_padding, ("ceil", "valid"))
+        check_choice("pool_4", self.pool_4, (None, 2, 3))
         check_choice("aux_pool", self.aux_pool, ("adaptive", "paper"))
         check_choice("residual", self.residual, ("none", "identity", "projection"))
         common = {
@@ -231,6 +242,7 @@ class GoogLeNet(nn.Module):
         module = partial(
             InceptionModule,
             reductions=self.reductions,
+            kernel_3x3=self.kernel_3x3,
             kernel_5x5=self.kernel_5x5,
             residual=self.residual,
             **common,
@@ -238,7 +250,7 @@ class GoogLeNet(nn.Module):
         aux = {}
         x = self._stem(images, train, partial(ConvUnit, **common))
         for name, row in TABLE_1.items():
-            x = _halve(x, name, windows[name]) if isinstance(row, str) else module(row, name=name)(x, train)
+            x = self._halve(x, name, windows[name]) if isinstance(row, str) else module(row, name=name)(x, train)
             if self.aux_heads and name in AUX_HEADS:
                 head = AuxHead(self.num_classes, self.aux_pool, self.aux_dropout_rate, name=AUX_HEADS[name], **common)
                 aux[AUX_HEADS[name]] = at_least_float32(head(x, train))
@@ -263,14 +275,13 @@ class GoogLeNet(nn.Module):
             x = conv(64, (7, 7), (2, 2), ((3, 3), (3, 3)), name="conv1")(x, train)
         else:
             x = conv(64, (3, 3), name="conv1")(x, train)
-        x = local_response_norm(_halve(x, "pool_1"))
+        x = local_response_norm(self._halve(x, "pool_1"))
         x = conv(64, name="conv2")(x, train)
         x = local_response_norm(conv(192, (3, 3), name="conv3")(x, train))
-        return _halve(x, "pool_2")
+        return self._halve(x, "pool_2")
 
-
-def _halve(x: jax.Array, name: str, side: int = 3) -> jax.Array:
-    # Windows may reach past the end, as in Caffe and PyTorch's ceil mode; SAME differs at odd maps. On maps smaller
-    # than the window, which Table 1 has no need of, the window is the map.
-    window = (min(side, x.shape[1]), min(side, x.shape[2]))
-    return MaxPool(window, ceil_mode=True, name=name)(x)
+    def _halve(self, x: jax.Array, name: str, side: int = 3) -> jax.Array:
+        # SAME would differ at odd maps. On maps smaller than the window, which Table 1 has no need of, the window is
+        # the map.
+        window = (min(side, x.shape[1]), min(side, x.shape[2]))
+        return MaxPool(window, ceil_mode=self.pool_padding == "ceil", name=name)(x)

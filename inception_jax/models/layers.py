@@ -76,6 +76,12 @@ def check_image_size(images: jax.Array, smallest: int) -> None:
         )
 
 
+def check_norm_epsilon(epsilon: float) -> None:
+    """Raises UserError for an epsilon of batch norm with which even maps become NaN, or all maps 0."""
+    if not 1e-12 <= epsilon <= 1:
+        raise UserError(f"norm_epsilon={epsilon} is not allowed: it must be from 1e-12 to 1")
+
+
 class ConvUnit(nn.Module):
     """Convolution, batch norm where wanted, ReLU: the unit of every network here.
 
@@ -86,6 +92,7 @@ class ConvUnit(nn.Module):
     Attributes:
       use_bias: None: where no batch norm follows.
       norm: "batch" for batch norm; "lrn" and "none" for a bias instead (local response norm is no part of the unit).
+      zero_init: whether batch norm's scales start at 0 rather than 1, and so the unit's outputs.
       dtype: of the computation; None: that of the inputs and parameters.
     """
 
@@ -98,6 +105,7 @@ class ConvUnit(nn.Module):
     activation: Callable[[jax.Array], jax.Array] | None = nn.relu
     initializer: str = "he_normal"
     norm_epsilon: float = 1e-3
+    zero_init: bool = False
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
@@ -110,6 +118,7 @@ class ConvUnit(nn.Module):
         """
         check_choice("norm", self.norm, NORMS)
         check_choice("initializer", self.initializer, tuple(INITIALIZERS))
+        check_norm_epsilon(self.norm_epsilon)
         batch_norm = self.norm == "batch"
         padding = self.padding
         if padding is None:
@@ -136,6 +145,7 @@ class ConvUnit(nn.Module):
                 epsilon=self.norm_epsilon,
                 dtype=self.dtype,
                 param_dtype=self.param_dtype,
+                scale_init=nn.initializers.zeros if self.zero_init else nn.initializers.ones,
                 name="norm",
             )(x)
         return self.activation(x) if self.activation else x
@@ -174,6 +184,17 @@ class GlobalAvgPool(nn.Module):
         return x.mean(axis=(1, 2))
 
 
+def dropout(x: jax.Array, rate: float, *, train: bool) -> jax.Array:
+    """Dropout as a step of a network's compact `__call__`.
+
+    Raises:
+      UserError: the rate is no probability.
+    """
+    if not 0 <= rate <= 1:
+        raise UserError(f"dropout_rate={rate} is not allowed: it must be from 0 to 1")
+    return nn.Dropout(rate, deterministic=not train)(x)
+
+
 def classify(
     x: jax.Array,
     num_classes: int,
@@ -191,7 +212,7 @@ def classify(
     """
     if x.ndim == 4:
         x = GlobalAvgPool(name="avg_pool")(x)
-    x = nn.Dropout(dropout_rate, deterministic=not train)(x)
+    x = dropout(x, dropout_rate, train=train)
     dense = nn.Dense(
         num_classes, dtype=dtype, param_dtype=param_dtype, kernel_init=INITIALIZERS[initializer], name="fc"
     )

@@ -30,6 +30,7 @@ class ResidualBlock(nn.Module):
       block: "basic", two 3x3 convolutions; "bottleneck", 1x1, 3x3 and 1x1, the last with four times the features.
       features: of the 3x3 convolutions.
       stride: of the block, taken by its first 3x3 convolution and by the projection.
+      zero_init: whether the last batch norm's scales start at 0, and so the block as its shortcut alone.
     """
 
     block: str
@@ -37,6 +38,7 @@ class ResidualBlock(nn.Module):
     stride: int = 1
     norm: str = "batch"
     norm_epsilon: float = 1e-5
+    zero_init: bool = False
     initializer: str = "he_normal"
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
@@ -55,11 +57,11 @@ class ResidualBlock(nn.Module):
         features, strides = self.features, (self.stride, self.stride)
         if self.block == "basic":
             y = conv(features, (3, 3), strides, name="conv1")(x, train)
-            y = conv(features, (3, 3), activation=None, name="conv2")(y, train)
+            y = conv(features, (3, 3), activation=None, zero_init=self.zero_init, name="conv2")(y, train)
         else:
             y = conv(features, name="conv1")(x, train)
             y = conv(features, (3, 3), strides, name="conv2")(y, train)
-            y = conv(4 * features, activation=None, name="conv3")(y, train)
+            y = conv(4 * features, activation=None, zero_init=self.zero_init, name="conv3")(y, train)
         if x.shape != y.shape:
             x = conv(y.shape[-1], strides=strides, activation=None, name="projection")(x, train)
         return nn.relu(y + x)
@@ -82,6 +84,9 @@ class ResNet(nn.Module):
         keeps it, the usual choice for CIFAR.
       norm: "batch"; "none" is what folding its batch norm leaves.
       norm_epsilon: of batch norm: 1e-5 as torchvision.
+      zero_init_residual: whether every block starts as its shortcut alone, the scales of its last batch norm at 0, so
+        that a deep network starts to learn as fast as a shallow one (Goyal et al. 2017, "Accurate, large minibatch
+        SGD", section 5.1). torchvision's default is False too, timm's (`zero_init_last`) is True.
       dropout_rate: before the classifier; neither the paper nor torchvision has any.
       initializer: a name from layers.INITIALIZERS, or "paper", which is "he_normal".
       dtype: of the computation; None: that of the inputs and parameters.
@@ -93,6 +98,7 @@ class ResNet(nn.Module):
     stem: str = "imagenet"
     norm: str = "batch"
     norm_epsilon: float = 1e-5
+    zero_init_residual: bool = False
     dropout_rate: float = 0.0
     initializer: str = "he_normal"
     dtype: Dtype | None = None
@@ -129,6 +135,7 @@ class ResNet(nn.Module):
             for index in range(1, size + 1):
                 stride = 2 if stage > 1 and index == 1 else 1
                 name = f"stage{stage}_block{index}"
-                x = ResidualBlock(self.block, 64 * 2 ** (stage - 1), stride, name=name, **norm, **common)(x, train)
+                block = partial(ResidualBlock, self.block, 64 * 2 ** (stage - 1), stride, **norm, **common)
+                x = block(zero_init=self.zero_init_residual, name=name)(x, train)
         logits = classify(x, self.num_classes, train=train, dropout_rate=self.dropout_rate, **common)
         return Outputs(logits)

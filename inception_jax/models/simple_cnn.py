@@ -6,6 +6,7 @@ import jax
 from flax import linen as nn
 from jax import numpy as jnp
 
+from inception_jax.errors import UserError
 from inception_jax.models.layers import (
     ConvUnit,
     Dtype,
@@ -48,6 +49,10 @@ class SimpleCNN(nn.Module):
     def __call__(self, images: jax.Array, *, train: bool) -> Outputs:
         """Images (batch, height, width, channels), normalised, to Outputs."""
         check_image_size(images, self.min_image_size)
+        if not self.stage_features or min(self.stage_features) < 1:
+            raise UserError(
+                f"stage_features={self.stage_features} is not allowed: it must be numbers of filters from 1"
+            )
         initializer = initializer_name(self.initializer, "glorot_uniform")
         x = images
         for stage, features in enumerate(self.stage_features, start=1):

@@ -16,6 +16,7 @@ from inception_jax.models.layers import (
     MaxPool,
     Outputs,
     check_image_size,
+    check_norm_epsilon,
     classify,
     initializer_name,
 )
@@ -93,6 +94,7 @@ class TinyVGG(nn.Module):
           UserError: an option has a value that is not allowed, or the images are too small.
         """
         check_image_size(images, self.min_image_size)
+        check_norm_epsilon(self.norm_epsilon)
         table = self.configuration
         initializer = initializer_name(self.initializer, table.initializer)
         common = {"dtype": self.dtype, "param_dtype": self.param_dtype}

@@ -17,6 +17,7 @@ from inception_jax.models.layers import (
     check_choice,
     check_image_size,
     classify,
+    dropout,
     initializer_name,
 )
 
@@ -44,6 +45,7 @@ class VGG(nn.Module):
       norm_epsilon: of batch norm: 1e-5 as torchvision.
       classifier: "paper", three dense layers on 7x7 maps, to which maps of other sizes are averaged or spread, as
         torchvision; "mean", one on the mean over the map, the usual choice for 32 and 64 pixels.
+      hidden_features: of `fc6` and `fc7`, which the classifier "paper" has.
       dropout_rate: before every dense layer but `fc6`.
       initializer: a name from layers.INITIALIZERS, or "paper", which is "normal": a deviation of 0.01, as in what was
         made of the paper, where 0.01 is the variance.
@@ -55,6 +57,7 @@ class VGG(nn.Module):
     norm: str = "none"
     norm_epsilon: float = 1e-5
     classifier: str = "paper"
+    hidden_features: int = 4096
     dropout_rate: float = 0.5
     initializer: str = "he_normal"
     dtype: Dtype | None = None
@@ -93,14 +96,14 @@ class VGG(nn.Module):
         if self.classifier == "paper":
             dense = partial(
                 nn.Dense,
-                4096,
+                self.hidden_features,
                 dtype=self.dtype,
                 param_dtype=self.param_dtype,
                 kernel_init=INITIALIZERS[initializer],
             )
             x = ops.adaptive_avg_pool(x, (7, 7)).reshape(x.shape[0], -1)
             x = nn.relu(dense(name="fc6")(x))
-            x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+            x = dropout(x, self.dropout_rate, train=train)
             x = nn.relu(dense(name="fc7")(x))
         logits = classify(x, self.num_classes, train=train, dropout_rate=self.dropout_rate, **common)
         return Outputs(logits)

@@ -43,6 +43,13 @@ def test_googlenet_has_exactly_the_published_parameters(parameters, options):
     assert set(outputs.aux) == ({"aux1", "aux2"} if options.get("aux_heads") else set())
 
 
+@pytest.mark.parametrize(("aux_heads", "parameters"), [(True, 5_269_326), (False, 2_754_106)])
+def test_a_tutorials_1x1_kernels_and_unpadded_pools_have_its_parameters(aux_heads, parameters):
+    options = {"kernel_3x3": 1, "kernel_5x5": 1, "pool_padding": "valid", "norm": "none", "aux_pool": "paper"}
+    _, variables = shapes("googlenet", num_classes=10, aux_heads=aux_heads, **options)
+    assert count(variables) == parameters
+
+
 def test_table_1_reads_like_the_paper():
     """The outputs of Table 1's column "output size", and the paper's own count of weights of a module."""
     outputs = {
@@ -131,7 +138,8 @@ def test_the_papers_aux_pool_is_4x4_on_14x14_maps_and_refuses_small_ones():
     ("options", "message"),
     [
         ({"norm": "bach"}, "unknown norm 'bach'. Did you mean 'batch'?"),
-        ({"kernel_5x5": 7}, "kernel_5x5=7 is not allowed: choose one of 3, 5"),
+        ({"kernel_5x5": 7}, "kernel_5x5=7 is not allowed: choose one of"),
+        ({"kernel_3x3": 5}, "kernel_3x3=5 is not allowed: choose one of 1, 3"),
         ({"stem": "tiny"}, "unknown stem 'tiny'"),
         ({"residual": "identiti"}, "Did you mean 'identity'?"),
         ({"nrom": "batch"}, "unknown option of googlenet 'nrom'. Did you mean 'norm'?"),

@@ -1,0 +1,86 @@
+"""A confusion matrix as a picture or a table."""
+
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from inception_jax.errors import UserError, WriteError
+
+PICTURES = (".png", ".pdf", ".svg")
+COUNTED = 20  # classes: with more, there is no room for counts in the cells
+LABELLED = 250  # classes: of more, some are left without a name
+LONGEST_NAME = 28  # letters; the rest is cut off
+DPI = 120
+
+
+def confusion_chart(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
+    """True classes from top to bottom, predicted ones from left to right; the darker, the larger the share of its row.
+
+    It grows with the number of classes, so that their names can be read; up to twenty have their counts in the cells.
+
+    Args:
+      matrix: how many examples of class i (row) were predicted as class j (column), `(classes, classes)`.
+    """
+    number = len(class_names)
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    few = number <= COUNTED
+    cell, size = (0.5, 9) if few else (0.125, 6)  # inches, points
+    side = max(3.0, cell * min(number, LABELLED))
+    names = [_label(name) for name in class_names]
+    every = range(0, number, math.ceil(number / LABELLED))
+    figure = Figure(figsize=(side + 2.5, side + 2), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    # The root shows confusions of one in a hundred as a tenth of the full colour.
+    norm = PowerNorm(0.5, 0, 1)
+    picture = axes.imshow(shares, cmap="Blues", norm=norm, interpolation="nearest")
+    axes.set_xticks(every, [names[label] for label in every], rotation=90, fontsize=size)
+    axes.set_yticks(every, [names[label] for label in every], fontsize=size)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    if few:
+        for row, column in np.argwhere(matrix):
+            color = "white" if shares[row, column] > 0.4 else "black"
+            text = f"{matrix[row, column]:,}"
+            axes.text(column, row, text, ha="center", va="center", fontsize=size - 1, color=color)
+    bar = figure.colorbar(picture, shrink=min(1.0, 6 / side), aspect=30, ticks=(0, 0.01, 0.1, 0.25, 0.5, 1))
+    bar.ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    bar.set_label("share of the true class")
+    return figure
+
+
+def save_confusion(matrix: np.ndarray, class_names: Sequence[str], path: str | Path) -> None:
+    """Writes a confusion matrix: as a picture (.png, .pdf or .svg), or its counts (.csv), a row for each true class.
+
+    Raises:
+      UserError: the suffix is another one.
+      WriteError: the file cannot be written.
+    """
+    path = Path(path)
+    check_suffix(path)
+    try:
+        if path.suffix.lower() in PICTURES:
+            confusion_chart(matrix, class_names).savefig(path)
+            return
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["true class", *class_names])
+            writer.writerows([name, *row] for name, row in zip(class_names, matrix.tolist(), strict=True))
+    except OSError as error:
+        raise WriteError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def check_suffix(path: Path) -> None:
+    """Raises a UserError where `save_confusion` would not know what to write."""
+    if path.suffix.lower() not in (".csv", *PICTURES):
+        raise UserError(f"{path} is not allowed for a confusion matrix: it must end in .csv, {', '.join(PICTURES)}")
+
+
+def _label(name: str) -> str:
+    """A name as Matplotlib draws it: no formula."""
+    return (name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…").replace("$", r"\$")
