@@ -100,7 +100,8 @@ def load(
       archives, folder, classes, hold_out, split_seed: see `published`.
       splits: for each split wanted, its examples in TFDS's notation, e.g. {"train": "train[:90%]"}; "" is no split.
         "auto" is what is published; a validation split that is not is the last 10 % of the training split.
-      keep: "color" or "grayscale" leaves out the pictures that are stored without colours, or with them; or "all".
+      keep: "color" or "grayscale" leaves out the pictures that are stored without colours, or with them; or "all". The
+        splits are cut before: "train[:90%]" is those of the first 90 % of all pictures that are kept.
       on_error: "leave_out" leaves out, with a warning, pictures that cannot be decoded; or "error".
       image_size, channels, resize, fit, crop_share: what every image is converted to, see `images.Format`; image_size
         and channels None: as they are.
@@ -118,7 +119,7 @@ def load(
     make_format(channels or 3)  # what is not allowed is answered before anything is read
     source = _resolve(name)
     if not _is_encoded(source):
-        arrays: Any = source() if callable(source) else source
+        arrays: Any = _call(name, source) if callable(source) else source
         class_names, bases = _checked_arrays(name, arrays)
         own_channels = next(iter(bases.values()))[0].shape[-1]
         form = make_format(channels or own_channels) if channels or image_size else None
@@ -145,8 +146,12 @@ def load(
     rows = {base: _kept(part, keep) for base, part in found.bases.items()}
     if keep != "all" and not any(map(len, rows.values())):
         raise UserError(f"data set {name!r} has no picture to keep: keep={keep!r} leaves all of them out")
-    sizes = {base: len(kept) for base, kept in rows.items() if len(kept)}
-    ranges = split_notation.resolve_all(splits, sizes)
+    # Cut before any is left out: what one choice of `keep` trains on is in no other choice's validation split.
+    whole = {base: _kept(part, "all") for base, part in found.bases.items() if len(rows[base])}
+    ranges = {
+        split: _narrowed(split, parts, whole, rows, keep)
+        for split, parts in split_notation.resolve_all(splits, {base: len(of) for base, of in whole.items()}).items()
+    }
     _warn_of_shared_examples(ranges)
     _warn_of_duplicates(found, rows, ranges)
     streamed = _is_streamed(found, form, pipeline, memory_gib)
@@ -405,6 +410,24 @@ def _kept(base: Base, keep: str) -> np.ndarray:
     return base.order[wanted[base.order]]
 
 
+def _narrowed(
+    split: str,
+    parts: list[split_notation.Range],
+    whole: Mapping[str, np.ndarray],
+    rows: Mapping[str, np.ndarray],
+    keep: str,
+) -> list[split_notation.Range]:
+    """Ranges of the `whole` rows as ranges of the `rows` that are kept, which are some of them in the same order."""
+    kept = []
+    for base, start, stop in parts:
+        before = np.concatenate([[0], np.cumsum(np.isin(whole[base], rows[base]))])
+        if before[start] < before[stop]:
+            kept.append(split_notation.Range(base, int(before[start]), int(before[stop])))
+    if not kept:
+        raise UserError(f"the {split} split has no picture to keep: keep={keep!r} leaves all of them out")
+    return kept
+
+
 def _whole_format(found: Published, form: Format) -> Format:
     """The format with the pictures' own size where none was chosen and they have but one."""
     if form.image_size is not None:
@@ -500,6 +523,16 @@ def _resolve(name: str) -> Any:
         return registry.resolve("data set", name, DATASETS)
 
 
+def _call(name: str, source: Callable[..., Any]) -> Any:
+    try:
+        inspect.signature(source).bind()
+    except (TypeError, ValueError) as error:  # the latter where a function of C's says nothing of its arguments
+        raise UserError(
+            f"data set {name!r} must be a function that can be called without arguments: {error}"
+        ) from error
+    return source()
+
+
 def _is_builder(source: Any) -> bool:
     return isinstance(source, type) and issubclass(source, tfds.core.DatasetBuilder)
 
@@ -589,7 +622,8 @@ def _image_and_label(
 def _record_labels(records: RecordSource, key: str, path: Path) -> np.ndarray:
     """The labels of a split that TFDS wrote: int32 `(n,)`, kept in a file."""
     if path.is_file():
-        return np.load(path)
+        with resident.required(path):
+            return np.load(path, allow_pickle=False)
     chunks = range(0, len(records), DECODE_CHUNK)
     read = records.records.__getitems__  # several at a time, which is faster
     labels = np.array(

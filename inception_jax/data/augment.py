@@ -88,8 +88,12 @@ def augment(
 
 
 def pad_and_crop(key: PRNGKeyArray, images: Float[Array, "b h w c"], pixels: int) -> Float[Array, "b h w c"]:
-    """Pads every side with `pixels` zeros, then crops to the first size at a place drawn uniformly."""
+    """Pads every side with `pixels` zeros, then crops to the first size at a place drawn uniformly.
+
+    Raises UserError for so many that nothing of an image would be left.
+    """
     batch, *shape = images.shape
+    _check_pixels("pad_and_crop", pixels, images, min(shape[:2]) - 1)
     padded = jnp.pad(images, ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0)))
     corners = jax.random.randint(key, (batch, 2), 0, 2 * pixels + 1)
     return jax.vmap(lambda image, corner: jax.lax.dynamic_slice(image, (*corner, 0), shape))(padded, corners)
@@ -142,8 +146,8 @@ def draw_crops(
     full = jnp.array([full_height, full_width], dtype)
     # The fallback stands last and always fits, so that the first that fits is always there.
     fallback = jnp.array([
-        min(full_height, round(full_width / ratio[0])),
-        min(full_width, round(full_height * ratio[1])),
+        min(full_height, max(1, round(full_width / ratio[0]))),
+        min(full_width, max(1, round(full_height * ratio[1]))),
     ], dtype)  # fmt: skip
     sizes = jnp.concatenate([sizes, jnp.broadcast_to(fallback, (batch, 1, 2))], axis=1)
     chosen = jnp.argmax(jnp.all((sizes > 0) & (sizes <= full), axis=-1), axis=1)[:, None]
@@ -484,9 +488,11 @@ def apply_operations(
 def cutout(key: PRNGKeyArray, images: Float[Array, "b h w c"], size: int) -> Float[Array, "b h w c"]:
     """Zeroes a square of `size` pixels whose centre is uniform over the image (DeVries and Taylor 2017).
 
-    The part of the square that lies outside is lost. Zero is black here, before normalisation.
+    The part of the square that lies outside is lost. Zero is black here, before normalisation. Raises UserError for a
+    square that hides the whole image wherever it is.
     """
     batch, height, width, _ = images.shape
+    _check_pixels("cutout", size, images, 2 * max(height, width) - 2)
     row_key, column_key = jax.random.split(key)
     hidden_rows = _hidden(jax.random.randint(row_key, (batch, 1), 0, height), height, size)
     hidden_columns = _hidden(jax.random.randint(column_key, (batch, 1), 0, width), width, size)
@@ -693,6 +699,14 @@ def _per_channel(name: str, values: ArrayLike | Sequence[float] | None, images: 
             f"{name} has shape {array.shape}, but images have {channels} channels: give one number for each"
         )
     return array
+
+
+def _check_pixels(name: str, pixels: int, images: Array, most: int) -> None:
+    if not 0 <= pixels <= most:
+        _, height, width, _ = images.shape
+        raise UserError(
+            f"{name}={pixels} is not allowed for images of {height}x{width} pixels: it must be from 0 to {most}"
+        )
 
 
 def _wide(images: Array) -> jnp.dtype:

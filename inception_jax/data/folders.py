@@ -286,7 +286,8 @@ class Scan:
     def pictures(self, folder: Path | str) -> Iterator[str]:
         """The paths of the pictures below a folder, relative to the root; each folder once, for all links."""
         place = Path(folder).relative_to(self.root).as_posix()
-        return self._walk(folder, "" if place == "." else f"{place}/", {_identity(self.root)})
+        seen = set() if place == "." else {_identity(self.root)}
+        return self._walk(folder, "" if place == "." else f"{place}/", seen)
 
     def _walk(self, folder: Path | str, prefix: str, seen: set[tuple[int, int]]) -> Iterator[str]:
         identity = _identity(folder)

@@ -94,7 +94,9 @@ class RecordSource:
         return self.records[row][self.key]
 
     def name(self, row: int) -> str:
-        name = self.records[row].get("file_name")
+        name = None
+        with contextlib.suppress(Exception):  # whatever files that are gone or damaged make their reader raise
+            name = self.records[row].get("file_name")
         return name.decode() if isinstance(name, bytes) else name or f"{self.split}[{row}]"
 
     def __getstate__(self) -> dict[str, Any]:

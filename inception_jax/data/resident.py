@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from inception_jax.errors import UserError
+
 Arrays = tuple[np.ndarray, np.ndarray]  # images uint8 (n, h, w, c), labels int32 (n,)
 
 
@@ -68,13 +70,27 @@ class Split:
 
 
 def open_arrays(folder: Path) -> tuple[tuple[str, ...], dict[str, Arrays]]:
-    """The class names and the memory-mapped arrays per split that `write_arrays` wrote."""
-    index = json.loads((folder / "index.json").read_text())
-    arrays = {}
-    for split in index["splits"]:
-        images = np.load(folder / f"{split}_images.npy", mmap_mode="r")
-        arrays[split] = images, np.load(folder / f"{split}_labels.npy")
-    return tuple(index["class_names"]), arrays
+    """The class names and the memory-mapped arrays per split that `write_arrays` wrote.
+
+    Raises:
+      UserError: a file is missing or damaged, or holds a pickle, which is never read.
+    """
+    with required(folder):
+        index = json.loads((folder / "index.json").read_text())
+        arrays = {}
+        for split in index["splits"]:
+            images = np.load(folder / f"{split}_images.npy", mmap_mode="r", allow_pickle=False)
+            arrays[split] = images, np.load(folder / f"{split}_labels.npy", allow_pickle=False)
+        return tuple(index["class_names"]), arrays
+
+
+@contextlib.contextmanager
+def required(path: Path) -> Iterator[None]:
+    """Has a UserError say what to do where reading `path`, which is made again if it is not there, fails."""
+    try:
+        yield
+    except (OSError, ValueError, EOFError, LookupError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}): remove it, and it is made again") from error
 
 
 def write_arrays(folder: Path, class_names: tuple[str, ...], splits: Mapping[str, tuple[int, Iterator]]) -> None:

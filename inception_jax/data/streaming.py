@@ -16,7 +16,7 @@ import signal
 import struct
 import sys
 from collections.abc import Callable, Generator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import cache
 
 import numpy as np
@@ -30,6 +30,8 @@ from inception_jax.errors import UserError
 logger = logging.getLogger(__name__)
 
 CROP_ATTEMPTS = 10  # crops that are drawn before the central one is taken (torchvision)
+LOST_AT_ONCE = 3  # pictures: fewer, even if they are all of a small batch, may be lost by themselves
+DEATHS_IN_A_ROW = 3  # of worker processes, without a batch in between, after which no new ones are started
 PR_SET_PDEATHSIG = 1  # Linux's prctl: a signal for the child when its parent dies
 
 
@@ -162,29 +164,48 @@ class _LoadBatch:
     def __call__(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         positions = self.positions(step)
         images = np.empty((len(positions), *self.split.image_shape), np.uint8)
-        labels = np.empty(len(positions), np.int32)
+        labels = self.split.labels[positions]
         failed = np.full(len(positions), -1)
         for row, position in enumerate(positions):
+            try:
+                images[row] = self._decode(step, position)
+            except UserError as error:
+                if not self.split.leave_out:
+                    raise
+                failed[row] = position
+                self._require_few(positions, failed, error)
+        for row in np.flatnonzero(failed >= 0):
             # In place of one that cannot be read the next one is taken, whichever process meets it.
-            for candidate in range(position, position + len(self.split)):
+            for candidate in range(positions[row] + 1, positions[row] + 1 + len(self.split)):
                 candidate %= len(self.split)
                 try:
-                    images[row] = self.split.decode(candidate, self._crop(step, candidate))
-                    labels[row] = self.split.labels[candidate]
+                    images[row], labels[row] = self._decode(step, candidate), self.split.labels[candidate]
                     break
-                except UserError:
-                    if not self.split.leave_out:
-                        raise
-                    failed[row] = position
+                except UserError as error:
+                    last = error
             else:
-                raise UserError("none of the split's pictures can be decoded any more")
+                raise _lost("all pictures of the split", last)
         return images, labels, failed
+
+    @staticmethod
+    def _require_few(positions: np.ndarray, failed: np.ndarray, error: UserError) -> None:
+        """Nothing stands in for a folder that is gone: a batch then lacks more than a picture here and there."""
+        lost, wanted = len(np.unique(failed[failed >= 0])), len(np.unique(positions))
+        if lost >= LOST_AT_ONCE and 2 * lost > wanted:
+            raise _lost(f"more than half of the {wanted} pictures of a batch", error)
+
+    def _decode(self, step: int, position: int) -> np.ndarray:
+        return self.split.decode(position, self._crop(step, position))
 
     def _crop(self, step: int, position: int) -> Callable[[int, int], Box] | None:
         if self.crop is None:
             return None
         crop, epoch = self.crop, step // self.steps_per_epoch
         return lambda height, width: crop.draw(epoch, position, height, width)
+
+
+def _lost(what: str, error: UserError) -> UserError:
+    return UserError(f"{what} are lost: {error}. Bring them back; the same command then goes on")
 
 
 def batches(
@@ -209,29 +230,48 @@ def batches(
       could not be decoded any more and the next one of the split stands in its place.
 
     Raises:
-      UserError: that happened and the split does not leave such pictures out.
+      UserError: that happened and the split does not leave such pictures out; or it happened to more than half of a
+        batch (and to three pictures at least), so that a folder is gone; or workers die again and again.
     """
     load = _LoadBatch(split, positions, crop, steps_per_epoch)
-    if num_workers:
+    threads = os.cpu_count() or 1
+    run, ahead = (_run_in_worker, 2 * num_workers) if num_workers else (load, threads + 1)
+
+    def start() -> Executor:
+        if not num_workers:
+            return ThreadPoolExecutor(threads, thread_name_prefix="batch")
         # Spawned: a fork of a process in which JAX runs threads may hang.
-        pool: Executor = ProcessPoolExecutor(
+        return ProcessPoolExecutor(
             num_workers,
             mp_context=multiprocessing.get_context("spawn"),
             initializer=_start_worker,
             initargs=(load, os.getpid()),
         )
-        run, ahead = _run_in_worker, 2 * num_workers
-    else:
-        threads = os.cpu_count() or 1
-        pool = ThreadPoolExecutor(threads, thread_name_prefix="batch")
-        run, ahead = load, threads + 1
+
     told = set()
     due: collections.deque[Future] = collections.deque()
+    pool, deaths, step = start(), 0, first
     try:
-        for step in range(first, last):
-            while len(due) <= ahead and step + len(due) < last:
-                due.append(pool.submit(run, step + len(due)))
-            images, labels, failed = due.popleft().result()
+        while step < last:
+            try:
+                while len(due) <= ahead and step + len(due) < last:
+                    due.append(pool.submit(run, step + len(due)))
+                images, labels, failed = due[0].result()
+            except BrokenExecutor as error:
+                deaths += 1
+                usual = "too little memory or a small /dev/shm is the usual cause"
+                if deaths == DEATHS_IN_A_ROW:
+                    raise UserError(
+                        f"processes that decode pictures died {deaths} times without a batch: {usual}. "
+                        "Choose a smaller data.num_workers, or 0"
+                    ) from error
+                logger.warning("a process that decodes pictures died: %s. New ones go on", usual)
+                pool.shutdown(wait=True, cancel_futures=True)
+                due.clear()
+                pool = start()
+                continue
+            due.popleft()
+            deaths, step = 0, step + 1
             for position in set(failed[failed >= 0].tolist()) - told:
                 told.add(position)
                 name = split.sources[split.source_of[position]].name(int(split.rows[position]))

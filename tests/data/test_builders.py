@@ -246,13 +246,13 @@ def test_cifar10_is_found_unpacked(small_cifar10, tmp_path):
     assert prepared_labels("cifar10", tmp_path, None, "test") == [5, 4]
 
 
-def pack(folder, path, prefix="cifar-10-batches-bin/"):
-    with tarfile.open(path, "w:gz") as archive:
+def pack(folder, path, prefix="cifar-10-batches-bin/", mode="w:gz"):
+    with tarfile.open(path, mode) as archive:
         for file in sorted(folder.iterdir()):
             archive.add(file, prefix + file.name)
 
 
-@pytest.mark.parametrize("prefix", ["cifar-10-batches-bin/", "", "../../outside/"])
+@pytest.mark.parametrize("prefix", ["cifar-10-batches-bin/", "", "../../outside/", "/"])
 def test_cifar10_is_read_from_its_archive_without_unpacking_it(prefix, small_cifar10, tmp_path):
     folder = tmp_path / "archives"
     folder.mkdir()
@@ -261,6 +261,22 @@ def test_cifar10_is_read_from_its_archive_without_unpacking_it(prefix, small_cif
     assert prepared_labels("cifar10", tmp_path, folder) == [0, 9, 1, 8, 2, 7, 3, 6, 4, 5]
     assert not list(tmp_path.rglob("*.bin"))
     assert not list(tmp_path.parent.parent.glob("outside"))
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
+def test_links_and_devices_in_an_archive_are_not_followed(kind, small_cifar10, tmp_path):
+    folder, outside = tmp_path / "archives", tmp_path / "outside.bin"
+    folder.mkdir()
+    (small_cifar10 / "data_batch_3.bin").rename(outside)
+    pack(small_cifar10, folder / "cifar-10-binary.tar", mode="w")
+    with tarfile.open(folder / "cifar-10-binary.tar", "a") as archive:
+        member = tarfile.TarInfo(str(small_cifar10 / "data_batch_3.bin"))
+        member.type, member.linkname = kind, str(outside)
+        archive.addfile(member)
+    (folder / "cifar-10-binary.tar").rename(folder / "cifar-10-binary.tar.gz")
+    with pytest.raises(UserError, match=r"lacks data_batch_3\.bin"):
+        data.prepare("cifar10", directory=tmp_path / "data", archives=folder)
+    assert not (small_cifar10 / "data_batch_3.bin").exists()
 
 
 def test_cifar10_archives_that_are_not_whole(small_cifar10, tmp_path):

@@ -98,6 +98,28 @@ def test_grayscale_or_color_alone(keep, remainders, pipeline, load):
     assert kept == [number for number in order if number in kept]  # leaving out does not shuffle
 
 
+@pytest.mark.parametrize("pipeline", ["memory", "streaming"])
+def test_every_choice_of_pictures_is_cut_at_the_same_place(load, pipeline):
+    """Else a network for grayscale pictures would be evaluated beside others on some that it was trained on."""
+    splits = {"train": "train[:70%]", "validation": "train[70%:]", "test": "train[:5]+train[35:]"}
+    whole, *others = (
+        load(keep=keep, pipeline=pipeline, image_size=8, hold_out=0, splits=splits)
+        for keep in ("all", "color", "grayscale")
+    )
+    for split, part in whole.splits.items():
+        colors, grays = (numbers(other.splits[split]) for other in others)
+        assert [number for number in numbers(part) if number % 5] == colors
+        assert [number for number in numbers(part) if not number % 5] == grays
+
+
+def test_a_split_with_nothing_to_keep(load):
+    order = numbers(load(splits={"train": "train"}, hold_out=0).splits["train"])
+    color = next(position for position, number in enumerate(order) if number % 5)
+    splits = {"train": "train", "validation": f"train[{color}:{color + 1}]"}
+    with pytest.raises(UserError, match="the validation split has no picture to keep: keep='grayscale'"):
+        load(keep="grayscale", hold_out=0, splits=splits)
+
+
 def test_keeping_nothing(load, folder):
     for path in folder.rglob("*.png"):
         Image.open(path).convert("RGB").save(path)

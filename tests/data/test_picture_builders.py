@@ -4,6 +4,7 @@ import collections
 import hashlib
 import io
 import shutil
+import stat
 import zipfile
 
 import numpy as np
@@ -82,7 +83,8 @@ def test_tiny_imagenet_is_read_in_any_layout(layout, tiny, tmp_path, monkeypatch
     given.mkdir()
     if layout == "the archive":
         inside = {f"tiny-imagenet-200/{name}": content for name, content in tiny.items()}
-        pack({"../../outside.txt": b"", **inside}, given / "tiny-imagenet-200.zip", tiny_imagenet, monkeypatch)
+        outside = {"../../outside.txt": b"", f"{tmp_path}/outside.txt": b""}
+        pack({**outside, **inside}, given / "tiny-imagenet-200.zip", tiny_imagenet, monkeypatch)
     else:
         write(given / "tiny-imagenet-200", tiny)
     archives = given / "tiny-imagenet-200" if layout == "the folder" else given
@@ -162,6 +164,19 @@ def test_an_archive_of_pictures_that_is_not_the_published_one(tiny, tmp_path, mo
     # Even if the digest were right, the archive's own check would tell.
     monkeypatch.setattr(tiny_imagenet, "PACKED", Content(len(flipped), hashlib.sha256(flipped).hexdigest()))
     refused("val_4.JPEG in .*tiny-imagenet-200.zip cannot be read .Bad CRC-32")
+
+
+def test_a_link_in_an_archive_of_pictures_is_not_followed(tiny, tmp_path, monkeypatch):
+    path, outside = tmp_path / "given" / "tiny-imagenet-200.zip", tmp_path / "outside.JPEG"
+    path.parent.mkdir()
+    outside.write_bytes(tiny["val/images/val_4.JPEG"])
+    files = {f"tiny-imagenet-200/{name}": content for name, content in tiny.items()}
+    link = zipfile.ZipInfo("tiny-imagenet-200/val/images/val_4.JPEG")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    del files[link.filename]
+    pack({**files, link: str(outside)}, path, tiny_imagenet, monkeypatch)
+    with pytest.raises(UserError, match=r"val_4\.JPEG in .*zip cannot be decoded .it is no picture"):
+        data.prepare("tiny_imagenet", directory=tmp_path / "data", archives=path.parent)
 
 
 @pytest.fixture

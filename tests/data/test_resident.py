@@ -1,6 +1,7 @@
 """Splits, evaluation batches, statistics and the folder of decoded arrays, against plain NumPy."""
 
 import multiprocessing
+import pickle
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from inception_jax.data import dataset, resident
 from inception_jax.data.dataset import Dataset, eval_batches
 from inception_jax.data.resident import Split
+from inception_jax.errors import UserError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (23, 4, 5, 3), np.uint8)
 LABELS = np.arange(23, dtype=np.int32) % 7
@@ -130,3 +132,28 @@ def test_two_processes_may_write_the_same_folder(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["arrays"]
     images, _ = resident.open_arrays(tmp_path / "arrays")[1]["train"]
     assert len(np.unique(images)) == 1
+
+
+class Attack:
+    """What it unpickles to writes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_arrays_that_are_damaged_are_named_and_pickles_never_read(tmp_path):
+    for name, damage in {
+        "images": lambda path: path.write_bytes(path.read_bytes()[:500]),
+        "labels": lambda path: path.write_bytes(b""),
+        "pickled images": lambda path: np.save(path, np.array([Attack(tmp_path / "attacked")] * 23)),
+        "pickled labels": lambda path: path.write_bytes(pickle.dumps(Attack(tmp_path / "attacked"))),
+    }.items():
+        folder = tmp_path / name
+        _write(folder, 1)
+        damage(folder / f"train_{name.split()[-1]}.npy")
+        with pytest.raises(UserError, match=rf"{name} is damaged \(.*\): remove it, and it is made again"):
+            resident.open_arrays(folder)
+    assert not (tmp_path / "attacked").exists()

@@ -2,7 +2,9 @@
 
 import dataclasses
 import logging
+import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -166,6 +168,84 @@ def test_a_picture_that_is_gone_is_left_out_wherever_it_is_met(folder, tmp_path,
         list(train_batches(strict, positions(split), 0, 10))
     with pytest.raises(UserError, match="could be decoded before"):
         list(train_batches(strict, positions(split), 0, 10, num_workers=1))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("leave_out", [True, False])
+def test_a_folder_that_is_gone_is_an_error(folder, tmp_path, num_workers, leave_out):
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    load = partial(data.load, "image_folder", directory=tmp_path, folder=copy, image_size=16, pipeline="streaming")
+    split = dataclasses.replace(load().splits["train"], leave_out=leave_out)
+    batches = train_batches(split, positions(split), 0, 1000, num_workers=num_workers)
+    next(batches)
+    copy.rename(tmp_path / "elsewhere")  # maybe in the middle of a batch
+    with pytest.raises(UserError, match="could be decoded before, but not now: No such file or directory") as error:
+        list(batches)
+    if leave_out:
+        assert str(error.value).endswith(". Bring them back; the same command then goes on")
+        with pytest.raises(UserError, match="more than half of the 8 pictures"):
+            list(eval_batches(split, 8))
+
+
+def test_a_class_that_is_gone_is_left_out_while_most_pictures_of_a_batch_are_there(folder, tmp_path, caplog):
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    load = partial(data.load, "image_folder", directory=tmp_path, folder=copy, image_size=16, pipeline="streaming")
+    split = load(splits={"train": "train"}, hold_out=0).splits["train"]
+    cats, dogs = (np.flatnonzero(split.labels == label) for label in (0, 1))
+    shutil.rmtree(copy / "dog")
+    with caplog.at_level(logging.WARNING):
+        for _, labels in train_batches(split, lambda step: np.append(cats[:3], dogs[0]), 0, 2):
+            np.testing.assert_array_equal(labels, [0, 0, 0, 0])
+        list(train_batches(split, lambda step: dogs[:2], 0, 1))  # all of a small batch
+    names = [split.sources[0].name(int(split.rows[position])) for position in dogs[:2]]
+    assert set(caplog.messages) >= {f"{name} cannot be decoded any more: left out" for name in names}
+    with pytest.raises(UserError, match="more than half of the 4 pictures of a batch are lost: dog/"):
+        list(train_batches(split, lambda step: np.append(cats[0], dogs[:3]), 0, 1))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("leave_out", [True, False])
+def test_prepared_records_that_are_gone_are_an_error(digits, tmp_path, num_workers, leave_out):
+    copy = tmp_path / "data"
+    shutil.copytree(digits, copy)
+    split = data.load("digits", directory=copy, pipeline="streaming").splits["train"]
+    split = dataclasses.replace(split, leave_out=leave_out)
+    shutil.rmtree(copy)
+    with pytest.raises(UserError, match=r"train\[\d+\] could be decoded before, but not now"):
+        list(train_batches(split, positions(split), 0, 3, num_workers=num_workers))
+
+
+def kill(process):
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+
+
+def test_workers_that_are_killed_are_replaced(load, caplog):
+    split = load(pipeline="streaming").splits["train"]
+    stream = partial(train_batches, split, positions(split), crop=CROP, steps_per_epoch=8)
+    whole = list(stream(0, 60))
+    batches = stream(0, 60, num_workers=2)
+    received = [next(batches)]
+    for kills in range(1, 5):  # more than are suffered without a batch in between
+        with caplog.at_level(logging.WARNING):
+            kill(multiprocessing.active_children()[0])
+            while len([message for message in caplog.messages if "decodes pictures died" in message]) < kills:
+                received.append(next(batches))
+    received.extend(batches)
+    assert_batches_equal(received, whole)
+    assert "too little memory or a small /dev/shm" in caplog.messages[-1]
+
+
+def test_workers_that_die_again_and_again_are_an_error(load, caplog):
+    split = load(pipeline="streaming").splits["train"]
+    with pytest.raises(
+        UserError, match=r"died 3 times without a batch: too little memory .* smaller data\.num_workers"
+    ):
+        next(train_batches(split, os._exit, 1, 10, num_workers=1))
+    assert len(caplog.messages) == 2
+    assert not multiprocessing.active_children()
 
 
 def test_pictures_of_one_size_are_streamed_as_they_are(digits):
