@@ -1,15 +1,19 @@
 """Runs that start from weights: another run's, a file's, published ones; frozen trunks; other classes."""
 
+import json
 import logging
 
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 from networks import random_variables, shapes
+from PIL import Image
 
 import inception_jax
-from inception_jax import run, weights
+from inception_jax import main, run, weights
 from inception_jax.config import default_config
+from inception_jax.config_files import find_config, load_config
 from inception_jax.errors import UserError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (64, 16, 16, 3), np.uint8)
@@ -130,3 +134,87 @@ def test_what_does_not_fit_is_named_before_anything_is_written(config, first, tm
         inception_jax.fit(config, (IMAGES, labels(4)), workdir=tmp_path / "run")
     assert message in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+def pictures_of(folder, classes=3, number=30, size=20):
+    """A folder of pictures whose classes differ by colour."""
+    random = np.random.default_rng(1)
+    for label in range(classes):
+        (folder / f"class_{label}").mkdir(parents=True)
+        for index in range(number):
+            pixels = random.integers(0, 80, (size, size + index, 3), np.uint8)
+            pixels[..., label] += 150
+            Image.fromarray(pixels).save(folder / f"class_{label}" / f"{index}.png")
+    return folder
+
+
+def finetune(*flags):
+    return main.main(["--config=finetune_folder", "--config.num_devices=1", *flags])
+
+
+def test_one_command_fine_tunes_a_runs_network_on_a_folder(first, tmp_path, capsys):
+    flags = [f"--config.data.folder={pictures_of(tmp_path / 'pictures')}", f"--config.init_from={first.folder}"]
+    flags += [f"--workdir={tmp_path / 'run'}", "--config.batch_size=6", "--config.num_epochs=10"]
+    flags += [
+        "--config.schedule.learning_rate=0.1",
+        "--config.finetune.trunk_rate=0.5",
+        "--config.log.tensorboard=False",
+    ]
+    assert finetune(*flags) == 0
+    got = run.load_run(tmp_path / "run")
+    assert got.class_names == ("class_0", "class_1", "class_2")
+    assert got.config.model.name == "simple_cnn"
+    assert got.config.model.stage_features == (4, 8)
+    assert got.inputs.image_shape == (16, 16, 3)
+    assert (got.inputs.mean, got.inputs.std) == ((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["test"]["top1"] > 0.6
+    # The same command goes on, or says that all is done; the weights may be gone.
+    again = [flag if "init_from" not in flag else f"--config.init_from={first.folder}" for flag in flags]
+    assert finetune(*again) == 0
+    capsys.readouterr()
+
+
+def test_options_that_are_set_stay(first, tmp_path):
+    config = load_config(find_config("finetune_folder"))
+    config.init_from = str(first.folder)
+    config.model.dropout_rate = 0.25
+    config.data.image_size = 24
+    config = run.with_network_of_weights(config, tmp_path)
+    assert (config.model.name, config.model.dropout_rate) == ("simple_cnn", 0.25)
+    assert (config.data.image_size, config.data.channels) == (24, 3)
+
+
+@pytest.mark.parametrize(("name", "size"), [("googlenet", 224), ("vgg11_bn", 224)])
+def test_a_file_of_weights_says_which_network_it_is_of(name, size, tmp_path):
+    file = tmp_path / "weights.safetensors"
+    model = inception_jax.create_model(name, num_classes=7)
+    if name == "googlenet":
+        model = inception_jax.create_model(name, num_classes=7, kernel_5x5=3, norm="batch")
+    inputs = jax.ShapeDtypeStruct((1, 224, 224, 3), "float32")
+    variables = jax.eval_shape(lambda key, x: model.init(key, x, train=False), jax.random.key(0), inputs)
+    weights.write_state_dict(file, weights.to_state_dict(model, random_variables(variables), "torchvision"))
+    config = load_config(find_config("finetune_folder"))
+    config.init_from = str(file)
+    config = run.with_network_of_weights(config, tmp_path)
+    assert config.model.name == name
+    assert (config.data.image_size, config.data.channels) == (size, 3)
+    assert run.build_model(config, 7).clone(dtype=None) == model.clone(dtype=None)
+
+
+@pytest.mark.parametrize(
+    ("init_from", "message"),
+    [
+        (None, "give --config.init_from=RUN_OR_FILE"),
+        ("torchvision", "of torchvision's say which, such as torchvision:resnet50"),
+        ("nowhere", "neither a run's folder, a file of weights nor published weights"),
+        ("{folder}/empty.safetensors", "does not hold the weights of a network that is known here: set model.name"),
+    ],
+)
+def test_weights_that_do_not_say_their_network_are_named(init_from, message, tmp_path):
+    safetensors.numpy.save_file({"other": np.zeros(3, np.float32)}, tmp_path / "empty.safetensors")
+    config = load_config(find_config("finetune_folder"))
+    config.init_from = init_from and init_from.format(folder=tmp_path)
+    with pytest.raises(UserError) as error:
+        run.with_network_of_weights(config, tmp_path)
+    assert message in str(error.value)

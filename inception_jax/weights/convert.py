@@ -171,8 +171,9 @@ def recognize(model: nn.Module, tensors: Mapping[str, np.ndarray], format: str |
     given = {name: tensor.shape for name, tensor in tensors.items()}
     likeness = {format: _signature(model, format).likeness(given) for format in candidates}
     format = max(candidates, key=likeness.__getitem__)
-    if likeness[format] < SAME_NETWORK and (holds := _identify(given)):
-        raise UserError(f"these are the weights of {holds}, not of {format}'s {registered_name(model)}")
+    if likeness[format] < SAME_NETWORK and (holds := identify(given)):
+        whose, name = holds
+        raise UserError(f"these are the weights of {whose}'s {name}, not of {format}'s {registered_name(model)}")
     return format
 
 
@@ -256,8 +257,8 @@ def _signature(model: nn.Module, format: str) -> Signature:
     return Signature(shapes, table)
 
 
-def _identify(given: Shapes) -> str | None:
-    """Whose tensors have these names and shapes, such as "torchvision's resnet18"; None: of no network known here."""
+def identify(given: Shapes) -> tuple[str, str] | None:
+    """Whose tensors have these names and shapes: ("torchvision", "resnet18"); None: of no network known here."""
     for name in MODELS:
         for format in formats(create_model(name, num_classes=1000)):
             model = create_model(name, num_classes=1000)
@@ -270,7 +271,7 @@ def _identify(given: Shapes) -> str | None:
             except UserError:  # what makes it the one of its name is not the library's
                 continue
             if _signature(model, format).likeness(given) >= SAME_NETWORK:
-                return f"{format}'s {name}"
+                return format, name
     return None
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from inception_jax import models
 from inception_jax.errors import UserError, unknown_name
 from inception_jax.models.folding import fold_model, inference_variables
-from inception_jax.weights.convert import count_classes, from_state_dict, recognize, registered_name
+from inception_jax.weights.convert import count_classes, from_state_dict, identify, recognize, registered_name
 from inception_jax.weights.files import read_state_dict
 from inception_jax.weights.names import NAMINGS, naming, nearest_options
 from inception_jax.weights.preprocessing import Picture, Preprocessing, imagenet_classes
@@ -173,6 +173,32 @@ class _Source:
     tensors: Mapping[str, np.ndarray]
     format: str
     published: PublishedWeights | None
+
+
+def find_network(source: str) -> tuple[str, dict[str, Any], Preprocessing | None]:
+    """Whose weights these are: the network's registered name, the options that they need, and what its pictures become.
+
+    Args:
+      source: one of `PRETRAINED`, or a file of weights.
+
+    Raises:
+      UserError: it is neither, or of no network that is registered here.
+    """
+    published = PRETRAINED.get(source)
+    if published:
+        format, name = published.format, published.model
+    elif Path(source).suffix in SUFFIXES or Path(source).expanduser().is_file():
+        tensors = read_state_dict(source)
+        found = identify({name: tensor.shape for name, tensor in tensors.items()})
+        if found is None:
+            raise UserError(f"{source} does not hold the weights of a network that is known here: set model.name")
+        format, name = found
+    else:
+        hint = f"; of {source}'s say which, such as {source}:resnet50" if source in NAMINGS else ""
+        raise UserError(f"{source!r} is neither a run's folder, a file of weights nor published weights{hint}")
+    model = models.create_model(name, num_classes=1000)
+    published = published or PRETRAINED.get(f"{format}:{name}")
+    return name, nearest_options(model, naming(model, format)), published and published.preprocessing
 
 
 def _read(source: str | Path, model: nn.Module) -> _Source:
