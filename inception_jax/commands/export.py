@@ -1,18 +1,28 @@
-"""`inception-jax export`: a run's weights under another library's names."""
+"""`inception-jax export`: a run's network for other programs, or its weights under another library's names."""
 
 import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from inception_jax.commands import flags
+from inception_jax.errors import UserError, unknown_name
+
 if TYPE_CHECKING:
     from inception_jax.run import Run
 
+GRAPHS = ("stablehlo", "onnx")
+WEIGHTS = ("torchvision", "timm", "cadene")
 EXAMPLES = """\
 examples:
+  inception-jax export runs/my_pictures --format stablehlo
+  inception-jax export runs/my_pictures --format onnx --input uint8 --output my_pictures.onnx
   inception-jax export runs/googlenet_224 --format torchvision
   inception-jax export runs/vgg --format timm --checkpoint latest --output vgg.pth
 
-The library loads the file with strict=True and computes the same logits:
+stablehlo and onnx hold the network, for batches of any size, and are compared with the run before the command is done;
+FILE.json beside them says what a picture must become and which classes there are. predict and serve take them, too.
+
+torchvision, timm and cadene hold the weights; the library loads them with strict=True and computes the same logits:
   model = torchvision.models.googlenet(num_classes=10, aux_logits=False)
   model.load_state_dict(safetensors.torch.load_file("runs/googlenet_224/googlenet-torchvision.safetensors"))
 """
@@ -22,31 +32,68 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the sub-command to the command line."""
     parser = subparsers.add_parser(
         "export",
-        help="write a run's weights in the naming of torchvision or timm",
-        description="Writes the weights of a run in the naming of another library, and says what its inputs are.",
+        help="write a run's network as StableHLO or ONNX, or its weights for torchvision or timm",
+        description="Writes a run's network for other programs, or its weights in the naming of another library.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run_folder", metavar="RUN", type=Path, help="folder of the run")
-    parser.add_argument("--format", required=True, metavar="FORMAT", help="whose naming: torchvision, timm or cadene")
+    parser.add_argument("--format", required=True, metavar="FORMAT", help=", ".join([*GRAPHS, *WEIGHTS]))
     parser.add_argument(
         "--output",
         metavar="FILE",
         type=Path,
-        help=".safetensors, or .pth where PyTorch is installed (default: RUN/NETWORK-FORMAT.safetensors)",
+        help="(default: RUN/NETWORK.FORMAT; of weights RUN/NETWORK-FORMAT.safetensors, or .pth where PyTorch is there)",
     )
-    parser.add_argument("--checkpoint", default="best", metavar="NAME", help="best or latest (default: best)")
+    flags.add_checkpoint(parser)
+    parser.add_argument(
+        "--input", metavar="KIND", help="of stablehlo and onnx: float32, normalised (the default), or uint8, as stored"
+    )
+    parser.add_argument(
+        "--platforms", metavar="NAMES", help="of stablehlo: cpu, cuda, rocm, tpu, with commas (default: cpu,cuda)"
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Writes the file and prints what is in it, how many values it has, and what a picture must become for it."""
+    if args.format not in GRAPHS + WEIGHTS:
+        raise unknown_name("format", args.format, GRAPHS + WEIGHTS)
+    for flag, value, formats in (("--input", args.input, GRAPHS), ("--platforms", args.platforms, GRAPHS[:1])):
+        if value is not None and args.format not in formats:
+            raise UserError(f"{flag} is for --format {' and '.join(formats)}, not for {args.format}")
     # Imported only now: help is answered without waiting for JAX.
+    from inception_jax import process
     from inception_jax.run import load_run
+
+    process.use_compilation_cache()
+    trained = load_run(args.run_folder, args.checkpoint)
+    (_graph if args.format in GRAPHS else _weights)(args, trained)
+    return 0
+
+
+def _graph(args: argparse.Namespace, trained: "Run") -> None:
+    from inception_jax.export import export_run
+    from inception_jax.weights.convert import registered_name
+
+    name = registered_name(trained.model)
+    output = args.output or args.run_folder / f"{name}.{args.format}"
+    platforms = (args.platforms or "cpu,cuda").split(",")
+    exported, difference = export_run(
+        trained, output, args.format, input=args.input or "float32", platforms=[name.strip() for name in platforms]
+    )
+    print(
+        f"{output}: {name} of step {trained.step}, {output.stat().st_size / 1e6:.1f} MB; {output.name}.json beside it"
+    )
+    print(f"  {len(exported.class_names)} classes: {_shortened(trained)}")
+    print(f"  inputs: {_inputs(trained, exported.about['input']['dtype'], 'channels last')}")
+    print(f"  read back: logits differ by {difference:.1e} of the largest")
+
+
+def _weights(args: argparse.Namespace, trained: "Run") -> None:
     from inception_jax.weights import to_state_dict, write_state_dict
     from inception_jax.weights.convert import registered_name
 
-    trained = load_run(args.run_folder, args.checkpoint)
     tensors = to_state_dict(trained.model, trained.variables, args.format)
     name = registered_name(trained.model)
     output = args.output or args.run_folder / f"{name}-{args.format}.safetensors"
@@ -54,8 +101,7 @@ def run(args: argparse.Namespace) -> int:
     values, size = sum(tensor.size for tensor in tensors.values()), output.stat().st_size
     print(f"{output}: {name} as {args.format} names it, {len(tensors)} tensors, {values:,} values, {size / 1e6:.1f} MB")
     print(f"  of step {trained.step}; {len(trained.inputs.class_names)} classes: {_shortened(trained)}")
-    print(f"  inputs: {_inputs(trained)}")
-    return 0
+    print(f"  inputs: {_inputs(trained, 'float32', 'channels first')}")
 
 
 def _shortened(trained: "Run") -> str:
@@ -63,7 +109,7 @@ def _shortened(trained: "Run") -> str:
     return first + (", ..." if len(trained.inputs.class_names) > 10 else "")
 
 
-def _inputs(trained: "Run") -> str:
+def _inputs(trained: "Run", dtype: str, layout: str) -> str:
     """What must be done to a picture before the network, in words."""
     height, width, channels = trained.inputs.image_shape
     mean, std = (f"({', '.join(f'{x:.6g}' for x in values)})" for values in (trained.inputs.mean, trained.inputs.std))
@@ -76,4 +122,5 @@ def _inputs(trained: "Run") -> str:
         "per_image": f"{scaled}, minus each image's mean, divided by its deviation (at least 1 / sqrt(values))",
     }[trained.config.data.normalization]
     colours = "gray" if channels == 1 else "red, green, blue"
-    return f"{height}x{width}, {colours}, channels first, {normalized}"
+    values = normalized if dtype == "float32" else "uint8 pixels from 0 to 255"
+    return f"{height}x{width}, {colours}, {layout}, {values}"

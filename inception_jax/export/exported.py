@@ -1,0 +1,241 @@
+"""Networks written to files, read back, and held against the original before anybody relies on them."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export as jax_export
+
+from inception_jax.data.images import Format
+from inception_jax.errors import UserError, unknown_name
+from inception_jax.models.folding import fold_model, fold_variables
+from inception_jax.run import Inputs, Run
+from inception_jax.state import as_outputs
+from inception_jax.weights.convert import registered_name
+
+FORMATS = {"stablehlo": ".stablehlo", "onnx": ".onnx"}
+INPUTS = ("float32", "uint8")
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+# Largest difference of the logits, of their largest: other libraries add up in another order.
+TOLERANCES = {"stablehlo": 1e-5, "onnx": 1e-4}
+CHECKED_BATCHES = (1, 7)
+VERSION = 1  # of the JSON
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """A network from a file; a `predict.Classifier`.
+
+    Attributes:
+      path: of the file.
+      about: the JSON beside it.
+      form: how a picture of any size becomes an image.
+    """
+
+    path: Path
+    about: dict[str, Any]
+    form: Format
+    _call: Callable[[np.ndarray], np.ndarray]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """In the order of the logits."""
+        return tuple(self.about["class_names"])
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """uint8 images (batch, height, width, channels) to float32 logits (batch, classes)."""
+        if self.about["input"]["dtype"] == "uint8":
+            return self._call(images)
+        return self._call(np.asarray(_normalizer(self.about)(jnp.asarray(images))))
+
+
+def export_run(
+    run: Run, path: str | Path, format: str, *, input: str = "float32", platforms: Sequence[str] = ("cpu", "cuda")
+) -> tuple[Exported, float]:
+    """Writes a run's network, batch norm folded, in float32 and for batches of any size, and a JSON file beside it.
+
+    The file is read back and compared with the run's own logits on random images; if they differ it is removed.
+
+    Args:
+      path: of the file; the JSON is at the same path with ".json" behind it.
+      format: "stablehlo", for JAX and other compilers; "onnx", which needs the packages onnx and onnxruntime.
+      input: "float32": normalised images (batch, height, width, channels); "uint8": as they are stored, the network
+        normalises them.
+      platforms: that a StableHLO file is for.
+
+    Returns:
+      what was read back, and the largest difference of its logits, relative to the largest logit.
+
+    Raises:
+      UserError: an argument is not allowed, the network cannot be written in that format, a package is missing, the
+        file cannot be written, or its logits differ.
+    """
+    for name, value, allowed in (("format", format, FORMATS), ("input", input, INPUTS)):
+        if value not in allowed:
+            raise unknown_name(name, value, allowed)
+    for platform in platforms:
+        if platform not in PLATFORMS:
+            raise unknown_name("platform", platform, PLATFORMS)
+    path = Path(path)
+    beside = _beside(path)
+    network, variables = _inference(run, input)
+    shape = run.inputs.image_shape
+    if format == "stablehlo":
+        (batch,) = jax_export.symbolic_shape("batch")
+        argument = jax.ShapeDtypeStruct((batch, *shape), input)
+        constants = jax.jit(partial(network, variables))
+        content = bytes(jax_export.export(constants, platforms=tuple(platforms))(argument).serialize())
+    else:
+        from inception_jax.export.onnx_graph import to_onnx
+
+        content = to_onnx(network, variables, shape, input)
+    about = _about(run, format, input, tuple(platforms) if format == "stablehlo" else None)
+    about["sha256"] = hashlib.sha256(content).hexdigest()
+    try:
+        path.write_bytes(content)
+        beside.write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    try:
+        exported = load_exported(path)
+        difference = _difference(exported, run, network, variables, input)
+        if not difference <= TOLERANCES[format]:
+            raise UserError(
+                f"the logits of {path} differ from the network's by {difference:.1e} of the largest, more than "
+                f"{TOLERANCES[format]:g}: it was removed"
+            )
+    except BaseException:
+        path.unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
+        raise
+    return exported, difference
+
+
+def load_exported(path: str | Path) -> Exported:
+    """The network in a .stablehlo or .onnx file with its JSON beside it. Nothing in them is executed but the network.
+
+    Raises:
+      UserError: one of the two is missing or damaged, or they do not belong together; or a package is missing.
+    """
+    path = Path(path)
+    about = _read_about(path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    if hashlib.sha256(content).hexdigest() != about["sha256"]:
+        raise UserError(f"{path} is damaged, or {_beside(path).name} belongs to another file")
+    load = _load_stablehlo if about["format"] == "stablehlo" else _load_onnx
+    return Exported(path, about, Format(**about["preprocessing"]), load(path, content))
+
+
+def _inference(run: Run, input: str) -> tuple[Callable[[Any, jax.Array], jax.Array], Any]:
+    """(variables, images) -> logits in float32, and the variables for it."""
+    model = fold_model(run.model).clone(dtype=jnp.float32, param_dtype=jnp.float32)
+    variables = jax.jit(partial(fold_variables, run.model))(run.variables)
+    variables = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), variables)
+    normalize = run.inputs.normalizer(run.config.data.normalization, jnp.float32)
+
+    def network(variables, images):
+        images = normalize(images) if input == "uint8" else images
+        return as_outputs(model.apply(variables, images, train=False)).logits
+
+    return network, variables
+
+
+def _about(run: Run, format: str, input: str, platforms: tuple[str, ...] | None) -> dict[str, Any]:
+    height, width, channels = run.inputs.image_shape
+    about = {
+        "version": VERSION,
+        "format": format,
+        "network": registered_name(run.model),
+        "step": run.step,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(run.variables["params"])),
+        "input": {"name": "images", "shape": ["batch", height, width, channels], "layout": "NHWC", "dtype": input},
+        "output": {"name": "logits", "shape": ["batch", len(run.class_names)], "dtype": "float32"},
+        "preprocessing": dataclasses.asdict(run.form),
+        "normalization": {
+            "name": run.config.data.normalization,
+            "mean": list(run.inputs.mean),
+            "std": list(run.inputs.std),
+            "inside": input == "uint8",
+        },
+        "class_names": list(run.class_names),
+        "versions": {package: version(package) for package in ("inception-jax", "jax", "flax")},
+    }
+    return about | ({"platforms": list(platforms)} if platforms else {})
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
+
+
+def _read_about(path: Path) -> dict[str, Any]:
+    """The JSON beside a file, with all that is read from it."""
+    beside = _beside(path)
+    try:
+        about = json.loads(beside.read_text(encoding="utf-8"))
+        inputs, normalization = about["input"], about["normalization"]
+        names = [about["class_names"], about["sha256"], about["preprocessing"], normalization["name"]]
+        if about["version"] != VERSION or about["format"] not in FORMATS or inputs["dtype"] not in INPUTS:
+            raise ValueError("it is of another version of this package")
+        Format(**names[2])
+        _normalizer(about)
+    except OSError as error:
+        raise UserError(f"cannot read {beside}, which belongs to {path.name}: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{beside} does not describe an exported network: {error!r}") from error
+    return about
+
+
+def _normalizer(about: dict[str, Any]) -> Callable[[jax.Array], jax.Array]:
+    given = about["normalization"]
+    shape = tuple(about["input"]["shape"][1:])
+    inputs = Inputs(tuple(about["class_names"]), shape, tuple(given["mean"]), tuple(given["std"]))
+    return inputs.normalizer(given["name"], jnp.float32)
+
+
+def _load_stablehlo(path: Path, content: bytes) -> Callable[[np.ndarray], np.ndarray]:
+    try:
+        exported = jax_export.deserialize(bytearray(content))
+    except Exception as error:  # of the right checksum, but written by a later JAX
+        raise UserError(f"this JAX ({jax.__version__}) cannot read {path}: {error}") from error
+    platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
+    if platform not in exported.platforms:
+        raise UserError(f"{path} is for {' and '.join(exported.platforms)}, not for {platform}: export it anew")
+    call = jax.jit(exported.call)
+    return lambda images: np.asarray(call(images), np.float32)
+
+
+def _load_onnx(path: Path, content: bytes) -> Callable[[np.ndarray], np.ndarray]:
+    try:
+        import onnxruntime
+    except ModuleNotFoundError:
+        raise UserError(f"{path} needs onnxruntime: pip install 'inception-jax[onnx]'") from None
+    try:
+        session = onnxruntime.InferenceSession(content, providers=onnxruntime.get_available_providers())
+    except Exception as error:  # of the right checksum, but with operators that an older one does not know
+        raise UserError(f"this onnxruntime ({onnxruntime.__version__}) cannot read {path}: {error}") from error
+    return lambda images: np.asarray(session.run(["logits"], {"images": images})[0])
+
+
+def _difference(exported: Exported, run: Run, network: Callable, variables: Any, input: str) -> float:
+    """The largest of all logits' differences from the original, as a share of the largest logit."""
+    compiled, random = jax.jit(network), np.random.default_rng(0)
+    largest = 0.0
+    for number in CHECKED_BATCHES:
+        images = random.integers(0, 256, (number, *run.inputs.image_shape), np.uint8)
+        expected = np.asarray(compiled(variables, images if input == "uint8" else run.normalize(images)))
+        found = exported.logits(images)
+        if found.shape != expected.shape:
+            raise UserError(f"{exported.path} gives logits of shape {found.shape}, not {expected.shape}")
+        largest = max(largest, float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-30)))
+    return largest

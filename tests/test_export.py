@@ -1,0 +1,189 @@
+"""Exported networks, read back by this package, by JAX alone and by onnxruntime."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from networks import random_variables
+from PIL import Image
+
+from inception_jax import models, run
+from inception_jax.commands import main
+from inception_jax.config import default_config
+from inception_jax.errors import UserError
+from inception_jax.export import export_run, load_exported
+from inception_jax.export.onnx_graph import to_onnx
+from inception_jax.run import load_run
+
+FORMATS = ("stablehlo", "onnx")
+TOLERANCES = {"stablehlo": 1e-5, "onnx": 1e-4}
+SMALLEST = {"alexnet": 64, "inception_resnet_v2": 75, "inception_v4": 75, "inception_v3": 75, "inception_v2": 75}
+# One of each kind; the others take minutes together.
+QUICK = ("simple_cnn", "tiny_vgg_b", "googlenet")
+IMAGES = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 1), np.uint8)
+
+
+def close(found, expected, tolerance):
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=tolerance * np.abs(expected).max(), rtol=0)
+
+
+@pytest.fixture(scope="module")
+def original(trained):
+    return load_run(trained)
+
+
+@pytest.fixture(scope="module")
+def exported(original, tmp_path_factory):
+    """A path for every format and kind of input."""
+    folder, paths = tmp_path_factory.mktemp("exported"), {}
+    for format in FORMATS:
+        for kind in ("float32", "uint8"):
+            paths[format, kind] = folder / f"{kind}.{format}"
+            export_run(original, paths[format, kind], format, input=kind)
+    return paths
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("kind", ["float32", "uint8"])
+def test_the_file_computes_the_runs_logits_for_any_batch(exported, original, format, kind):
+    found = load_exported(exported[format, kind])
+    assert found.class_names == original.class_names
+    assert found.form == original.form
+    for number in (1, 7):
+        close(found.logits(IMAGES[:number]), original.logits(IMAGES[:number]), TOLERANCES[format])
+
+
+def test_jax_alone_reads_it_as_the_readme_says(exported, original, tmp_path):
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(import json\n\nimport jax\.export.*?)^```$", readme, re.DOTALL | re.MULTILINE)
+    code = code.replace("runs/my_pictures/googlenet.stablehlo", str(exported["stablehlo", "uint8"]))
+    np.save(tmp_path / "images.npy", IMAGES)
+    program = f"import sys\nimport numpy as np\nimages = np.load({str(tmp_path / 'images.npy')!r})\n{code}"
+    program += f"\nnp.save({str(tmp_path / 'logits.npy')!r}, logits)\nassert 'inception_jax' not in sys.modules\n"
+    subprocess.run([sys.executable, "-c", program], check=True)
+    close(np.load(tmp_path / "logits.npy"), original.logits(IMAGES), 1e-5)
+
+
+def test_what_has_to_be_known_stands_beside_it(exported, original):
+    about = json.loads(exported["onnx", "float32"].with_name("float32.onnx.json").read_text())
+    assert about["input"] == {
+        "name": "images", "shape": ["batch", 8, 8, 1], "layout": "NHWC", "dtype": "float32",
+    }  # fmt: skip
+    assert about["class_names"] == list(original.class_names)
+    assert about["normalization"]["mean"] == list(original.inputs.mean)
+    assert (about["network"], about["step"]) == ("simple_cnn", original.step)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_predict_answers_from_the_file_as_from_the_run(exported, trained, tmp_path, capsys, format):
+    """A hundred pictures of mixed size and mode."""
+    random = np.random.default_rng(2)
+    modes = ("L", "RGB", "RGBA", "P", "1", "CMYK", "LA", "I;16")
+    for index in range(100):
+        height, width = random.integers(3, 60, 2)
+        mode = modes[index % len(modes)]
+        pixels = random.integers(0, 256, (height, width, 3), np.uint8)
+        if mode == "I;16":
+            image = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
+        else:
+            image = Image.fromarray(pixels).convert(mode)
+        image.save(tmp_path / f"{index:03d}.{'tiff' if mode in ('CMYK', 'LA') else 'png'}")
+    answers = []
+    for source in (trained, exported[format, "uint8"]):
+        assert main(["predict", str(source), str(tmp_path), "--json", "--top", "10"]) == 0
+        answers.append([json.loads(line) for line in capsys.readouterr().out.splitlines()])
+    assert len(answers[0]) == 100
+    for ours, theirs in zip(*answers, strict=True):
+        assert ours["picture"] == theirs["picture"]
+        expected = {one["name"]: one["probability"] for one in ours["classes"]}
+        for one in theirs["classes"]:
+            assert one["probability"] == pytest.approx(expected[one["name"]], abs=1e-4)
+        assert ours["classes"][0]["name"] == theirs["classes"][0]["name"]
+
+
+def random_run(name, size):
+    config = default_config()
+    config.model.name = name
+    model = run.build_model(config, 5)
+    inputs = jax.ShapeDtypeStruct((1, size, size, 3), "float32")
+    shapes = jax.eval_shape(lambda key, images: model.init(key, images, train=False), jax.random.key(0), inputs)
+    variables = {"batch_stats": {}, **random_variables(shapes)}
+    inputs = run.Inputs(tuple("abcde"), (size, size, 3), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+    return run.Run(Path("nowhere"), config, model, variables, inputs, 0)
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in models.list_models()]
+)
+def test_every_network_can_be_written_as_onnx(name, tmp_path):
+    _, difference = export_run(random_run(name, SMALLEST.get(name, 64)), tmp_path / "network.onnx", "onnx")
+    assert difference < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path, beside: path.unlink(), "cannot read .*float32.stablehlo: No such file"),
+        (lambda path, beside: beside.unlink(), "which belongs to float32.stablehlo: No such file"),
+        (lambda path, beside: path.write_bytes(path.read_bytes()[:-1]), "is damaged, or"),
+        (lambda path, beside: beside.write_text("{}"), "does not describe an exported network"),
+        (lambda path, beside: beside.write_text("[" * 9), "does not describe an exported network"),
+        (
+            lambda path, beside: beside.write_text(beside.read_text().replace('"bilinear"', '"cubic"')),
+            "does not describe an exported network|unknown resize 'cubic'",
+        ),
+    ],
+)
+def test_damaged_files_are_named(exported, tmp_path, damage, message):
+    source = exported["stablehlo", "float32"]
+    path, beside = tmp_path / source.name, tmp_path / f"{source.name}.json"
+    path.write_bytes(source.read_bytes())
+    beside.write_text(source.with_name(beside.name).read_text())
+    damage(path, beside)
+    with pytest.raises(UserError, match=message):
+        load_exported(path)
+
+
+def test_a_file_that_computes_something_else_is_removed(original, tmp_path, monkeypatch):
+    monkeypatch.setattr("inception_jax.export.exported.TOLERANCES", {"stablehlo": -1.0})
+    with pytest.raises(UserError, match="differ from the network's by"):
+        export_run(original, tmp_path / "a.stablehlo", "stablehlo")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_onnx_is_not_known_to_have_is_named():
+    with pytest.raises(UserError, match="cannot be written as ONNX: it has sin"):
+        to_onnx(lambda variables, images: jax.numpy.sin(images), {}, (4, 4, 3), "float32")
+
+
+def test_the_command_says_what_is_in_the_file(trained, tmp_path, capsys):
+    path = tmp_path / "digits.onnx"
+    assert main(["export", str(trained), "--format", "onnx", "--input", "uint8", "--output", str(path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"{path}: simple_cnn of step ")
+    assert lines[2] == "  inputs: 8x8, gray, channels last, uint8 pixels from 0 to 255"
+    assert lines[3].startswith("  read back: logits differ by ")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--format", "stablehl"], "unknown format 'stablehl'. Did you mean 'stablehlo'?"),
+        (["--format", "onnx", "--input", "int8"], "unknown input 'int8'"),
+        (["--format", "timm", "--input", "uint8"], "--input is for --format stablehlo and onnx, not for timm"),
+        (["--format", "onnx", "--platforms", "cpu"], "--platforms is for --format stablehlo, not for onnx"),
+        (["--format", "stablehlo", "--platforms", "cpu,gpu"], "unknown platform 'gpu'"),
+        (["--format", "stablehlo", "--output", "/nowhere/a.stablehlo"], "cannot write /nowhere/a.stablehlo"),
+    ],
+)
+def test_mistakes_are_answered_in_one_line(trained, capsys, flags, message):
+    assert main(["export", str(trained), *flags]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
