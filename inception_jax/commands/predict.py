@@ -1,0 +1,107 @@
+"""`inception-jax predict`: the classes of pictures, one by one."""
+
+import argparse
+import csv
+import itertools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from inception_jax import process
+from inception_jax.commands import flags
+from inception_jax.main import log_to_stderr
+
+if TYPE_CHECKING:
+    from inception_jax.predict import Prediction
+
+EXAMPLES = """\
+examples:
+  inception-jax predict runs/googlenet_cifar10 fox.jpg
+  inception-jax predict runs/my_pictures new_pictures --csv > classes.csv
+  curl -s https://example.org/fox.jpg | inception-jax predict runs/my_pictures - --json
+  inception-jax predict runs/my_pictures/googlenet.stablehlo fox.jpg
+
+Pictures are read as for training. One that cannot be read is named on stderr and the others are done; the exit code is
+then 1.
+"""
+NAME_WIDTH = 40  # beyond, a name pushes its row to the right
+LOOKED_AT = 1000  # names, for the width of their column
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Adds the sub-command to the command line."""
+    parser = subparsers.add_parser(
+        "predict",
+        help="predict the classes of pictures",
+        description="Predicts the classes of pictures with a run's network, or an exported one.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", metavar="RUN", type=Path, help="folder of a run, or a .stablehlo or .onnx file")
+    parser.add_argument(
+        "pictures", metavar="PICTURE", nargs="+", help="a file, a folder with pictures at any depth, or - for stdin"
+    )
+    parser.add_argument("--top", type=int, default=5, metavar="N", help="classes that are named (default: 5)")
+    flags.add_network(parser, batch_size=32)
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="a line of JSON for each picture")
+    form.add_argument("--csv", action="store_true", help="a line for each picture and class: picture,rank,class,...")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints a row for each picture; 1 if one could not be read."""
+    # Imported only now: help is answered without waiting for JAX.
+    from inception_jax.predict import find_pictures, load_classifier, predict
+
+    process.use_compilation_cache()
+    classifier = load_classifier(args.source, args.checkpoint)
+    with log_to_stderr():
+        names = find_pictures(args.pictures)
+        first = list(itertools.islice(names, LOOKED_AT))
+        sources = (sys.stdin.buffer.read() if name == "-" else name for name in itertools.chain(first, names))
+        if args.json:
+            show = _as_json
+        elif args.csv:
+            show = _as_csv()
+        else:
+            show = _as_row(min(max(map(len, first), default=0), NAME_WIDTH), max(map(len, classifier.class_names)))
+        failed = 0
+        for found in predict(classifier, sources, top=args.top, batch_size=args.batch_size):
+            if found.error is not None:
+                failed += 1
+                print(f"{found.name}: {found.error}", file=sys.stderr)
+            show(found)
+    if failed:
+        print(f"{failed} of the pictures could not be read", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _as_json(found: "Prediction") -> None:
+    pairs = zip(found.classes, found.probabilities, strict=True)
+    classes = [{"name": name, "probability": probability} for name, probability in pairs]
+    answer = {"classes": classes} if found.error is None else {"error": found.error}
+    print(json.dumps({"picture": found.name, **answer}, ensure_ascii=False))
+
+
+def _as_csv() -> Callable[["Prediction"], None]:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(["picture", "rank", "class", "probability"])
+
+    def show(found: "Prediction") -> None:
+        for rank, (name, probability) in enumerate(zip(found.classes, found.probabilities, strict=True), 1):
+            writer.writerow([found.name, rank, name, f"{probability:.6f}"])
+
+    return show
+
+
+def _as_row(name_width: int, class_width: int) -> Callable[["Prediction"], None]:
+    def show(found: "Prediction") -> None:
+        if found.error is None:
+            pairs = zip(found.classes, found.probabilities, strict=True)
+            cells = "  ".join(f"{probability:7.2%} {name:{class_width}}" for name, probability in pairs)
+            print(f"{found.name:{name_width}}  {cells}".rstrip())
+
+    return show

@@ -1,0 +1,166 @@
+"""Trained networks, runs or exported files, on pictures."""
+
+import dataclasses
+import itertools
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from inception_jax.data import images
+from inception_jax.data.folders import Scan
+from inception_jax.data.images import Format
+from inception_jax.data.pictures import reason
+from inception_jax.errors import UserError
+
+
+class Classifier(Protocol):
+    """What is asked of a trained network: `run.Run` is one, and so is an exported file."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """In the order of the logits."""
+        ...
+
+    @property
+    def form(self) -> Format:
+        """How a picture becomes its image."""
+        ...
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """uint8 images (batch, height, width, channels) to float32 logits (batch, classes)."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What a network says of a picture.
+
+    Attributes:
+      name: the picture's path, or "-" where its bytes were given.
+      classes, probabilities: the most probable classes, from the top down; empty where there is an error.
+      error: why the picture could not be read; None: it could.
+    """
+
+    name: str
+    classes: tuple[str, ...] = ()
+    probabilities: tuple[float, ...] = ()
+    error: str | None = None
+
+
+def load_classifier(source: str | Path, checkpoint: str = "best") -> Classifier:
+    """The network of a run's folder or of an exported file.
+
+    Raises:
+      UserError: it is neither, or cannot be read.
+    """
+    if Path(source).suffix in (".stablehlo", ".onnx"):
+        from inception_jax.export import load_exported
+
+        return load_exported(source)
+    from inception_jax.run import load_run
+
+    return load_run(source, checkpoint)
+
+
+def find_pictures(places: Iterable[str | Path]) -> Iterator[str]:
+    """Files as they are; of folders, all that end like pictures below them, sorted by name.
+
+    Raises:
+      UserError: a folder cannot be read, or has no picture.
+    """
+    for place in places:
+        folder = Path(place)
+        if not folder.is_dir():
+            yield str(place)
+            continue
+        scan = Scan(folder)
+        names = scan.pictures(folder)
+        first = next(names, None)
+        if first is None:
+            raise UserError(f"{folder} has no pictures")
+        yield from (str(folder / name) for name in itertools.chain([first], names))
+        scan.report()
+
+
+def predict(
+    classifier: Classifier, sources: Iterable[str | Path | bytes], *, top: int = 5, batch_size: int = 32
+) -> Iterator[Prediction]:
+    """What a network says of pictures, in their order, as they come: memory is bounded however many there are.
+
+    Threads decode pictures, exactly as for training, while the network has those before. A picture that cannot be read
+    is answered with the error, and the others are done.
+
+    Args:
+      sources: paths, or the bytes of pictures.
+      top: classes that are named.
+      batch_size: pictures that go through the network at once. The last ones are filled up, so that hardly any further
+        size is compiled.
+
+    Raises:
+      UserError: top or batch_size is below 1, or the network's images are no squares.
+    """
+    for name, value in (("top", top), ("batch_size", batch_size)):
+        if value < 1:
+            raise UserError(f"{name}={value} is not allowed: it must be at least 1")
+    form, names = classifier.form, np.array(classifier.class_names, object)
+    remaining, smallest = iter(sources), 1
+
+    def batch_of(decoded: list[np.ndarray | str]) -> Iterator[tuple[tuple[str, ...], tuple[float, ...], str | None]]:
+        nonlocal smallest
+        known = [image for image in decoded if not isinstance(image, str)]
+        if known:
+            # A power of two at first: one picture does not cost as much as a batch.
+            size = max(smallest, min(batch_size, 1 << (len(known) - 1).bit_length()))
+            smallest = size
+            padded = np.stack(known + [known[0]] * (size - len(known)))
+            logits = classifier.logits(padded)[: len(known)].astype(np.float64)
+            odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+            shares = odds / odds.sum(axis=1, keepdims=True)
+            order = np.argsort(-shares, axis=1, kind="stable")[:, :top]
+            rows = zip(order, np.take_along_axis(shares, order, axis=1).tolist(), strict=True)
+        else:
+            rows = iter(())
+        for image in decoded:
+            if isinstance(image, str):
+                yield (), (), image
+            else:
+                best, probabilities = next(rows)
+                yield tuple(names[best]), tuple(probabilities), None
+
+    with ThreadPoolExecutor(thread_name_prefix="decode") as threads:
+        ahead: deque[list[tuple[str, Future]]] = deque()
+
+        def read_ahead() -> None:
+            part = list(itertools.islice(remaining, batch_size))
+            if part:
+                ahead.append([(_name(source), threads.submit(_decode, source, form)) for source in part])
+
+        try:
+            read_ahead()
+            while ahead:
+                read_ahead()
+                batch = ahead.popleft()
+                answers = batch_of([future.result() for _, future in batch])
+                for (name, _), answer in zip(batch, answers, strict=True):
+                    yield Prediction(name, *answer)
+        finally:  # who asks may have had enough
+            threads.shutdown(cancel_futures=True)
+
+
+def _name(source: str | Path | bytes) -> str:
+    if isinstance(source, bytes):
+        return "-"
+    return os.fsencode(source).decode(errors="backslashreplace")  # a file's name need not be UTF-8
+
+
+def _decode(source: str | Path | bytes, form: Format) -> np.ndarray | str:
+    """The image, or why there is none."""
+    try:
+        return images.decode(source if isinstance(source, bytes) else Path(source).read_bytes(), form)
+    except Exception as error:  # Pillow raises whatever a broken file makes it trip over
+        return reason(error)

@@ -1,0 +1,128 @@
+"""Pictures of all kinds through a trained network, from the library and from the command."""
+
+import csv
+import io
+import itertools
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from inception_jax.commands import main
+from inception_jax.data import images
+from inception_jax.errors import UserError
+from inception_jax.predict import find_pictures, load_classifier, predict
+
+
+@pytest.fixture(scope="module")
+def classifier(trained):
+    return load_classifier(trained)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Pictures of several sizes, modes and kinds, at two depths, beside one that is broken and a file that is none."""
+    folder = tmp_path / "pictures"
+    (folder / "more").mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for name, mode, size in (
+        ("a.png", "RGB", (30, 20)), ("b.jpg", "L", (8, 8)), ("c.webp", "RGBA", (17, 33)), ("more/d.gif", "P", (9, 5)),
+    ):  # fmt: skip
+        pixels = random.integers(0, 256, (*size[::-1], 3), np.uint8)
+        Image.fromarray(pixels).convert(mode).save(folder / name)
+    (folder / "broken.png").write_bytes((folder / "a.png").read_bytes()[:100])
+    (folder / "notes.txt").write_text("none")
+    return folder
+
+
+def test_pictures_are_read_as_for_training_and_answered_in_order(classifier, pictures):
+    paths = [pictures / name for name in ("c.webp", "a.png", "more/d.gif", "b.jpg")]
+    stored = np.stack([images.decode(path.read_bytes(), classifier.form) for path in paths])
+    expected = classifier.predict(stored)
+    for batch_size in (1, 3, 32):
+        found = list(predict(classifier, paths, top=10, batch_size=batch_size))
+        assert [one.name for one in found] == list(map(str, paths))
+        for one, row in zip(found, expected, strict=True):
+            order = [classifier.class_names.index(name) for name in one.classes]
+            assert sorted(order) == list(range(10))
+            np.testing.assert_allclose(one.probabilities, row[order], rtol=1e-5)
+            assert list(one.probabilities) == sorted(one.probabilities, reverse=True)
+
+
+def test_what_cannot_be_read_is_named_and_the_rest_done(classifier, pictures):
+    sources = [pictures / "broken.png", pictures / "a.png", pictures / "gone.png", b"no picture"]
+    broken, good, gone, text = predict(classifier, sources, top=2)
+    assert broken.error is not None
+    assert "truncated" in broken.error
+    assert good.error is None
+    assert len(good.classes) == 2
+    assert gone.error == "No such file or directory"
+    assert (text.name, text.error) == ("-", "it is no picture of a known kind")
+
+
+def test_pictures_are_read_a_little_ahead_alone(classifier, pictures):
+    taken = itertools.count()
+    endless = (pictures / "a.png" for _ in taken)
+    found = list(itertools.islice(predict(classifier, endless, batch_size=4), 6))
+    assert len({one.probabilities for one in found}) == 1
+    assert next(taken) <= 13
+
+
+@pytest.mark.parametrize("options", [{"top": 0}, {"batch_size": 0}])
+def test_wrong_numbers_are_named(classifier, options):
+    with pytest.raises(UserError, match="=0 is not allowed: it must be at least 1"):
+        list(predict(classifier, [], **options))
+
+
+def test_pictures_are_found_at_any_depth(pictures, tmp_path):
+    names = [name.removeprefix(f"{pictures}/") for name in find_pictures([pictures, "other.jpg"])]
+    assert names == ["a.png", "b.jpg", "broken.png", "c.webp", "more/d.gif", "other.jpg"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty has no pictures"):
+        list(find_pictures([tmp_path / "empty"]))
+
+
+def test_the_command_prints_a_row_for_each_picture(trained, pictures, capsys):
+    assert main(["predict", str(trained), str(pictures), "--top", "2"]) == 1
+    shown = capsys.readouterr()
+    rows = shown.out.splitlines()
+    assert [row.split()[0].removeprefix(f"{pictures}/") for row in rows] == ["a.png", "b.jpg", "c.webp", "more/d.gif"]
+    assert all(row.count("%") == 2 for row in rows)
+    assert f"{pictures}/broken.png: " in shown.err
+    assert "1 of the pictures could not be read" in shown.err
+    assert "1 files do not end like pictures" in shown.err
+
+
+def test_json_and_csv_say_the_same(trained, pictures, capsys):
+    assert main(["predict", str(trained), str(pictures), "--json"]) == 1
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert ["error" in line for line in lines] == [False, False, True, False, False]
+    assert main(["predict", str(trained), str(pictures), "--csv"]) == 1
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    known = [(line["picture"], one["name"]) for line in lines for one in line.get("classes", ())]
+    assert [(row["picture"], row["class"]) for row in rows] == known
+    assert [row["rank"] for row in rows[:6]] == ["1", "2", "3", "4", "5", "1"]
+
+
+def test_a_picture_comes_from_standard_input(trained, pictures, capsys, monkeypatch):
+    content = io.TextIOWrapper(io.BytesIO((pictures / "a.png").read_bytes()))
+    monkeypatch.setattr("sys.stdin", content)
+    assert main(["predict", str(trained), "-", str(pictures / "a.png"), "--json"]) == 0
+    given, named = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert (given.pop("picture"), named.pop("picture")) == ("-", str(pictures / "a.png"))
+    assert given == named
+
+
+def test_mistakes_are_answered_in_one_line(trained, pictures, tmp_path, capsys):
+    picture = pictures / "a.png"
+    for arguments, message in (
+        ((tmp_path, picture), "config.json"),
+        ((trained, picture, "--top", "0"), "top=0 is not allowed"),
+        ((trained, picture, "--checkpoint", "first"), "choose 'best' or 'latest'"),
+        ((trained,), "the following arguments are required: PICTURE"),
+    ):
+        assert main(["predict", *map(str, arguments)]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert len(error.splitlines()) == 1
