@@ -3,14 +3,21 @@
 import base64
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
+import browser
 import pytest
+from PIL import Image
 
+from inception_jax import evaluate
+from inception_jax.commands import main
 from inception_jax.config import default_config
 from inception_jax.errors import UserError
 from inception_jax.report import write_report
+from inception_jax.report.findings import examine
+from inception_jax.run import load_run
 from inception_jax.writers import MetricWriter
 
 METRICS = {"top1": 0.93125, "top5": 0.9971, "loss": 0.2513, "count": 5000}
@@ -99,7 +106,7 @@ def test_it_needs_nothing_from_outside(tmp_path):
     for tag, attributes in page.tags:
         assert tag not in ("script", "link", "iframe", "object")
         for name in ("src", "href", "srcset", "data"):
-            assert attributes.get(name, "data:").startswith("data:")
+            assert attributes.get(name, "#").startswith(("data:", "#"))
     assert not re.search(r"https?:|url\(|@import", page.source)
     assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in page.tags
 
@@ -113,6 +120,7 @@ def test_every_picture_is_a_drawing_with_a_text_for_it(tmp_path):
         "Top-5 accuracy over epochs 1 to 3; train: from 90.00% to 90.00%; validation: from 90.00% to 90.00%; "
         "test: from 90.00% to 90.00%",
         "Learning rate over epochs 1 to 3; from 0.1 to 0.03333",
+        "Images per second over epochs 1 to 3; from 600 to 600",
     ]
     for image in page.images():
         kind, _, content = image["src"].partition(",")
@@ -152,7 +160,7 @@ def test_a_run_without_an_epoch_yet(tmp_path):
 @pytest.mark.parametrize("splits", [(), ("validation",), ("test",)])
 def test_one_epoch_and_any_final_splits(tmp_path, splits):
     page = make_run(tmp_path, epochs=1, summary=make_summary(*splits, epoch=1.0))
-    assert len(page.images()) == 4
+    assert len(page.images()) == 5
     assert {row[0] for row in page.rows if row[0] in ("validation", "test")} == set(splits)
 
 
@@ -182,7 +190,7 @@ def test_text_from_outside_is_no_markup(tmp_path):
     summary = make_summary("validation", name=evil, device=evil, versions={evil: evil})
     page = make_run(tmp_path, summary=summary, **{"model.name": evil, "schedule.boundaries": (evil,)})
     assert "onerror=alert" in page.text
-    assert len(page.images()) == 4
+    assert len(page.images()) == 5
     assert not any("onerror" in attributes for _, attributes in page.tags)
 
 
@@ -207,3 +215,83 @@ def test_a_damaged_file_is_named(tmp_path, name):
     (tmp_path / name).write_text("{\n,,\n")
     with pytest.raises(UserError, match=f"{name} is damaged"):
         write_report(tmp_path)
+
+
+def test_what_the_network_makes_of_its_data(trained, tmp_path, capsys):
+    page_file = tmp_path / "run.html"
+    assert main(["report", str(trained), "--output", str(page_file)]) == 0
+    assert capsys.readouterr().out == f"{page_file}\n"
+    page = Page(page_file)
+    found = examine(trained)
+    run = load_run(trained)
+    dataset = evaluate.load_for(run, "test", {})
+    predictions = evaluate.predictions(run, dataset, "test")
+    wrong = predictions.logits.argmax(axis=1) != predictions.labels
+    assert len(found.mistakes) == min(wrong.sum(), 18)
+    assert all(one.label != one.predicted for one in found.mistakes)
+    probabilities = [one.probability for one in found.mistakes]
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert {one.label for one in found.sample} <= set(run.class_names)
+    assert len({one.label for one in found.sample}) == len(found.sample) == 8
+    by_class = evaluate.per_class(predictions, run.class_names)
+    assert [one.recall for one in found.classes] == [one.recall for one in by_class]
+    captions = sum("predicted:" in text for text in re.findall(r"<figcaption>(.*?)</figcaption>", page.source, re.S))
+    assert captions == len(found.mistakes) + 8
+    assert page_file.stat().st_size < 5e6
+
+
+def test_where_the_data_is_gone_the_rest_is_there(trained, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["data"] |= {"name": "image_folder", "folder": str(tmp_path / "gone")}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert main(["report", str(folder)]) == 0
+    assert "without classes, mistakes and Grad-CAM" in capsys.readouterr().err
+    page = Page(folder / "report.html")
+    assert "Without classes, mistakes and Grad-CAM: " in page.text
+    assert ["Split", "Top-1", "Top-5", "Loss", "Images"] in page.rows
+
+
+def make_runs(tmp_path):
+    for name, rate in (("slow", 0.01), ("fast", 0.1)):
+        (tmp_path / name).mkdir()
+        make_run(tmp_path / name, summary=make_summary("test"), **{"schedule.learning_rate": rate})
+    return [tmp_path / "slow", tmp_path / "fast"]
+
+
+def test_several_runs_stand_side_by_side(tmp_path):
+    page = Page(write_report(make_runs(tmp_path), tmp_path / "both.html"))
+    assert "2 runs compared" in page.text
+    differing = [row for row in page.rows if row and row[0].startswith("schedule.")]
+    assert differing == [["schedule.learning_rate", "0.01", "0.1"]]
+    assert re.search(r'class="[^"]*strong">0\.1<', page.source)
+    assert page.images()[0]["alt"].startswith("Loss, train over epochs 1 to 3; slow: from 2 to")
+
+
+def test_the_same_folder_twice_is_a_mistake(tmp_path, capsys):
+    slow, _ = make_runs(tmp_path)
+    assert main(["report", str(slow), f"{slow}/../slow", "--quick"]) == 2
+    assert "is given twice" in capsys.readouterr().err
+
+
+def test_markdown_has_its_pictures_beside_it(trained, tmp_path):
+    assert main(["report", str(trained), "--format", "markdown", "--output", str(tmp_path / "page")]) == 0
+    text = (tmp_path / "page" / "report.md").read_text()
+    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)
+    assert len(pictures) > 15
+    for name in pictures:
+        with Image.open(tmp_path / "page" / name) as picture:
+            assert picture.format == "PNG"
+            picture.load()
+
+
+@pytest.mark.parametrize("width", browser.WIDTHS)
+def test_it_fits_and_has_no_errors(trained, tmp_path, width):
+    runs = make_runs(tmp_path)
+    assert main(["report", str(trained), "--output", str(tmp_path / "one.html")]) == 0
+    assert main(["report", str(trained), *map(str, runs), "--quick", "--output", str(tmp_path / "many.html")]) == 0
+    with browser.browser() as started:
+        for name in ("one.html", "many.html"):
+            with browser.page(started, (tmp_path / name).as_uri(), width) as shown:
+                browser.assert_fits(shown)

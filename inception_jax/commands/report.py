@@ -1,0 +1,80 @@
+"""`inception-jax report`: a run on one page, or several runs side by side."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from inception_jax import process
+from inception_jax.commands import flags
+from inception_jax.errors import UserError
+from inception_jax.main import log_to_stderr
+
+EXAMPLES = """\
+examples:
+  inception-jax report runs/googlenet_cifar10
+  inception-jax report runs/googlenet_cifar10 runs/slower --output comparison.html
+  inception-jax report runs/googlenet_cifar10 --quick
+  inception-jax report runs/googlenet_cifar10 --format markdown --output docs/googlenet
+
+The page has the results and curves and, from the network and its data, the accuracy of each class, confusions, the most
+confident mistakes and Grad-CAM. Where the data is not at hand any more, it says so and has the rest.
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Adds the sub-command to the command line."""
+    parser = subparsers.add_parser(
+        "report",
+        help="write a run, or several side by side, as one HTML page",
+        description="Writes a run as one HTML page that needs no network, or compares several runs on one.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run_folders", metavar="RUN", type=Path, nargs="+", help="folder of a run")
+    parser.add_argument("--format", default="html", metavar="FORMAT", help="html (the default) or markdown")
+    parser.add_argument(
+        "--output",
+        metavar="PATH",
+        type=Path,
+        help="the HTML file (default: RUN/report.html; of several runs: report.html), or for markdown the folder "
+        "(default: RUN/report; of several runs: report)",
+    )
+    parser.add_argument("--split", help="examples that are predicted (default: test, else validation)")
+    flags.add_network(parser)
+    parser.add_argument(
+        "--quick", "--no-pictures", action="store_true", help="leave out what needs the network and its data"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes the page and prints where it is; what had to be left out is said on stderr."""
+    # Imported only now: help is answered without waiting for JAX.
+    from inception_jax import report
+    from inception_jax.models.layers import check_choice
+    from inception_jax.report.page import FORMATS
+    from inception_jax.runs import read_records
+
+    check_choice("--format", args.format, FORMATS)
+    check_choice("--checkpoint", args.checkpoint, ("best", "latest"))
+    flags.check_batch_size(args)
+    read_records(args.run_folders)  # mistakes are said before anything is computed
+    findings: dict[str | Path, Any] = {}
+    if not args.quick:
+        from inception_jax.report.findings import examine
+
+        process.use_compilation_cache()
+        for folder in args.run_folders:
+            try:
+                with log_to_stderr():
+                    findings[folder] = examine(
+                        folder, split=args.split, checkpoint=args.checkpoint, batch_size=args.batch_size
+                    )
+            except UserError as error:
+                if args.split:  # what was asked for by name is not left out
+                    raise
+                findings[folder] = error
+                print(f"{folder}: without classes, mistakes and Grad-CAM: {error}", file=sys.stderr)
+    print(report.write_report(args.run_folders, args.output, style=args.format, findings=findings))
+    return 0

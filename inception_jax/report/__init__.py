@@ -1,0 +1,102 @@
+"""Reports: one run or several on one page with its pictures inside, readable offline."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from inception_jax.errors import UserError
+from inception_jax.report import records, sections
+from inception_jax.report.page import Page, Section, Text
+from inception_jax.runs import Record, read_record, read_records
+
+if TYPE_CHECKING:
+    from inception_jax.report.findings import Findings
+
+
+def write_report(
+    run_folders: str | Path | Sequence[str | Path],
+    output: str | Path | None = None,
+    *,
+    style: str = "html",
+    findings: Mapping[str | Path, "Findings | UserError"] | None = None,
+) -> Path:
+    """Writes the report of a run, or of several side by side, from config.json, metrics.csv and summary.json.
+
+    Args:
+      output: an HTML file or, in the style "markdown", a folder; None: see `default_output`.
+      style: "html" or "markdown".
+      findings: what the networks make of their data, by the run's folder, see `findings.examine`; or why nobody knows.
+
+    Returns:
+      the file with the page.
+
+    Raises:
+      UserError: a folder holds no run, one of its files is damaged, or the page cannot be written.
+    """
+    folders = [run_folders] if isinstance(run_folders, str | Path) else list(run_folders)
+    found = [(findings or {}).get(folder) for folder in folders]
+    if len(folders) == 1:
+        page = run_page(read_record(folders[0]), found[0])
+    else:
+        page = comparison_page(read_records(folders), found)
+    return page.write(Path(output) if output else default_output(folders, style), style)
+
+
+def default_output(run_folders: Sequence[str | Path], style: str = "html") -> Path:
+    """report.html, or for Markdown a folder `report`: the run's, or for several runs in the current folder."""
+    parent = Path(run_folders[0]) if len(run_folders) == 1 else Path()
+    return parent / ("report.html" if style == "html" else "report")
+
+
+def run_page(record: Record, findings: "Findings | UserError | None" = None) -> Page:
+    """One run; what needs its network and data is there where `findings` are."""
+    notes = [*_unfinished(record, "This run"), *records.config_notes(record.config)]
+    examined = []
+    if isinstance(findings, UserError):
+        notes.append(f"Without classes, mistakes and Grad-CAM: {findings}.")
+    elif findings is not None:
+        examined = sections.examined(findings)
+    return Page(
+        record.name,
+        notes,
+        [
+            sections.results(record),
+            sections.curves(record),
+            *examined,
+            sections.facts(record),
+            sections.versions(record),
+            sections.config(record),
+        ],
+    )
+
+
+def comparison_page(runs: Sequence[Record], findings: Sequence["Findings | UserError | None"] | None = None) -> Page:
+    """Several runs side by side."""
+    notes, examined = [], {}
+    for record, found in zip(runs, findings or [None] * len(runs), strict=True):
+        own = records.config_notes(record.config)
+        notes += [*_unfinished(record, record.name), *(f"{record.name}: {note}" for note in own)]
+        if isinstance(found, UserError):
+            notes.append(f"{record.name} is not among the classes: {found}.")
+        elif found is not None:
+            examined[record.name] = found
+    differences = records.config_differences(runs)
+    return Page(
+        f"{len(runs)} runs compared",
+        notes,
+        [
+            Section("Results", [records.results_of_runs(runs)]),
+            Section("Differences", [differences if differences.rows else Text("The configs are the same.")]),
+            sections.curves_of_runs(runs),
+            *([sections.classes_of_runs(examined)] if examined else []),
+            Section("Time and size", [records.facts_of_runs(runs)]),
+        ],
+    )
+
+
+def _unfinished(record: Record, name: str) -> list[str]:
+    if record.summary:
+        return []
+    rows, epochs = record.rows, record.config.get("num_epochs")
+    done = f": {rows[-1]['epoch']:g} of {epochs} epochs are evaluated" if rows else ""
+    return [f"{name} has not finished{done}. The same command goes on with it."]

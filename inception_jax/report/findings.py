@@ -1,0 +1,149 @@
+"""What a trained network makes of a split: numbers of each class, its most confident mistakes, what it looked at."""
+
+import dataclasses
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from inception_jax import evaluate
+from inception_jax.data.dataset import Dataset
+from inception_jax.errors import UserError
+from inception_jax.inspection.features import grad_cam
+from inception_jax.inspection.pictures import overlay
+from inception_jax.run import Run, load_run
+
+logger = logging.getLogger(__name__)
+
+MISTAKES = 18
+SAMPLE = 8  # pictures with their Grad-CAM
+SPLITS = ("test", "validation")  # the first that is there
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A picture, its class and what the network took it for, with which probability.
+
+    Attributes:
+      image: uint8 (height, width, channels).
+      heat: the picture under its Grad-CAM for the predicted class, uint8 (height, width, 3), or None.
+    """
+
+    image: np.ndarray
+    label: str
+    predicted: str
+    probability: float
+    heat: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Findings:
+    """What a network makes of a split.
+
+    Attributes:
+      checkpoint, step: which weights.
+      metrics: see `evaluate.metrics`.
+      confusion: see `evaluate.confusion_matrix`.
+      mistakes: the most confident first.
+      sample: with Grad-CAM; of as many classes as there is room for.
+      no_sample: why there is none, for a network that Grad-CAM cannot look into.
+    """
+
+    split: str
+    checkpoint: str
+    step: int
+    metrics: dict[str, float]
+    calibration_error: float
+    classes: list[evaluate.ClassMetrics]
+    confusion: np.ndarray
+    mistakes: list[Example]
+    sample: list[Example]
+    no_sample: str = ""
+
+
+def examine(
+    folder: str | Path, *, split: str | None = None, checkpoint: str = "best", batch_size: int = 128
+) -> Findings:
+    """What a run's network makes of a split of its own data.
+
+    Args:
+      split: None: test, or validation where there is no test split.
+
+    Raises:
+      UserError: the run has no checkpoint, or the data is not at hand any more.
+    """
+    run = load_run(folder, checkpoint)
+    split, dataset = _load(run, split)
+    logger.info("%s: %s examples of the %s split", folder, f"{len(dataset.splits[split]):,}", split)
+    found = evaluate.predictions(run, dataset, split, batch_size=batch_size)
+    known = np.flatnonzero((found.labels >= 0) & found.decoded)
+    logits = found.logits.astype(np.float64)
+    probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
+    predicted = logits.argmax(axis=1)
+    confidence = 1 / probabilities.sum(axis=1)
+    wrong = known[predicted[known] != found.labels[known]]
+    mistakes = wrong[np.argsort(-confidence[wrong], kind="stable")][:MISTAKES]
+    sample = known[_spread(found.labels[known], SAMPLE)]
+
+    def examples(rows: np.ndarray) -> list[Example]:
+        if not len(rows):
+            return []
+        images, _ = dataset.splits[split].gather(rows)
+        names = run.class_names
+        columns = zip(images, found.labels[rows], predicted[rows], confidence[rows], strict=True)
+        return [Example(image, names[label], names[guess], float(p)) for image, label, guess, p in columns]
+
+    shown, why_not = examples(sample), ""
+    try:
+        shown = _with_heat(run, shown)
+    except UserError as error:  # a network of one's own may have no maps
+        shown, why_not = [], str(error)
+    return Findings(
+        split,
+        checkpoint,
+        run.step,
+        evaluate.metrics(found),
+        evaluate.calibration_error(found),
+        evaluate.per_class(found, run.class_names),
+        evaluate.confusion_matrix(found),
+        examples(mistakes),
+        shown,
+        why_not,
+    )
+
+
+def _load(run: Run, split: str | None) -> tuple[str, Dataset]:
+    """The split's name and the data set; of no name, the first of SPLITS that is there."""
+    errors = []
+    for name in (split,) if split else SPLITS:
+        try:
+            dataset = evaluate.load_for(run, name, {})
+        except UserError as error:
+            errors.append(error)
+            continue
+        if name in dataset.splits and len(dataset.splits[name]):
+            return name, dataset
+        errors.append(UserError(f"{dataset.name} has no examples in a split {name!r}"))
+    raise errors[0]
+
+
+def _with_heat(run: Run, examples: list[Example]) -> list[Example]:
+    if not examples:
+        return []
+    images = np.stack([example.image for example in examples])
+    heats = np.asarray(grad_cam(run.model, run.variables, run.normalize(images)), np.float32)
+    return [
+        dataclasses.replace(example, heat=overlay(example.image, heat).array)
+        for example, heat in zip(examples, heats, strict=True)
+    ]
+
+
+def _spread(labels: np.ndarray, number: int) -> np.ndarray:
+    """Positions of examples of as many classes as possible, evenly spaced ones where there are more."""
+    order = np.argsort(labels, kind="stable")
+    place_in_class = np.arange(len(labels)) - np.searchsorted(labels[order], labels[order])
+    order = order[np.argsort(place_in_class, kind="stable")]
+    classes = len(np.unique(labels))
+    if classes > number:
+        order = order[np.linspace(0, classes - 1, number).round().astype(int)]
+    return order[:number]

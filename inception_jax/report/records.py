@@ -1,0 +1,138 @@
+"""Tables of what runs have kept of themselves."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from inception_jax.report.page import Cell, Table
+from inception_jax.runs import Record, differing_fields, show
+from inception_jax.writers import format_seconds
+
+SPLITS = ("train", "validation", "test")
+MEASURES = {"top1": "Top-1", "top5": "Top-5", "loss": "Loss"}
+
+
+def percent(value: float | None) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.2%}".replace("%", " %")
+
+
+def measured(name: str, value: float | None) -> str:
+    """A result, by the name of what was measured."""
+    if name != "loss":
+        return percent(value)
+    return "-" if value is None else f"{value:.4f}"
+
+
+def config_notes(config: Mapping[str, Any]) -> list[str]:
+    """What a reader has to know to judge the numbers: every choice that was made on the test split."""
+    evaluate, schedule = config.get("evaluate", {}), config.get("schedule", {})
+    notes = []
+    if str(evaluate.get("watch", "")).startswith("test_"):
+        notes.append(
+            f"Chosen on test data: the best weights were picked by {evaluate['watch']}, "
+            "so their test results flatter the network."
+        )
+        if evaluate.get("early_stopping_patience"):
+            notes.append("Stopped on test data: early stopping watched the same metric.")
+        if evaluate.get("stop_at"):
+            notes.append(f"Stopped on test data: the run was to end at {evaluate['watch']} {evaluate['stop_at']:g}.")
+    if schedule.get("name") == "plateau" and str(schedule.get("metric", "")).startswith("test_"):
+        notes.append(f"Chosen on test data: the learning rate was lowered by {schedule['metric']}.")
+    return notes
+
+
+def facts(record: Record) -> dict[str, str]:
+    """Time, throughput and size, of the summary or, before there is one, of the last row; by their title."""
+    last = record.rows[-1] if record.rows else {}
+    values = record.summary or {"epochs": last.get("epoch"), "steps": last.get("step"), **last}
+    stopped = {"early": "early stopping", "completed": "all epochs", "target": "reaching the target"}
+    formats = {
+        "epochs": ("Epochs", lambda value: f"{value:g}"),
+        "steps": ("Updates", lambda value: f"{value:,}"),
+        "stopped": ("Ended by", lambda value: stopped.get(value, value)),
+        "seconds": ("Time", format_seconds),
+        "training_seconds": ("Training steps alone", format_seconds),
+        "evaluation_seconds": ("Evaluation alone", format_seconds),
+        "images_per_second": ("Images per second", lambda value: f"{value:,.0f}"),
+        "parameters": ("Parameters", lambda value: f"{value:,}"),
+        "device": ("Device", str),
+    }
+    return {title: form(values[key]) for key, (title, form) in formats.items() if values.get(key) is not None}
+
+
+def results(record: Record) -> dict[str, dict[str, Mapping[str, float | None]]]:
+    """Evaluations by weights ("Last (epoch 3)", then "Best ...") and split: those at the end or, of a run that goes on,
+    during training."""
+    summary, best, rows = record.summary, record.best, record.rows
+    if summary:
+        groups = {f"Last (epoch {summary['epochs']:g})": summary}
+        if best:
+            groups[f"Best (epoch {best['epoch']:g})"] = best
+        return {
+            weights: {split: metrics[split] for split in SPLITS if metrics.get(split)}
+            for weights, metrics in groups.items()
+        }
+    evaluate = record.config.get("evaluate", {})
+    chosen = [("Last", rows[-1])] if rows else []
+    if watched := record.points(evaluate.get("watch", "")):
+        pick = min if evaluate.get("watch_mode") == "min" else max
+        epoch, _ = pick(watched, key=lambda point: point[1])
+        chosen.append(("Best", next(row for row in rows if row["epoch"] == epoch)))
+    return {
+        f"{weights} (epoch {row['epoch']:g})": {
+            split: {name: row.get(f"{split}_{name}") for name in MEASURES} for split in SPLITS if f"{split}_loss" in row
+        }
+        for weights, row in chosen
+    }
+
+
+def results_table(record: Record) -> Table:
+    """One run's results: a row for each split."""
+    rows: list[Sequence[str | Cell]] = []
+    counted = ["count"] if record.summary else []
+    for weights, splits in results(record).items():
+        rows += [[weights]] if splits else []
+        for split, metrics in splits.items():
+            count = [f"{metrics['count']:,.0f}" for _ in counted]
+            rows.append([split, *(measured(name, metrics.get(name)) for name in MEASURES), *count])
+    return Table("Results", ["Split", *MEASURES.values(), *(["Images"] if counted else [])], rows)
+
+
+def results_of_runs(records: Sequence[Record]) -> Table:
+    """Last and best results of several runs on all splits, the best of each column in bold."""
+    found = [(record.name, weights, splits) for record in records for weights, splits in results(record).items()]
+    columns = [
+        (split, name)
+        for split in SPLITS
+        for name in MEASURES
+        if any(splits.get(split, {}).get(name) is not None for _, _, splits in found)
+    ]
+    header = ["Run", "Weights", *(f"{split} {MEASURES[name].lower()}" for split, name in columns)]
+    rows: list[list[str | Cell]] = [[run, weights] for run, weights, _ in found]
+    for split, name in columns:
+        shown = [measured(name, splits.get(split, {}).get(name)) for _, _, splits in found]
+        values = [splits.get(split, {}).get(name) for _, _, splits in found]
+        numbers = [value for value in values if value is not None and not math.isnan(value)]
+        record = (min if name == "loss" else max)(numbers, default=None)
+        for row, value, text in zip(rows, values, shown, strict=True):
+            row.append(Cell(text) if value is not None and value == record else text)
+    return Table("Results of the runs", header, rows, left=2)
+
+
+def facts_of_runs(records: Sequence[Record]) -> Table:
+    """Time, throughput and size of several runs: a row for each."""
+    found = [facts(record) for record in records]
+    titles = list(dict.fromkeys(title for own in found for title in own))
+    rows = [
+        [record.name, *(own.get(title, "-") for title in titles)] for record, own in zip(records, found, strict=True)
+    ]
+    return Table("Time and size", ["Run", *titles], rows)
+
+
+def config_differences(records: Sequence[Record]) -> Table:
+    """The fields of several runs' configs that differ; what differs from the first run's is in bold."""
+    rows: list[list[str | Cell]] = []
+    for field, (first, *others) in differing_fields(records).items():
+        cells = [Cell(show(value)) if value != first else show(value) for value in others]
+        rows.append([field, show(first), *cells])
+    return Table("Fields that differ", ["Field", *(record.name for record in records)], rows, len(records) + 1)

@@ -1,0 +1,215 @@
+"""The sections of a report, each from what it is about."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from inception_jax.report import records
+from inception_jax.report.drawing import GREY, PALETTE, Points, draw_curves, draw_matrix, line_style
+from inception_jax.report.page import Block, Cell, Facts, Picture, Pictures, Section, Table, Text
+from inception_jax.report.records import MEASURES, SPLITS, percent
+from inception_jax.runs import Record, show
+
+if TYPE_CHECKING:
+    from inception_jax.report.findings import Example, Findings
+
+SPLIT_STYLES = {"train": {"color": GREY}, "validation": {"color": PALETTE[0]}, "test": {"color": PALETTE[1]}}
+QUANTITIES = {
+    "loss": "Loss",
+    "top1": "Top-1 accuracy",
+    "top5": "Top-5 accuracy",
+    "learning_rate": "Learning rate",
+    "images_per_second": "Images per second",
+}
+READABLE = 25  # classes: the confusions of more are drawn, and of these the most frequent are listed
+CONFUSIONS = 15  # that are listed
+
+
+def results(record: Record) -> Section:
+    """The last and the best weights on every split."""
+    table, best = records.results_table(record), record.best
+    blocks: list[Block] = [table] if table.rows else []
+    if best:
+        found = f"{best['value']:.4f}, step {best['step']:,}"
+        blocks.append(Text(f"The best weights are those with the best {best['metric']} ({found})."))
+    return Section("Results", blocks)
+
+
+def curves(record: Record) -> Section:
+    """Every quantity over the epochs, its splits in one picture."""
+    epoch = record.best.get("epoch")
+    pictures = []
+    for quantity, title in QUANTITIES.items():
+        split = quantity in MEASURES
+        columns = {name: f"{name}_{quantity}" for name in SPLITS} if split else {"": quantity}
+        lines = {name: record.points(column) for name, column in columns.items()}
+        styles = SPLIT_STYLES if split else {"": {"color": GREY}}
+        if picture := curve_picture(title, quantity, lines, styles, dict.fromkeys(SPLITS, epoch)):
+            pictures.append(picture)
+    return _curves(pictures, "A dot marks the epoch of the best weights." if epoch is not None else "")
+
+
+def curves_of_runs(runs: Sequence[Record]) -> Section:
+    """Every quantity of every split over the epochs, all runs in one picture."""
+    styles = {record.name: line_style(index) for index, record in enumerate(runs)}
+    marks = {record.name: record.best.get("epoch") for record in runs}
+    pictures = []
+    for quantity, title in QUANTITIES.items():
+        for split in SPLITS if quantity in MEASURES else ("",):
+            column, name = (f"{split}_{quantity}", f"{title}, {split}") if split else (quantity, title)
+            lines = {record.name: record.points(column) for record in runs}
+            if picture := curve_picture(name, quantity, lines, styles, marks if split else {}):
+                pictures.append(picture)
+    marked = any(epoch is not None for epoch in marks.values())
+    return _curves(pictures, "A dot marks the epoch of a run's best weights." if marked else "")
+
+
+def _curves(pictures: list[Picture], remark: str) -> Section:
+    return Section("Curves", [Pictures(pictures), *([Text(remark)] if remark else [])] if pictures else [])
+
+
+def curve_picture(
+    title: str,
+    quantity: str,
+    lines: Mapping[str, Points],
+    styles: Mapping[str, Mapping],
+    marks: Mapping[str, float | None] | None = None,
+) -> Picture | None:
+    """The lines that have points, drawn and described; None where none has. See `drawing.draw_curves`."""
+    lines = {name: points for name, points in lines.items() if points}
+    if not lines:
+        return None
+    shares = quantity in ("top1", "top5")
+
+    def show(value):
+        return f"{value:.2%}" if shares else f"{value:.4g}"
+
+    parts = []
+    for name, points in lines.items():
+        first, last = points[0][1], points[-1][1]
+        label = f"{name}: " if name else ""
+        parts.append(f"{label}from {show(first)} to {show(last)}" if len(points) > 1 else f"{label}{show(last)}")
+    epochs = sorted({epoch for points in lines.values() for epoch, _ in points})
+    span = f"epochs {epochs[0]:g} to {epochs[-1]:g}" if len(epochs) > 1 else f"epoch {epochs[0]:g}"
+    alt = f"{title} over {span}; {'; '.join(parts)}"
+    return Picture(title, alt, draw_curves(lines, styles=styles, marks=marks, percent=shares))
+
+
+def facts(record: Record) -> Section:
+    """Time, throughput and size."""
+    found = list(records.facts(record).items())
+    return Section("Time and size", [Facts(found)] if found else [])
+
+
+def versions(record: Record) -> Section:
+    """Of the packages that computed the run."""
+    rows = sorted(((record.summary or {}).get("versions") or {}).items())
+    return Section("Versions", [Table("Versions", ["Package", "Version"], rows, 2, "values")] if rows else [])
+
+
+def config(record: Record) -> Section:
+    """Every field."""
+    rows = [[field, show(value)] for field, value in record.fields.items()]
+    return Section("Config", [Table("Config", ["Field", "Value"], rows, 2, "values")])
+
+
+def examined(findings: "Findings") -> list[Section]:
+    """What a network makes of a split: its classes, what it confuses, its mistakes, and what it looked at."""
+    means = findings.metrics
+    summary = (
+        f"The {findings.checkpoint} weights (step {findings.step:,}) on the {means['count']:,} examples of the "
+        f"{findings.split} split: top-1 {percent(means['top1'])}, "
+        f"calibration error {percent(findings.calibration_error)}."
+    )
+    mistakes = [Pictures([_mistake(example) for example in findings.mistakes], 8)] if findings.mistakes else []
+    heat: list[Block] = [Text(f"None: {findings.no_sample}.")] if findings.no_sample else []
+    if findings.sample:
+        remark = "Right: where the picture has what speaks for the predicted class, from blue to red."
+        heat = [Pictures([_heated(example) for example in findings.sample], 15), Text(remark)]
+    return [
+        Section("Classes", [Text(summary), class_table(findings)]),
+        confusions(findings),
+        Section("Most confident mistakes", mistakes),
+        Section("Grad-CAM", heat),
+    ]
+
+
+def class_table(findings: "Findings") -> Table:
+    """Precision and recall of each class; of many classes, those with the lowest recall first."""
+    classes = findings.classes
+    if len(classes) > READABLE:
+        classes = sorted(classes, key=lambda one: math.inf if math.isnan(one.recall) else one.recall)
+    rows = [[one.name, _bar(one.recall), _bar(one.precision), f"{one.count:,}"] for one in classes]
+    return Table("Accuracy of each class", ["Class", "Recall (accuracy)", "Precision", "Examples"], rows)
+
+
+def classes_of_runs(findings: Mapping[str, "Findings"]) -> Section:
+    """Each class's accuracy in several runs, by their name; of many classes, the most difficult first."""
+    recalls = {run: {one.name: one.recall for one in found.classes} for run, found in findings.items()}
+    names = list(dict.fromkeys(name for own in recalls.values() for name in own))
+    if len(names) > READABLE:
+        names.sort(key=lambda name: min(own.get(name, math.inf) for own in recalls.values()))
+    rows = [[name, *(_bar(own.get(name, math.nan)) for own in recalls.values())] for name in names]
+    header = ["Class", *(f"{run}, {found.split}" for run, found in findings.items())]
+    weights = ", ".join(f"{run} of step {found.step:,}" for run, found in findings.items())
+    remark = f"Recall: the share of a class's examples that were predicted as it. Weights: {weights}."
+    return Section("Classes", [Table("Accuracy of each class by run", header, rows), Text(remark)])
+
+
+def _bar(share: float) -> Cell:
+    return Cell(percent(share), "bar", 0.0 if math.isnan(share) else share)
+
+
+def confusions(findings: "Findings") -> Section:
+    """The confusion matrix, as a table where it is readable, else as a drawing, and the most frequent confusions."""
+    names = [one.name for one in findings.classes]
+    matrix = findings.confusion
+    wrong = np.where(np.eye(len(matrix), dtype=bool), 0, matrix)
+    counts = matrix.sum(axis=1)
+    shares = matrix / np.maximum(counts, 1)[:, None]
+    if len(names) <= READABLE:
+        strongest = max((wrong / np.maximum(counts, 1)[:, None]).max(), 1e-9)  # so that rare confusions are seen
+        rows: list[list[str | Cell]] = [
+            [
+                name,
+                *(
+                    "" if not matrix[i, j]
+                    else Cell(f"{matrix[i, j]:,}", "right", float(shares[i, j])) if i == j
+                    else Cell(f"{matrix[i, j]:,}", "wrong", float(shares[i, j] / strongest))
+                    for j in range(len(names))
+                ),
+            ]
+            for i, name in enumerate(names)
+        ]  # fmt: skip
+        shown: Block = Table("Confusion matrix", ["True \\ predicted", *names], rows, kind="matrix")
+    else:
+        alt = f"Confusion matrix of {len(names)} classes; the most frequent confusions are in the table below"
+        shown = Pictures([Picture("Confusion matrix", alt, draw_matrix(matrix))])
+    order = np.argsort(-wrong, axis=None, kind="stable")[:CONFUSIONS]
+    pairs = [(i, j) for i, j in zip(*np.unravel_index(order, wrong.shape), strict=True) if wrong[i, j]]
+    listed = [[names[i], names[j], f"{wrong[i, j]:,}", percent(float(shares[i, j]))] for i, j in pairs]
+    header = ["Class", "Predicted as", "Examples", "Of the class"]
+    blocks = [shown, Table("The most frequent confusions", header, listed, 2)] if listed else [shown]
+    return Section("Confusions", blocks)
+
+
+def _mistake(example: "Example") -> Picture:
+    alt = f"Picture of class {example.label}, predicted as {example.predicted}"
+    return Picture(_caption(example), alt, example.image)
+
+
+def _heated(example: "Example") -> Picture:
+    """The picture, and the same under its Grad-CAM."""
+    from inception_jax.inspection.pictures import overlay
+
+    assert example.heat is not None
+    plain = overlay(example.image, np.zeros((1, 1))).array  # enlarged as the other is
+    alt = f"Picture of class {example.label}, predicted as {example.predicted}, and its Grad-CAM beside it"
+    gap = np.full((len(plain), 4, 3), 128, np.uint8)
+    return Picture(_caption(example), alt, np.concatenate([plain, gap, example.heat], axis=1))
+
+
+def _caption(example: "Example") -> str:
+    return f"true: {example.label}\npredicted: {example.predicted}, {percent(example.probability)}"
