@@ -1,6 +1,7 @@
 """Trained networks on a split of any data set: what they say once, and metrics from it."""
 
 import copy
+import csv
 import dataclasses
 import json
 import re
@@ -12,10 +13,12 @@ import numpy as np
 
 from inception_jax.config import Config, default_config
 from inception_jax.data.dataset import Dataset, eval_batches
-from inception_jax.errors import UserError
+from inception_jax.errors import UserError, WriteError, unknown_name
 from inception_jax.run import Run, load_data
 
 NAMES_SHOWN = 5  # classes that a message lists
+TTA = ("none", "flip", "10-crop")
+LARGER = 256 / 224  # the side of an image by that of the crops that are cut out of it: ImageNet's usual sizes
 # Fields of config.data that say which pictures there are, not what a network is given of them.
 SOURCE = (
     "name", "directory", "archives", "folder", "classes", "hold_out", "split_seed", "splits", "keep", "on_error",
@@ -40,26 +43,38 @@ class Predictions:
 
 
 def predictions(
-    run: Run, dataset: Dataset, split: str, *, class_map: Mapping[str, str] | None = None, batch_size: int = 128
+    run: Run,
+    dataset: Dataset,
+    split: str,
+    *,
+    class_map: Mapping[str, str] | None = None,
+    batch_size: int = 128,
+    tta: str = "none",
 ) -> Predictions:
     """What a run's network says of a split.
 
     Args:
       run: whose input has the shape of the data set's images, see `load_for`.
       class_map: the run's class for the data set's; None: by name, see `match_classes`.
+      tta: test-time augmentation, whose views of an image are predicted one by one and their probabilities averaged:
+        "flip", the image and its mirror image, or "10-crop", the corners and the centre of a larger image, and their
+        mirror images, each of the size that the network was trained at (Krizhevsky et al. 2012, section 4.1). For
+        "10-crop" the data set must have been loaded with it, too.
 
     Raises:
       UserError: the split is not there, is of images of another shape, or has no class that the run has.
     """
     if split not in dataset.splits:
         raise UserError(f"{dataset.name} has no split {split!r}; it has {', '.join(dataset.splits)}")
-    if dataset.image_shape != run.inputs.image_shape:
-        raise UserError(f"the images of {dataset.name} are {dataset.image_shape}, not {run.inputs.image_shape}")
+    shape = _stored_shape(run, tta)
+    if dataset.image_shape != shape:
+        raise UserError(f"the images of {dataset.name} are {dataset.image_shape}, not {shape}")
     labels_of = match_classes(dataset.class_names, run.class_names, class_map)
     part = dataset.splits[split]
     logits, decoded = [], []
     for images, _, mask in eval_batches(part, batch_size):
-        logits.append(run.logits(images))
+        seen = [run.logits(np.ascontiguousarray(view)) for view in views(images, tta, run.inputs.image_shape)]
+        logits.append(seen[0] if len(seen) == 1 else _mean(seen))
         decoded.append(mask)
     number = len(part)  # the last batch is filled up
     return Predictions(
@@ -68,6 +83,45 @@ def predictions(
         part.grayscale(),
         np.concatenate(decoded)[:number],
     )
+
+
+def views(images: np.ndarray, tta: str, image_shape: tuple[int, int, int]) -> list[np.ndarray]:
+    """What test-time augmentation shows a network of uint8 images `(batch, height, width, channels)`.
+
+    Args:
+      tta: see `predictions`. The ten crops are torchvision's TenCrop's, in its order: the corners (top left, top right,
+        bottom left, bottom right), the centre, and the same of the mirror image.
+      image_shape: of the crops; other views have that of the images.
+    """
+    if tta == "none":
+        return [images]
+    mirrored = images[:, :, ::-1]
+    if tta == "flip":
+        return [images, mirrored]
+    height, width, _ = image_shape
+    bottom, right = images.shape[1] - height, images.shape[2] - width
+    corners = ((0, 0), (0, right), (bottom, 0), (bottom, right), (round(bottom / 2), round(right / 2)))
+    return [whole[:, top : top + height, left : left + width] for whole in (images, mirrored) for top, left in corners]
+
+
+def _stored_shape(run: Run, tta: str) -> tuple[int, int, int]:
+    """The shape of the images that are loaded: the network's, but for crops that are cut out of larger ones."""
+    if tta not in TTA:
+        raise unknown_name("test-time augmentation", tta, TTA)
+    height, width, channels = run.inputs.image_shape
+    if tta != "10-crop":
+        return height, width, channels
+    if height != width:
+        raise UserError(f"{run.folder} takes images of {height}x{width} pixels; crops are cut out of squares alone")
+    side = max(height + 1, round(height * LARGER))
+    return side, side, channels
+
+
+def _mean(logits: Sequence[np.ndarray]) -> np.ndarray:
+    """The logarithm of the mean of probabilities: float32 `(n, classes)`, logits of just these."""
+    stacked = np.stack(logits).astype(np.float64)
+    stacked -= np.logaddexp.reduce(stacked, axis=-1, keepdims=True)
+    return (np.logaddexp.reduce(stacked) - np.log(len(stacked))).astype(np.float32)
 
 
 def metrics(predictions: Predictions, rows: np.ndarray | None = None) -> dict[str, float]:
@@ -95,6 +149,67 @@ def metrics(predictions: Predictions, rows: np.ndarray | None = None) -> dict[st
         "loss": float(losses.mean()),
         "count": len(labels),
     }
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassMetrics:
+    """Of one class; precision and recall are NaN where nothing was predicted as it, or none of it is there.
+
+    Attributes:
+      precision: of what was predicted as the class, the share that is of it.
+      recall: of the class's examples, the share that was predicted as it: its accuracy.
+      count: of its examples.
+    """
+
+    name: str
+    precision: float
+    recall: float
+    count: int
+
+
+def confusion_matrix(predictions: Predictions) -> np.ndarray:
+    """int64 `(classes, classes)`: how many examples of class i (row) were predicted as class j (column)."""
+    labels, logits = _known(predictions)
+    classes = predictions.logits.shape[1]
+    pairs = labels * classes + logits.argmax(axis=1)
+    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+
+
+def per_class(predictions: Predictions, class_names: Sequence[str]) -> list[ClassMetrics]:
+    """Precision and recall of each class, in the order of the names."""
+    matrix = confusion_matrix(predictions)
+    right, counts, predicted = np.diag(matrix).astype(float), matrix.sum(axis=1), matrix.sum(axis=0)
+    with np.errstate(invalid="ignore"):
+        precision, recall = right / predicted, right / counts
+    columns = zip(class_names, precision.tolist(), recall.tolist(), counts.tolist(), strict=True)
+    return [ClassMetrics(*values) for values in columns]
+
+
+def calibration_error(predictions: Predictions, bins: int = 15) -> float:
+    """The expected calibration error of the top class's probability, in `bins` intervals of equal width.
+
+    The mean over examples of |accuracy - confidence| of their interval (Guo et al. 2017, equation 3).
+    """
+    labels, logits = _known(predictions)
+    if not len(labels):
+        return float("nan")
+    confidence = _confidence(logits)
+    right = logits.argmax(axis=1) == labels
+    interval = np.minimum((confidence * bins).astype(int), bins - 1)
+    gaps = np.bincount(interval, right - confidence, minlength=bins)
+    return float(np.abs(gaps).sum() / len(labels))
+
+
+def _confidence(logits: np.ndarray) -> np.ndarray:
+    """The probability of the top class: float64 `(n,)`."""
+    logits = logits.astype(np.float64)
+    return 1 / np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1)
+
+
+def _known(predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
+    """Labels, int64, and logits of the examples that count."""
+    counted = (predictions.labels >= 0) & predictions.decoded
+    return predictions.labels[counted].astype(np.int64), predictions.logits[counted]
 
 
 def by_color(predictions: Predictions) -> dict[str, dict[str, float]]:
@@ -127,22 +242,80 @@ def routed(color: Predictions, grayscale: Predictions) -> Predictions:
     )
 
 
+def ensemble(members: Sequence[Predictions]) -> Predictions:
+    """Several networks as one: the mean of their probabilities.
+
+    All are of the same pictures, and the networks' classes are the same.
+
+    Raises:
+      UserError: they are not of the same pictures, or of different numbers of classes.
+    """
+    first = members[0]
+    for other in members[1:]:
+        if other.logits.shape != first.logits.shape or not np.array_equal(other.labels, first.labels):
+            raise UserError("the networks of an ensemble must be evaluated on the same pictures, for the same classes")
+    decoded = np.logical_and.reduce([member.decoded for member in members])
+    return Predictions(_mean([member.logits for member in members]), first.labels, first.grayscale, decoded)
+
+
+def save_predictions(predictions: Predictions, class_names: Sequence[str], path: str | Path) -> None:
+    """Writes what a network says of each example, in the split's order.
+
+    Args:
+      path: .npz for the arrays of `Predictions` and class_names, which `numpy.load` reads; or .csv for a line for each
+        example: its index, class (empty where the network does not know it), predicted class and that one's
+        probability (empty where the picture could not be decoded).
+
+    Raises:
+      UserError: the suffix is another one.
+      WriteError: the file cannot be written.
+    """
+    path = Path(path)
+    check_predictions_file(path)
+    try:
+        if path.suffix.lower() == ".npz":
+            known = {key: value for key, value in vars(predictions).items() if value is not None}
+            with path.open("wb") as file:
+                np.savez_compressed(file, **known, class_names=np.array(class_names))
+            return
+        confidence, predicted = _confidence(predictions.logits), predictions.logits.argmax(axis=1)
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["index", "class", "predicted", "probability"])
+            columns = zip(predictions.labels.tolist(), predicted, confidence, predictions.decoded, strict=True)
+            for index, (label, guess, probability, decoded) in enumerate(columns):
+                said = [class_names[guess], f"{probability:.6f}"] if decoded else ["", ""]
+                writer.writerow([index, class_names[label] if label >= 0 else "", *said])
+    except OSError as error:
+        raise WriteError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def check_predictions_file(path: Path) -> None:
+    """Raises a UserError where `save_predictions` would not know what to write."""
+    if path.suffix.lower() not in (".npz", ".csv"):
+        raise UserError(f"{path} is not allowed for predictions: it must end in .npz or .csv")
+
+
 def source_fields(config: Config) -> dict[str, Any]:
     """The fields of `config.data` that are set and say which pictures there are, for `load_for`."""
     return {field: config.data[field] for field in SOURCE if config.data.get(field) is not None}
 
 
-def load_for(run: Run, split: str, fields: Mapping[str, Any]) -> Dataset:
+def load_for(run: Run, split: str, fields: Mapping[str, Any], *, tta: str = "none") -> Dataset:
     """A data set in the format of a run's input.
 
     Args:
       split: the one that is wanted.
       fields: of `config.data`, e.g. {"name": "cifar10"}, in place of the run's. Another name or folder drops the run's
         own splits, classes and filters.
+      tta: for "10-crop" images are 256/224 as large as the network's, made of the pictures anew: squashed like these,
+        or of as much more around the centre as there is. The corners are those of that square, not of the whole
+        picture as behind torchvision's Resize, which keeps the aspect ratio.
 
     Raises:
-      UserError: as `data.load`.
+      UserError: as `data.load`; or crops of images that are no squares.
     """
+    side, _, _ = _stored_shape(run, tta)
     config = copy.deepcopy(run.config)
     height, width, channels = run.inputs.image_shape
     section = config.data
@@ -157,6 +330,8 @@ def load_for(run: Run, split: str, fields: Mapping[str, Any]) -> Dataset:
             section[field] = default_config().data[field]
     section.channels = channels
     section.augment.crop_originals = False
+    if tta == "10-crop":
+        section.image_size, section.crop_share = side, min(1.0, section.crop_share * side / height)
     for field, value in fields.items():
         section[field] = copy.deepcopy(value)
     section.unlock()

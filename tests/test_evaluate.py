@@ -1,17 +1,18 @@
 """Runs on other data: what a network says of each example, classes by name, and networks that share the work."""
 
+import csv
 import dataclasses
 import json
 
 import jax
 import numpy as np
 import pytest
-from networks import random_variables
+from peers import import_torchvision
 from PIL import Image
-from sklearn.metrics import log_loss, top_k_accuracy_score
+from runs import four_classes, untrained_run
+from sklearn.metrics import confusion_matrix, log_loss, precision_recall_fscore_support, top_k_accuracy_score
 
-from inception_jax import commands, data, evaluate, run
-from inception_jax.config import default_config
+from inception_jax import commands, data, evaluate
 from inception_jax.errors import UserError
 from inception_jax.evaluate import Predictions
 from inception_jax.run import Run
@@ -21,43 +22,13 @@ CLASSES = ("cat", "dog", "sea urchin")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Pictures of the three classes and of a fourth, half of them grayscale, with a test split of their own."""
-    root = tmp_path_factory.mktemp("pictures")
-    generator = np.random.default_rng(0)
-    for number in range(48):
-        place = root / ("train", "test")[number % 2] / ("Cat", "DOG", "sea_urchin", "teapot")[number // 2 % 4]
-        place.mkdir(parents=True, exist_ok=True)
-        image = Image.fromarray(generator.integers(0, 256, (20, 24, 3), np.uint8))
-        image.convert("L" if number // 8 % 2 else "RGB").save(place / f"{number}.png")
-    return root
+    return four_classes(tmp_path_factory.mktemp("pictures"))
 
 
 @pytest.fixture(scope="module")
 def make_run(tmp_path_factory, folder):
-    """A run as training leaves it, with weights from NumPy."""
-
     def make(name: str, channels: int = 3, classes: tuple[str, ...] = CLASSES) -> Run:
-        place = tmp_path_factory.mktemp("runs") / name
-        config = default_config()
-        config.seed = len(name)
-        config.model.name = "simple_cnn"
-        config.model.stage_features = (4, 8)
-        config.data.mean, config.data.std = (0.5,) * channels, (0.25,) * channels
-        config.data.name = "image_folder"
-        config.data.folder = str(folder)
-        config.data.directory = str(place.parent / "prepared")
-        config.data.image_size = 16
-        config.data.channels = channels
-        inputs = run.Inputs(classes, (16, 16, channels), config.data.mean, config.data.std)
-        model = run.build_model(config, len(classes))
-        optimizer, _ = run.build_optimizer(config, 10)
-        state = jax.eval_shape(lambda: run.new_state(config, model, optimizer, inputs.image_shape))
-        variables = random_variables({"params": state.params, "batch_stats": state.batch_stats}, seed=config.seed)
-        state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state).replace(**variables)
-        run.prepare_folder(place, config)
-        with run.open_checkpoints(place, config) as checkpoints:
-            checkpoints.save(7, state, {"inputs": dataclasses.asdict(inputs), "steps_per_epoch": 10})
-        return run.load_run(place)
+        return untrained_run(tmp_path_factory.mktemp("runs") / name, folder, classes, channels)
 
     return make
 
@@ -83,6 +54,186 @@ def test_metrics_are_scikit_learns():
             assert found[kind][f"top{k}"] == pytest.approx(expected, abs=1e-12)
         assert found[kind]["loss"] == pytest.approx(log_loss(labels[rows], probabilities[rows], labels=range(7)), 1e-9)
     assert evaluate.metrics(Predictions(logits, np.full(200, -1), gray, decoded))["count"] == 0
+
+
+def test_each_class_is_counted_as_scikit_learn_does():
+    generator = np.random.default_rng(1)
+    labels = generator.integers(-1, 6, 300).astype(np.int32)  # none of class 6, ...
+    logits = generator.normal(size=(300, 7)).astype(np.float32) + 2 * np.eye(7, dtype=np.float32)[labels]
+    logits[:, 5] = -9  # ... and nothing is taken for class 5
+    decoded = generator.random(300) < 0.9
+    found = Predictions(logits, labels, None, decoded)
+    rows = decoded & (labels >= 0)
+    truth, guesses = labels[rows], logits[rows].argmax(axis=1)
+    np.testing.assert_array_equal(evaluate.confusion_matrix(found), confusion_matrix(truth, guesses, labels=range(7)))
+    precision, recall, _, counts = precision_recall_fscore_support(
+        truth, guesses, labels=range(7), zero_division=np.nan
+    )
+    classes = evaluate.per_class(found, "abcdefg")
+    assert [each.name for each in classes] == list("abcdefg")
+    assert [each.count for each in classes] == counts.tolist()
+    np.testing.assert_allclose([each.precision for each in classes], precision, rtol=1e-12)
+    np.testing.assert_allclose([each.recall for each in classes], recall, rtol=1e-12)
+
+
+@pytest.mark.parametrize("bins", [1, 10, 15])
+def test_the_calibration_error_is_that_of_its_definition(bins):
+    generator = np.random.default_rng(2)
+    labels = generator.integers(-1, 4, 500).astype(np.int32)
+    logits = 3 * generator.normal(size=(500, 4)).astype(np.float32)
+    logits[0] = (200, 0, 0, 0)  # a probability of 1
+    probabilities = np.exp(logits.astype(float)) / np.exp(logits.astype(float)).sum(axis=1, keepdims=True)
+    known = labels >= 0
+    confidence, right = probabilities[known].max(axis=1), probabilities[known].argmax(axis=1) == labels[known]
+    expected = 0.0
+    for interval in range(bins):
+        low, high = interval / bins, (interval + 1) / bins
+        inside = (confidence >= low) & ((confidence < high) | (interval == bins - 1))
+        if inside.any():
+            expected += inside.sum() / known.sum() * abs(right[inside].mean() - confidence[inside].mean())
+    found = evaluate.calibration_error(Predictions(logits, labels, None, np.ones(500, bool)), bins)
+    assert found == pytest.approx(expected, abs=1e-12)
+    assert np.isnan(evaluate.calibration_error(Predictions(logits, np.full(500, -1), None, np.ones(500, bool))))
+
+
+@pytest.mark.parametrize(("side", "crop"), [(9, 8), (37, 32), (18, 16), (256, 224)])
+def test_the_ten_crops_are_torchvisions(side, crop):
+    import_torchvision()
+    import torch
+    from torchvision.transforms import TenCrop
+
+    images = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), np.uint8)
+    expected = TenCrop(crop)(torch.from_numpy(images).permute(0, 3, 1, 2))
+    found = evaluate.views(images, "10-crop", (crop, crop, 3))
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs.permute(0, 2, 3, 1).numpy())
+
+
+def test_the_probabilities_of_an_image_and_its_mirror_image_are_averaged(trained, folder):
+    dataset = evaluate.load_for(trained, "test", {"name": "image_folder", "folder": str(folder)}, tta="flip")
+    found = evaluate.predictions(trained, dataset, "test", batch_size=7, tta="flip")
+    images, _ = dataset.splits["test"].gather(np.arange(24))
+    expected = (trained.predict(images) + trained.predict(images[:, :, ::-1])) / 2
+    np.testing.assert_allclose(jax.nn.softmax(found.logits), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(np.exp(found.logits), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_ten_crops_are_cut_out_of_pictures_decoded_larger(trained, folder):
+    dataset = evaluate.load_for(trained, "test", {"name": "image_folder", "folder": str(folder)}, tta="10-crop")
+    assert dataset.image_shape == (18, 18, 3)
+    found = evaluate.predictions(trained, dataset, "test", batch_size=7, tta="10-crop")
+    place = next(iter(sorted((folder / "test/Cat").iterdir())))
+    with Image.open(place) as picture:
+        image = np.asarray(picture.convert("RGB").resize((18, 18), Image.Resampling.BILINEAR))
+    images, _ = dataset.splits["test"].gather(np.arange(24))
+    (number,) = np.flatnonzero((images == image).all(axis=(1, 2, 3)))
+    crops = [image[y : y + 16, x : x + 16] for y, x in ((0, 0), (0, 2), (2, 0), (2, 2), (1, 1))]
+    crops += [crop[:, ::-1] for crop in crops]
+    np.testing.assert_allclose(np.exp(found.logits[number]), trained.predict(np.stack(crops)).mean(axis=0), rtol=1e-4)
+    with pytest.raises(UserError, match=r"are \(18, 18, 3\), not \(16, 16, 3\)"):
+        evaluate.predictions(trained, dataset, "test")
+
+
+def test_the_middle_crop_is_the_trainings_image(trained, tmp_path):
+    slope = np.add.outer(np.arange(128), np.arange(160)).astype(np.uint8)[::-1] // 2
+    for split in ("train", "test"):
+        (tmp_path / split / "cat").mkdir(parents=True)
+        Image.fromarray(slope).save(tmp_path / split / "cat/a.png")
+    config = trained.config.copy_and_resolve_references()
+    config.data.fit, config.data.crop_share = "crop", 0.875
+    cropping = dataclasses.replace(trained, config=config)
+    images = {}
+    for tta in ("none", "10-crop"):
+        dataset = evaluate.load_for(cropping, "test", {"folder": str(tmp_path)}, tta=tta)
+        images[tta], _ = dataset.splits["test"].gather(np.arange(1))
+    middle = evaluate.views(images["10-crop"], "10-crop", (16, 16, 3))[4]
+    assert np.abs(middle.astype(int) - images["none"]).max() <= 1
+
+
+def test_an_ensemble_is_the_mean_of_probabilities():
+    generator = np.random.default_rng(0)
+    labels, decoded = np.arange(5) - 1, np.arange(5) < 4
+    logits = [generator.normal(size=(5, 3)).astype(np.float32) for _ in range(3)]
+    logits[0][1] = (1000, 0, -1000)  # probabilities of 0
+    members = [Predictions(values, labels, None, np.ones(5, bool)) for values in logits]
+    members[1] = dataclasses.replace(members[1], decoded=decoded)
+    found = evaluate.ensemble(members)
+    np.testing.assert_allclose(np.exp(found.logits), np.mean(jax.nn.softmax(np.stack(logits)), axis=0), rtol=1e-5)
+    assert np.isfinite(found.logits).all()
+    np.testing.assert_array_equal(found.decoded, decoded)
+    for other in (
+        dataclasses.replace(members[0], labels=labels[::-1]),
+        Predictions(logits[0][:, :2], labels, None, decoded),
+    ):
+        with pytest.raises(UserError, match="the same pictures, for the same classes"):
+            evaluate.ensemble([members[0], other])
+
+
+def test_the_ensembles_row(make_run, folder, tmp_path, capsys):
+    runs = [make_run("one of them"), make_run("two")]
+    place = tmp_path / "predictions.npz"
+    arguments = [*(str(run.folder) for run in runs), "--folder", str(folder), "--data", "image_folder", "--json"]
+    assert commands.main(["evaluate", *arguments, "--ensemble", "--predictions", str(place)]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert list(rows) == [str(run.folder) for run in runs] + ["ensemble of 2"]
+    dataset = evaluate.load_for(runs[0], "test", {"name": "image_folder", "folder": str(folder)})
+    images, labels = dataset.splits["test"].gather(np.arange(24))
+    probabilities = np.mean([run.predict(images) for run in runs], axis=0)
+    known = labels < 3
+    assert rows["ensemble of 2"]["all"]["top1"] == (probabilities.argmax(axis=1) == labels)[known].mean()
+    with np.load(place) as saved:
+        np.testing.assert_allclose(np.exp(saved["logits"]), probabilities, rtol=1e-4)
+        assert saved["labels"].tolist() == np.where(known, labels, -1).tolist()
+        assert saved["class_names"].tolist() == list(CLASSES)
+        assert saved["grayscale"].sum() == dataset.splits["test"].grayscale().sum()
+    other = make_run("of other classes", classes=("dog", "cat", "sea urchin"))
+    assert commands.main(["evaluate", str(runs[0].folder), str(other.folder), *arguments[2:], "--ensemble"]) == 2
+    assert "have different classes, and so are no ensemble" in capsys.readouterr().err
+
+
+def test_an_ensemble_is_given_the_first_runs_pictures(make_run, tmp_path, capsys):
+    classes = ("Cat", "DOG", "sea_urchin", "teapot")
+    one, two = make_run("member", classes=classes), make_run("another member", classes=classes)
+    config = json.loads((two.folder / "config.json").read_text())
+    config["data"] |= {"folder": str(tmp_path / "elsewhere"), "split_seed": 7}
+    (two.folder / "config.json").write_text(json.dumps(config))
+    assert commands.main(["evaluate", str(one.folder), str(two.folder), "--ensemble", "--json"]) == 0
+    assert {row["all"]["count"] for row in json.loads(capsys.readouterr().out).values()} == {24}
+
+
+def test_classes_and_files(trained, folder, tmp_path, capsys):
+    arguments = ["evaluate", str(trained.folder), "--data", "image_folder", "--folder", str(folder), "--per-class"]
+    files = [tmp_path / "confusion.csv", tmp_path / "predictions.csv"]
+    assert commands.main([*arguments, "--confusion", str(files[0]), "--predictions", str(files[1])]) == 0
+    *_, title, header, rule, cat, dog, urchin = capsys.readouterr().out.splitlines()
+    assert title == f"{trained.folder}:"
+    assert header.split() == ["class", "precision", "recall", "examples"]
+    assert set(rule) == {"-", " "}
+    dataset = evaluate.load_for(trained, "test", {"name": "image_folder", "folder": str(folder)})
+    found = evaluate.predictions(trained, dataset, "test")
+    matrix = evaluate.confusion_matrix(found)
+    for line, name, counts in zip((cat, dog, urchin), CLASSES, matrix, strict=True):
+        assert line.startswith(name)
+        assert line.split()[-2:] == [f"{counts[CLASSES.index(name)] / counts.sum():.2%}", f"{counts.sum()}"]
+    with files[0].open() as file:
+        assert list(csv.reader(file)) == [
+            ["true class", *CLASSES],
+            *([name, *map(str, counts)] for name, counts in zip(CLASSES, matrix, strict=True)),
+        ]
+    with files[1].open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["index"] for row in rows] == list(map(str, range(24)))
+    assert [row["class"] for row in rows] == [CLASSES[label] if label >= 0 else "" for label in found.labels]
+    assert [row["predicted"] for row in rows] == [CLASSES[label] for label in found.logits.argmax(axis=1)]
+    np.testing.assert_allclose(
+        [float(row["probability"]) for row in rows], jax.nn.softmax(found.logits).max(axis=1), atol=2e-6
+    )
+    assert commands.main([*arguments, "--json", "--tta", "flip", "--keep", "color"]) == 0
+    (row,) = json.loads(capsys.readouterr().out).values()
+    assert row["tta"] == "flip"
+    assert 0 <= row["calibration_error"] <= 1
+    assert [each["name"] for each in row["per_class"]] == list(CLASSES)
+    assert sum(each["count"] for each in row["per_class"]) == row["all"]["count"]
 
 
 def test_another_data_set_is_resized_and_its_classes_matched(trained, folder):
@@ -188,7 +339,10 @@ def test_the_data_of_a_config(trained, folder, tmp_path, capsys):
     )
     assert commands.main(["evaluate", str(trained.folder), "--config", str(path), "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out).values()
-    assert row["all"]["count"] + row["left_out"] == 6  # half of the training pictures, and of these the coloured ones
+    half = data.load("image_folder", directory=tmp_path, folder=folder, splits={"test": "train[:50%]"}, image_size=16)
+    gray = half.splits["test"].grayscale()
+    assert row["all"]["count"] + row["left_out"] == (~gray).sum()  # cut before grayscale ones are left out
+    assert 0 < gray.sum() < 12 == len(gray)
     assert row["grayscale"] == {"top1": None, "top5": None, "loss": None, "count": 0}
     assert commands.main(["evaluate", str(trained.folder), "--config", str(path), "--split", "train[:4]"]) == 0
     assert "train[:4]" in capsys.readouterr().out
@@ -199,7 +353,7 @@ def test_the_table(trained, make_run, folder, capsys):
     arguments = ["--data", "image_folder", "--folder", str(folder)]
     assert commands.main(["evaluate", str(trained.folder), str(one_channel.folder), *arguments]) == 0
     header, first, second, *notes = capsys.readouterr().out.splitlines()
-    assert header.split() == ["run", "data", "top-1", "top-5", "loss", "examples", "grayscale", "color"]
+    assert header.split() == ["run", "data", "top-1", "top-5", "loss", "ECE", "examples", "grayscale", "color"]
     assert first.startswith(str(trained.folder))
     assert second.startswith(str(one_channel.folder))
     assert len(first) == len(second) == len(header)
@@ -232,6 +386,11 @@ def test_a_runs_own_split_by_default(make_run, folder, capsys):
         (["--data", "image_folder"], "name its folder"),
         (["--class-map", "nowhere.json"], "cannot read the class map nowhere.json"),
         (["--batch-size", "0"], "--batch-size=0 is not allowed"),
+        (["--tta", "5-crop"], "unknown test-time augmentation '5-crop'. Did you mean '10-crop'?"),
+        (["--ensemble"], "--ensemble needs two runs or more"),
+        (["another", "--predictions", "p.npz"], "--predictions is for one run, or with --ensemble for several as one"),
+        (["--confusion", "matrix.txt"], "matrix.txt is not allowed for a confusion matrix: it must end in .csv, .png"),
+        (["--predictions", "p.json"], "p.json is not allowed for predictions: it must end in .npz or .csv"),
     ],
 )
 def test_mistakes_are_answered_in_one_line(arguments, message, trained, capsys):

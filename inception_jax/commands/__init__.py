@@ -9,6 +9,14 @@ from typing import NoReturn
 from inception_jax import process
 from inception_jax.errors import UserError, unknown_name
 
+EXAMPLES = """\
+examples:
+  inception-jax train --config=googlenet_digits
+  inception-jax evaluate runs/googlenet_digits
+  inception-jax predict runs/googlenet_digits picture.jpg
+  inception-jax COMMAND --help
+"""
+
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
@@ -19,19 +27,43 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the sub-command that `argv` names (None: this process's); returns the exit code, 2 for a user's mistake."""
     if argv is None:
         process.tune()
-        argv = sys.argv[1:]
+        process.leave(main(sys.argv[1:]))
     # Imported only now, so that the new start that tune() may make costs nothing.
-    from inception_jax.commands import configs, data, evaluate, export, inspect, train
+    from inception_jax.commands import (
+        compare,
+        configs,
+        data,
+        evaluate,
+        export,
+        inspect,
+        predict,
+        report,
+        runs,
+        serve,
+        study,
+        train,
+    )
 
     commands = {
         "train": train,
         "evaluate": evaluate,
+        "predict": predict,
         "inspect": inspect,
         "data": data,
         "export": export,
+        "report": report,
+        "runs": runs,
+        "compare": compare,
+        "serve": serve,
+        "study": study,
         "configs": configs,
     }
-    parser = _Parser(prog="inception-jax", description="Train and study the Inception family of image classifiers.")
+    parser = _Parser(
+        prog="inception-jax",
+        description="Train and study the Inception family of image classifiers.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=importlib.metadata.version("inception-jax"))
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for module in commands.values():

@@ -1,13 +1,14 @@
 """`inception-jax evaluate`: runs on a split of their own or of any other data."""
 
 import argparse
+import dataclasses
 import json
 import math
 from pathlib import Path
 from typing import Any
 
 from inception_jax import process
-from inception_jax.config_files import find_config, load_config
+from inception_jax.commands import flags
 from inception_jax.errors import UserError
 from inception_jax.main import log_to_stderr
 
@@ -17,6 +18,9 @@ examples:
   inception-jax evaluate runs/ten_synsets --data cifar10 --archives DIR
   inception-jax evaluate runs/mine --data image_folder --folder DIR --class-map same.json
   inception-jax evaluate runs/mine --config my_other_data.py --split validation
+  inception-jax evaluate runs/mine --per-class --confusion confusion.png --predictions predictions.npz
+  inception-jax evaluate runs/mine --tta 10-crop
+  inception-jax evaluate runs/seed_0 runs/seed_1 runs/seed_2 --ensemble
 
 Grayscale and colour pictures, three ways: converted, all as one channel, and a network for each kind:
   inception-jax evaluate runs/plain runs/one_channel --split test
@@ -24,7 +28,13 @@ Grayscale and colour pictures, three ways: converted, all as one channel, and a 
 
 Classes are matched by name; letter case, spaces, hyphens and underscores do not matter. Examples of classes that the
 network does not have are left out, and counted. With several runs, or a pair, all pictures are evaluated, whichever
-each was trained on; else those that data.keep of the run kept. Both networks of a pair get the first one's pictures.
+each was trained on; else those that data.keep of the run kept. Networks of a pair or an ensemble get the first one's
+pictures.
+
+ECE is the expected calibration error: how far the probability of the predicted class is from its accuracy, on average.
+Test-time augmentation averages the probabilities of several views of a picture: flip, itself and its mirror image;
+10-crop, the corners and the centre of an image that is 256/224 as large as the network's, and their mirror images.
+--ensemble averages those of several runs. --confusion and --predictions are the run's, or the ensemble's.
 """
 
 
@@ -39,80 +49,112 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run_folders", metavar="RUN", type=Path, nargs="+", help="folder of a run")
-    parser.add_argument("--split", default="test", help="(default: test)")
-    other = parser.add_mutually_exclusive_group()
-    other.add_argument("--data", metavar="NAME", help="another data set (default: the run's own)")
-    other.add_argument("--config", metavar="NAME_OR_FILE", help="a config whose data and splits are taken instead")
-    parser.add_argument("--folder", metavar="DIR", help="its pictures, for image_folder and the like")
-    parser.add_argument("--archives", metavar="DIR", help="its original archives, where there is no network")
-    parser.add_argument("--data-dir", metavar="DIR", help="where prepared data is kept")
-    parser.add_argument("--keep", choices=("all", "color", "grayscale"), help="which pictures, by how they are stored")
-    parser.add_argument(
-        "--class-map", metavar="FILE", type=Path, help='JSON: {"class of the data": "class of the run"}'
-    )
+    flags.add_data(parser)
     parser.add_argument("--grayscale-run", metavar="RUN", type=Path, help="network for pictures stored without colours")
-    parser.add_argument("--checkpoint", default="best", metavar="NAME", help="best or latest (default: best)")
-    parser.add_argument("--batch-size", type=int, default=128, help="(default: 128)")
+    parser.add_argument("--ensemble", action="store_true", help="a further row: the mean of the runs' probabilities")
+    parser.add_argument("--tta", default="none", metavar="NAME", help="none, flip or 10-crop (default: none)")
+    parser.add_argument(
+        "--per-class", action="store_true", help="precision, recall and number of examples of each class"
+    )
+    parser.add_argument("--confusion", metavar="FILE", type=Path, help="the confusion matrix: .csv, .png, .pdf or .svg")
+    parser.add_argument("--predictions", metavar="FILE", type=Path, help="what is said of each example: .npz or .csv")
+    flags.add_network(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints a row for each run: top-1, top-5 and loss, and top-1 on grayscale and on colour pictures where known."""
+    """Prints a row for each run: top-1, top-5, loss and ECE, and top-1 on grayscale and colour pictures where known."""
     # Imported only now: help is answered without waiting for JAX.
     from inception_jax import evaluate
+    from inception_jax.inspection.confusion import check_suffix, save_confusion
     from inception_jax.run import load_run
 
-    if args.grayscale_run and len(args.run_folders) > 1:
+    several = len(args.run_folders) > 1
+    if args.grayscale_run and several:
         raise UserError("--grayscale-run makes a pair with one run, not with several")
-    if args.batch_size < 1:
-        raise UserError(f"--batch-size={args.batch_size} is not allowed: it must be at least 1")
+    if args.ensemble and not several:
+        raise UserError("--ensemble needs two runs or more")
+    flags.check_batch_size(args)
+    for flag, path, check in (
+        ("--confusion", args.confusion, check_suffix),
+        ("--predictions", args.predictions, evaluate.check_predictions_file),
+    ):
+        if path and several and not args.ensemble:
+            raise UserError(f"{flag} is for one run, or with --ensemble for several as one")
+        if path:
+            check(path)
     process.use_compilation_cache()
     class_map = evaluate.read_class_map(args.class_map) if args.class_map else None
-    given = {"name": args.data, "folder": args.folder, "archives": args.archives, "directory": args.data_dir}
-    fields = evaluate.source_fields(load_config(find_config(args.config))) if args.config else {}
-    fields |= {field: value for field, value in given.items() if value is not None}
-    several = len(args.run_folders) > 1 or args.grayscale_run
-    keep = args.keep or ("all" if several else None)
-    if keep:
-        fields["keep"] = keep
+    fields = flags.data_fields(args)
+    if not args.keep and (several or args.grayscale_run):
+        fields["keep"] = "all"
 
     def predict(folder: Path, fields: dict[str, Any]) -> tuple[Any, Any]:
         trained = load_run(folder, args.checkpoint)
         with log_to_stderr():
-            dataset = evaluate.load_for(trained, args.split, fields)
-            found = evaluate.predictions(trained, dataset, args.split, class_map=class_map, batch_size=args.batch_size)
+            dataset = evaluate.load_for(trained, args.split, fields, tta=args.tta)
+            found = evaluate.predictions(
+                trained, dataset, args.split, class_map=class_map, batch_size=args.batch_size, tta=args.tta
+            )
         return trained, (found, dataset)
 
-    rows: dict[str, dict[str, Any]] = {}
-    for folder in args.run_folders:
-        trained, (found, dataset) = predict(folder, fields)
-        name = str(folder)
-        if args.grayscale_run:
-            # The same pictures for both: the first run's, unless others are named.
-            same = fields if {"name", "folder"} & fields.keys() else evaluate.source_fields(trained.config) | fields
-            other, (gray, _) = predict(args.grayscale_run, same)
-            if other.class_names != trained.class_names:
-                raise UserError(f"{folder} and {args.grayscale_run} have different classes, and so are no pair")
-            found, name = evaluate.routed(found, gray), f"{folder} and, for grayscale, {args.grayscale_run}"
+    def same_pictures(trained: Any) -> dict[str, Any]:
+        """The first run's, unless others are named."""
+        return fields if {"name", "folder"} & fields.keys() else evaluate.source_fields(trained.config) | fields
+
+    def row(found: Any, dataset: Any, class_names: tuple[str, ...]) -> dict[str, Any]:
         # What the network has no class for, and what could not be read.
         strange = sorted({dataset.class_names[label] for label in _labels(dataset, args.split)[found.labels < 0]})
-        rows[name] = {
+        values = {
             "data": dataset.name,
             "split": args.split,
+            "tta": args.tta,
             **evaluate.by_color(found),
+            "calibration_error": evaluate.calibration_error(found),
             "left_out": int((found.labels < 0).sum()),
             "classes_left_out": strange,
             "not_decoded": int((~found.decoded).sum()),
         }
+        if args.per_class:
+            values["per_class"] = [dataclasses.asdict(each) for each in evaluate.per_class(found, class_names)]
+        return values
+
+    rows: dict[str, dict[str, Any]] = {}
+    first, members = None, []
+    for folder in args.run_folders:
+        trained, (found, dataset) = predict(folder, same_pictures(first) if first and args.ensemble else fields)
+        name, first = str(folder), first or trained
+        if args.grayscale_run:
+            other, (gray, _) = predict(args.grayscale_run, same_pictures(trained))
+            _require_same_classes(trained, other, "pair")
+            found, name = evaluate.routed(found, gray), f"{folder} and, for grayscale, {args.grayscale_run}"
+        if args.ensemble:
+            _require_same_classes(first, trained, "ensemble")
+            members.append(found)
+        rows[name] = row(found, dataset, trained.class_names)
+    if args.ensemble:
+        found = evaluate.ensemble(members)
+        rows[f"ensemble of {len(members)}"] = row(found, dataset, trained.class_names)
+    if args.confusion:
+        save_confusion(evaluate.confusion_matrix(found), trained.class_names, args.confusion)
+    if args.predictions:
+        evaluate.save_predictions(found, trained.class_names, args.predictions)
     print(json.dumps(_finite(rows), indent=2, ensure_ascii=False) if args.json else _table(rows))
     return 0
+
+
+def _require_same_classes(one: Any, other: Any, what: str) -> None:
+    if other.class_names != one.class_names:
+        raise UserError(f"{one.folder} and {other.folder} have different classes, and so are no {what}")
 
 
 def _finite(value: Any) -> Any:
     """The same with None for what is not a number, for which JSON has no word: the mean of no examples."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -121,21 +163,24 @@ def _labels(dataset: Any, split: str) -> Any:
 
 
 def _table(rows: dict[str, dict[str, Any]]) -> str:
-    """Aligned columns; below, what was left out."""
-    header = ["run", "data", "top-1", "top-5", "loss", "examples"]
+    """Aligned columns; below, what was left out, and the classes of each row that has them."""
+    from inception_jax.inspection.formats import format_table
+
+    header = ["run", "data", "top-1", "top-5", "loss", "ECE", "examples"]
     if any("grayscale" in row for row in rows.values()):
         header += ["grayscale", "color"]
     formats = {"top1": ".2%", "top5": ".2%", "loss": ".4f"}
-    lines, notes = [header], []
+    lines, notes, classes_of_rows = [header], [], []
     for name, row in rows.items():
         means = row["all"]
         line = [
             name,
-            f"{row['data']}, {row['split']}",
+            f"{row['data']}, {row['split']}" + (f", {row['tta']}" if row["tta"] != "none" else ""),
             *(f"{means[mean]:{form}}" if means["count"] else "-" for mean, form in formats.items()),
+            _percent(row["calibration_error"]),
             f"{means['count']:,}",
         ]
-        for kind in header[6:]:
+        for kind in header[7:]:
             part = row.get(kind, {"count": 0})
             line.append(f"{part['top1']:.2%} of {part['count']:,}" if part["count"] else "-")
         lines.append(line)
@@ -144,6 +189,12 @@ def _table(rows: dict[str, dict[str, Any]]) -> str:
             notes.append(f"{name}: {row['left_out']:,} examples of classes that it does not have: {classes}")
         if row["not_decoded"]:
             notes.append(f"{name}: {row['not_decoded']:,} pictures that could not be decoded")
+        if "per_class" in row:
+            cells = [
+                [each["name"], _percent(each["precision"]), _percent(each["recall"]), f"{each['count']:,}"]
+                for each in row["per_class"]
+            ]
+            classes_of_rows += ["", f"{name}:", format_table(["class", "precision", "recall", "examples"], cells)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     aligned = [
         "  ".join(
@@ -152,4 +203,8 @@ def _table(rows: dict[str, dict[str, Any]]) -> str:
         )
         for line in lines
     ]
-    return "\n".join([*aligned, *notes])
+    return "\n".join([*aligned, *notes, *classes_of_rows])
+
+
+def _percent(share: float) -> str:
+    return f"{share:.2%}" if math.isfinite(share) else "-"

@@ -1,0 +1,181 @@
+"""`inception-jax compare`: two runs on the same pictures."""
+
+import argparse
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from inception_jax import process
+from inception_jax.commands import flags
+from inception_jax.main import log_to_stderr
+
+if TYPE_CHECKING:
+    from inception_jax.compare import Comparison
+
+EXAMPLES = """\
+examples:
+  inception-jax compare runs/plain runs/residual
+  inception-jax compare runs/plain runs/residual --split validation --per-class
+  inception-jax compare runs/plain runs/residual --chart layers.png --layers 'inception_*'
+  inception-jax compare runs/ten_synsets runs/googlenet_cifar10 --data cifar10 --images 0 --json
+
+Both networks see the same pictures, those of the first run unless others are named, each at its own size; examples
+count whose class both know. The test is McNemar's, exact: how likely at least so uneven a split of the examples on
+which just one is right would be if both were right equally often. The interval is that of paired proportions
+(Bonett and Price 2012). Layers are compared by linear CKA (Kornblith et al. 2019; Nguyen et al. 2021): 1 is the same
+but for rotation, scale and shift.
+"""
+CLASSES_SHOWN = 5
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Adds the sub-command to the command line."""
+    parser = subparsers.add_parser(
+        "compare",
+        help="compare two runs picture by picture and layer by layer",
+        description="Compares two trained networks on the same pictures: which are right where, whether the difference "
+        "could be chance, and how alike their layers are.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run_folders", metavar="RUN", type=Path, nargs=2, help="folder of a run")
+    flags.add_data(parser)
+    flags.add_network(parser)
+    parser.add_argument("--per-class", action="store_true", help="every class (default: those that differ most)")
+    parser.add_argument(
+        "--images", metavar="N", type=int, default=512, help="on which layers are compared; 0: none (default: 512)"
+    )
+    parser.add_argument(
+        "--layers", metavar="PATTERNS", help="paths of layers with commas between (default: the network's own parts)"
+    )
+    parser.add_argument("--chart", metavar="FILE", type=Path, help="every pair of layers: .png, .pdf or .svg")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints who is right where, the classes that differ most, and the similarity of layers."""
+    # Imported only now: help is answered without waiting for JAX.
+    from inception_jax.compare import check_chart_file, compare_runs, save_chart
+    from inception_jax.errors import UserError
+    from inception_jax.evaluate import read_class_map
+    from inception_jax.run import load_run
+
+    flags.check_batch_size(args)
+    if args.chart:
+        check_chart_file(args.chart)
+        if not args.images:
+            raise UserError("--chart is of layers, which --images 0 leaves out")
+    process.use_compilation_cache()
+    with log_to_stderr():
+        first, second = (load_run(folder, args.checkpoint) for folder in args.run_folders)
+        found = compare_runs(
+            first,
+            second,
+            args.split,
+            flags.data_fields(args),
+            class_map=read_class_map(args.class_map) if args.class_map else None,
+            batch_size=args.batch_size,
+            images=args.images,
+            layers=args.layers.split(",") if args.layers else None,
+        )
+    folders = [str(folder) for folder in args.run_folders]
+    if args.chart and found.similarity:
+        save_chart(found.similarity, folders[0], folders[1], args.chart)
+    if args.json:
+        print(json.dumps(_record(folders, found), indent=2, ensure_ascii=False))
+    else:
+        print(_text(folders, found, every_class=args.per_class))
+    return 0
+
+
+def _record(folders: list[str], found: "Comparison") -> dict[str, Any]:
+    pairing, similarity = found.pairing, found.similarity
+    record: dict[str, Any] = {
+        "first": folders[0],
+        "second": folders[1],
+        "data": found.data,
+        "split": found.split,
+        **dataclasses.asdict(pairing),
+        "difference": pairing.difference,
+        "interval": pairing.interval,
+        "mcnemar_p_value": pairing.p_value,
+        "per_class": [dataclasses.asdict(each) for each in found.classes],
+    }
+    if similarity:
+        record["layers"] = {
+            "images": similarity.images,
+            "first": similarity.first_layers,
+            "second": similarity.second_layers,
+            "cka": [[value if math.isfinite(value) else None for value in row] for row in similarity.cka.tolist()],
+        }
+    return record
+
+
+def _text(folders: list[str], found: "Comparison", *, every_class: bool) -> str:
+    from inception_jax.inspection.formats import format_table
+
+    pairing = found.pairing
+    number = pairing.count
+    low, high = pairing.interval
+    right = pairing.both + pairing.only_first, pairing.both + pairing.only_second
+    blocks = [
+        "\n".join(
+            [
+                f"{number:,} examples of {found.data}, {found.split}",
+                *(
+                    f"{which}: {folder}, {count / number:.2%}"
+                    for which, folder, count in zip(("first", "second"), folders, right, strict=True)
+                ),
+            ]
+        )
+    ]
+    counts = {
+        "both right": pairing.both,
+        "only the first": pairing.only_first,
+        "only the second": pairing.only_second,
+        "neither": pairing.neither,
+        "the same class": pairing.agreeing,
+    }
+    blocks.append(
+        format_table(["", "examples", "share"], [[k, f"{v:,}", f"{v / number:.2%}"] for k, v in counts.items()])
+    )
+    blocks.append(
+        f"second less first: {100 * pairing.difference:+.2f} points, "
+        f"95 % interval {100 * low:+.2f} to {100 * high:+.2f}\n"
+        f"McNemar's exact test: p = {pairing.p_value:.2g}"
+    )
+    classes = found.classes
+    if not every_class:
+        classes = sorted(classes, key=lambda each: -abs(each.difference))[:CLASSES_SHOWN]
+    cells = [
+        [each.name, f"{each.first:.2%}", f"{each.second:.2%}", f"{100 * each.difference:+.2f}", f"{each.count:,}"]
+        for each in classes
+    ]
+    table = format_table(["class", "first", "second", "points", "examples"], cells)
+    if len(classes) < len(found.classes):
+        table += f"\n({len(classes)} of {len(found.classes)} classes; --per-class shows all)"
+    blocks.append(table)
+    if found.similarity:
+        blocks.append(_layers(found))
+    return "\n\n".join(blocks)
+
+
+def _layers(found: "Comparison") -> str:
+    """Each layer of the first network with its namesake and with the layer of the second that is most like it."""
+    import numpy as np
+
+    from inception_jax.inspection.formats import format_table
+
+    similarity = found.similarity
+    assert similarity
+    rows, namesakes = [], similarity.namesakes
+    for name, values in zip(similarity.first_layers, similarity.cka, strict=True):
+        same = namesakes.get(name, math.nan)
+        best = similarity.second_layers[int(np.nanargmax(values))] if np.isfinite(values).any() else "-"
+        most = f"{np.nanmax(values):.3f}" if np.isfinite(values).any() else "-"
+        rows.append([name, best, f"{same:.3f}" if math.isfinite(same) else "-", most])
+    header = ["layer of the first", "most alike in the second", "CKA with its namesake", "with that one"]
+    return f"{format_table(header, rows, left=2)}\n(on {similarity.images} images; --chart FILE shows every pair)"

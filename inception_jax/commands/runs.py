@@ -1,0 +1,123 @@
+"""`inception-jax runs`: all runs below a folder as one table."""
+
+import argparse
+import csv
+import json
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from inception_jax.errors import UserError, unknown_name
+from inception_jax.main import log_to_stderr
+
+if TYPE_CHECKING:
+    from inception_jax.runs import Record
+
+EXAMPLES = """\
+examples:
+  inception-jax runs runs
+  inception-jax runs runs --sort=-test_top1
+  inception-jax runs runs --columns run,schedule.learning_rate,best_value,test_top1 --csv
+  inception-jax runs runs --json
+
+Columns are those that are shown, any field of the config (schedule.learning_rate), any number of summary.json
+(best.test.top5, images_per_second) and any column of metrics.csv, whose last value it is. test_top1 and validation_top1
+are those of the last weights, best_value is the watched metric's with the best ones.
+"""
+COLUMNS = ("run", "status", "epochs", "data", "network", "best_value", "validation_top1", "test_top1", "time")
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Adds the sub-command to the command line."""
+    parser = subparsers.add_parser(
+        "runs",
+        help="list all runs below a folder, with what differs and what came out",
+        description="Lists all runs below a folder: status, the fields in which their configs differ, and results.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", metavar="DIR", type=Path, nargs="?", default=Path("runs"), help="(default: runs)")
+    parser.add_argument("--sort", metavar="COLUMN", default="run", help="--sort=-COLUMN for the largest first")
+    parser.add_argument(
+        "--columns", metavar="NAMES", help="with commas (default: the usual and the fields that differ)"
+    )
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    form.add_argument("--csv", action="store_true", help="print CSV")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints a row for each run."""
+    from inception_jax.runs import differing_fields, list_runs, show
+    from inception_jax.writers import format_seconds
+
+    with log_to_stderr():
+        records = list_runs(args.folder)
+    if not records:
+        raise UserError(f"there are no runs below {args.folder}")
+    if args.columns:
+        columns = [name.strip() for name in args.columns.split(",")]
+    else:
+        differing = [field for field in differing_fields(records) if not field.startswith(("data.name", "model.name"))]
+        columns = [*COLUMNS[:5], *differing, *COLUMNS[5:]]
+    known = [_values(record) for record in records]
+    sort_by = args.sort.removeprefix("-")
+    for name in [*columns, sort_by]:
+        if not any(name in values for values in known):
+            raise unknown_name("column", name, {name for values in known for name in values})
+    # What has no value comes last, either way round.
+    there = [values for values in known if values.get(sort_by) is not None]
+    there.sort(key=lambda values: _order(values[sort_by]), reverse=args.sort.startswith("-"))
+    rows = there + [values for values in known if values.get(sort_by) is None]
+    if args.json:
+        print(json.dumps([{name: row.get(name) for name in columns} for row in rows], indent=2, ensure_ascii=False))
+        return 0
+    if args.csv:
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows([row.get(name) for name in columns] for row in rows)
+        return 0
+
+    def cell(name: str, value: Any) -> str:
+        if value is None:
+            return "-"
+        if name == "time":
+            return format_seconds(value)
+        if isinstance(value, float) and name.endswith(("top1", "top5", "best_value")) and 0 <= value <= 1:
+            return f"{value:.2%}"
+        return f"{value:.6g}" if isinstance(value, float) else show(value)
+
+    lines = [columns, *([cell(name, row.get(name)) for name in columns] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+    return 0
+
+
+def _order(value: Any) -> tuple[int, Any]:
+    """Numbers before texts, which cannot be compared with them."""
+    return (0, value) if isinstance(value, int | float) else (1, str(value))
+
+
+def _values(record: "Record") -> dict[str, Any]:
+    """Everything that may be a column, by its name."""
+    from inception_jax.runs import flatten
+
+    summary, last = record.summary or {}, record.rows[-1] if record.rows else {}
+    found = flatten(record.config) | {name: value for name, value in last.items() if math.isfinite(value)}
+    found |= flatten(summary)
+    epochs = f"{last.get('epoch', 0):g}/{record.config.get('num_epochs')}"
+    found |= {
+        "run": record.name,
+        "status": record.status,
+        "epochs": epochs,
+        "data": record.config["data"].get("name"),
+        "network": record.config["model"].get("name"),
+        "best_value": record.best.get("value"),
+        "time": summary.get("seconds", last.get("seconds")),
+    }
+    for split in ("validation", "test"):  # with the last weights
+        found[f"{split}_top1"] = summary.get(split, {}).get("top1", found.get(f"{split}_top1"))
+    return found

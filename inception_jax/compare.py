@@ -1,0 +1,314 @@
+"""Two trained networks on the same pictures: who is right where, and how alike their layers are."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import scipy.stats
+from jax import numpy as jnp
+from matplotlib.figure import Figure
+
+from inception_jax import evaluate
+from inception_jax.data.dataset import Dataset
+from inception_jax.errors import UserError, WriteError
+from inception_jax.evaluate import Predictions
+from inception_jax.inspection import activations
+from inception_jax.run import Run
+
+CONFIDENCE = 0.95
+BATCH = 64  # images whose layers are compared at once, so that VGG at 224 pixels takes 4 GB
+FEWEST = 4  # images that the estimate needs
+PICTURES = (".png", ".pdf", ".svg")
+DPI = 120
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairing:
+    """On how many of the same examples each of two networks is right.
+
+    Attributes:
+      agreeing: examples that both take for the same class, right or wrong.
+    """
+
+    both: int
+    only_first: int
+    only_second: int
+    neither: int
+    agreeing: int
+
+    @property
+    def count(self) -> int:
+        """Of all examples."""
+        return self.both + self.only_first + self.only_second + self.neither
+
+    @property
+    def difference(self) -> float:
+        """The second's accuracy less the first's."""
+        return (self.only_second - self.only_first) / self.count
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The difference's 95 % interval, of paired proportions (Bonett and Price 2012, the adjusted Wald interval)."""
+        number = self.count + 2
+        first, second = (self.only_first + 1) / number, (self.only_second + 1) / number
+        middle = second - first
+        half = float(scipy.stats.norm.ppf((1 + CONFIDENCE) / 2)) * math.sqrt((first + second - middle**2) / number)
+        return max(-1.0, middle - half), min(1.0, middle + half)
+
+    @property
+    def p_value(self) -> float:
+        """McNemar's exact test: how likely at least so uneven a split is if both are right equally often."""
+        odd = self.only_first + self.only_second
+        return float(scipy.stats.binomtest(self.only_first, odd).pvalue) if odd else 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassPair:
+    """The accuracies of two networks on the examples of a class."""
+
+    name: str
+    first: float
+    second: float
+    count: int
+
+    @property
+    def difference(self) -> float:
+        """The second's less the first's."""
+        return self.second - self.first
+
+
+@dataclasses.dataclass(frozen=True)
+class Similarity:
+    """How alike what the layers of two networks return is.
+
+    Attributes:
+      cka: linear CKA `(first layers, second layers)`: 1 for the same up to rotation, scale and shift, about 0 for
+        unrelated outputs; NaN where a layer returns the same for all images.
+      images: on how many.
+    """
+
+    first_layers: tuple[str, ...]
+    second_layers: tuple[str, ...]
+    cka: np.ndarray
+    images: int
+
+    @property
+    def namesakes(self) -> dict[str, float]:
+        """Of the layers that both have, by name."""
+        columns = {name: column for column, name in enumerate(self.second_layers)}
+        return {
+            name: float(self.cka[row, columns[name]]) for row, name in enumerate(self.first_layers) if name in columns
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Two networks on a split.
+
+    Attributes:
+      data: the data set's name.
+      classes: those that both have and the data shows, in the first's order.
+      similarity: None where it was not asked for.
+    """
+
+    data: str
+    split: str
+    pairing: Pairing
+    classes: tuple[ClassPair, ...]
+    similarity: Similarity | None
+
+
+def compare_runs(
+    first: Run,
+    second: Run,
+    split: str = "test",
+    fields: Mapping[str, Any] | None = None,
+    *,
+    class_map: Mapping[str, str] | None = None,
+    batch_size: int = 128,
+    images: int = 512,
+    layers: str | Sequence[str] | None = None,
+) -> Comparison:
+    """Compares two runs on the same pictures, each at the size of its own input.
+
+    Args:
+      fields: of `config.data`, e.g. {"name": "cifar10"}: other data than the first run's own.
+      class_map: the runs' class for the data's, see `evaluate.match_classes`.
+      images: on how many, spread evenly over the split, layers are compared; 0: on none.
+      layers: see `inspection.activations`; None: all of each network's own submodules.
+
+    Raises:
+      UserError: the networks have no class in common that the data shows; or as `evaluate.load_for` and `activations`.
+    """
+    if images and images < FEWEST:
+        raise UserError(f"images={images} is not allowed: layers are compared on at least {FEWEST}, or 0 for none")
+    source = dict(fields or {})
+    datasets, said = [], []
+    for run in (first, second):
+        # The second gets the first's pictures, whichever it was trained on.
+        named = run is first or {"name", "folder"} & source.keys()
+        own = source if named else evaluate.source_fields(first.config) | source
+        datasets.append(evaluate.load_for(run, split, own))
+        said.append(evaluate.predictions(run, datasets[-1], split, class_map=class_map, batch_size=batch_size))
+    pairing, classes = pair(said[0], said[1], first.class_names, second.class_names)
+    similarity = None
+    if images:
+        similarity = compare_layers(first, second, datasets[0], datasets[1], split, images, layers)
+    return Comparison(datasets[0].name, split, pairing, classes, similarity)
+
+
+def pair(
+    first: Predictions, second: Predictions, first_classes: Sequence[str], second_classes: Sequence[str]
+) -> tuple[Pairing, tuple[ClassPair, ...]]:
+    """Who is right where, in all and by class, on the examples whose class both networks know.
+
+    Args:
+      first: of the same examples in the same order as `second`.
+      first_classes: names of the classes in the order of the logits.
+
+    Raises:
+      UserError: they are not of as many examples, or there is none that counts.
+    """
+    if len(first.labels) != len(second.labels):
+        raise UserError(f"{len(first.labels)} and {len(second.labels)} examples are not the same ones")
+    counted = first.decoded & second.decoded & (first.labels >= 0) & (second.labels >= 0)
+    if not counted.any():
+        raise UserError("there is no example whose class both networks know")
+    labels = first.labels[counted]
+    predicted = [np.asarray(found.logits)[counted].argmax(axis=1) for found in (first, second)]
+    right = [predicted[0] == labels, predicted[1] == second.labels[counted]]
+    # The second's classes as the first's: examples of a class have both.
+    same = tuple(first_classes) == tuple(second_classes)
+    translated = np.arange(len(second_classes)) if same else np.full(len(second_classes), -1)
+    translated[second.labels[counted]] = labels
+    pairing = Pairing(
+        both=int((right[0] & right[1]).sum()),
+        only_first=int((right[0] & ~right[1]).sum()),
+        only_second=int((~right[0] & right[1]).sum()),
+        neither=int((~right[0] & ~right[1]).sum()),
+        agreeing=int((predicted[0] == translated[predicted[1]]).sum()),
+    )
+    classes = []
+    for label in np.unique(labels):
+        own = labels == label
+        first_share, second_share = (float(found[own].mean()) for found in right)
+        classes.append(ClassPair(first_classes[int(label)], first_share, second_share, int(own.sum())))
+    return pairing, tuple(classes)
+
+
+def compare_layers(
+    first: Run,
+    second: Run,
+    first_data: Dataset,
+    second_data: Dataset,
+    split: str,
+    images: int = 512,
+    layers: str | Sequence[str] | None = None,
+) -> Similarity:
+    """Linear CKA of every layer of one network with every layer of another, of the same examples' outputs.
+
+    Kornblith et al. 2019, section 3, with the unbiased estimate of HSIC, averaged over minibatches, of Nguyen et al.
+    2021, equations 2 and 3: the memory is that of one batch, and the number of units does not raise the value.
+
+    Args:
+      first_data: the examples as the first network's input, in the same order as `second_data`.
+      images: at most so many, spread evenly over the split.
+
+    Raises:
+      UserError: a network has no such layer, or there are fewer than four images.
+    """
+    number = min(images, len(first_data.splits[split]))
+    if number < FEWEST:
+        raise UserError(f"the split {split!r} has {number} images; layers are compared on at least {FEWEST}")
+    chosen = np.linspace(0, len(first_data.splits[split]) - 1, number).round().astype(np.int64)
+    # Shuffled, since data may be sorted by class, and a batch should show all of them.
+    chosen = np.random.default_rng(0).permutation(chosen)
+    names: list[tuple[str, ...]] = []
+    crossed: Any = 0.0
+    first_own: Any = 0.0
+    second_own: Any = 0.0
+    for positions in np.array_split(chosen, math.ceil(number / BATCH)):
+        names, kernels = [], []
+        for run, data in ((first, first_data), (second, second_data)):
+            inputs = run.normalize(data.splits[split].gather(positions)[0])
+            outputs = activations(run.model, run.variables, inputs, layers)
+            names.append(tuple(outputs))
+            kernels.append(_centered(np.stack([np.asarray(_gram(output), np.float64) for output in outputs.values()])))
+        crossed = crossed + np.einsum("iab,jab->ij", *kernels)
+        first_own, second_own = (
+            total + np.einsum("iab,iab->i", kernel, kernel)
+            for total, kernel in zip((first_own, second_own), kernels, strict=True)
+        )
+    with np.errstate(invalid="ignore", divide="ignore"):
+        cka = crossed / np.sqrt(first_own[:, None] * second_own)
+    return Similarity(names[0], names[1], np.where(np.isfinite(cka), cka, np.nan), number)
+
+
+@jax.jit
+def _gram(outputs: jax.Array) -> jax.Array:
+    """The inner products of a batch's outputs, of their difference from the mean: float `(batch, batch)`."""
+    dtype = jnp.promote_types(outputs.dtype, jnp.float32)
+    flat = outputs.reshape(len(outputs), -1).astype(dtype)
+    flat = flat - flat.mean(axis=0)
+    return jnp.matmul(flat, flat.T, precision=jax.lax.Precision.HIGHEST)
+
+
+def _centered(grams: np.ndarray) -> np.ndarray:
+    """U-centred kernels `(layers, n, n)`, whose inner products are the unbiased HSIC but for a factor of n alone.
+
+    Szekely and Rizzo 2014, definition 2; the same estimate as Song et al. 2012, equation 5.
+    """
+    number = grams.shape[-1]
+    off = 1 - np.eye(number)
+    grams = grams * off
+    rows = grams.sum(axis=-1, keepdims=True) / (number - 2)
+    total = grams.sum(axis=(-1, -2), keepdims=True) / ((number - 1) * (number - 2))
+    return (grams - rows - np.swapaxes(rows, -1, -2) + total) * off
+
+
+def similarity_chart(similarity: Similarity, first: str, second: str) -> Figure:
+    """The layers of the first network from bottom to top, those of the second from left to right; bright is alike.
+
+    Args:
+      first: the first network's name.
+    """
+    rows, columns = similarity.cka.shape
+    cell = 0.22  # inches: enough for the names of layers
+    figure = Figure(figsize=(cell * columns + 3.2, cell * rows + 2.2), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    picture = axes.imshow(similarity.cka, cmap="magma", vmin=0, vmax=1, origin="lower", interpolation="nearest")
+    axes.set_xticks(range(columns), similarity.second_layers, rotation=90, fontsize=8)
+    axes.set_yticks(range(rows), similarity.first_layers, fontsize=8)
+    axes.set_xlabel(_plain(second))
+    axes.set_ylabel(_plain(first))
+    figure.colorbar(picture, shrink=0.8, label="linear CKA")
+    return figure
+
+
+def _plain(name: str) -> str:
+    """A name as Matplotlib draws it: no formula."""
+    return name.replace("$", r"\$")
+
+
+def check_chart_file(path: Path) -> None:
+    """Raises a UserError where `save_chart` would not know what to write."""
+    if path.suffix.lower() not in PICTURES:
+        raise UserError(f"{path} is not allowed for a chart: it must end in {', '.join(PICTURES)}")
+
+
+def save_chart(similarity: Similarity, first: str, second: str, path: Path) -> None:
+    """Writes `similarity_chart`.
+
+    Raises:
+      UserError: the suffix is none of .png, .pdf and .svg.
+      WriteError: the file cannot be written.
+    """
+    check_chart_file(path)
+    try:
+        similarity_chart(similarity, first, second).savefig(path)
+    except OSError as error:
+        raise WriteError(f"cannot write {path}: {error.strerror or error}") from error
