@@ -1,0 +1,45 @@
+"""What a network that has seen CIFAR-10 gains on UC Merced's aerial images over one that has seen nothing.
+
+    inception-jax train --config=googlenet_cifar10
+    inception-jax study finetuning --config.data.archives=DIR
+
+The first command trains the network that the fine-tuned rows start from, in runs/googlenet_cifar10.
+"""
+
+from inception_jax.studies import Claim, Form, Minimum, Study, Variation
+
+NETWORK = {"model.name": "googlenet", "model.norm": "batch", "model.stem": "small_pooled", "model.aux_heads": False}
+
+
+def get_study():
+    return Study(
+        title="UC Merced land use, fine-tuned from CIFAR-10 and from scratch",
+        source="our own question",
+        text="""
+The fine-tuned rows are what the config finetune_folder makes of a GoogLeNet that was trained on CIFAR-10's 32 pixel
+images; from scratch, the same network has the same images, augmentation and number of epochs, and a rate of its own.
+""",
+        config="finetune_folder",
+        fields={
+            "data.name": "uc_merced",
+            "data.image_size": 64,
+            "data.fit": "squash",
+            "data.augment.crop_originals": False,
+        },
+        variations={
+            "finetuned": Variation({"init_from": "runs/googlenet_cifar10"}),
+            "from_scratch": Variation({**NETWORK, "schedule.learning_rate": 0.05}),
+        },
+        forms={
+            "full": Form({"num_epochs": 30}, seeds=(0, 1, 2), note="64 pixels, 30 epochs."),
+            "cpu": Form({"num_epochs": 10, "data.image_size": 48}, seeds=(0, 1, 2), note="48 pixels, 10 epochs."),
+            "smoke": Form(
+                {"num_epochs": 1, "data.image_size": 32, "data.splits.train": "train[:10%]"},
+                variations=("from_scratch",),
+                note="To see that it runs.",
+            ),
+        },
+        minimum=Minimum(images=1000, epochs=10, seeds=3),
+        measures=("best_test_top1", "final_test_top1", "highest_validation_top1", "training_minutes"),
+        claims=(Claim("fine-tuning is better", "best_test_top1", "finetuned", "from_scratch"),),
+    )

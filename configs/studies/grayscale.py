@@ -1,0 +1,57 @@
+"""Study E's open wish: grayscale and colour pictures together, in three arms, on Tiny ImageNet.
+
+inception-jax study grayscale --config.data.archives=DIR
+"""
+
+from inception_jax.studies import Claim, Form, Minimum, Pair, Study, Variation
+
+
+def get_study():
+    return Study(
+        title="Grayscale and colour pictures together, Tiny ImageNet",
+        source="Skagerström, Price, Lindqvist (2018), section 5.1: the wish, without numbers.",
+        text="""
+About 2 % of the pictures are stored as grayscale. Arm 1 converts them to colour, three equal channels; arm 2 converts
+all to one channel; arm 3 is a pair: one network that was trained on colour pictures, and one trained on all pictures as
+gray that is asked for those stored without colours. All are evaluated on all test pictures.
+""",
+        config="googlenet_tiny_imagenet",
+        fields={
+            "model.name": "tiny_vgg_f",
+            "optimizer.name": "adam",
+            "optimizer.weight_decay": 1e-4,
+            "optimizer.weight_decay_mode": "coupled",
+            "schedule.learning_rate": 1e-3,
+        },
+        variations={
+            "converted": Variation(note="arm 1"),
+            "one_channel": Variation({"data.channels": 1}, note="arm 2"),
+            "color_only": Variation({"data.keep": "color"}, note="for arm 3"),
+            "gray_copies": Variation(
+                {"data.channels": 1, "data.splits.validation": "train[95%:]", "data.splits.train": "train[:95%]"},
+                note="for arm 3",
+            ),
+        },
+        pairs={"pair": Pair("color_only", "gray_copies", note="arm 3: a network for each kind")},
+        forms={
+            "full": Form({"num_epochs": 40}, seeds=(0, 1, 2), note="100,000 images, 40 epochs, for a GPU."),
+            "cpu": Form(
+                {"num_epochs": 8, "batch_size": 64, "data.image_size": 32},
+                seeds=(0, 1),
+                note="Images of 32 pixels, of the classes at hand, 8 epochs.",
+            ),
+            "smoke": Form(
+                {
+                    "num_epochs": 1,
+                    "data.splits.train": "train[:256]",
+                    "data.splits.validation": "train[-128:]",
+                    "data.splits.test": "test[:256]",
+                },
+                variations=("color_only", "gray_copies"),
+                note="To see that it runs.",
+            ),
+        },
+        minimum=Minimum(images=5000, epochs=8, seeds=2),
+        measures=("best_test_top1", "best_test_top5", "top1", "grayscale.top1", "color.top1"),
+        claims=(Claim("one channel is as good as three", "best_test_top1", "one_channel", "converted", "same", 0.01),),
+    )

@@ -1,0 +1,79 @@
+"""Study D: GoogLeNet on MNIST as a tutorial has it, with the paper's kernels and with its own.
+
+inception-jax study mnist_tutorial --form cpu
+"""
+
+from inception_jax.studies import Claim, Form, Minimum, Study, Variation
+
+
+def get_study():
+    return Study(
+        title="GoogLeNet on MNIST, a tutorial",
+        source="GoogLeNet on MNIST, a tutorial: accuracy after 40 epochs.",
+        text="""
+Images of three equal channels, enlarged to 224 pixels; the last 2,000 training images are the validation split; Adam,
+batches of 64, 40 epochs; the losses of the main and the two auxiliary heads count 1, 0.3 and 0.3. The tutorial pads to
+32 pixels before it enlarges them; here the 28 pixels are enlarged.
+
+Its published module has 1x1 kernels where the paper has 3x3 and 5x5 ones, and its max pools are not padded: 5,269,326
+parameters with the heads, 2,754,106 without. Both forms are trained.
+""",
+        config="googlenet_mnist",
+        fields={
+            "model.norm": "none",
+            "model.aux_heads": True,
+            "model.aux_pool": "paper",
+            "model.dropout_rate": 0.4,
+            "data.image_size": 224,
+            "data.channels": 3,
+            "data.normalization": "unit",
+            "batch_size": 64,
+            "num_epochs": 40,
+            "data.splits.train": "train[:58000]",
+            "data.splits.validation": "train[58000:]",
+            "optimizer.name": "adam",
+            "optimizer.weight_decay": 0.0,
+            "schedule.name": "constant",
+            "schedule.learning_rate": 1e-3,
+            "schedule.warmup_epochs": 0.0,
+        },
+        variations={
+            "paper_kernels": Variation(),
+            "tutorial_kernels": Variation(
+                {"model.kernel_3x3": 1, "model.kernel_5x5": 1, "model.pool_padding": "valid"},
+                published={"final_validation_top1": 0.9955, "final_test_top1": 0.9929},
+            ),
+        },
+        forms={
+            "full": Form(seeds=(0, 1, 2), note="58,000 images of 224 pixels, 40 epochs, for a GPU."),
+            "cpu": Form(
+                {
+                    "data.image_size": 32,
+                    "model.stem": "small_pooled",
+                    "model.aux_pool": "adaptive",
+                    "num_epochs": 4,
+                    "data.splits.train": "train[:10000]",
+                    "schedule.learning_rate": 5e-4,
+                },
+                seeds=(0, 1, 2),
+                note="10,000 images of 32 pixels, 4 epochs, half the rate.",
+            ),
+            "smoke": Form(
+                {
+                    "data.image_size": 32,
+                    "model.stem": "small_pooled",
+                    "model.aux_pool": "adaptive",
+                    "num_epochs": 1,
+                    "data.splits.train": "train[:256]",
+                    "data.splits.validation": "train[-128:]",
+                    "data.splits.test": "test[:128]",
+                },
+                variations=("tutorial_kernels",),
+                note="To see that it runs.",
+            ),
+        },
+        minimum=Minimum(images=9000, epochs=4, seeds=2),
+        measures=("final_validation_top1", "final_test_top1", "best_test_top1", "parameters", "multiply_adds"),
+        curves=("train_loss", "validation_loss", "train_top1", "validation_top1"),
+        claims=(Claim("the paper's kernels are better", "final_test_top1", "paper_kernels", "tutorial_kernels"),),
+    )

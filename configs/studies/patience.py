@@ -1,0 +1,70 @@
+"""Study B: how long the plateau schedule of VGG-19 waits before it divides the rate by 10.
+
+inception-jax study patience --form cpu
+"""
+
+from inception_jax.studies import Claim, Form, Minimum, Study, Variation
+
+PUBLISHED = {0: 0.1405, 1: 0.0958, 5: 0.0673, 10: 0.0596, 15: 0.0612}  # best test error
+
+
+def get_study():
+    return Study(
+        title="Patience of the plateau schedule, VGG-19 on CIFAR-10",
+        source="Wyatt, Deeper networks for image classification, table of patience values.",
+        text="""
+The rate starts at 0.01 and is divided by 10 after as many evaluations without improvement as the patience says. The
+source does not name the data set; CIFAR-10 is ours. It reports the best test error, with test performance watched;
+here the schedule watches the validation split, and the highest test accuracy stands beside the selected one.
+""",
+        config="googlenet_cifar10",
+        fields={
+            "model.name": "vgg19_bn",
+            "batch_size": 256,
+            "num_epochs": 100,
+            "optimizer.nesterov": False,
+            "loss.label_smoothing": 0.0,
+            "schedule.warmup_epochs": 0.0,
+            "schedule.name": "plateau",
+            "schedule.metric": "validation_top1",
+            "schedule.mode": "max",
+            "schedule.learning_rate": 0.01,
+            "evaluate.splits": ("validation", "test"),
+        },
+        variations={
+            f"patience_{patience}": Variation(
+                {"schedule.patience": patience}, published={"highest_test_top1": round(1 - error, 4)}
+            )
+            for patience, error in PUBLISHED.items()
+        },
+        forms={
+            "full": Form(seeds=(0, 1, 2), note="100 epochs, for a GPU."),
+            "cpu": Form(
+                {
+                    "num_epochs": 12,
+                    "data.splits.train": "train[:2000]",
+                    "data.splits.validation": "train[49000:]",
+                    "data.splits.test": "test[:2000]",
+                },
+                variations=("patience_0", "patience_1", "patience_5"),
+                note="2,000 images, 12 epochs, the shorter patience values.",
+            ),
+            "smoke": Form(
+                {
+                    "num_epochs": 1,
+                    "data.splits.train": "train[:512]",
+                    "data.splits.validation": "train[-256:]",
+                    "data.splits.test": "test[:256]",
+                },
+                variations=("patience_1",),
+                note="To see that it runs.",
+            ),
+        },
+        minimum=Minimum(images=40_000, epochs=60, seeds=2),
+        measures=("highest_test_top1", "best_test_top1", "epoch_of_highest_test_top1"),
+        curves=("validation_top1", "test_top1", "learning_rate"),
+        claims=(
+            Claim("a patience of 10 is better than one of 1", "best_test_top1", "patience_10", "patience_1"),
+            Claim("15 is no better than 10", "best_test_top1", "patience_15", "patience_10", "same", margin=0.005),
+        ),
+    )

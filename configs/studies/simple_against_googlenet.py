@@ -1,0 +1,72 @@
+"""Study A: a plain sequential network against GoogLeNet on ten ImageNet synsets, and both on CIFAR-10's test images.
+
+    inception-jax study simple_against_googlenet --config.data.folder=DIR
+
+DIR has a folder for each synset, or is a full ILSVRC2012 tree. For the cross-evaluation CIFAR-10 must be at hand, too.
+"""
+
+from inception_jax.studies import Claim, CrossEvaluation, Form, Minimum, Study, Variation
+
+
+def get_study():
+    return Study(
+        title="A plain network against GoogLeNet on ten ImageNet synsets",
+        source="Mahmud, replication of GoogLeNet on an ImageNet subset (2024), results section.",
+        text="""
+Ten synsets that match CIFAR-10's classes; 100 pictures of each class are held out as the test split, the rest is split
+80/20 into training and validation. 30 epochs of batches of 16, Adam at 1e-4; random crop, flip and zoom. The published
+figure of the plain network is lost; ours is documented in its docstring. Training times were published as 35 minutes on
+a GPU and 42 on a CPU for the plain network, 37 and 71 for GoogLeNet.
+""",
+        config="googlenet_imagenet_subset",
+        variations={
+            "simple": Variation(
+                {"model.name": "simple_cnn"},
+                published={"highest_validation_top1": 0.572, "best_test_top1": 0.581, "cifar10_top1": 0.214},
+            ),
+            "googlenet": Variation(
+                published={"highest_validation_top1": 0.603, "best_test_top1": 0.662, "cifar10_top1": 0.226},
+            ),
+        },
+        forms={
+            "full": Form(seeds=(0, 1, 2), note="14,738 pictures of 224 pixels, for a GPU."),
+            "cpu": Form(
+                {
+                    "data.classes": ("all",),
+                    "data.image_size": 64,
+                    "num_epochs": 8,
+                    "data.augment.pad_and_crop": 4,
+                    "schedule.learning_rate": 5e-4,
+                    "model.norm": "batch",
+                },
+                seeds=(0, 1, 2),
+                note="Whatever synsets are there, at 64 pixels, with batch norm and a higher rate, 8 epochs.",
+            ),
+            "smoke": Form(
+                {"data.classes": ("all",), "data.image_size": 32, "num_epochs": 1},
+                variations=("simple",),
+                note="To see that it runs.",
+            ),
+        },
+        minimum=Minimum(images=700, epochs=8, seeds=2),
+        measures=(
+            "highest_validation_top1",
+            "best_test_top1",
+            "final_test_top1",
+            "cifar10_top1",
+            "training_minutes",
+            "parameters",
+            "multiply_adds",
+        ),
+        claims=(
+            Claim("GoogLeNet is better than the plain network", "best_test_top1", "googlenet", "simple"),
+            Claim("GoogLeNet is better on CIFAR-10's images, too", "cifar10_top1", "googlenet", "simple"),
+            Claim("GoogLeNet takes longer to train", "training_minutes", "googlenet", "simple"),
+        ),
+        # The map is for the widely copied ten classes of ImageNet that are easy; they have two of CIFAR-10's.
+        evaluations=(
+            CrossEvaluation(
+                "cifar10", {"name": "cifar10"}, class_map={"dog": "English springer", "truck": "garbage truck"}
+            ),
+        ),
+    )

@@ -1,0 +1,142 @@
+"""What a study measures of a network after its training: costs, other data, gradients, unlabelled pictures."""
+
+import csv
+import logging
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from inception_jax import evaluate, inspection, predict, run
+from inception_jax.data.folders import Scan
+from inception_jax.errors import UserError
+from inception_jax.studies.definitions import CrossEvaluation
+from inception_jax.studies.plan import read_json
+from inception_jax.studies.results import EXTRAS, Result, Table
+
+logger = logging.getLogger(__name__)
+
+GRADIENT_IMAGES = 128  # that the gradient's norms are measured on
+PREDICTIONS = "predictions.csv"  # in a run's folder
+
+
+def measure_all(table: Table) -> dict[Path, str]:
+    """Adds to every complete run what it lacks; returns what could not be measured, by the run's folder."""
+    study, failures = table.plan.study, {}
+    for name, results in table.results.items():
+        if name in study.pairs:
+            continue
+        for result in results:
+            if result.state != "complete":
+                continue
+            try:
+                _measure(result, table)
+            except UserError as error:
+                failures[result.planned.folder] = str(error)
+                logger.warning("%s, seed %d: %s", name, result.planned.seed, error)
+    return failures
+
+
+def _measure(result: Result, table: Table) -> None:
+    """One run; the file is written after each part, so that nothing is measured twice after an interruption."""
+    study, folder = table.plan.study, result.planned.folder
+    parts: dict[str, Callable[[run.Run], Mapping[str, Any]]] = {"multiply_adds": _costs}
+    if study.gradient_norms:
+        parts["gradient_norms"] = _gradients
+    for evaluation in study.evaluations:
+        parts[f"{evaluation.name}_count"] = lambda trained, evaluation=evaluation: _metrics(
+            evaluation.name, evaluate.metrics(_cross_evaluate(trained, evaluation))
+        )
+    if study.predict:
+        parts["predicted_pictures"] = lambda trained: _predict(trained, study.predict)
+    for name, pair in study.pairs.items():
+        other = _same_seed(table, pair.grayscale, result)
+        if pair.color == result.planned.variation and other:
+            parts[f"{name}.count"] = lambda trained, name=name, other=other: _pair(name, trained, other)
+    known = read_json(folder / EXTRAS)
+    missing = {key: part for key, part in parts.items() if key not in known}
+    if not missing:
+        return
+    trained = run.load_run(folder)
+    for part in missing.values():
+        known |= part(trained)
+        run.write_json(folder / EXTRAS, known)
+
+
+def _same_seed(table: Table, variation: str, result: Result) -> Result | None:
+    found = (other for other in table.results.get(variation, ()) if other.planned.seed == result.planned.seed)
+    return next((other for other in found if other.state == "complete"), None)
+
+
+def _costs(trained: run.Run) -> dict[str, Any]:
+    height, width, channels = trained.inputs.image_shape
+    table = inspection.layer_table(trained.model, (height, width), channels)
+    return {"multiply_adds": table.total.multiply_adds}
+
+
+def _gradients(trained: run.Run) -> dict[str, Any]:
+    """At the start, from the initial weights, and with the best ones; on the training split's first pictures."""
+    dataset = evaluate.load_for(trained, "train", {})
+    split = dataset.splits["train"]
+    images, labels = split.gather(np.arange(min(GRADIENT_IMAGES, len(split))))
+    inputs, weight = trained.normalize(images), trained.config.loss.aux_weight
+    optimizer, _ = run.build_optimizer(trained.config, 1)
+    initial = run.new_state(trained.config, trained.model, optimizer, trained.inputs.image_shape)
+    at = {"start": {"params": initial.params, "batch_stats": initial.batch_stats}, "end": trained.variables}
+    return {
+        "gradient_norms": {
+            when: inspection.gradient_norms(trained.model, variables, inputs, labels, aux_weight=weight)
+            for when, variables in at.items()
+        }
+    }
+
+
+def _predictions(trained: run.Run, split: str, fields: dict[str, Any]) -> evaluate.Predictions:
+    dataset = evaluate.load_for(trained, split, fields)
+    return evaluate.predictions(trained, dataset, split)
+
+
+def _cross_evaluate(trained: run.Run, evaluation: CrossEvaluation) -> evaluate.Predictions:
+    dataset = evaluate.load_for(trained, evaluation.split, dict(evaluation.fields))
+    known = {
+        theirs: ours
+        for theirs, ours in evaluation.class_map.items()
+        if theirs in dataset.class_names and ours in trained.class_names
+    }
+    return evaluate.predictions(trained, dataset, evaluation.split, class_map=known)
+
+
+def _metrics(name: str, means: Mapping[str, float], separator: str = "_") -> dict[str, Any]:
+    # JSON has no word for the mean of no examples.
+    finite = {key: value for key, value in means.items() if math.isfinite(value)}
+    return {f"{name}{separator}{key}": value for key, value in ({"count": 0} | finite).items()}
+
+
+def _pair(name: str, color: run.Run, other: Result) -> dict[str, Any]:
+    """The two networks as one, on all pictures of the first one's test split, whichever each was trained on."""
+    fields = evaluate.source_fields(color.config) | {"keep": "all"}
+    gray = run.load_run(other.planned.folder)
+    routed = evaluate.routed(_predictions(color, "test", fields), _predictions(gray, "test", fields))
+    found = {}
+    for kind, means in evaluate.by_color(routed).items():
+        found |= _metrics(name if kind == "all" else f"{name}.{kind}", means, ".")
+    return found
+
+
+def _predict(trained: run.Run, below: str) -> dict[str, Any]:
+    """The classes of unlabelled pictures, as a file with a line for each; none where they are not at hand."""
+    section = trained.config.data
+    roots = [Path(root, below) for root in (section.folder, section.archives) if root]
+    folder = next((root for root in roots if root.is_dir()), None)
+    if folder is None:
+        return {"predicted_pictures": 0}
+    pictures = [folder / name for name in Scan(folder).pictures(folder)]
+    with (trained.folder / PREDICTIONS).open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["picture", "class", "probability"])
+        for found in predict.predict(trained, pictures, top=1):
+            if found.error is None:
+                writer.writerow([Path(found.name).name, found.classes[0], f"{found.probabilities[0]:.6f}"])
+    return {"predicted_pictures": len(pictures)}

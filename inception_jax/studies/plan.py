@@ -1,0 +1,261 @@
+"""From a study file to runs: which there are, their configs, folders and commands. Free of JAX."""
+
+import dataclasses
+import fnmatch
+import itertools
+import json
+import random
+import re
+import shlex
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from inception_jax import config_files
+from inception_jax.config import Config, validate
+from inception_jax.errors import UserError, unknown_name
+from inception_jax.studies.definitions import Form, Range, Search, Study, Variation
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedRun:
+    """One training: a variation with a seed.
+
+    Attributes:
+      config: the shipped config or the file that it starts from.
+      fields: all that are set, by their full names.
+      folder: of the run.
+    """
+
+    variation: str
+    seed: int
+    config: str
+    fields: Mapping[str, Any]
+    folder: Path
+
+    @property
+    def flags(self) -> list[str]:
+        """Of the training command, the folder left out."""
+        fields = [f"--config.{name}={_as_text(value)}" for name, value in self.fields.items()]
+        return [f"--config={self.config}", *fields]
+
+    def command(self, folder: Path | None = None) -> list[str]:
+        """What trains it."""
+        return [sys.executable, "-m", "inception_jax.main", *self.flags, f"--workdir={folder or self.folder}"]
+
+    def shown(self) -> str:
+        """The same for people, from a folder in which the study's own is at hand."""
+        return shlex.join(["python", "-m", "inception_jax.main", *self.flags])
+
+    def load_config(self) -> Config:
+        """The config as the command makes it."""
+        return self._config(self.flags[1:])
+
+    def _config(self, flags: list[str]) -> Config:
+        config = config_files.load_config(config_files.find_config(self.config))
+        config_files.override(config, ["", *flags])
+        return config
+
+    def check(self) -> None:
+        """Raises UserError where the config is not allowed."""
+        try:
+            validate(self.load_config())
+        except UserError as error:
+            raise UserError(f"variation {self.variation}: {error}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A study in one of its forms: what is to be run, and where.
+
+    Attributes:
+      name: of the study's file.
+      form_name: with the number of epochs, where a budget changes that.
+      folder: with a folder for each variation, and in it one for each seed.
+      variations: by name, those of the search that are known by now among them.
+    """
+
+    study: Study
+    name: str
+    form_name: str
+    form: Form
+    folder: Path
+    variations: Mapping[str, Variation]
+    runs: tuple[PlannedRun, ...]
+
+    def runs_of(self, variation: str) -> list[PlannedRun]:
+        """A variation's, in the order of the seeds."""
+        return [planned for planned in self.runs if planned.variation == variation]
+
+
+def shipped_studies() -> dict[str, Path]:
+    """The studies that come with the package: name to file, sorted by name."""
+    folders = {path.parent / "studies" for path in config_files.shipped_configs().values()}
+    return {path.stem: path for folder in sorted(folders) for path in sorted(folder.glob("*.py"))}
+
+
+def load_study(name_or_path: str) -> tuple[str, Study]:
+    """A study's name and what its file's `get_study()` returns, of a path or of a shipped study's name.
+
+    Raises:
+      UserError: there is none, or the file fails.
+    """
+    path, shipped = Path(name_or_path), shipped_studies()
+    if not path.is_file():
+        if name_or_path not in shipped:
+            raise unknown_name("study", name_or_path, shipped)
+        path = shipped[name_or_path]
+    study = config_files.run_file(path, "get_study")
+    if not isinstance(study, Study):
+        raise UserError(f"study file {path} needs a function get_study() that returns an inception_jax.studies.Study")
+    return path.stem, study
+
+
+def make_plan(
+    name: str,
+    study: Study,
+    form_name: str,
+    folder: Path,
+    *,
+    only: Iterable[str] = (),
+    epochs: int | None = None,
+    fields: Iterable[str] = (),
+    found: Mapping[str, float] | None = None,
+) -> Plan:
+    """All runs of a study in one form.
+
+    Args:
+      folder: of studies; the plan's own is FOLDER/NAME/FORM.
+      only: shell patterns of variations; none: all of the form.
+      epochs: instead of each config's own number.
+      fields: "--config.FIELD=VALUE" as on the command line, for all runs.
+      found: of a search's first round, the measure by variation: with all of them, the second round is planned, too.
+
+    Raises:
+      UserError: a form, pattern or field that there is not, or a config that is not allowed.
+    """
+    if form_name not in study.forms:
+        raise unknown_name("form", form_name, study.forms)
+    form = study.forms[form_name]
+    variations = dict(study.variations)
+    if study.search:
+        variations |= _searched(study.search, found or {})
+    chosen = {key: value for key, value in variations.items() if _matches(key, form.variations)}
+    for pattern in only:
+        if not any(_matches(key, [pattern]) for key in chosen):
+            raise unknown_name("variation", pattern, chosen)
+    chosen = {key: value for key, value in chosen.items() if not only or _matches(key, only)}
+    more: dict[str, Any] = dict(_split_flag(flag) for flag in fields)
+    if epochs:
+        more["num_epochs"], form_name = epochs, f"{form_name}-{epochs}epochs"
+    own = Path(folder, name, form_name)
+    runs = tuple(
+        PlannedRun(
+            key,
+            seed,
+            variation.config or study.config,
+            {**study.fields, **variation.fields, **form.fields, **more, "seed": seed},
+            own / key / f"seed{seed}",
+        )
+        for key, variation in chosen.items()
+        for seed in form.seeds
+    )
+    for planned in runs:
+        if planned.seed == form.seeds[0]:
+            planned.check()
+    return Plan(study, name, form_name, form, own, chosen, runs)
+
+
+def _searched(search: Search, found: Mapping[str, float]) -> dict[str, Variation]:
+    """The variations of a search: the first round's and, once that is known, the second one's."""
+    draw = random.Random(search.seed)
+    if search.draws:
+        values = [{name: _draw(draw, kind) for name, kind in search.fields.items()} for _ in range(search.draws)]
+    else:
+        tuples = [kind for kind in search.fields.values() if isinstance(kind, tuple)]
+        values = [dict(zip(search.fields, chosen, strict=True)) for chosen in itertools.product(*tuples)]
+    first = {f"draw{index:03d}": Variation(chosen) for index, chosen in enumerate(values)}
+    if not search.finer or not first.keys() <= found.keys():
+        return first
+    pick = min if search.lowest else max
+    best = first[pick(first, key=lambda name: found[name])].fields
+    near = {name: _near(kind, best[name], search.shrink) for name, kind in search.fields.items()}
+    draw = random.Random(search.seed + 1)
+    finer = [{name: _draw(draw, kind) for name, kind in near.items()} for _ in range(search.finer)]
+    return first | {f"finer{index:03d}": Variation(chosen) for index, chosen in enumerate(finer)}
+
+
+def _draw(draw: random.Random, kind: tuple | Range) -> Any:
+    if isinstance(kind, tuple):
+        return draw.choice(kind)
+    share = draw.random()
+    value = kind.low * (kind.high / kind.low) ** share if kind.log else kind.low + (kind.high - kind.low) * share
+    return float(f"{value:.4g}")
+
+
+def _near(kind: tuple | Range, value: Any, shrink: float) -> tuple | Range:
+    """A range of `shrink` times the width around a value, inside the first one."""
+    if isinstance(kind, tuple):
+        return (value,)
+    if kind.log:
+        reach = (kind.high / kind.low) ** (shrink / 2)
+        return Range(max(kind.low, value / reach), min(kind.high, value * reach), log=True)
+    reach = (kind.high - kind.low) * shrink / 2
+    return Range(max(kind.low, value - reach), min(kind.high, value + reach))
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"({', '.join(map(repr, value))}{',' if len(value) == 1 else ''})"
+    return str(value)
+
+
+def _split_flag(flag: str) -> tuple[str, str]:
+    match = re.fullmatch(r"--?config\.([^=]+)=(.*)", flag, re.DOTALL)
+    if not match:
+        raise UserError(f"unexpected argument {flag!r}: fields have the form --config.FIELD=VALUE")
+    return match[1], match[2]
+
+
+def state_of(planned: PlannedRun) -> str:
+    """What is there of a run: "complete", "begun" or "missing"."""
+    if (planned.folder / "summary.json").is_file():
+        return "complete"
+    return "begun" if (planned.folder / "config.json").is_file() else "missing"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file of a run; {} where there is none.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    try:
+        return json.loads(path.read_text()) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+
+
+def start(planned: PlannedRun) -> None:
+    """Makes the place for a run, and notes the config that it was given.
+
+    Raises:
+      UserError: the place holds a run with another config.
+    """
+    from inception_jax.run import config_differences, write_json  # with JAX, which a plan alone does without
+
+    note = planned.folder.with_suffix(".json")
+    config = planned.load_config()
+    if note.is_file() and (differences := config_differences(ConfigDict(read_json(note)), config)):
+        raise UserError(
+            f"{planned.folder} holds a run with another config: {'; '.join(differences)}. Choose another --workdir"
+        )
+    planned.folder.parent.mkdir(parents=True, exist_ok=True)
+    write_json(note, json.loads(config.to_json()))

@@ -1,0 +1,255 @@
+"""What the runs of a study found: measures by name, means over seeds, and verdicts on claims."""
+
+import dataclasses
+import math
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import scipy.stats
+
+from inception_jax.studies.definitions import Claim, Minimum
+from inception_jax.studies.plan import Plan, PlannedRun, read_json, state_of
+from inception_jax.writers import Row, read_metrics
+
+EXTRAS = "study.json"  # in a run's folder: what was measured after its training
+CONFIDENCE = 0.95
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A run as it is now.
+
+    Attributes:
+      state: "complete", "begun" or "missing".
+      failure: what went wrong when it was last started; "": nothing.
+    """
+
+    planned: PlannedRun
+    state: str
+    failure: str = ""
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        return read_json(self.planned.folder / "summary.json")
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        return read_metrics(self.planned.folder / "metrics.csv") if self.state != "missing" else []
+
+    @cached_property
+    def extras(self) -> dict[str, Any]:
+        return read_json(self.planned.folder / EXTRAS)
+
+    @property
+    def images(self) -> int:
+        """Training images of an epoch."""
+        if not self.summary or not self.summary["epochs"]:
+            return 0
+        return round(self.summary["steps"] / self.summary["epochs"]) * self.planned.load_config().batch_size
+
+    def measure(self, name: str) -> float:
+        """A number by its name; NaN where the run does not have it, or not yet.
+
+        best_SPLIT_METRIC and final_SPLIT_METRIC, METRIC being top1, top5, loss, or error (1 - top1): of summary.json,
+        with the weights that were best by the watched metric, and with the last ones. highest_COLUMN and
+        lowest_COLUMN: over the rows of metrics.csv; epoch_of_highest_COLUMN and epoch_of_lowest_COLUMN: where that
+        was; epochs_to_VALUE_COLUMN: the first epoch at which it was reached. training_minutes, minutes,
+        images_per_second, epochs, parameters. All else: of what was measured after training, such as a
+        cross-evaluation's NAME_top1.
+        """
+        if self.state != "complete":
+            return math.nan
+        if found := re.fullmatch(r"(best|final)_([^_]+)_(top1|top5|loss|error)", name):
+            weights, split, metric = found.groups()
+            means = (self.summary["best"] if weights == "best" else self.summary).get(split) or {}
+            return 1 - means.get("top1", math.nan) if metric == "error" else means.get(metric, math.nan)
+        if found := re.fullmatch(r"(epoch_of_)?(highest|lowest)_(.+)", name):
+            where, which, column = found.groups()
+            rows = [row for row in self.rows if math.isfinite(row.get(column, math.nan))]
+            if not rows:
+                return math.nan
+            row = (max if which == "highest" else min)(rows, key=lambda row: row[column])
+            return row["epoch"] if where else row[column]
+        if found := re.fullmatch(r"epochs_to_([\d.]+)_(.+)", name):
+            value, column = float(found[1]), found[2]
+            return next((row["epoch"] for row in self.rows if row.get(column, -math.inf) >= value), math.nan)
+        if name in ("training_minutes", "minutes"):
+            return self.summary["training_seconds" if name == "training_minutes" else "seconds"] / 60
+        if name in ("images_per_second", "epochs", "parameters"):
+            value = self.summary[name]
+            return math.nan if value is None else value
+        value = self.extras.get(name, math.nan)
+        return value if isinstance(value, int | float) else math.nan
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds with its interval, by Student's distribution; the interval is NaN of fewer than two."""
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values) if self.values else math.nan
+
+    @property
+    def deviation(self) -> float:
+        """Of the sample; NaN of fewer than two."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else math.nan
+
+    @property
+    def half_width(self) -> float:
+        """Of the 95 % interval of the mean: also the smallest mean that so many values would tell from 0."""
+        number = len(self.values)
+        if number < 2:
+            return math.nan
+        quantile = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, number - 1))
+        return quantile * self.deviation / math.sqrt(number)
+
+    @property
+    def low(self) -> float:
+        return self.mean - self.half_width
+
+    @property
+    def high(self) -> float:
+        return self.mean + self.half_width
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What the runs say of a claim.
+
+    Attributes:
+      verdict: "holds", "fails", "undecided", or "none" where one of the rows is a smoke run or is missing.
+      estimate: of the difference, seed by seed; of "between", of the measure itself.
+      why: in words.
+    """
+
+    claim: Claim
+    verdict: str
+    estimate: Estimate
+    why: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A study's results.
+
+    Attributes:
+      results: of all runs, by variation, in the order of the seeds; of pairs, too.
+      smoke: variations of which nothing may be concluded, with the reason.
+    """
+
+    plan: Plan
+    results: Mapping[str, Sequence[Result]]
+    smoke: Mapping[str, str]
+
+    def estimate(self, variation: str, measure: str) -> Estimate:
+        """Of a measure over the seeds for which it is known."""
+        values = (result.measure(measure) for result in self.results.get(variation, ()))
+        return Estimate(tuple(value for value in values if math.isfinite(value)))
+
+    def verdicts(self) -> list[Verdict]:
+        """On all claims whose variations belong to the plan."""
+        known = self.results.keys()
+        return [
+            self._judge(claim)
+            for claim in self.plan.study.claims
+            if {claim.first, claim.second} - {""} <= known
+        ]  # fmt: skip
+
+    def _judge(self, claim: Claim) -> Verdict:
+        estimate = Estimate(self._compared(claim))
+        for name in filter(None, (claim.first, claim.second)):
+            if name in self.smoke:
+                return Verdict(claim, "none", estimate, f"{name} is a smoke run: {self.smoke[name]}")
+        if len(estimate.values) < 2:
+            return Verdict(claim, "undecided", estimate, f"{len(estimate.values)} seed(s): an interval needs two")
+        low, high = estimate.low, estimate.high
+        if claim.expected == "between":
+            least, most = claim.limits
+            if least <= low and high <= most:
+                return Verdict(claim, "holds", estimate, "the interval is within the limits")
+            outside = high < least or low > most
+            return Verdict(
+                claim,
+                "fails" if outside else "undecided",
+                estimate,
+                "the interval is outside the limits" if outside else "the interval reaches over a limit",
+            )
+        if claim.expected == "same":
+            if -claim.margin < low and high < claim.margin:
+                return Verdict(claim, "holds", estimate, "the whole interval is within the margin")
+            if (low > 0 or high < 0) and abs(estimate.mean) > claim.margin:
+                return Verdict(claim, "fails", estimate, "the interval leaves out 0, and the mean is beyond the margin")
+            return Verdict(claim, "undecided", estimate, "the interval reaches beyond the margin")
+        if low <= 0 <= high:
+            return Verdict(claim, "undecided", estimate, "the interval has 0 in it")
+        right = low > 0 if claim.expected == "higher" else high < 0
+        return Verdict(claim, "holds" if right else "fails", estimate, "the interval leaves out 0")
+
+    def _compared(self, claim: Claim) -> tuple[float, ...]:
+        first = self._by_seed(claim.first, claim.measure)
+        if claim.expected == "between":
+            return tuple(first.values())
+        second = self._by_seed(claim.second, claim.measure)
+        return tuple(value - second[seed] for seed, value in first.items() if seed in second)
+
+    def _by_seed(self, variation: str, measure: str) -> dict[int, float]:
+        found = {result.planned.seed: result.measure(measure) for result in self.results[variation]}
+        return {seed: value for seed, value in found.items() if math.isfinite(value)}
+
+
+def read_table(plan: Plan, failures: Mapping[Path, str] | None = None) -> Table:
+    """What there is of a plan's runs.
+
+    Raises:
+      UserError: a file of a run is damaged.
+    """
+    failures = failures or {}
+    results: dict[str, list[Result]] = {}
+    for planned in plan.runs:
+        result = Result(planned, state_of(planned), failures.get(planned.folder, ""))
+        results.setdefault(planned.variation, []).append(result)
+    for name, pair in plan.study.pairs.items():
+        if pair.color in results and pair.grayscale in results:
+            results[name] = [_PairResult(result.planned, result.state, name=name) for result in results[pair.color]]
+    smoke = {name: reason for name, found in results.items() if (reason := _smoke(found, plan.study.minimum))}
+    return Table(plan, results, smoke)
+
+
+@dataclasses.dataclass(frozen=True)
+class _PairResult(Result):
+    """A pair's is kept with its colour network's run, under the pair's name."""
+
+    name: str = ""
+
+    def measure(self, name: str) -> float:
+        value = self.extras.get(f"{self.name}.{name}", math.nan)
+        return value if isinstance(value, int | float) else math.nan
+
+
+def _smoke(found: Sequence[Result], minimum: Minimum) -> str:
+    """Why a row is a smoke run; "": it is none."""
+    done = [result for result in found if result.state == "complete"]
+    if not done:
+        return "no run is complete"
+    for what, least, value in (
+        ("training images", minimum.images, min(result.images for result in done)),
+        ("epochs", minimum.epochs, min(_epochs_meant(result) for result in done)),
+        ("seeds", minimum.seeds, len(done)),
+    ):
+        if value < least:
+            return f"{value:g} {what}, at least {least:g} are needed"
+    return ""
+
+
+def _epochs_meant(result: Result) -> float:
+    """Of a run that stopped early, since it got no better, the number that it was given."""
+    if result.summary.get("stopped") in ("early", "target"):
+        return result.planned.load_config().num_epochs
+    return result.summary["epochs"]

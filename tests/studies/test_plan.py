@@ -1,0 +1,111 @@
+"""Which runs a study has, with which configs, and where."""
+
+import re
+
+import pytest
+from fake_runs import make_study
+
+from inception_jax.errors import UserError
+from inception_jax.studies import Claim, Range, Search, Variation
+from inception_jax.studies.plan import load_study, make_plan, shipped_studies, start
+
+
+def test_fields_come_from_the_study_then_the_variation_then_the_form(tmp_path):
+    variations = {"long": Variation({"num_epochs": 9, "model.norm": "none"}), "plain": Variation()}
+    study = make_study(variations=variations, claims=())
+    by_name = {
+        form: {planned.variation: planned.load_config() for planned in make_plan("s", study, form, tmp_path).runs}
+        for form in study.forms
+    }
+    assert by_name["full"]["long"].num_epochs == 9
+    assert by_name["full"]["plain"].num_epochs == 4
+    assert by_name["smoke"]["long"].num_epochs == 1
+    assert by_name["full"]["long"].model.norm == "none"
+    assert by_name["full"]["plain"].model.norm == "batch"
+
+
+def test_every_seed_has_its_folder_and_its_command(tmp_path):
+    plan = make_plan("widths", make_study(), "full", tmp_path, fields=["--config.batch_size=32"])
+    assert [planned.seed for planned in plan.runs_of("wide")] == [0, 1, 2]
+    assert plan.runs[0].folder == tmp_path / "widths" / "full" / "narrow" / "seed0"
+    assert plan.runs_of("wide")[2].load_config().seed == 2
+    assert all(planned.load_config().batch_size == 32 for planned in plan.runs)
+    assert "'--config.model.stage_features=(8, 16)'" in plan.runs_of("wide")[0].shown()
+
+
+def test_a_budget_of_epochs_has_a_folder_of_its_own(tmp_path):
+    plan = make_plan("widths", make_study(), "full", tmp_path, epochs=2, only=["w*"])
+    assert {planned.variation for planned in plan.runs} == {"wide"}
+    assert plan.folder.name == "full-2epochs"
+    assert plan.runs[0].load_config().num_epochs == 2
+
+
+def test_another_config_in_the_same_place_is_refused(tmp_path):
+    study = make_study()
+    start(make_plan("widths", study, "full", tmp_path).runs[0])
+    start(make_plan("widths", study, "full", tmp_path).runs[0])
+    with pytest.raises(UserError, match=r"another config: batch_size was 64, now 32\. Choose another --workdir"):
+        start(make_plan("widths", study, "full", tmp_path, fields=["--config.batch_size=32"]).runs[0])
+
+
+def test_a_grid_has_all_combinations(tmp_path):
+    search = Search({"schedule.learning_rate": (0.1, 0.2), "model.norm": ("none", "batch")})
+    plan = make_plan("s", make_study(variations={}, claims=(), search=search), "smoke", tmp_path)
+    found = {(planned.fields["schedule.learning_rate"], planned.fields["model.norm"]) for planned in plan.runs}
+    assert found == {(0.1, "none"), (0.1, "batch"), (0.2, "none"), (0.2, "batch")}
+
+
+def test_finer_draws_are_near_the_best_of_the_first(tmp_path):
+    search = Search({"schedule.learning_rate": Range(1e-4, 1.0, log=True)}, draws=8, finer=20, shrink=0.25)
+    study = make_study(variations={}, claims=(), search=search)
+    first = make_plan("s", study, "smoke", tmp_path)
+    rates = {name: variation.fields["schedule.learning_rate"] for name, variation in first.variations.items()}
+    assert len(rates) == len(set(rates.values())) == 8
+    assert make_plan("s", study, "smoke", tmp_path).variations == first.variations  # the same draws again
+    best = sorted(rates)[3]
+    plan = make_plan("s", study, "smoke", tmp_path, found={name: float(name == best) for name in rates})
+    finer = [v.fields["schedule.learning_rate"] for name, v in plan.variations.items() if name.startswith("finer")]
+    assert len(finer) == 20
+    reach = (1.0 / 1e-4) ** 0.125
+    assert all(rates[best] / reach * 0.999 <= rate <= rates[best] * reach * 1.001 for rate in finer)
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        ({}, {"form_name": "large"}, "unknown form 'large'. Known: full, smoke"),
+        ({}, {"only": ["thin"]}, "unknown variation 'thin'. Known: narrow, wide"),
+        ({}, {"fields": ["--batch_size=3"]}, "unexpected argument '--batch_size=3'"),
+        ({"fields": {"batch_sise": 3}}, {}, "did you mean --config.batch_size?"),
+        ({"fields": {"batch_size": 0}}, {}, "variation narrow: "),
+    ],
+)
+def test_mistakes_are_named(tmp_path, change, options, message):
+    given = {"form_name": "full", "folder": tmp_path} | options
+    with pytest.raises(UserError, match=re.escape(message)):
+        make_plan("widths", make_study(**change), **given)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Claim("x", "m", "wide", expected="better"), "unknown expectation 'better'"),
+        (lambda: Claim("x", "m", "wide"), "needs a second variation"),
+        (lambda: Claim("x", "m", "wide", "narrow", "same"), "needs a margin"),
+        (lambda: make_study(claims=(Claim("x", "m", "wide", "thin"),)), "unknown variation in the claim 'x' 'thin'"),
+        (lambda: make_study(variations={}, claims=()), "neither variations nor a search"),
+        (lambda: Search({"a": Range(0, 1)}), "needs the number of draws"),
+        (lambda: Range(0, 1, log=True), "is no range"),
+    ],
+)
+def test_wrong_definitions_are_named(make, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        make()
+
+
+@pytest.mark.parametrize("name", shipped_studies())
+def test_shipped_studies_plan_in_every_form(name, tmp_path):
+    _, study = load_study(name)
+    assert {"full", "cpu", "smoke"} <= study.forms.keys()
+    for form in study.forms:
+        assert make_plan(name, study, form, tmp_path).runs

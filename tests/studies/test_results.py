@@ -1,0 +1,109 @@
+"""Measures of runs, means over seeds, and verdicts on claims."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+from fake_runs import fake_plan, make_study
+
+from inception_jax.studies import Claim, Minimum, Pair
+from inception_jax.studies.results import EXTRAS, Estimate, read_table
+
+
+def test_intervals_are_scipys():
+    first, second = np.array([0.91, 0.93, 0.90, 0.95]), np.array([0.88, 0.91, 0.90, 0.90])
+    estimate = Estimate(tuple(first - second))
+    expected = scipy.stats.ttest_rel(first, second).confidence_interval(0.95)
+    assert (estimate.low, estimate.high) == pytest.approx((expected.low, expected.high))
+    assert estimate.deviation == pytest.approx(np.std(first - second, ddof=1))
+    # A mean as large as half the interval's width is where the test's p is 0.05.
+    shifted = Estimate(tuple(first - second - estimate.mean + estimate.half_width))
+    assert scipy.stats.ttest_1samp(shifted.values, 0).pvalue == pytest.approx(0.05)
+
+
+def test_one_seed_has_no_interval():
+    assert math.isnan(Estimate((0.5,)).half_width)
+    assert math.isnan(Estimate(()).mean)
+
+
+@pytest.mark.parametrize(
+    ("measure", "value"),
+    [
+        ("best_test_top1", 0.8), ("best_test_error", 0.2), ("final_test_top5", 0.99), ("highest_test_top1", 0.81),
+        ("epoch_of_highest_test_top1", 2), ("lowest_validation_loss", 1), ("epoch_of_lowest_validation_loss", 3),
+        ("epochs_to_0.4_validation_top1", 2), ("epochs_to_0.95_validation_top1", math.nan), ("minutes", 1.5),
+        ("training_minutes", 0.5), ("parameters", 1182), ("images_per_second", 1000), ("cifar10_top1", 0.25),
+        ("final_validation_top1", math.nan), ("unheard_of", math.nan),
+    ],
+)  # fmt: skip
+def test_measures(tmp_path, measure, value):
+    plan = fake_plan(tmp_path, narrow=(0.8, 0.8, 0.8))
+    (plan.runs[0].folder / EXTRAS).write_text(json.dumps({"cifar10_top1": 0.25}))
+    result = read_table(plan).results["narrow"][0]
+    assert result.measure(measure) == pytest.approx(value, nan_ok=True)
+
+
+CLOSE, APART, SPREAD = (0.80, 0.81, 0.805), (0.90, 0.92, 0.91), (0.5, 0.9, 0.8)
+
+
+@pytest.mark.parametrize(
+    ("wide", "narrow", "expected", "verdict"),
+    [
+        (APART, CLOSE, "higher", "holds"),
+        (APART, CLOSE, "lower", "fails"),
+        (CLOSE, APART, "higher", "fails"),
+        (SPREAD, CLOSE, "higher", "undecided"),
+        (CLOSE, (0.801, 0.81, 0.804), "same", "holds"),
+        (APART, CLOSE, "same", "fails"),
+        (SPREAD, CLOSE, "same", "undecided"),
+    ],
+)
+def test_verdicts_follow_the_interval(tmp_path, wide, narrow, expected, verdict):
+    claim = Claim("a claim", "best_test_top1", "wide", "narrow", expected, margin=0.02)
+    table = read_table(fake_plan(tmp_path, make_study(claims=(claim,)), wide=wide, narrow=narrow))
+    (found,) = table.verdicts()
+    assert found.verdict == verdict
+    interval = scipy.stats.ttest_rel(wide, narrow).confidence_interval(0.95)
+    assert (found.estimate.low, found.estimate.high) == pytest.approx((interval.low, interval.high))
+
+
+@pytest.mark.parametrize(
+    ("limits", "verdict"), [((0.7, 0.9), "holds"), ((0.85, 0.9), "fails"), ((0.805, 0.9), "undecided")]
+)
+def test_a_measure_is_held_against_limits(tmp_path, limits, verdict):
+    claim = Claim("a claim", "best_test_top1", "narrow", expected="between", limits=limits)
+    table = read_table(fake_plan(tmp_path, make_study(claims=(claim,)), narrow=CLOSE))
+    assert table.verdicts()[0].verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("minimum", "reason"),
+    [
+        (Minimum(images=2000), "1280 training images, at least 2000 are needed"),
+        (Minimum(epochs=5), "4 epochs, at least 5 are needed"),
+        (Minimum(seeds=4), "3 seeds, at least 4 are needed"),
+    ],
+)
+def test_nothing_is_concluded_from_smoke_runs(tmp_path, minimum, reason):
+    table = read_table(fake_plan(tmp_path, make_study(minimum=minimum), wide=APART, narrow=CLOSE))
+    assert table.smoke == {"narrow": reason, "wide": reason}
+    (verdict,) = table.verdicts()
+    assert verdict.verdict == "none"
+    assert reason in verdict.why
+
+
+def test_missing_runs_are_no_numbers(tmp_path):
+    table = read_table(fake_plan(tmp_path, narrow=CLOSE))
+    assert [result.state for result in table.results["wide"]] == ["missing"] * 3
+    assert table.smoke == {"wide": "no run is complete"}
+    assert table.verdicts()[0].verdict == "none"
+
+
+def test_a_pair_is_a_row(tmp_path):
+    study = make_study(pairs={"pair": Pair("wide", "narrow")})
+    plan = fake_plan(tmp_path, study, wide=APART, narrow=CLOSE)
+    for planned in plan.runs_of("wide"):
+        (planned.folder / EXTRAS).write_text(json.dumps({"pair.top1": 0.9 + 0.01 * planned.seed}))
+    assert read_table(plan).estimate("pair", "top1").mean == pytest.approx(0.91)

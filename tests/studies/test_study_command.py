@@ -1,0 +1,131 @@
+"""`inception-jax study`: trains what is missing, goes on after anything, and reports."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from fake_runs import fake_plan, finish
+
+from inception_jax.commands import main
+from inception_jax.studies import runner
+from inception_jax.studies.plan import load_study, make_plan, shipped_studies
+
+STUDY = """
+import sys
+sys.path.insert(0, {tests!r})
+from fake_runs import make_study
+
+def get_study():
+    return make_study()
+"""
+TIMINGS = ("training_minutes", "minutes", "images_per_second")
+# What the smoke forms need from the folder with the original archives.
+PLACES = {
+    "simple_against_googlenet": {"data.folder": "imagenet10"},
+    "uc_merced": {"data.archives": "ucmerced"},
+    "tiny_vgg": {"data.archives": ""},
+    "grayscale": {"data.archives": ""},
+}
+
+
+@pytest.fixture
+def study_file(tmp_path):
+    path = tmp_path / "widths.py"
+    path.write_text(STUDY.format(tests=str(Path(__file__).parent.parent)))
+    return path
+
+
+def test_the_list_names_all_that_are_shipped(capsys):
+    assert main(["study"]) == 0
+    shown = capsys.readouterr().out
+    assert len(shown.splitlines()) == len(shipped_studies()) >= 13
+    assert "residuals " in shown
+
+
+def test_what_is_complete_is_not_trained_again(study_file, tmp_path, monkeypatch, capsys):
+    plan = fake_plan(tmp_path / "work", wide=(0.90, 0.92, 0.91), narrow=(0.80, 0.81, 0.805))
+    monkeypatch.setattr("inception_jax.studies.extras.measure_all", lambda table: {})
+    assert main(["study", str(study_file), "--workdir", str(tmp_path / "work")]) == 0
+    assert "holds: wider is better" in capsys.readouterr().out
+    assert (plan.folder / "report.html").is_file()
+
+
+def test_a_run_that_fails_is_reported_and_the_others_go_on(study_file, tmp_path, monkeypatch):
+    def command(planned, folder=None):
+        finish(planned, 0.9) if planned.seed == 0 else None
+        return [sys.executable, "-c", f"print('nothing works'); raise SystemExit({3 * (planned.seed > 0)})"]
+
+    monkeypatch.setattr("inception_jax.studies.plan.PlannedRun.command", command)
+    monkeypatch.setattr("inception_jax.studies.extras.measure_all", lambda table: {})
+    plan = make_plan(*load_study(str(study_file)), "smoke", tmp_path)
+    failures = runner.train(plan.runs, jobs=2)
+    assert {path.parent.name for path in failures} == {"narrow", "wide"}
+    assert set(failures.values()) == {"exit code 3: nothing works"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["no_such_study"], "unknown study 'no_such_study'"),
+        (["residuals", "--form", "large"], "unknown form 'large'. Known: cpu, full, smoke"),
+        (["residuals", "--budget", "soon"], "--budget=soon is not allowed: write e.g. 5epochs or 30minutes"),
+        (["residuals", "--jobs", "0"], "--jobs=0 is not allowed"),
+    ],
+)
+def test_mistakes_are_answered_in_one_line(capsys, flags, message):
+    assert main(["study", *flags]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+def run_study(study_file, workdir, digits, *, wait=True):
+    command = [sys.executable, "-c", "from inception_jax.commands import main; main()", "study", str(study_file)]
+    command += ["--form=smoke", f"--workdir={workdir}", f"--config.data.directory={digits}"]
+    process = subprocess.Popen(command, env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"}, start_new_session=True)
+    if wait:
+        assert process.wait(300) == 0
+    return process
+
+
+def numbers(workdir):
+    def without_timings(value):
+        if isinstance(value, dict):
+            return {key: without_timings(item) for key, item in value.items() if key not in TIMINGS}
+        return [without_timings(item) for item in value] if isinstance(value, list) else value
+
+    return without_timings(json.loads((workdir / "widths" / "smoke" / "results.json").read_text()))
+
+
+@pytest.mark.slow
+def test_a_study_that_is_killed_ends_with_the_same_report(study_file, tmp_path, digits):
+    run_study(study_file, tmp_path / "whole", digits)
+    killed = tmp_path / "killed"
+    for variation in ("narrow", "wide"):
+        process = run_study(study_file, killed, digits, wait=False)
+        metrics = killed / "widths" / "smoke" / variation / "seed0" / "metrics.csv"
+        until = time.monotonic() + 300
+        while not metrics.exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    run_study(study_file, killed, digits)
+    assert numbers(killed) == numbers(tmp_path / "whole")
+    assert {state["state"] for found in numbers(killed)["results"].values() for state in found} == {"complete"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", shipped_studies())
+def test_the_smallest_form_of_every_study_runs_to_its_report(name, originals, tmp_path):
+    fields = {"num_devices": 1, "data.archives": str(originals)}
+    fields |= {field: str(originals / place) for field, place in PLACES.get(name, {}).items()}
+    flags = [f"--config.{field}={value}" for field, value in fields.items()]
+    assert main(["study", name, "--form=smoke", f"--workdir={tmp_path}", *flags]) == 0
+    content = json.loads((tmp_path / name / "smoke" / "results.json").read_text())
+    assert all(run["state"] == "complete" for found in content["results"].values() for run in found)
+    assert {claim["verdict"] for claim in content["claims"]} <= {"none"}

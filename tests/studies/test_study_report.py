@@ -1,0 +1,70 @@
+"""The report of a study: the page in a browser, the numbers, LaTeX."""
+
+import json
+import re
+
+import pytest
+from browser import WIDTHS, assert_fits, browser, page
+from fake_runs import fake_plan, make_study
+
+from inception_jax.studies import Claim
+from inception_jax.studies.report import write_report
+from inception_jax.studies.results import EXTRAS, read_table
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("studies")
+    claims = (
+        Claim("wider is better", "best_test_top1", "wide", "narrow"),
+        Claim("best in the middle", "epoch_of_lowest_validation_loss", "wide", expected="between", limits=(2, 3.5)),
+    )
+    plan = fake_plan(folder, make_study(claims=claims), wide=(0.90, 0.92, 0.91), narrow=(0.80, 0.81, 0.805))
+    norms = {"start": {"conv1": 1.0, "fc": 2.0}, "end": {"conv1": 0.1, "fc": 0.01}}
+    (plan.runs[0].folder / EXTRAS).write_text(json.dumps({"gradient_norms": norms}))
+    return write_report(read_table(plan), {plan.runs[0].folder: "exit code 3: <loss> not finite"})
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_page_fits_and_has_no_errors(report, width):
+    with browser() as started, page(started, report.as_uri(), width) as shown:
+        assert_fits(shown)
+        assert "wider is better" in shown.inner_text("body")
+
+
+def test_published_numbers_stand_beside_ours(report):
+    text = re.sub(r"<[^>]*>", " ", report.read_text())
+    text = " ".join(text.split())
+    assert "wide 90.00 % 91.00 ± 1.00 % 92.00 ± 1.00 % 3" in text
+    assert "highest test top-1† " in text
+    assert "+10.50 points" in text
+    assert "exit code 3: &lt;loss&gt; not finite" in text
+    assert "6 of 6 runs complete" in text
+
+
+def test_the_numbers_are_a_file(report):
+    content = json.loads((report.parent / "results.json").read_text())
+    assert [run["best_test_top1"] for run in content["results"]["wide"]] == [0.90, 0.92, 0.91]
+    assert [claim["verdict"] for claim in content["claims"]] == ["holds", "holds"]
+    assert content["claims"][0]["mean"] == pytest.approx(0.105)
+
+
+def test_latex_is_whole(report):
+    text = (report.parent / "report.tex").read_text()
+    for name in ("document", "table", "tabular", "figure"):
+        assert text.count(rf"\begin{{{name}}}") == text.count(rf"\end{{{name}}}") > 0
+    columns = len(re.search(r"\\begin{tabular}{(\w+)}", text)[1])
+    table = text.split(r"\midrule")[1].split(r"\bottomrule")[0]
+    rows = [line for line in table.splitlines() if line.strip()]
+    assert len(rows) == 2
+    assert all(line.count(" & ") == columns - 1 for line in rows)
+    assert r"50 \% of a first paragraph \& more." in text
+    assert not re.search(r"(?<!\\)_", re.sub(r"\\includegraphics.*", "", text))
+    for figure in re.findall(r"\\includegraphics\[.*?\]{(.*?)}", text):
+        assert (report.parent / figure).read_bytes().startswith(b"%PDF")
+
+
+def test_the_same_runs_give_the_same_report(tmp_path):
+    plan = fake_plan(tmp_path, wide=(0.9, 0.92, 0.91), narrow=(0.8, 0.81, 0.805))
+    first = write_report(read_table(plan)).read_bytes()
+    assert write_report(read_table(plan)).read_bytes() == first
