@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import inception_jax
+from inception_jax.studies.plan import load_study, make_plan, shipped_studies
 
 PAGE = Path(__file__).parent.parent / "docs" / "inspect.md"
 # It stands for the GoogLeNet that the page has trained: the same names, a fraction of the time to compile.
@@ -27,6 +28,26 @@ class StandIn(nn.Module):
 """
 
 
+def run_page(page):
+    """Runs the page's blocks of code, each of which has to print the block of text behind it; returns them all."""
+    blocks = re.findall(r"^```(\w+)\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+    assert {language for language, _ in blocks} == {"python", "text"}
+    namespace, printed = {}, ""
+    for language, text in blocks:
+        if language == "text":
+            assert printed == text
+            continue
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output):
+            exec(compile(text, str(page), "exec"), namespace)
+        printed = output.getvalue()
+    return blocks
+
+
+def test_the_scaling_page_prints_what_it_says():
+    run_page(PAGE.with_name("scaling.md"))
+
+
 def test_the_walk_through_runs_and_prints_what_it_says(tmp_path, monkeypatch, digits):
     (tmp_path / "stand_in_of_the_docs.py").write_text(STAND_IN)
     monkeypatch.chdir(tmp_path)
@@ -39,17 +60,19 @@ def test_the_walk_through_runs_and_prints_what_it_says(tmp_path, monkeypatch, di
     config.log.tensorboard = False
     inception_jax.train_and_evaluate(config, "runs/googlenet_digits")
 
-    blocks = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
-    assert {language for language, _ in blocks} == {"python", "text"}
-    namespace, printed = {}, ""
-    for language, text in blocks:
-        if language == "text":
-            assert printed == text
-            continue
-        page = io.StringIO()
-        with contextlib.redirect_stdout(page):
-            exec(compile(text, str(PAGE), "exec"), namespace)
-        printed = page.getvalue()
+    blocks = run_page(PAGE)
     code = "".join(text for language, text in blocks if language == "python")
     for name in re.findall(r"\w+\.png", code):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_study_of_the_page_can_be_run(tmp_path):
+    (text,) = re.findall(r"^```python\n(.*?)^```$", PAGE.with_name("studies.md").read_text(), re.DOTALL | re.MULTILINE)
+    (tmp_path / "my_study.py").write_text(text)
+    name, study = load_study(str(tmp_path / "my_study.py"))
+    assert len(make_plan(name, study, "full", tmp_path).runs) == 6
+
+
+def test_the_page_names_every_study():
+    page = PAGE.with_name("studies.md").read_text()
+    assert all(f"`{name}`" in page for name in shipped_studies())

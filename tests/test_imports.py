@@ -8,14 +8,16 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "inception_jax"
 # From the bottom up; a module imports from its own layer or from those before it.
 LAYERS = (
-    {"errors", "process", "synsets"},
+    {"errors", "process", "multihost", "synsets"},
     {"registry", "config", "ops"},
     {"config_files", "models", "losses", "metrics"},
     {"data", "checkpoints", "schedules", "optimizers", "sharding", "writers", "state", "profiling"},
     {"steps", "weights", "inspection"},
     {"run"},
-    {"report", "evaluate", "contact_sheet"},
+    {"evaluate", "export", "predict", "contact_sheet", "runs"},
+    {"compare", "report", "serving"},
     {"train"},
+    {"studies"},
     {"main", "commands"},
 )
 MODELS_MAY_IMPORT = {"errors", "registry", "ops", "models"}

@@ -45,14 +45,14 @@ def test_the_console_command_lists_the_configs_of_the_wheel(run, installed):
 
 def test_a_shipped_config_is_found_by_name(run, installed):
     code = (
-        "from inception_jax import main, report; config, folder = main.parse_flags(['--config=googlenet_cifar10']); "
+        "from inception_jax import main, report; config, folder, _ = main.parse_flags(['--config=googlenet_cifar10']); "
         "print(config.data.name, folder, report.__file__)"
     )
     result = run("-c", code)
     assert result.stdout.split() == [
         "cifar10",
         "runs/googlenet_cifar10",
-        str(installed / "inception_jax" / "report.py"),
+        str(installed / "inception_jax" / "report" / "__init__.py"),
     ]
 
 
