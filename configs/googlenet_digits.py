@@ -1,8 +1,10 @@
-"""GoogLeNet on scikit-learn's handwritten digits: 99.72 % test accuracy in one minute, nothing to download.
+"""GoogLeNet on scikit-learn's handwritten digits: 99.15 % test accuracy in two minutes, nothing to download.
 
     python -m inception_jax.main --config=configs/googlenet_digits.py
 
-Measured on 2 cores of an AMD EPYC (AVX-512), JAX 0.10, float32: 394 images/s, 62 s with evaluation and compilation.
+Measured on 2 cores of an AMD EPYC (AVX-512), JAX 0.10, float32: 109 s with evaluation and compilation, 74 s
+compiled before. Seeds 0 to 3: 99.15 to 99.72 %, and 98.87 to 99.15 % at the best epoch by validation, whose 144 images
+are few to choose by.
 """
 
 from inception_jax.config import default_config
@@ -12,6 +14,7 @@ def get_config():
     config = default_config()
     config.batch_size = 64
     config.num_epochs = 12
+    config.average_decay = 0.95
 
     config.model.name = "googlenet"
     config.model.norm = "batch"
@@ -19,6 +22,8 @@ def get_config():
     config.model.aux_heads = False
 
     config.data.name = "digits"
+    config.data.augment.rotation = 10.0
+    config.data.augment.zoom = 0.1
 
     config.optimizer.name = "sgd"
     config.optimizer.momentum = 0.9
@@ -26,6 +31,6 @@ def get_config():
     config.optimizer.weight_decay = 1e-4
 
     config.schedule.name = "cosine"
-    config.schedule.learning_rate = 0.05
+    config.schedule.learning_rate = 0.02
     config.schedule.warmup_epochs = 1.0
     return config

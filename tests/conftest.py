@@ -52,6 +52,7 @@ def trained(tmp_path_factory, digits) -> Path:
     folder = tmp_path_factory.mktemp("trained") / "run"
     config = load_config(find_config("googlenet_digits"))
     fields = {"model.name": "simple_cnn", "model.stage_features": "(8, 16)", "model.norm": "batch", "num_epochs": "3"}
+    fields |= {"schedule.learning_rate": "0.05", "average_decay": "0"}  # for so few epochs
     fields |= {"data.directory": str(digits), "log.tensorboard": "False"}
     override(config, ["", *(f"--config.{name}={value}" for name, value in fields.items())])
     train.train_and_evaluate(config, folder)
