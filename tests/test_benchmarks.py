@@ -135,6 +135,7 @@ def test_the_peer_has_our_networks(train_step, name, side, options):
     assert network(torch.zeros(2, 3, side, side, device="meta")).shape == (2, 1000)
 
 
+@pytest.mark.slow
 def test_the_peer_trains(train_step):
     import_torchvision()
     arguments = {"name": "resnet18", "batch": 2, "side": 32, "small_stem": True, "compiled": False}

@@ -83,6 +83,7 @@ def test_parameters_agree_in_float64_after_five_steps(config, tmp_path):
         assert row["train_top1"] == results[1][1]["train_top1"]  # the same examples were in the batches
 
 
+@pytest.mark.slow
 def test_the_first_steps_loss_agrees_in_float32(config, tmp_path):
     config.data.splits.train = "train[:16]"
     results = train_on_devices(config, tmp_path)

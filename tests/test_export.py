@@ -24,7 +24,7 @@ FORMATS = ("stablehlo", "onnx")
 TOLERANCES = {"stablehlo": 1e-5, "onnx": 1e-4}
 SMALLEST = {"alexnet": 64, "inception_resnet_v2": 75, "inception_v4": 75, "inception_v3": 75, "inception_v2": 75}
 # One of each kind; the others take minutes together.
-QUICK = ("simple_cnn", "tiny_vgg_b", "googlenet")
+QUICK = ("simple_cnn", "tiny_vgg_b")
 IMAGES = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 1), np.uint8)
 
 

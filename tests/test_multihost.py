@@ -111,7 +111,7 @@ def test_two_processes_equal_one(alone, digits, tmp_path):
 
 def test_a_process_that_dies_ends_the_others_and_the_run_goes_on(digits, tmp_path):
     folder = tmp_path / "run"
-    longer = {"num_epochs": 30, "checkpoint.every_steps": 20}  # than it takes to look at the folder and to kill
+    longer = {"num_epochs": 12, "checkpoint.every_steps": 20}  # than it takes to look at the folder and to kill
     with started(folder, digits, processes=2, **longer) as (first, second):
         wait_for(lambda: (folder / "checkpoints" / "20").exists(), "no checkpoint was saved")
         second.send_signal(signal.SIGKILL)
@@ -121,8 +121,8 @@ def test_a_process_that_dies_ends_the_others_and_the_run_goes_on(digits, tmp_pat
     assert "error: process 0 of 2 ends: nothing was heard of process 1 on" in log(folder)
     assert "Start all again to go on" in log(folder)
     train(folder, digits, processes=2, **longer)
-    assert re.search(r"goes on after step \d+0 of 600", log(folder))
-    assert summary(folder)["steps"] == 600
+    assert re.search(r"goes on after step \d+0 of 240", log(folder))
+    assert summary(folder)["steps"] == 240
 
 
 @pytest.mark.slow

@@ -57,6 +57,7 @@ def test_digits_read_by_tfds_equal_the_decoded_arrays(digits):
         np.testing.assert_array_equal(decoded[1], labels)
 
 
+@pytest.mark.slow
 def test_mnist_equals_its_files(originals, tmp_path):
     data.prepare("mnist", directory=tmp_path, archives=originals)
     dataset = data.load("mnist", directory=tmp_path, splits={"train": "train", "test": "test"})
@@ -74,6 +75,7 @@ def test_mnist_equals_its_files(originals, tmp_path):
         np.testing.assert_array_equal(labels, classes)
 
 
+@pytest.mark.slow
 def test_cifar10_equals_its_files(originals, tmp_path):
     data.prepare("cifar10", directory=tmp_path, archives=originals)
     dataset = data.load("cifar10", directory=tmp_path, splits={"train": "train", "test": "test"})
