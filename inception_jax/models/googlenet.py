@@ -18,6 +18,7 @@ from inception_jax.models.layers import (
     apply_siblings,
     at_least_float32,
     check_choice,
+    check_image_size,
     classify,
     dropout,
     initializer_name,
@@ -138,7 +139,7 @@ class AuxHead(nn.Module):
         elif min(x.shape[1:3]) < 5:
             raise UserError(
                 f"aux_pool='paper' averages 5x5 windows, but the map is {x.shape[1]}x{x.shape[2]}: "
-                "use larger images, a stem that shrinks them less, or aux_pool='adaptive'"
+                "use larger ones, or aux_pool='adaptive'"
             )
         else:
             x = ops.avg_pool(x, (5, 5), (3, 3), "VALID")
@@ -215,14 +216,17 @@ class GoogLeNet(nn.Module):
         """Side of the smallest images that it can take, pixels."""
         if not (self.aux_heads and self.aux_pool == "paper"):
             return 1
-        return {"imagenet": 66, "small": 10, "small_pooled": 34}[self.stem]  # for 5x5 maps at inception_4a
+        side = 5  # of the maps behind inception_4a
+        for _ in range(1 if self.stem == "small" else 3):  # the pools of 3 pixels at stride 2 before it
+            side = 2 * side + (self.pool_padding == "valid")
+        return 2 * side - 1 if self.stem == "imagenet" else side
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> Outputs:
         """Images (batch, height, width, channels), normalised, to Outputs.
 
         Raises:
-          UserError: an option has a value that is not allowed, or the maps are too small for aux_pool="paper".
+          UserError: an option has a value that is not allowed, or the images are too small for aux_pool="paper".
         """
         check_choice("kernel_3x3", self.kernel_3x3, (1, 3))
         check_choice("kernel_5x5", self.kernel_5x5, (1, 3, 5))
@@ -230,6 +234,7 @@ class GoogLeNet(nn.Module):
         check_choice("pool_4", self.pool_4, (None, 2, 3))
         check_choice("aux_pool", self.aux_pool, ("adaptive", "paper"))
         check_choice("residual", self.residual, ("none", "identity", "projection"))
+        check_image_size(images, self.min_image_size, "a stem that shrinks them less, or aux_pool='adaptive'")
         common = {
             "norm": self.norm,
             "norm_epsilon": self.norm_epsilon,

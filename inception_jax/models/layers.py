@@ -67,12 +67,16 @@ def initializer_name(name: str, paper: str) -> str:
     return paper if name == "paper" else name
 
 
-def check_image_size(images: jax.Array, smallest: int) -> None:
-    """Raises UserError where images (batch, height, width, channels) have a side below `smallest` pixels."""
+def check_image_size(images: jax.Array, smallest: int, otherwise: str = "") -> None:
+    """Raises UserError where images (batch, height, width, channels) have a side below `smallest` pixels.
+
+    `otherwise` says what else would help.
+    """
     height, width = images.shape[1:3]
     if min(height, width) < smallest:
         raise UserError(
             f"images of {height}x{width} pixels are too small for this network: use at least {smallest}x{smallest}"
+            + (otherwise and f", {otherwise}")
         )
 
 

@@ -241,8 +241,8 @@ NAMINGS: Mapping[str, Mapping[type[nn.Module], Naming]] = {
                 {"fc": "fc", **{f"aux{i}/fc{j}": f"aux{i}.fc{j}" for i in (1, 2) for j in (1, 2)}},
             ),
             {
-                **EPSILON_1E_3, "reductions": (True,), "kernel_5x5": (3,), "pool_4": (None, 2),
-                "aux_pool": ("adaptive",), "residual": ("none",),
+                **EPSILON_1E_3, "reductions": (True,), "kernel_3x3": (3,), "kernel_5x5": (3,),
+                "pool_padding": ("ceil",), "pool_4": (None, 2), "aux_pool": ("adaptive",), "residual": ("none",),
             },
             classifiers=("fc", "aux1/fc2", "aux2/fc2"),
             heads=("aux1.", "aux2."),

@@ -75,8 +75,8 @@ def open_picture(picture: Picture) -> Image.Image:
     try:
         with Image.open(picture) as image:
             return image.convert("RGB")
-    except OSError as error:
-        raise UserError(f"cannot read the picture {picture}: {error.strerror or error}") from error
+    except Exception as error:  # Pillow raises whatever a broken file makes it trip over
+        raise UserError(f"cannot read the picture {picture}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def imagenet_classes() -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from inception_jax.weights.convert import count_classes, from_state_dict, identi
 from inception_jax.weights.files import read_state_dict
 from inception_jax.weights.names import NAMINGS, naming, nearest_options
 from inception_jax.weights.preprocessing import Picture, Preprocessing, imagenet_classes
-from inception_jax.weights.published import PRETRAINED, PublishedWeights, fetch
+from inception_jax.weights.published import PRETRAINED, PublishedWeights, fetch, is_copy
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
@@ -101,8 +101,8 @@ def create_model(
         classifiers out, and new ones are drawn, as they are where the weights have none.
       weights: "torchvision" or "timm": what it has published for the name; one of `PRETRAINED`, such as
         "torchvision:resnet50.v2"; or a file of weights in torchvision's, timm's or Cadene's naming.
-      preprocessing: None: that of the published weights; for a file, of those that the library has published under the
-        name.
+      preprocessing: None: that of the published weights, also where a file is a copy of them; for another file, of
+        those that the library has published under the name.
       seed: of new classifiers.
 
     Raises:
@@ -136,7 +136,7 @@ class InitialWeights:
 
     Attributes:
       variables: {"params", "batch_stats"}, in NumPy but for what is new.
-      preprocessing: of published weights; None: a file does not say.
+      preprocessing: of published weights, or of those that a file is a copy of; None: another file does not say.
       class_names: in the order of the logits; None: new classifiers have none, and files do not say, except that 1000
         classes are taken for ImageNet's.
       left_out: paths of the layers that are new, such as "fc": the weights are for other classes, or have none.
@@ -184,7 +184,7 @@ def find_network(source: str) -> tuple[str, dict[str, Any], Preprocessing | None
     Raises:
       UserError: it is neither, or of no network that is registered here.
     """
-    published = PRETRAINED.get(source)
+    published = _published(source)
     if published:
         format, name = published.format, published.model
     elif Path(source).suffix in SUFFIXES or Path(source).expanduser().is_file():
@@ -201,14 +201,22 @@ def find_network(source: str) -> tuple[str, dict[str, Any], Preprocessing | None
     return name, nearest_options(model, naming(model, format)), published and published.preprocessing
 
 
+def _published(source: str | Path) -> PublishedWeights | None:
+    """What is published under a name, or what a file is a copy of."""
+    if str(source) in PRETRAINED:
+        return PRETRAINED[str(source)]
+    path = Path(source).expanduser()
+    return next((weights for weights in PRETRAINED.values() if is_copy(path, weights)), None)
+
+
 def _read(source: str | Path, model: nn.Module) -> _Source:
     if source in NAMINGS:
         source = f"{source}:{registered_name(model)}"
-    published = PRETRAINED.get(str(source))
+    published = _published(source)
     if published is None and Path(source).suffix not in SUFFIXES and not Path(source).expanduser().exists():
         libraries = {name.partition(":")[0] for name in PRETRAINED}
         raise unknown_name("weights (and no file)", str(source), {*libraries, *PRETRAINED})
-    tensors = read_state_dict(source if published is None else fetch(published))
+    tensors = read_state_dict(fetch(published) if published and str(source) in PRETRAINED else source)
     if published and published.background:  # nothing else in these files has as many outputs
         tensors = {name: value[1:] if value.shape[:1] == (1001,) else value for name, value in tensors.items()}
     try:

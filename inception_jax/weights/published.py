@@ -188,7 +188,11 @@ def fetch(weights: PublishedWeights) -> Path:
         if not _digest(path).startswith(weights.sha256):
             raise UserError(f"{path} is not the published file, whose SHA-256 begins with {weights.sha256}: remove it")
         return path
-    logger.info("downloading %s to %s; licence: %s", weights.url, path, weights.licence)
+    message = f"downloading {weights.url} to {path}; licence: {weights.licence}"
+    if logger.isEnabledFor(logging.INFO):
+        logger.info(message)
+    else:  # at the REPL, where nothing has set up logging
+        print(message, file=sys.stderr)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
@@ -204,6 +208,14 @@ def fetch(weights: PublishedWeights) -> Path:
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     return path
+
+
+def is_copy(path: Path, weights: PublishedWeights) -> bool:
+    """Whether a file is the published one: it has its name and its digest."""
+    try:
+        return path.name == weights.url.rpartition("/")[2] and _digest(path).startswith(weights.sha256)
+    except OSError:
+        return False
 
 
 def _download(url: str, temporary: Path, path: Path) -> None:

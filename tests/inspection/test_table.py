@@ -144,8 +144,8 @@ def test_any_linen_network_is_counted():
 
 
 def test_images_that_are_too_small_are_answered_with_the_smallest():
-    with pytest.raises(UserError, match="images of 65x65 pixels are too small for this network: use at least 66x66"):
-        layer_table(googlenet(aux_heads=True, aux_pool="paper"), 65)
+    with pytest.raises(UserError, match="images of 78x78 pixels are too small for this network: use at least 79x79"):
+        layer_table(googlenet(aux_heads=True, aux_pool="paper"), 78)
 
 
 @pytest.mark.parametrize(

@@ -9,19 +9,22 @@ from flax import linen as nn
 from jax import numpy as jnp
 from networks import (
     assert_gradients_equal,
+    assert_smallest_image_is,
     assert_trains_and_evaluates,
     count,
+    module_shapes,
     peer_variables,
     quick_jit,
     random_variables,
     randomize,
     shapes,
+    sizes,
 )
 from peers import import_torchvision
 
 from inception_jax.errors import UserError
 from inception_jax.models import MODELS, Outputs, create_model, list_models
-from inception_jax.models.googlenet import STEMS, TABLE_1, Inception
+from inception_jax.models.googlenet import STEMS, TABLE_1, AuxHead, Inception
 from inception_jax.models.layers import ConvUnit, apply_siblings
 
 
@@ -130,8 +133,24 @@ def test_the_papers_aux_pool_is_4x4_on_14x14_maps_and_refuses_small_ones():
     _, adaptive = shapes("googlenet", norm="lrn", aux_heads=True)
     _, paper = shapes("googlenet", norm="lrn", aux_heads=True, aux_pool="paper")
     assert count(paper) == count(adaptive)
-    with pytest.raises(UserError, match="aux_pool='paper' averages 5x5 windows, but the map is 2x2"):
+    message = r"images of 32x32 pixels are too small .* at least 79x79, a stem .* less, or aux_pool='adaptive'"
+    with pytest.raises(UserError, match=message):
         shapes("googlenet", size=32, aux_heads=True, aux_pool="paper")
+    with pytest.raises(UserError, match="aux_pool='paper' averages 5x5 windows, but the map is 2x2"):
+        module_shapes(AuxHead(3, pool="paper"), (1, 2, 2, 8))
+
+
+@pytest.mark.parametrize(
+    ("stem", "pool_padding", "smallest"),
+    [("imagenet", "ceil", 79), ("imagenet", "valid", 93), ("small", "ceil", 10), ("small", "valid", 11),
+     ("small_pooled", "ceil", 40), ("small_pooled", "valid", 47)],
+)  # fmt: skip
+def test_the_papers_aux_pool_has_a_smallest_image(stem, pool_padding, smallest):
+    options = {"aux_heads": True, "aux_pool": "paper", "stem": stem, "pool_padding": pool_padding}
+    model = create_model("googlenet", num_classes=3, **options)
+    assert_smallest_image_is(model, smallest)
+    assert min(sizes(model, smallest)["inception_4a"][:2]) == 5
+    assert model.clone(aux_pool="adaptive").min_image_size == model.clone(aux_heads=False).min_image_size == 1
 
 
 @pytest.mark.parametrize(

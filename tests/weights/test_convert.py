@@ -1,5 +1,7 @@
 """State dicts against torchvision's and timm's own. That the logits are theirs, too, is tested with the networks."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -219,6 +221,22 @@ def test_networks_that_compute_something_else_are_refused(resnet18):
     ):
         with pytest.raises(UserError, match=r"norm_epsilon=0\.001, not 1e-05, stem='small', not 'imagenet'$"):
             call()
+
+
+def test_every_option_that_changes_what_googlenet_computes_is_looked_at():
+    """So that no weights are written with which torchvision's network gives other logits, or which it cannot load."""
+    others = {
+        "norm": "lrn", "norm_epsilon": 1e-5, "reductions": False, "kernel_3x3": 1, "kernel_5x5": 5,
+        "pool_padding": "valid", "pool_4": 3, "aux_pool": "paper", "residual": "identity", "stem": "small",
+    }  # fmt: skip
+    model = fitting("torchvision", "googlenet")
+    unchanged = {"num_classes", "aux_heads", "initializer", "dtype", "param_dtype", "parent", "name"}
+    assert {field.name for field in dataclasses.fields(model)} == others.keys() | unchanged | {
+        "dropout_rate", "aux_dropout_rate"
+    }  # fmt: skip
+    for field, value in others.items():
+        with pytest.raises(UserError, match=f"does not compute what torchvision's does: it has .*{field}={value!r}"):
+            to_state_dict(model.clone(**{field: value}), {}, "torchvision")
 
 
 def test_the_classifier_may_be_left_out(resnet18):

@@ -117,6 +117,18 @@ def test_what_is_no_picture_is_named(picture, message):
         Preprocessing(8, 8, *IMAGENET)(picture)
 
 
+@pytest.mark.parametrize("error", [SyntaxError("broken PNG file"), Image.DecompressionBombError("too large")])
+def test_whatever_pillow_says_of_a_broken_picture_is_said(error, tmp_path, monkeypatch):
+    a_picture(8, 8).save(tmp_path / "broken.png")
+
+    def convert(*args):
+        raise error
+
+    monkeypatch.setattr(Image.Image, "convert", convert)
+    with pytest.raises(UserError, match=rf"cannot read the picture .*broken\.png: {error}"):
+        Preprocessing(8, 8, *IMAGENET)(tmp_path / "broken.png")
+
+
 def test_class_names_are_the_peers():
     torchvision = import_torchvision()
     assert list(imagenet_classes()) == torchvision.models.ResNet18_Weights.DEFAULT.meta["categories"]

@@ -121,13 +121,34 @@ def test_the_background_class_is_dropped(server, monkeypatch):
     assert len(network.class_names) == 1000
 
 
-def test_what_training_begins_with(server, files):
+def test_a_copy_of_a_published_file_is_it(server, files, tmp_path, monkeypatch):
+    """Where there is no network: by its path, with all that comes with the weights."""
+    published = {"torchvision:resnet18": server.publish("background.safetensors", background=True)}
+    monkeypatch.setattr(pretrained, "PRETRAINED", published)
+    network = create_model("resnet18", weights=files / "background.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, network.variables, resnet18(1000)[1])
+    assert (network.class_names, network.preprocessing) == (imagenet_classes(), PREPROCESSING)
+    assert init_from(files / "background.safetensors", network.model).preprocessing == PREPROCESSING
+    assert weights.find_network(str(files / "background.safetensors")) == ("resnet18", {}, PREPROCESSING)
+    (tmp_path / "background.safetensors").write_bytes((files / "resnet18.safetensors").read_bytes())
+    assert init_from(tmp_path / "background.safetensors", network.model).preprocessing is None  # only called so
+    assert server.requests == []
+
+
+def test_the_licence_is_shown_where_nothing_has_set_up_logging(server, caplog, capsys):
+    caplog.set_level(logging.WARNING, logger="inception_jax")  # the default
+    fetch(server.publish())
+    assert capsys.readouterr().err.endswith("resnet18.safetensors; licence: a licence\n")
+
+
+def test_what_training_begins_with(server, files, tmp_path):
     model, variables = resnet18(1000)
     initial = init_from("torchvision", model)
     jax.tree.map(np.testing.assert_array_equal, initial.variables, variables)
     assert (initial.preprocessing, initial.class_names, initial.left_out) == (PREPROCESSING, imagenet_classes(), ())
     model = model.clone(num_classes=3)
-    initial = init_from(files / "resnet18.safetensors", model, image_shape=(64, 64, 3), key=jax.random.key(5))
+    (tmp_path / "mine.safetensors").write_bytes((files / "resnet18.safetensors").read_bytes())
+    initial = init_from(tmp_path / "mine.safetensors", model, image_shape=(64, 64, 3), key=jax.random.key(5))
     assert (initial.preprocessing, initial.class_names, initial.left_out) == (None, None, ("fc",))
     np.testing.assert_allclose(initial.variables["params"]["fc"]["kernel"], initial_kernel(model, 5), rtol=1e-6)
 
