@@ -121,6 +121,13 @@ def _describe(config: Any) -> tuple[dict[str, Any], Any]:
             "streamed": any(isinstance(part, streaming.Split) for part in dataset.splits.values()),
         }
     if published is not None:
+        if dataset is None:
+            published.report_errors(section.on_error)
+            decodable = {split: base.order[base.facts.decodable[base.order]] for split, base in published.bases.items()}
+            page["per_class"] = {
+                split: np.bincount(published.bases[split].labels[rows], minlength=len(published.class_names)).tolist()
+                for split, rows in decodable.items()
+            }
         page["folder"] = str(published.folder)
         page["class_names"] = published.class_names
         page["published"] = {split: len(base.order) for split, base in published.bases.items()}
@@ -149,20 +156,17 @@ def _text(page: dict[str, Any]) -> str:
     """The page as aligned lines."""
     names = page["class_names"]
     lines = [f"{page['name']}: {len(names)} classes" + (f", in {page['folder']}" if "folder" in page else "")]
-    if "splits" in page:
-        order = [split for split in ("train", "validation", "test") if split in page["splits"]]
-        for split in [*order, *(page["splits"].keys() - set(order))]:
-            number = page["splits"][split]
-            counts = np.array(page["per_class"][split])
-            low, high = counts.min(), counts.max()
-            each = f"{low:,} of each class" if low == high else f"{low:,} to {high:,} of each class"
-            lines.append(f"  {split:<12} {number:>9,}  {each}")
+    order = [split for split in ("train", "validation", "test") if split in page["per_class"]]
+    for split in [*order, *(page["per_class"].keys() - set(order))]:
+        counts = np.array(page["per_class"][split])
+        low, high = counts.min(), counts.max()
+        each = f"{low:,} of each class" if low == high else f"{low:,} to {high:,} of each class"
+        lines.append(f"  {split:<12} {counts.sum():>9,}  {each}")
+    if "images" in page:
         height, width, channels = page["images"]["shape"]
         how = "decoded as they are read" if page["images"]["streamed"] else "decoded once, memory-mapped"
         lines.append(f"  images       {height}x{width}x{channels}, {page['images']['gib']:.2f} GiB, {how}")
     else:
-        for split, number in page["published"].items():
-            lines.append(f"  {split:<12} {number:>9,}")
         lines.append("  images       of several sizes: --image-size chooses one for training")
     if "sizes" in page:
         sizes = page["sizes"]
@@ -180,7 +184,7 @@ def _text(page: dict[str, Any]) -> str:
         if bad:
             shown = ", ".join(f"{name} ({error})" for name, error in bad[:NAMES_SHOWN])
             lines.append(f"  undecodable  {len(bad):,}: {shown}{', ...' if len(bad) > NAMES_SHOWN else ''}")
-    if "per_class" in page and "train" in page["per_class"]:
+    if "train" in page["per_class"]:
         lines += _classes(names, page["per_class"]["train"])
     if "sheet" in page:
         lines.append(f"  sheet        {page['sheet']}")

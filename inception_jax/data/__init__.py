@@ -146,6 +146,10 @@ def load(
     rows = {base: _kept(part, keep) for base, part in found.bases.items()}
     if keep != "all" and not any(map(len, rows.values())):
         raise UserError(f"data set {name!r} has no picture to keep: keep={keep!r} leaves all of them out")
+    if splits.get("train") and "train" in rows and not len(rows["train"]):
+        left = len(_kept(found.bases["train"], "all"))
+        why = f"keep={keep!r} leaves all of them out" if left else "none of them can be decoded"
+        raise UserError(f"data set {name!r} has no picture for training: {why}")
     # Cut before any is left out: what one choice of `keep` trains on is in no other choice's validation split.
     whole = {base: _kept(part, "all") for base, part in found.bases.items() if len(rows[base])}
     ranges = {
@@ -235,7 +239,7 @@ class Published:
         ]
 
     def report_errors(self, on_error: str) -> None:
-        """Says which pictures cannot be decoded: with a warning ("leave_out") or a UserError ("error")."""
+        """Says which pictures cannot be decoded: with a warning ("leave_out") or a UserError ("error", or all)."""
         bad = self.undecodable()
         if not bad:
             return
@@ -248,6 +252,8 @@ class Published:
             raise UserError(
                 f"{what}; all of them are in {path}. Remove them, or leave them out by data.on_error='leave_out'"
             )
+        if not any(base.facts.decodable.any() for base in self.bases.values()):
+            raise UserError(f"{what}: none is left; all of them are in {path}")
         logger.warning("%s: left out; all of them are in %s", what, path)
 
 
@@ -650,7 +656,7 @@ def _decoded(found: Published, form: Format) -> Path:
 
     def examples(base: Base, rows: np.ndarray, pool: ThreadPoolExecutor) -> Iterator[tuple[np.ndarray, int]]:
         def decode(chunk: np.ndarray) -> list[tuple[np.ndarray, int]]:
-            images = (image_formats.decode(base.source.read(row), form) for row in chunk.tolist())
+            images = (pictures.decode(base.source, row, form) for row in chunk.tolist())
             return list(zip(images, base.labels[chunk], strict=True))
 
         # Several to a thread, since small pictures take less time than handing them over; not all at once, since they
@@ -708,7 +714,7 @@ def _warn_of_shared_examples(ranges: Mapping[str, list[split_notation.Range]]) -
 def _warn_of_duplicates(
     found: Published, rows: Mapping[str, np.ndarray], ranges: Mapping[str, list[split_notation.Range]]
 ) -> None:
-    """Says which pictures of a split that is evaluated are, byte by byte, also in the training split."""
+    """Says which pictures are, byte by byte, in two splits."""
 
     def pictures_of(split: str) -> Iterator[tuple[str, tuple[str, int]]]:
         for part in ranges.get(split, []):
@@ -716,22 +722,24 @@ def _warn_of_duplicates(
             for row in rows[part.base][part.start : part.stop].tolist():
                 yield base.facts.digests[row], (base.stored, row)
 
-    training = dict(pictures_of("train"))
-    for split in ranges.keys() - {"train"}:
-        twins = [
-            (training[digest], other)
-            for digest, other in pictures_of(split)
-            if digest in training and training[digest] != other
-        ]
-        if twins:
-            sources = {stored: base.source for stored, base in found.stored.items()}
-            names = [" = ".join(sources[stored].name(row) for stored, row in pair) for pair in twins]
-            logger.warning(
-                "%d pictures of the split %s are the same as one of train: its results flatter the network: %s",
-                len(twins),
-                split,
-                _some(names),
-            )
+    order = sorted(ranges, key=lambda split: (split != "train", split != "validation"))
+    for place, first in enumerate(order):
+        known = dict(pictures_of(first))
+        for split in order[place + 1 :]:
+            twins = [(known[digest], other) for digest, other in pictures_of(split) if digest in known]
+            if twins:  # of which those are none that both splits have
+                own = {picture for _, picture in pictures_of(first)}
+                twins = [(one, other) for one, other in twins if other not in own]
+            if twins:
+                sources = {stored: base.source for stored, base in found.stored.items()}
+                names = [" = ".join(sources[stored].name(row) for stored, row in pair) for pair in twins]
+                logger.warning(
+                    "%d pictures of the split %s are the same as one of %s: its results flatter the network: %s",
+                    len(twins),
+                    split,
+                    first,
+                    _some(names),
+                )
 
 
 def _checked_arrays(name: str, arrays: Mapping[str, Any]) -> tuple[tuple[str, ...], dict[str, Arrays]]:

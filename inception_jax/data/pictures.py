@@ -22,6 +22,7 @@ import tensorflow_datasets as tfds
 
 from inception_jax.data import images
 from inception_jax.data.resident import whole_file
+from inception_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,8 @@ class FileSource:
         return len(self.paths)
 
     def read(self, row: int) -> bytes:
-        with open(f"{self.root}/{self.paths[row]}", "rb", buffering=0) as file:  # pathlib takes as long as reading
+        # Tables may list absolute paths, which stay as they are. pathlib takes as long as reading.
+        with open(os.path.join(self.root, self.paths[row]), "rb", buffering=0) as file:
             return file.read()
 
     def name(self, row: int) -> str:
@@ -133,16 +135,30 @@ class Facts:
         return np.array([mode in images.GRAY_MODES for mode in self.modes], bool)
 
 
+def decode(source: Source, row: int, form: images.Format, crop: images.Crop | None = None) -> np.ndarray:
+    """One picture that `check` could decode: uint8 `(h, w, c)`, see `images.decode`.
+
+    Raises:
+      UserError: it cannot be decoded any more.
+    """
+    try:
+        return images.decode(source.read(row), form, crop)
+    except Exception as error:  # Pillow raises whatever a broken file makes it trip over
+        raise UserError(f"{source.name(row)} could be decoded before, but not now: {reason(error)}") from error
+
+
 def check(source: Source, path: Path) -> Facts:
     """Reads every picture once and decodes it as far as it takes to know that it can be; the result is kept.
 
     Args:
-      source: the pictures. Of files that were checked before and have the size and time they had, nothing is read.
+      source: the pictures. Of files that were checked before and have the size and time they had, nothing is read,
+        unless reading failed then: what that was due to, such as permissions, shows in neither.
       path: where the result is kept.
     """
     known: dict[str, list[Any]] = {}
     with contextlib.suppress(OSError, ValueError):
-        known = {row[-1]: row for row in json.loads(path.read_text())}
+        kept = json.loads(path.read_text())
+        known = {row[-1]: row for row in kept if row[0] or row[-1].endswith("\0")}  # a file that is gone has no size
     if isinstance(source, FileSource):
         stamps = [_stamp(source, row) for row in range(len(source))]
     else:

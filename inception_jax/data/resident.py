@@ -172,6 +172,8 @@ def whole_file(path: Path) -> Iterator[Path]:
     new = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         yield new
+        with new.open("rb") as file:
+            os.fsync(file.fileno())  # the name must not outlive the content when the power fails
         os.replace(new, path)
     finally:
         new.unlink(missing_ok=True)

@@ -21,9 +21,9 @@ from functools import cache
 
 import numpy as np
 
-from inception_jax.data import images as image_formats
+from inception_jax.data import pictures
 from inception_jax.data.images import Box, Format
-from inception_jax.data.pictures import Source, reason
+from inception_jax.data.pictures import Source
 from inception_jax.data.resident import Arrays
 from inception_jax.errors import UserError
 
@@ -101,12 +101,7 @@ class Split:
         Args:
           crop: (height, width) of the picture -> what is cut out of it; None: as the split's form says.
         """
-        source, row = self.sources[self.source_of[position]], int(self.rows[position])
-        try:
-            content = source.read(row)
-            return image_formats.decode(content, self.form, crop)
-        except Exception as error:  # Pillow raises whatever a broken file makes it trip over
-            raise UserError(f"{source.name(row)} could be decoded before, but not now: {reason(error)}") from error
+        return pictures.decode(self.sources[self.source_of[position]], int(self.rows[position]), self.form, crop)
 
 
 @cache

@@ -54,6 +54,11 @@ def test_a_folder(capsys, folder):
     assert "20x24 to 23x24, median 21x24 (height x width), 4 different" in out
     assert "24 RGB, 6 L; 20.0% grayscale" in out
     assert "undecodable  1: cake/no.png (it is no picture of a known kind)" in out
+    assert "1 of the pictures in" in err
+    assert "  train               27  9 of each class\n  test                 3  1 of each class\n" in out
+    assert out.endswith(
+        "training examples per class\n  apple pie         9\n  brötchen          9\n  cake              9\n"
+    )
     code, out, err = call(capsys, "image_folder", "--folder", folder, "--image-size", 16, "--json")
     assert code == 0
     assert "1 of the pictures in" in err
@@ -63,6 +68,16 @@ def test_a_folder(capsys, folder):
     assert np.sum(list(page["per_class"].values()), axis=0).tolist() == [10, 10, 10]
     assert page["images"]["shape"] == [16, 16, 3]
     assert page["images"]["streamed"] is False
+
+
+@pytest.mark.parametrize("size", [[], ["--image-size", 16]])
+def test_a_folder_in_which_nothing_can_be_decoded(size, capsys, folder):
+    for path in folder.rglob("*.png"):
+        path.write_text("no picture")
+    code, out, err = call(capsys, "image_folder", "--folder", folder, *size)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "error: 31 of the pictures in" in err
+    assert "none is left; all of them are in" in err
 
 
 @pytest.mark.parametrize("fields", [[], ["--config.data.augment.crop_originals=true"], ["--config.data.channels=1"]])

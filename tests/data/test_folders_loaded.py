@@ -2,14 +2,16 @@
 
 import logging
 import os
+import shutil
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from inception_jax import data
+from inception_jax.data import pictures
 from inception_jax.errors import UserError
 
 
@@ -148,6 +150,108 @@ def test_what_cannot_be_decoded_is_named_and_left_out_or_an_error(load, folder, 
         load(on_error="error")
 
 
+def test_pictures_that_a_table_lists_by_absolute_paths(load, folder, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    table = tmp_path / "elsewhere" / "pictures.csv"
+    rows = [f'"{folder}/cake/{number}.png",{number % 4}' for number in range(40) if number % 4 > 1]
+    table.write_text("\n".join(["path,label", *rows]))
+    for pipeline in ("memory", "streaming"):
+        part = load(folder=table, hold_out=0, splits={"train": "train"}, pipeline=pipeline).splits["train"]
+        assert sorted(numbers(part)) == [number for number in range(40) if number % 4 > 1]
+
+
+@pytest.mark.parametrize("pipeline", ["memory", "streaming"])
+def test_pictures_as_they_come(pipeline, tmp_path, caplog):
+    """One of each kind that real folders hold, beside one of each that cannot be decoded; the pixels are Pillow's."""
+    generator = np.random.default_rng(0)
+    color = Image.fromarray(generator.integers(0, 256, (5, 7, 3), np.uint8)).resize((60, 40))
+    gray, wide = color.convert("L"), np.asarray(color.convert("L")).astype(np.uint16) * 257
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    root = tmp_path / "Crème brûlée & more"
+    place = root / "寿司 to go"
+    place.mkdir(parents=True)
+    (root / "empty").mkdir()
+    (root / "one").mkdir()
+    color.save(root / "one" / "alone.png")
+    color.save(place / "plain.jpg")
+    gray.save(place / "grayscale.jpg")
+    color.quantize(16).save(place / "palette.png")
+    color.quantize(16).save(place / "palette, transparent.png", transparency=0)
+    color.convert("RGBA").save(place / "rgba.png")
+    color.convert("CMYK").save(place / "cmyk.jpg")
+    Image.fromarray(wide).save(place / "16 bits.png")
+    color.save(place / "turned (ä).jpg", exif=turned)
+    color.quantize(32).save(place / "animated.gif", save_all=True, append_images=[gray.quantize(8)])
+    color.resize((1, 90)).save(place / "odd.png")
+    color.resize((1, 1)).save(place / "pixel.webp", lossless=True)
+    decodable = sorted(path for path in root.rglob("*.*"))
+    jpeg, png = (place / "plain.jpg").read_bytes(), (place / "rgba.png").read_bytes()
+    for name, content in {
+        "empty.jpg": b"", "half.jpg": jpeg[: len(jpeg) // 2], "half.png": png[: len(png) // 2], "text.gif": b"text",
+    }.items():  # fmt: skip
+        (place / name).write_bytes(content)
+    (place / "gone.jpg").symlink_to("nowhere.jpg")
+
+    with caplog.at_level(logging.WARNING):
+        dataset = data.load(
+            "image_folder", directory=tmp_path / "prepared", folder=root, image_size=16, pipeline=pipeline,
+            hold_out=0, splits={"train": "train"},
+        )  # fmt: skip
+    assert dataset.class_names == ("one", "寿司 to go")
+    assert caplog.messages[:2] == [
+        f"{root}: classes without pictures are left out: empty",
+        f"{root}: classes with one picture, which is for training alone: one",
+    ]
+    assert "5 of the pictures in" in caplog.messages[2]
+    report = Path(caplog.messages[2].rpartition(" all of them are in ")[2]).read_text(encoding="utf-8")
+    assert [line.partition("\t")[0] for line in report.splitlines()] == [
+        f"寿司 to go/{name}" for name in ("empty.jpg", "gone.jpg", "half.jpg", "half.png", "text.gif")
+    ]
+    part = dataset.splits["train"]
+    images, labels = part.gather(np.arange(len(part)))
+    assert np.bincount(labels).tolist() == [1, len(decodable) - 1]
+    expected = []
+    for path in decodable:
+        with Image.open(path) as opened:
+            shown = gray if path.stem == "16 bits" else ImageOps.exif_transpose(opened)
+            shown = shown.convert("RGBA") if "transparency" in shown.info else shown
+            shown = shown.convert("RGB").resize((16, 16), Image.Resampling.BILINEAR)
+        expected.append(np.asarray(shown).tobytes())
+    assert sorted(image.tobytes() for image in images) == sorted(expected)
+    grays = part.grayscale()
+    assert grays is not None
+    assert grays.sum() == 2
+
+
+@pytest.mark.parametrize("pipeline", ["memory", "streaming"])
+def test_a_train_folder_in_which_nothing_can_be_decoded(pipeline, load, folder):
+    for split in ("train", "val"):
+        for name in ("cake", "brötchen"):
+            shutil.copytree(folder / name, folder.parent / "splits" / split / name)
+    splits = folder.parent / "splits"
+    assert load(folder=splits, pipeline=pipeline, image_size=8).splits.keys() == {"train", "validation"}
+    for path in (splits / "train").rglob("*.png"):
+        path.touch()
+        path.write_text("no picture")
+    with pytest.raises(UserError, match="has no picture for training: none of them can be decoded"):
+        load(folder=splits, pipeline=pipeline, image_size=8)
+
+
+def test_a_picture_that_is_lost_before_it_is_decoded_into_memory(load, folder, monkeypatch):
+    load(image_size=8)
+    read = pictures.FileSource.read
+
+    def forbid(source, row):
+        if source.name(row) == "cake/3.png":
+            raise PermissionError(13, "Permission denied")
+        return read(source, row)
+
+    monkeypatch.setattr(pictures.FileSource, "read", forbid)
+    with pytest.raises(UserError, match=r"^cake/3\.png could be decoded before, but not now: Permission denied$"):
+        load(image_size=4)
+
+
 def test_a_changed_folder_is_noticed_and_the_difference_named(load, folder, tmp_path, caplog):
     first = load()
     with caplog.at_level(logging.WARNING):
@@ -184,6 +288,14 @@ def test_the_same_picture_in_two_splits_is_reported(load, folder, caplog):
         )
         assert shared[split]
     assert any(" = " in message for message in caplog.messages)
+    caplog.clear()
+    halves = {"validation": "train[50%:]", "test": "test"}
+    twins = load(hold_out=0.5, splits=halves).splits
+    number = len(set(numbers(twins["validation"])) & set(numbers(twins["test"])))
+    assert number > 0
+    assert [message.partition(" = ")[0].rpartition(":")[0] for message in caplog.messages] == [
+        f"{number} pictures of the split test are the same as one of validation: its results flatter the network"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,20 @@ def test_a_picture_is_read_again_only_if_it_changed(source, tmp_path, monkeypatc
     assert read == [1]
 
 
+def test_a_file_that_could_not_be_read_is_tried_again(source, tmp_path, monkeypatch):
+    path = tmp_path / "facts.json"
+    expected = pictures.check(source, tmp_path / "others.json")
+
+    def forbid(source, row):
+        (source.root / source.paths[row]).stat()
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FileSource, "read", forbid)
+        assert pictures.check(source, path).errors.count("Permission denied") == len(NAMES) - 1
+    assert pictures.check(source, path) == expected  # permissions change neither the size nor the time of a file
+
+
 def test_a_damaged_cache_is_made_again(source, tmp_path):
     path = tmp_path / "facts.json"
     first = pictures.check(source, path)

@@ -74,6 +74,15 @@ def test_channel_statistics_are_those_of_the_training_split(chunk, monkeypatch):
     assert mean.dtype == std.dtype == np.float64
 
 
+def test_channel_statistics_of_very_many_are_those_of_some(monkeypatch):
+    monkeypatch.setattr(dataset, "STATISTICS_OF_ALL", 10)
+    monkeypatch.setattr(dataset, "STATISTICS_EXAMPLES", 4)
+    mean, std = Dataset("random", tuple("abcdefg"), {"train": Split(IMAGES, LABELS, slice(2, 15))}).channel_statistics()
+    pixels = IMAGES[[2, 6, 10, 14]].reshape(-1, 3) / 255
+    np.testing.assert_allclose(mean, pixels.mean(axis=0), rtol=1e-14)
+    np.testing.assert_allclose(std, pixels.std(axis=0), rtol=1e-13)
+
+
 def test_channel_statistics_are_kept(tmp_path):
     path = tmp_path / "statistics.json"
     first = Dataset("random", tuple("abcdefg"), {"train": Split(IMAGES, LABELS)}, path).channel_statistics()

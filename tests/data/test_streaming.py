@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from inception_jax import data
-from inception_jax.data import order, streaming
+from inception_jax.data import dataset, order, streaming
 from inception_jax.data.dataset import eval_batches, train_batches
 from inception_jax.data.streaming import RandomCrop
 from inception_jax.errors import UserError
@@ -76,6 +76,18 @@ def test_streaming_equals_memory(options, load):
         assert_batches_equal(eval_batches(split, 6, slice(2, 4)), eval_batches(other, 6, slice(2, 4)))
     split, other = memory.splits["train"], streamed.splits["train"]
     assert_batches_equal(train_batches(split, positions(split), 2, 20), train_batches(other, positions(other), 2, 20))
+
+
+@pytest.mark.parametrize("number", [5, 1000])
+def test_statistics_of_very_many_do_not_depend_on_the_pipeline(number, load, tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset, "STATISTICS_OF_ALL", number)
+    monkeypatch.setattr(dataset, "STATISTICS_EXAMPLES", number)
+    # In two folders, since they are kept.
+    memory, streamed = (
+        load(directory=tmp_path / pipeline, pipeline=pipeline).channel_statistics()
+        for pipeline in ("memory", "streaming")
+    )
+    np.testing.assert_array_equal(memory, streamed)
 
 
 def test_any_number_of_workers_from_any_step_gives_the_same_batches(load):
@@ -265,8 +277,8 @@ def test_crops_need_pictures(load):
 def test_streaming_is_chosen_where_the_decoded_set_is_too_large(load, caplog):
     assert hasattr(load().splits["train"], "images")
     with caplog.at_level(logging.INFO):
-        dataset = load(memory_gib=1e-9)
-    assert not hasattr(dataset.splits["train"], "images")
+        streamed = load(memory_gib=1e-9)
+    assert not hasattr(streamed.splits["train"], "images")
     assert any("data.memory_gib" in message for message in caplog.messages)
     with pytest.raises(UserError, match="several sizes"):
         load(image_size=None)
