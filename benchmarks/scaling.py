@@ -2,7 +2,8 @@
 
 Virtual devices share this machine's cores, so that they cannot be faster: what is shown is how much dividing the work
 costs. With several processes each has its own part of the cores; their step is predicted as that of processes that do
-not communicate, plus the time that the compiled step's all-reduces take without anything else.
+not communicate, plus the time that the compiled step's all-reduces take without anything else. However a batch is
+split, the first step's loss has to be the same.
 """
 
 import argparse
@@ -24,6 +25,7 @@ examples:
   python benchmarks/scaling.py
   python benchmarks/scaling.py --model=resnet18 --batch=32 --rounds=5
 """
+LOSS_TOLERANCE = 1e-4  # relative; of float32 sums in another order
 
 
 def all_reduces(program: str) -> list[list[tuple[int, ...]]]:
@@ -88,10 +90,12 @@ def work(options: argparse.Namespace) -> None:
         create = partial(create_state, model=model, optimizer=optimizer, image_shape=shape)
         key = jax.random.key(0)
         state = jax.jit(create, out_shardings=everywhere)(key)
-        random = np.random.default_rng(options.index)
+        random = np.random.default_rng(0)  # of all processes together, so that they can be held against one
         local = options.batch * len(mesh.local_devices)
-        images = random.standard_normal((local, *shape), np.float32)
-        images, labels = sharding.split_batch((images, random.integers(0, 10, local, np.int32)), mesh)
+        own = slice(options.index * local, (options.index + 1) * local)
+        images = random.standard_normal((local * options.of, *shape), np.float32)[own]
+        labels = random.integers(0, 10, local * options.of, np.int32)[own]
+        images, labels = sharding.split_batch((images, labels), mesh)
         step = partial(steps.train_step, model=model, optimizer=optimizer, prepare=lambda key, images: images)
         step = jax.jit(step, donate_argnames="state", out_shardings=everywhere)
         step = step.lower(state, images, labels, key).compile()
@@ -110,9 +114,11 @@ def work(options: argparse.Namespace) -> None:
             loss.block_until_ready()
 
         multihost.wait_for_all("compiled")
-        timed(train, 3)
+        state, loss = step(state, images, labels, key)
+        first_loss = float(loss)
+        timed(train, 2)
         groups = all_reduces(step.as_text() or "")
-        result: dict[str, Any] = {"seconds": timed(train, options.steps), "all_reduces": groups}
+        result: dict[str, Any] = {"loss": first_loss, "seconds": timed(train, options.steps), "all_reduces": groups}
         if group:
             replay, first = _replay(groups, mesh)
             multihost.wait_for_all("replay")
@@ -203,6 +209,16 @@ def main(argv: list[str] | None = None) -> None:
             f"{megabytes:.0f} MB, {1e3 * replayed:.0f} ms; together {1e3 * actual:.0f} ms: {ratios[-1]:.2f}"
         )
     print(f"\npredicted / measured: {statistics.median(ratios):.2f}")
+
+    # Of the same whole batch. Later losses differ, since rounding grows.
+    parts = {("strong", number): number for number in options.devices}
+    parts["together", options.processes] = options.processes
+    same = [case for case, number in parts.items() if number * cases[case]["batch"] == options.batch]
+    losses = [found[case][0]["loss"] for case in same]
+    if losses:
+        print(f"the first step's loss is from {min(losses):.6f} to {max(losses):.6f}, however the batch is split")
+        if not max(losses) - min(losses) < LOSS_TOLERANCE * abs(losses[0]):
+            raise SystemExit("so not all of them compute the same")
 
 
 if __name__ == "__main__":

@@ -62,6 +62,7 @@ class Checkpoints:
       keep_every_steps: 0: none are kept for good
       watch: the metric, among those given to `save`, that decides which checkpoint is the best
       watch_mode: which is better, "max" or "min" of it
+      read_only: leave the folder as it is, which another program's run may be writing
 
     Raises:
       UserError: the folder cannot be made or read; it has a checkpoint that a later version wrote; an unknown mode.
@@ -76,6 +77,7 @@ class Checkpoints:
         keep_every_steps: int = 0,
         watch: str = "validation_top1",
         watch_mode: str = "max",
+        read_only: bool = False,
     ):
         if watch_mode not in ("max", "min"):
             raise unknown_name("watch mode", watch_mode, ("max", "min"))
@@ -90,7 +92,8 @@ class Checkpoints:
         self._error: Exception | None = None  # of the save, in this process
         self._tidy = False
         try:
-            self._put_back()
+            if not read_only:
+                self._put_back()
             multihost.wait_for_all("checkpoints.opened")
             self._manager = ocp.CheckpointManager(
                 self.directory,

@@ -144,6 +144,8 @@ def main(argv: list[str] | None = None, program: str = "python -m inception_jax.
 
 def _run(given: Flags) -> int:
     process.use_compilation_cache()
+    if given.config.get("deterministic"):
+        process.make_deterministic()  # here, since to join the others is to use a device
     from inception_jax import train
 
     with multihost.joined(given.group):

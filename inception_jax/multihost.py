@@ -9,6 +9,7 @@ import ctypes
 import dataclasses
 import itertools
 import os
+import re
 import signal
 import socket
 import sys
@@ -26,6 +27,7 @@ BEAT_SECONDS = 2  # between two signs of life
 SILENT_SECONDS = 20  # after which a process counts as dead
 RUNTIME_SILENT_SECONDS = 50  # JAX's own limit: later than ours, since it ends a process without naming the other
 WAIT_SECONDS = 24 * 3600  # that they wait for each other later; one that has died is noticed before
+PORTS = range(61440, 65536)  # of the coordinator where none is given; JAX's own choice under Slurm
 LEAVE_SECONDS = 30  # that a process waits at the end for the others
 ALIVE, FAILED = "inception_jax/alive/", "inception_jax/failed/"  # keys in the store of JAX's coordinator
 
@@ -86,6 +88,8 @@ def joined(group: Group | None) -> Iterator[None]:
             "coordinator_bind_address": f"{host}:{port}",
             "cluster_detection_method": "deactivate",
         }
+    else:
+        explicit = _of_open_mpi_5()
     try:
         jax.distributed.initialize(
             **explicit,
@@ -99,11 +103,35 @@ def joined(group: Group | None) -> Iterator[None]:
     watch = _Watch()
     try:
         yield
+        # Who has left gives no more signs of life, and another one may still be at work for long, on the report.
+        wait_for_all("done")
     except BaseException as error:
         watch.fail(error)
         raise
     watch.stop()
     jax.distributed.shutdown()
+
+
+def _of_open_mpi_5() -> dict[str, Any]:
+    """What Open MPI 5 says of this process, which JAX asks for by mpi4py alone; nothing where it has not started it.
+
+    As JAX has it for earlier versions: the coordinator is where mpirun was started, each process has one GPU.
+    """
+    launcher = re.fullmatch(r"prte(?:run)?-(.+)-(\d+)@\d+", os.environ.get("PMIX_NAMESPACE", ""))
+    if not launcher or "OMPI_COMM_WORLD_RANK" not in os.environ:
+        return {}
+    size, rank, local_size, local_rank = (
+        int(os.environ[f"OMPI_COMM_WORLD_{name}"]) for name in ("SIZE", "RANK", "LOCAL_SIZE", "LOCAL_RANK")
+    )
+    host = "127.0.0.1" if size == local_size else launcher[1]
+    port = PORTS[0] + int(launcher[2]) % len(PORTS)  # by the launcher's number: two jobs on a host have two
+    return {
+        "coordinator_address": f"{host}:{port}",
+        "num_processes": size,
+        "process_id": rank,
+        "local_device_ids": [local_rank],
+        "cluster_detection_method": "deactivate",
+    }
 
 
 def end_after_failure(exit_code: int) -> None:

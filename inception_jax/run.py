@@ -297,7 +297,7 @@ def kept_inputs(folder: Path) -> Inputs | None:
     """The inputs of a run that has a checkpoint already; None where it has not begun."""
     if not (folder / "config.json").is_file():
         return None
-    with open_checkpoints(folder, read_config(folder / "config.json")) as checkpoints:
+    with open_checkpoints(folder, read_config(folder / "config.json"), read_only=True) as checkpoints:
         step = checkpoints.latest_step()
         return None if step is None else Inputs.from_json(checkpoints.progress(step)["inputs"])
 
@@ -423,7 +423,7 @@ def load_run(folder: str | Path, checkpoint: str = "best") -> Run:
     if checkpoint not in ("best", "latest"):
         raise UserError(f"checkpoint={checkpoint!r} is not allowed: choose 'best' or 'latest'")
     config = read_config(folder / "config.json")
-    with open_checkpoints(folder, config) as checkpoints:
+    with open_checkpoints(folder, config, read_only=True) as checkpoints:
         step = checkpoints.best_step() if checkpoint == "best" else None
         step = checkpoints.latest_step() if step is None else step
         if step is None:
@@ -456,8 +456,8 @@ def new_state(
     )
 
 
-def open_checkpoints(folder: Path, config: Config) -> Checkpoints:
-    """The run's checkpoints, with its rules for what is kept."""
+def open_checkpoints(folder: Path, config: Config, *, read_only: bool = False) -> Checkpoints:
+    """The run's checkpoints, with its rules for what is kept; `read_only` where the run may be going on elsewhere."""
     return Checkpoints(
         folder / "checkpoints",
         keep_latest=config.checkpoint.keep_latest,
@@ -465,4 +465,5 @@ def open_checkpoints(folder: Path, config: Config) -> Checkpoints:
         keep_every_steps=config.checkpoint.keep_every_steps,
         watch=config.evaluate.watch,
         watch_mode=config.evaluate.watch_mode,
+        read_only=read_only,
     )

@@ -95,6 +95,7 @@ def fit(
 
     Args:
       config: as for the command; of its `data` section only normalisation and augmentation matter.
+        `deterministic` has an effect only where JAX has not used a device before.
       train, validation, test: (images uint8 (n, height, width, channels), labels integer (n,)); without a validation
         split nothing is evaluated during training, and the last weights count as the best.
       class_names: in the order of the labels; by default their numbers.
@@ -131,6 +132,17 @@ class Record:
     evaluations_since_best: int = 0
     fingerprint: str | None = None  # of the pictures in a person's folder
     retries: int = 0  # how often the run went back to a checkpoint because the loss was not finite
+
+    @classmethod
+    def from_json(cls, kept: dict[str, Any]) -> "Record":
+        """The record of a checkpoint; a UserError if another version of the package wrote it, with more in it."""
+        unknown = sorted(kept.keys() - {field.name for field in dataclasses.fields(cls)})
+        if unknown:
+            raise UserError(
+                f"the run's checkpoint was written by another version of inception_jax: it holds {', '.join(unknown)}. "
+                "Install that version, or use another folder"
+            )
+        return cls(**kept)
 
 
 def _with_splits_there(config: Config, dataset: Dataset) -> Config:
@@ -190,7 +202,7 @@ def _train(config: Config, folder: Path, dataset: Dataset, clear_caches: bool = 
         restored: TrainState | None = None
         if checkpoints.latest_step() is not None:
             restored, kept = checkpoints.restore(None, template)
-            record = Record(**kept)
+            record = Record.from_json(kept)
             if record.fingerprint != dataset.fingerprint and dataset.cache:
                 differences = data.changes(dataset.cache, record.fingerprint or "", dataset.fingerprint or "")
                 raise UserError(
@@ -317,7 +329,7 @@ def _go_back(
       NonFiniteLoss: the retries are used up.
     """
     state, kept = checkpoints.restore(None, template)
-    record = Record(**kept)
+    record = Record.from_json(kept)
     retries = config.nonfinite.retries
     if record.retries >= retries:
         raise NonFiniteLoss(f"{error}. It went back to a checkpoint {retries} time(s) already") from error
@@ -408,7 +420,7 @@ def _loop(
         if votes.outcome(step):
             stop()
         checkpoints.check()
-        if step > first_step and any(every and step % every == 0 for every in save_at):
+        if step > max(first_step, record.evaluated_step) and any(every and step % every == 0 for every in save_at):
             finish_steps()
             save()
 

@@ -12,7 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TextIO
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue] (generated)
+from tensorboardX.summary import scalar
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -20,6 +22,7 @@ from inception_jax.errors import UserError, WriteError
 
 FIRST_SECONDS = 2.0  # until the first sign of progress, which says how long the run will take
 BAR_SECONDS = 1.0  # between two states of the bar; each waits for the device once
+FLUSH_SECONDS = 30.0  # after which TensorBoard sees what is new
 
 Row = dict[str, float | int]
 
@@ -52,7 +55,7 @@ class MetricWriter:
         with _writing(self._path):
             self._rewrite(rows)
             if tensorboard:
-                self._events = SummaryWriter(str(folder), purge_step=last_kept + 1)  # TensorBoard forgets from there on
+                self._events = _Events(folder, purge_step=last_kept + 1)
 
     def write(self, step: int, row: Mapping[str, float | int]) -> None:
         """Appends a row; a metric that is new in it becomes a further column, empty in the rows above."""
@@ -78,8 +81,9 @@ class MetricWriter:
     def scalars(self, step: int, values: Mapping[str, float | int]) -> None:
         """Adds scalars for TensorBoard alone; `train_loss` is shown as `train/loss`."""
         if self._events:
-            for name, value in values.items():
-                self._events.add_scalar(re.sub("^(train|validation|test)_", r"\1/", name), _number(value), step)
+            with _writing("TensorBoard's events"):
+                for name, value in values.items():
+                    self._events.add(re.sub("^(train|validation|test)_", r"\1/", name), _number(value), step)
 
     def close(self) -> None:
         if self._events:
@@ -96,8 +100,38 @@ class MetricWriter:
         """Replaces the whole file at once, so that no moment is without it."""
         partial = self._path.with_name(".metrics.csv.partial")
         header = dict(zip(self._columns, self._columns, strict=True))
-        partial.write_text(_csv_lines(self._columns, [header, *rows] if header else []), newline="")
+        with partial.open("w", newline="") as file:
+            file.write(_csv_lines(self._columns, [header, *rows] if header else []))
+            file.flush()
+            os.fsync(file.fileno())  # the name must not outlive the content when the power fails
         os.replace(partial, self._path)
+
+
+class _Events:
+    """A file of TensorBoard's events.
+
+    tensorboardX's SummaryWriter leaves the writing to a thread. Where the disk is full that thread ends, and a few
+    events later the run would wait for it for ever.
+    """
+
+    def __init__(self, folder: str | Path, purge_step: int):
+        self._file = EventsWriter(str(Path(folder) / "events"))
+        self._flushed = -FLUSH_SECONDS
+        # TensorBoard forgets what earlier files have from this step on.
+        self._write(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
+
+    def add(self, name: str, value: float, step: int) -> None:
+        self._write(Event(step=step, summary=scalar(name, value)))
+
+    def _write(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._file.write_event(event)
+        if time.monotonic() - self._flushed >= FLUSH_SECONDS:
+            self._file.flush()
+            self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        self._file.close()
 
 
 @contextlib.contextmanager

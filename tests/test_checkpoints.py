@@ -170,6 +170,16 @@ def test_a_replacement_that_was_cut_off_is_undone(tmp_path):
     assert os.listdir(tmp_path) == ["4"]
 
 
+def test_a_program_that_only_reads_does_not_undo_a_replacement_that_is_going_on(tmp_path):
+    with Checkpoints(tmp_path, keep_latest=2) as checkpoints:
+        checkpoints.save(2, make_state(), {})
+        checkpoints.save(3, make_state(seed=1), {})
+    (tmp_path / "3").rename(tmp_path / "replaced-3")  # as while its successor is written
+    with Checkpoints(tmp_path, keep_latest=2, read_only=True) as checkpoints:
+        assert_equal(checkpoints.restore(None, make_state())[0], make_state())
+    assert sorted(os.listdir(tmp_path)) == ["2", "replaced-3"]
+
+
 def test_an_earlier_step_than_the_latest_is_refused(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(3, make_state(), {})

@@ -1,11 +1,14 @@
 """One network on 1, 2 and 8 devices: the same batches, the same counts, and parameters equal but for rounding."""
 
+import contextlib
 import csv
+from functools import partial
 
 import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+from runs import stop_after
 
 from inception_jax import run, train
 from inception_jax.config import default_config
@@ -81,6 +84,21 @@ def test_parameters_agree_in_float64_after_five_steps(config, tmp_path):
         assert summary["validation"]["top1"] == results[1][0]["validation"]["top1"]
         assert summary["validation"]["loss"] == pytest.approx(results[1][0]["validation"]["loss"], abs=1e-9)
         assert row["train_top1"] == results[1][1]["train_top1"]  # the same examples were in the batches
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_devices(config, tmp_path, monkeypatch):
+    config.compute_dtype = "float64"
+    config.data.splits.train = "train[:64]"  # four steps
+    config.num_devices = 1
+    train.train_and_evaluate(config, tmp_path / "1")
+    stop_after(monkeypatch, 1, 3)
+    for devices, stopped in ((1, True), (8, True), (1, False)):
+        config.num_devices = devices
+        with pytest.raises(train.Interrupted) if stopped else contextlib.nullcontext():
+            train.train_and_evaluate(config, tmp_path / "changing")
+    params = {name: run.load_run(tmp_path / name, "latest").variables["params"] for name in ("1", "changing")}
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-9), params["changing"], params["1"])
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The shell: what can be typed, and what is answered when it is typed wrong."""
 
+import os
 import re
 import resource
 import signal
@@ -134,6 +135,24 @@ def test_training_leaves_the_whole_run_folder_and_finishes_again_at_once(folder,
     assert main.main(["--config=small.py", "--config.log.tensorboard=true"]) == 0
     assert main.main(["--config=small.py", "--config.num_epochs=3"]) == 2
     assert "num_epochs was 2, now 3" in capsys.readouterr().err
+
+
+def test_deterministic_is_said_to_xla_before_it_looks(folder):
+    """What the compiler goes by is in its own dump; it reads its flags once."""
+    script = """
+import sys
+from inception_jax import main, train
+def compile_something(*arguments, **options):
+    import jax
+    jax.jit(lambda x: x + 1)(1.0)
+train.train_and_evaluate = compile_something
+sys.exit(main.main(["--config=small.py", "--config.deterministic=true"]))
+"""
+    flags = {"XLA_FLAGS": f"--xla_dump_to={folder / 'dump'}", "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    subprocess.run([sys.executable, "-c", script], env=os.environ | flags, check=True)
+    seen = [path.read_text() for path in (folder / "dump").glob("*debug_options")]
+    assert seen
+    assert all("xla_gpu_deterministic_ops: true" in options for options in seen)
 
 
 @pytest.fixture

@@ -170,6 +170,77 @@ sys.exit(main.main())
     assert summary(tmp_path / "run")["steps"] == 20
 
 
+def joined_by_two(script, environments):
+    """What two processes print that run a script, each in an environment of its own."""
+    common = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", script],
+            env=common | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for environment in environments
+    ]
+    try:
+        outputs = [process.communicate(timeout=SECONDS) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+    assert [process.returncode for process in running] == [0, 0], "\n".join(stderr for _, stderr in outputs)
+    return [[line for line in stdout.splitlines() if not line.startswith("[Gloo]")] for stdout, _ in outputs]
+
+
+def of_slurm(job, rank):
+    variables = {"JOB_ID": job, "STEP_NODELIST": "localhost", "STEP_NUM_NODES": 1}
+    variables |= {"NTASKS": 2, "PROCID": rank, "LOCALID": rank}
+    return {f"SLURM_{name}": str(value) for name, value in variables.items()}
+
+
+def of_open_mpi_4(job, rank):
+    ranks = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": str(rank), "OMPI_COMM_WORLD_LOCAL_RANK": str(rank)}
+    return ranks | {"OMPI_MCA_orte_hnp_uri": f"{job * 4096}.0;tcp://127.0.0.1:1"}
+
+
+def of_open_mpi_5(job, rank):
+    """As mpirun 5.0.11 has it."""
+    ranks = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": str(rank), "OMPI_COMM_WORLD_LOCAL_RANK": str(rank)}
+    ranks |= {"OMPI_COMM_WORLD_LOCAL_SIZE": "2", "OMPI_VERSION": "5.0.11", "PMIX_RANK": str(rank)}
+    return ranks | {"PMIX_NAMESPACE": f"prterun-some-host-{job}@1"}
+
+
+@pytest.mark.parametrize("launcher", [of_slurm, of_open_mpi_4, of_open_mpi_5])
+def test_processes_find_each_other_by_what_their_launcher_says(launcher):
+    for job in range(os.getpid() % 4096, 10_000, 37):  # it decides the coordinator's port
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("127.0.0.1", 61440 + job % 4096))
+            break
+    script = """
+from inception_jax import multihost
+with multihost.joined(multihost.Group()):
+    print(multihost.index(), multihost.count())
+"""
+    assert joined_by_two(script, [launcher(job, rank) for rank in range(2)]) == [["0 2"], ["1 2"]]
+
+
+def test_who_has_left_is_not_taken_for_dead():
+    """The first process alone writes the report, for longer than after which a silent one counts as dead."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script = f"""
+import os, time
+from inception_jax import multihost
+multihost.BEAT_SECONDS, multihost.SILENT_SECONDS = 0.2, 4
+with multihost.joined(multihost.Group("127.0.0.1:{port}", 2, int(os.environ["RANK"]))):
+    time.sleep(7 * multihost.is_first())
+    print("done")
+"""
+    assert joined_by_two(script, [{"RANK": "0"}, {"RANK": "1"}]) == [["done"], ["done"]]
+
+
 def test_what_one_process_cannot_do_is_told_to_the_others(digits, tmp_path):
     folder = tmp_path / "run"
     with started(folder, digits, processes=2, num_devices=1) as running:

@@ -1,5 +1,6 @@
 """The benchmarks of whole runs run; how fast anything is, is not asserted."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from inception_jax import train
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
-@pytest.mark.parametrize("name", ["kill_runs", "loop_overhead", "time_to_accuracy"])
+@pytest.mark.parametrize("name", ["kill_runs", "loop_overhead", "serving", "time_to_accuracy"])
 def test_help_shows_examples(name):
     script = BENCHMARKS / f"{name}.py"
     shown = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, check=True).stdout
@@ -55,6 +56,40 @@ def test_runs_with_several_seeds_are_summed_up(monkeypatch, capsys, tmp_path):
     assert lines[6].startswith("| deviation | 1.00 | 0.00 | 1.00 | 0.00 |")
     with pytest.raises(SystemExit, match="seed_0 exists"):
         time_to_accuracy.main(arguments)
+
+
+@pytest.mark.slow
+def test_a_served_network_answers_a_second_process(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import serving
+
+    monkeypatch.setattr(serving, "BARE_SECONDS", 0.1)
+    arguments = ["--network=simple_cnn", "--image-size=32", "--requests=300", "--concurrency=16"]
+    assert serving.main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert "300 requests, 16 at once\nfailed: 0\n" in shown
+    for figure in ("throughput: ", "bare inference: ", "latency: p50 ", "resident memory of the server: "):
+        assert f"\n{figure}" in shown
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_scaling_holds_the_losses_of_divided_batches_against_each_other(monkeypatch, capsys, wrong):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import scaling
+
+    def measure(options, *, batch, devices=1, processes=1, joined=True):
+        parts = devices * processes
+        off = 0.01 * (wrong and processes == 2 and joined)
+        loss = (2.5 if parts * batch == 16 else 9.0) + 1e-6 * parts + off
+        return {"loss": loss, "seconds": [0.1 * parts], "replay": [0.1], "all_reduces": [[(3, 4)]]}
+
+    monkeypatch.setattr(scaling, "measure", measure)
+    with pytest.raises(SystemExit, match="not all of them") if wrong else contextlib.nullcontext():
+        scaling.main(["--batch=16", "--devices", "1", "2", "8", "--rounds=1"])
+    shown = capsys.readouterr().out
+    assert "the first step's loss is from 2.500001 to 2.5" in shown
+    assert "predicted / measured: 1.50" in shown
+    assert "| strong | 8 | 16 | 800.0 | 20 | 0.12 |" in shown
 
 
 @pytest.mark.parametrize(("number", "kills"), [("KILL", 10), pytest.param("TERM", 5, marks=pytest.mark.slow)])

@@ -1,5 +1,6 @@
 """Whole runs of small networks: what a user starts, stops, resumes and looks into."""
 
+import dataclasses
 import gzip
 import json
 import signal
@@ -166,6 +167,27 @@ def test_another_config_in_the_same_folder_is_refused_with_the_difference(config
     config.schedule.learning_rate = 0.2
     with pytest.raises(UserError, match=r"another config: schedule.learning_rate was 0.05, now 0.2"):
         train.train_and_evaluate(config, tmp_path)
+
+
+def test_a_step_that_is_evaluated_and_due_is_saved_once(config, tmp_path, monkeypatch):
+    saved = []
+
+    class Checkpoints(train.Checkpoints):
+        def save(self, step, *arguments):
+            saved.append(step)
+            super().save(step, *arguments)
+
+    monkeypatch.setattr(run, "Checkpoints", Checkpoints)
+    config.checkpoint.every_steps = 7  # 21 steps are an epoch
+    train.train_and_evaluate(config, tmp_path)
+    assert saved == [7, 14, 21, 28, 35, 42]
+
+
+def test_a_record_of_another_version_is_refused():
+    kept = dataclasses.asdict(train.Record({"mean": [0.5]}, 21, evaluated_step=42))
+    assert train.Record.from_json(kept) == train.Record({"mean": [0.5]}, 21, evaluated_step=42)
+    with pytest.raises(UserError, match=r"written by another version of inception_jax: it holds energy\. Install"):
+        train.Record.from_json(kept | {"energy": 1.5})
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(config, tmp_path):

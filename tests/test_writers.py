@@ -4,6 +4,8 @@ import csv
 import io
 import logging
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -103,6 +105,28 @@ def test_tensorboard_forgets_what_came_after_the_resumed_step(tmp_path):
         pass
     started = [event.step for event in read_events(tmp_path) if event.HasField("session_log")]
     assert started == [21]  # TensorBoard drops the steps from a START event's own onward
+
+
+def test_events_that_find_no_room_are_said_instead_of_waited_for(tmp_path):
+    """The file system refuses to write more than 20 kB to a file."""
+    script = """
+import resource, signal, sys
+from inception_jax.errors import WriteError
+from inception_jax.writers import MetricWriter
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    with MetricWriter(sys.argv[1]) as writer:
+        for step in range(10_000):
+            writer.scalars(step, {"train_loss": 1.0})
+except WriteError as error:
+    print(error)
+"""
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout == "cannot write TensorBoard's events: File too large\n"
 
 
 def test_only_the_active_process_writes(tmp_path):

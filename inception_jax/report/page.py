@@ -6,6 +6,7 @@ import io
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -15,7 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from inception_jax.errors import UserError, unknown_name
+from inception_jax.errors import WriteError, unknown_name
 from inception_jax.inspection.formats import format_table
 from inception_jax.report import drawing
 
@@ -172,7 +173,7 @@ class Page:
             path.mkdir(parents=True, exist_ok=True)
             return _replace(path / "report.md", self._markdown(path))
         except OSError as error:
-            raise UserError(f"cannot write the report {path}: {error.strerror or error}") from error
+            raise WriteError(f"cannot write the report {path}: {error.strerror or error}") from error
 
     def html(self) -> str:
         """One page with its pictures inside."""
@@ -191,9 +192,9 @@ class Page:
     def _markdown(self, folder: Path) -> str:
         """The same page; its pictures are written into the folder."""
         parts = [f"# {_plain(self.title)}", *(f"> {_plain(note)}" for note in self.notes)]
+        numbers = Counter[str]()  # two sections may have the same anchor
         for section in self._filled():
             parts.append(f"## {_plain(section.title)}")
-            number = 0
             for block in section.blocks:
                 if isinstance(block, Table):
                     parts.append(_markdown_table(block))
@@ -203,8 +204,8 @@ class Page:
                     parts.append(_plain(block.text))
                 else:
                     for picture in block.pictures:
-                        number += 1
-                        name = f"{section.anchor}-{number}.png"
+                        numbers[section.anchor] += 1
+                        name = f"{section.anchor}-{numbers[section.anchor]}.png"
                         picture.save(folder / name)
                         parts.append(f"![{_plain(picture.alt)}]({name})\\\n{_plain(picture.caption)}")
         return "\n\n".join(parts) + "\n"
