@@ -12,7 +12,7 @@ def get_study():
         source="Wyatt, Deeper networks for image classification: the best test error with and without them.",
         text="""
 Two auxiliary heads behind the modules 4a and 4d, whose losses count 0.3. What they give is shown by the accuracy, by
-the heads' own accuracy on training images, and by the norm of the loss's gradient in each layer, at the start and at
+the heads' own accuracy, and by the norm of the loss's gradient in each layer, at the start and at
 the end.
 """,
         config="googlenet_cifar10",
@@ -74,8 +74,9 @@ the end.
         measures=(
             "highest_test_top1",
             "best_test_top1",
-            "highest_train_aux1_top1",
-            "highest_train_aux2_top1",
+            "final_test_top1",
+            "best_test_aux1_top1",
+            "best_test_aux2_top1",
             "training_minutes",
             "parameters",
         ),

@@ -22,6 +22,7 @@ def get_study():
 From scratch, batches of 256, momentum 0.9; horizontal flips, rotation, colour jitter, random resized crops, whose
 strengths are not published: ours are 10 degrees, 0.1 and half of the area. The source watched test performance for its
 plateau schedules and its best epochs; here the validation split decides, and the highest test accuracy stands beside.
+Its GoogLeNet ends with a test error 10.73 points above its ResNet-18's.
 """,
         config="googlenet_cifar10",
         fields={
@@ -43,7 +44,7 @@ plateau schedules and its best epochs; here the validation split decides, and th
                     "schedule.patience": 5,
                     "optimizer.weight_decay": 5e-4,
                 },
-                note="with batch norm",
+                note="with batch norm; the source's settles after 70 epochs",
             ),
             "resnet18": Variation(
                 {
@@ -52,16 +53,24 @@ plateau schedules and its best epochs; here the validation split decides, and th
                     "model.stem": "small",
                     "schedule.learning_rate": 0.1,
                     "schedule.patience": 1,
-                }
+                },
+                note="the source's converges in its 9th epoch",
             ),
             "googlenet": Variation(
-                {**step, "model.kernel_5x5": 3, "schedule.learning_rate": 0.1}, published={"highest_test_top1": 0.8544}
+                {**step, "model.kernel_5x5": 3, "schedule.learning_rate": 0.1},
+                published={"highest_test_top1": 0.8544},
+                note="the source's converges in its 81st epoch",
             ),
         },
         forms={
             "full": Form(seeds=(0, 1, 2), note="100 epochs, for a GPU."),
             "cpu": Form(
-                {"num_epochs": 4, "data.splits.train": "train[:5000]", "data.splits.test": "test[:2000]"},
+                {
+                    "num_epochs": 4,
+                    "data.splits.train": "train[:5000]",
+                    "data.splits.validation": "train[48000:]",
+                    "data.splits.test": "test[:2000]",
+                },
                 seeds=(0, 1),
                 variations=("vgg19", "googlenet"),
                 note="5,000 images, 4 epochs; ResNet-18 at full resolution is left to a GPU.",
@@ -80,6 +89,7 @@ plateau schedules and its best epochs; here the validation split decides, and th
         minimum=Minimum(images=40_000, epochs=60, seeds=2),
         measures=(
             "best_test_error",
+            "final_test_error",
             "highest_test_top1",
             "epoch_of_highest_validation_top1",
             "training_minutes",

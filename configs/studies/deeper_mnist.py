@@ -5,8 +5,6 @@ inception-jax study deeper_mnist --form cpu
 
 from inception_jax.studies import Claim, Form, Minimum, Study, Variation
 
-SMALL = {"model.stem": "small_pooled"}
-
 
 def get_study():
     plateau = {"schedule.name": "plateau", "schedule.metric": "validation_top1", "schedule.mode": "max"}
@@ -26,6 +24,7 @@ pixels.
             "optimizer.nesterov": False,
             "optimizer.weight_decay": 0.0,
             "schedule.warmup_epochs": 0.0,
+            "evaluate.splits": ("validation", "test"),
         },
         variations={
             "vgg19": Variation(
@@ -39,7 +38,8 @@ pixels.
                 note="with batch norm",
             ),
             "resnet18": Variation(
-                {**plateau, "model.name": "resnet18", "schedule.learning_rate": 0.1, "schedule.patience": 1}
+                {**plateau, "model.name": "resnet18", "schedule.learning_rate": 0.1, "schedule.patience": 1},
+                published={"test_top1_at_epoch_1": 0.9818},
             ),
             "googlenet": Variation(
                 {
@@ -54,7 +54,14 @@ pixels.
         forms={
             "full": Form(seeds=(0, 1, 2), note="20 epochs, for a GPU."),
             "cpu": Form(
-                {"num_epochs": 3, "data.splits.train": "train[:10000]"}, seeds=(0, 1, 2), note="10,000 images."
+                {
+                    "num_epochs": 3,
+                    "data.splits.train": "train[:10000]",
+                    "data.splits.validation": "train[58000:]",
+                    "data.splits.test": "test[:2000]",
+                },
+                seeds=(0, 1, 2),
+                note="10,000 images, 3 epochs.",
             ),
             "smoke": Form(
                 {
@@ -68,7 +75,14 @@ pixels.
             ),
         },
         minimum=Minimum(images=9000, epochs=3, seeds=2),
-        measures=("best_test_error", "final_test_error", "epoch_of_highest_validation_top1", "training_minutes"),
+        measures=(
+            "test_top1_at_epoch_1",
+            "best_test_error",
+            "final_test_error",
+            "epoch_of_highest_validation_top1",
+            "training_minutes",
+        ),
+        curves=("train_loss", "validation_loss", "validation_top1", "test_top1"),
         claims=(
             Claim(
                 "ResNet-18 converges before VGG-19", "epoch_of_highest_validation_top1", "resnet18", "vgg19", "lower"

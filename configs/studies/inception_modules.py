@@ -17,7 +17,15 @@ CIFAR-10.
 """,
         config="googlenet_cifar10",
         variations={
-            "naive": Variation({"model.name": "googlenet_naive", "model.norm": "batch", "model.stem": "small_pooled"}),
+            # Another network starts from its own defaults: these are the config's options.
+            "naive": Variation(
+                {
+                    "model.name": "googlenet_naive",
+                    "model.norm": "batch",
+                    "model.stem": "small_pooled",
+                    "model.dropout_rate": 0.2,
+                }
+            ),
             "reduced": Variation(),
         },
         forms={

@@ -24,11 +24,13 @@ def get_study():
     for letter, (top1, top5, optimizer, rate, decay, epochs, normalization, note) in NETWORKS.items():
         variations[letter] = Variation(
             {
-                "model.name": f"tiny_vgg_{letter}", "optimizer.name": optimizer, "optimizer.weight_decay": decay,
+                "model.name": f"tiny_vgg_{letter}", "optimizer.name": optimizer,
+                # Keras's L2 adds decay * kernel ** 2 to the loss, whose gradient has a factor of 2.
+                "optimizer.weight_decay": 2 * decay,
                 "schedule.learning_rate": rate, "num_epochs": epochs, "data.normalization": normalization,
                 "schedule.name": "inverse_time" if letter in "ef" else "constant",
             },
-            published={"highest_validation_top1": top1, "highest_validation_top5": top5},
+            published={"highest_test_top1": top1, "highest_test_top5": top5},
             note=note,
         )  # fmt: skip
     return Study(
@@ -38,8 +40,9 @@ def get_study():
         text="""
 200 classes, 64 pixels; pictures stored as grayscale are left out. The published validation split is our test split; our
 validation split is a tenth of the training images. The source selected by the former and reports it: what it calls
-validation is held against the highest validation accuracy here. Rates of A to D are not published; ours are 0.01 for
-SGD and 0.001 for Adam.
+validation is the highest test accuracy here, and the accuracy that our validation split selected stands beside. Rates
+of A to D are not published; ours are Keras's defaults, 0.01 for SGD without momentum and 0.001 for Adam. L2 is on all
+kernels of E and F; the source's table has it on some.
 """,
         config="googlenet_tiny_imagenet",
         fields={
@@ -49,11 +52,13 @@ SGD and 0.001 for Adam.
             "data.augment.horizontal_flip": 0.0,
             "loss.label_smoothing": 0.0,
             "schedule.warmup_epochs": 0.0,
+            "optimizer.momentum": 0.0,
             "optimizer.nesterov": False,
+            "evaluate.splits": ("validation", "test"),
         },
         variations=variations,
         forms={
-            "full": Form(note="100,000 images, 20 to 100 epochs, for a GPU."),
+            "full": Form(seeds=(0, 1, 2), note="90,000 images, 20 to 100 epochs, for a GPU."),
             "cpu": Form(
                 {"num_epochs": 12, "batch_size": 64, "data.image_size": 32, "data.splits.train": "train[:3000]"},
                 seeds=(0, 1),
@@ -72,21 +77,22 @@ SGD and 0.001 for Adam.
         },
         minimum=Minimum(images=2900, epochs=12, seeds=2),
         measures=(
-            "highest_validation_top1",
-            "highest_validation_top5",
+            "highest_test_top1",
+            "highest_test_top5",
             "best_test_top1",
             "best_test_top5",
+            "final_test_top1",
             "epoch_of_lowest_validation_loss",
         ),
         curves=("train_loss", "validation_loss", "train_top1", "validation_top1", "train_top5", "validation_top5"),
         claims=(
             *(
                 Claim(
-                    f"{letter.upper()} overfits after 5 to 10 epochs",
+                    f"{letter.upper()} overfits after 5 to 10 epochs, at which its validation loss is the lowest",
                     "epoch_of_lowest_validation_loss",
                     letter,
                     expected="between",
-                    limits=(3, 10),
+                    limits=(5, 10),
                 )
                 for letter in "abcd"
             ),

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 EXAMPLES = """\
 examples:
   inception-jax study
-  inception-jax study residuals_cifar10 --form cpu --dry-run
-  inception-jax study residuals_cifar10 --form cpu
+  inception-jax study residuals --form cpu --dry-run
+  inception-jax study residuals --form cpu
   inception-jax study patience --only 'patience_1*' --budget 30minutes
   inception-jax study my_study.py --budget 5epochs --config.data.archives=DIR
 
@@ -124,6 +124,8 @@ def _dry_run(plan: "Plan") -> None:
                         raise UserError(f"{name}: nothing could be measured; {folder.with_suffix('.log')} says why")
                     progress = checkpoints.progress(step)
                     size = sum(path.stat().st_size for path in (folder / "checkpoints" / str(step)).rglob("*"))
+                if not progress["training_seconds"] or not progress["training_images"]:
+                    raise UserError("it is over after its first step")
                 images = config.num_epochs * progress["steps_per_epoch"] * config.batch_size
                 rate = progress["training_images"] / progress["training_seconds"]
                 own = (first + images / rate) / 3600 * len(missing)

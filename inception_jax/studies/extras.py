@@ -3,7 +3,7 @@
 import csv
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +47,13 @@ def _measure(result: Result, table: Table) -> None:
         parts["gradient_norms"] = _gradients
     for evaluation in study.evaluations:
         parts[f"{evaluation.name}_count"] = lambda trained, evaluation=evaluation: _metrics(
-            evaluation.name, evaluate.metrics(_cross_evaluate(trained, evaluation))
+            f"{evaluation.name}_", evaluate.metrics(_cross_evaluate(trained, evaluation))
         )
-    if study.predict:
-        parts["predicted_pictures"] = lambda trained: _predict(trained, study.predict)
+    pictures = _unlabelled(result, study.predict)
+    if pictures:  # else nothing is noted, so that they are found once they are there
+        parts["predicted_pictures"] = lambda trained: _predict(trained, pictures)
+    if study.pairs:
+        parts["count"] = lambda trained: _by_color("", _predictions(trained, "test", _all_pictures(trained)))
     for name, pair in study.pairs.items():
         other = _same_seed(table, pair.grayscale, result)
         if pair.color == result.planned.variation and other:
@@ -99,7 +102,9 @@ def _predictions(trained: run.Run, split: str, fields: dict[str, Any]) -> evalua
 
 
 def _cross_evaluate(trained: run.Run, evaluation: CrossEvaluation) -> evaluate.Predictions:
-    dataset = evaluate.load_for(trained, evaluation.split, dict(evaluation.fields))
+    # Other data drops the run's own places, but the folder with archives may have those of several data sets.
+    place = {"archives": trained.config.data.archives} if trained.config.data.archives else {}
+    dataset = evaluate.load_for(trained, evaluation.split, place | dict(evaluation.fields))
     known = {
         theirs: ours
         for theirs, ours in evaluation.class_map.items()
@@ -108,31 +113,42 @@ def _cross_evaluate(trained: run.Run, evaluation: CrossEvaluation) -> evaluate.P
     return evaluate.predictions(trained, dataset, evaluation.split, class_map=known)
 
 
-def _metrics(name: str, means: Mapping[str, float], separator: str = "_") -> dict[str, Any]:
+def _metrics(prefix: str, means: Mapping[str, float]) -> dict[str, Any]:
     # JSON has no word for the mean of no examples.
     finite = {key: value for key, value in means.items() if math.isfinite(value)}
-    return {f"{name}{separator}{key}": value for key, value in ({"count": 0} | finite).items()}
+    return {f"{prefix}{key}": value for key, value in ({"count": 0} | finite).items()}
 
 
 def _pair(name: str, color: run.Run, other: Result) -> dict[str, Any]:
     """The two networks as one, on all pictures of the first one's test split, whichever each was trained on."""
-    fields = evaluate.source_fields(color.config) | {"keep": "all"}
+    fields = _all_pictures(color)
     gray = run.load_run(other.planned.folder)
     routed = evaluate.routed(_predictions(color, "test", fields), _predictions(gray, "test", fields))
+    return _by_color(f"{name}.", routed)
+
+
+def _all_pictures(trained: run.Run) -> dict[str, Any]:
+    """The run's own data, none of it left out for its colours."""
+    return evaluate.source_fields(trained.config) | {"keep": "all"}
+
+
+def _by_color(prefix: str, predictions: evaluate.Predictions) -> dict[str, Any]:
     found = {}
-    for kind, means in evaluate.by_color(routed).items():
-        found |= _metrics(name if kind == "all" else f"{name}.{kind}", means, ".")
+    for kind, means in evaluate.by_color(predictions).items():
+        found |= _metrics(prefix if kind == "all" else f"{prefix}{kind}.", means)
     return found
 
 
-def _predict(trained: run.Run, below: str) -> dict[str, Any]:
-    """The classes of unlabelled pictures, as a file with a line for each; none where they are not at hand."""
-    section = trained.config.data
-    roots = [Path(root, below) for root in (section.folder, section.archives) if root]
+def _unlabelled(result: Result, below: str) -> list[Path]:
+    """The unlabelled pictures that are at hand."""
+    section = result.planned.load_config().data
+    roots = [Path(root, below) for root in (section.folder, section.archives) if root and below]
     folder = next((root for root in roots if root.is_dir()), None)
-    if folder is None:
-        return {"predicted_pictures": 0}
-    pictures = [folder / name for name in Scan(folder).pictures(folder)]
+    return [folder / name for name in Scan(folder).pictures(folder)] if folder else []
+
+
+def _predict(trained: run.Run, pictures: Sequence[Path]) -> dict[str, Any]:
+    """The classes of unlabelled pictures, as a file with a line for each."""
     with (trained.folder / PREDICTIONS).open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["picture", "class", "probability"])

@@ -48,6 +48,7 @@ def write_report(table: Table, failures: Mapping[Path, str] | None = None) -> Pa
     """Writes report.html, report.tex with its figures, and results.json into the plan's folder; returns the page."""
     plan = table.plan
     folder = plan.folder
+    watched = _watched_test(table)
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     pictures = []
     for column in plan.study.curves:
@@ -65,16 +66,22 @@ def write_report(table: Table, failures: Mapping[Path, str] | None = None) -> Pa
         "study": plan.study,
         "form": plan.form,
         "form_name": plan.form_name,
-        "heads": [_label(measure) + (", published" if kind else "") for measure, kind in _columns(table)],
-        "selected_on_test": any(SELECTED_ON_TEST in _label(measure) for measure in plan.study.measures),
+        "heads": [_label(measure, watched) + (", published" if kind else "") for measure, kind in _columns(table)],
+        "watched_test": watched,
+        "selected_on_test": any(SELECTED_ON_TEST in _label(measure, watched) for measure in plan.study.measures),
         "rows": [_row(table, name) for name in table.results],
-        "verdicts": [_verdict_words(verdict) for verdict in table.verdicts()],
+        "verdicts": [_verdict_words(verdict, watched) for verdict in table.verdicts()],
         "smoke": table.smoke,
         "hardware": _hardware(table),
         "versions": _versions(table),
         "failures": {path.relative_to(folder): text for path, text in (failures or {}).items()},
-        "complete": sum(result.state == "complete" for results in table.results.values() for result in results),
-        "runs": sum(map(len, table.results.values())),
+        "complete": sum(
+            result.state == "complete"
+            for name, results in table.results.items()
+            for result in results
+            if name not in plan.study.pairs
+        ),
+        "runs": len(plan.runs),
     }
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("inception_jax"),
@@ -83,7 +90,7 @@ def write_report(table: Table, failures: Mapping[Path, str] | None = None) -> Pa
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["tex"] = _tex
+    environment.filters |= {"tex": _tex, "tex_command": _tex_command}
     shown = [{"title": _label(name), "alt": alt, "source": _data_uri(figure)} for name, alt, figure in pictures]
     page = folder / "report.html"
     page.write_text(environment.get_template("study.html").render(pictures=shown, **content), encoding="utf-8")
@@ -154,11 +161,8 @@ def _row(table: Table, name: str) -> TableRow:
     if done and name not in study.pairs:
         epochs = statistics.fmean(result.measure("epochs") for result in done)
         size = f"{done[0].images:,} images, {epochs:.3g} epochs"
-    return TableRow(name, variation.note, cells, size, _state(results, table.smoke.get(name, "")), _command(results))
-
-
-def _command(results: Sequence[Result]) -> str:
-    return results[0].planned.shown()
+    command = "" if name in study.pairs else results[0].planned.shown()  # a pair's networks have theirs
+    return TableRow(name, variation.note, cells, size, _state(results, table.smoke.get(name, "")), command)
 
 
 def _state(results: Sequence[Result], smoke: str) -> str:
@@ -172,7 +176,8 @@ def _kind(measure: str) -> str:
     """What a measure is of: its last word, or the whole."""
     if measure.startswith(("epoch", "epochs")):
         return "epochs"
-    return next((word for word in WORDS if measure == word or measure.endswith(f"_{word}")), measure)
+    what = measure.partition("_at_")[0]
+    return next((word for word in WORDS if what == word or what.endswith((f"_{word}", f".{word}"))), what)
 
 
 def show(measure: str, value: float) -> str:
@@ -202,24 +207,36 @@ def _mean(measure: str, estimate: Estimate) -> str:
     return f"{estimate.mean / scale:.4g} ± {estimate.deviation / scale:.2g}{unit}"
 
 
-def _label(measure: str) -> str:
+def _watched_test(table: Table) -> bool:
+    """Whether test data decided in some run which weights were the best."""
+    watched = (result.summary.get("watched") for results in table.results.values() for result in results)
+    return any((metric or "").startswith("test_") for metric in watched)
+
+
+def _label(measure: str, watched_test: bool = False) -> str:
     """A measure's name in words."""
     if found := re.fullmatch(r"(best|final)_([^_]+)_(\w+)", measure):
-        weights = "best by validation" if found[1] == "best" else "last weights"
-        return f"{found[2]} {WORDS.get(found[3], found[3])}, {weights}"
+        best = f"best by test data{SELECTED_ON_TEST}" if watched_test else "best by validation"
+        return f"{_label(f'{found[2]}_{found[3]}')}, {best if found[1] == 'best' else 'last weights'}"
+    if found := re.fullmatch(r"(\w+)_at_epoch_(\d+)", measure):
+        return f"{_label(found[1])} after epoch {found[2]}"
+    if found := re.fullmatch(r"(\w+)_at_((?:highest|lowest)_\w+)", measure):
+        return f"{_label(found[1])} at the {_label(found[2])}"
     if found := re.fullmatch(r"(epoch_of_)?(highest|lowest)_([a-z]+)_(\w+)", measure):
         mark = SELECTED_ON_TEST if found[3] == "test" else ""
         what = f"{found[2]} {found[3]} {WORDS.get(found[4], found[4])}{mark}"
         return f"epoch of the {what}" if found[1] else what
     if found := re.fullmatch(r"epochs_to_([\d.]+)_([a-z]+)_(\w+)", measure):
         return f"epochs to {100 * float(found[1]):g} % {found[2]} {WORDS.get(found[3], found[3])}"
+    if found := re.fullmatch(r"(\w+)\.(\w+)", measure):  # of a part of the pictures
+        return f"{found[1]} pictures, {WORDS.get(found[2], found[2])}"
     name, _, kind = measure.rpartition("_")
     if name and kind in WORDS and measure not in WORDS:
         return f"{name.replace('_', ' ')} {WORDS[kind]}"
     return WORDS.get(measure, measure.replace("_", " "))
 
 
-def _verdict_words(verdict: Verdict) -> dict[str, str]:
+def _verdict_words(verdict: Verdict, watched_test: bool) -> dict[str, str]:
     claim, estimate = verdict.claim, verdict.estimate
     between = claim.expected == "between"
 
@@ -230,7 +247,7 @@ def _verdict_words(verdict: Verdict) -> dict[str, str]:
 
     return {
         "text": claim.text,
-        "compared": _label(claim.measure) + ": " + (claim.first if between else f"{claim.first} less {claim.second}"),
+        "compared": f"{_label(claim.measure, watched_test)}: {claim.first}" + f" less {claim.second}" * (not between),
         "mean": words(estimate.mean),
         "interval": f"{words(estimate.low)} to {words(estimate.high)}" if math.isfinite(estimate.low) else "-",
         "smallest": _difference(claim.measure, estimate.half_width).lstrip("+"),
@@ -369,4 +386,10 @@ _TEX = {
 
 def _tex(text: Any) -> str:
     """Text for LaTeX."""
-    return "".join(_TEX.get(character, character) for character in str(text))
+    # Two hyphens would become a dash, in the typewriter font, too.
+    return re.sub(r"-(?=-)", "-{}", "".join(_TEX.get(character, character) for character in str(text)))
+
+
+def _tex_command(text: Any) -> str:
+    """The same, with quotation marks as the shell reads them."""
+    return _tex(text).replace("'", r"\textquotesingle{}")

@@ -54,26 +54,30 @@ class Result:
     def measure(self, name: str) -> float:
         """A number by its name; NaN where the run does not have it, or not yet.
 
-        best_SPLIT_METRIC and final_SPLIT_METRIC, METRIC being top1, top5, loss, or error (1 - top1): of summary.json,
-        with the weights that were best by the watched metric, and with the last ones. highest_COLUMN and
-        lowest_COLUMN: over the rows of metrics.csv; epoch_of_highest_COLUMN and epoch_of_lowest_COLUMN: where that
-        was; epochs_to_VALUE_COLUMN: the first epoch at which it was reached. training_minutes, minutes,
-        images_per_second, epochs, parameters. All else: of what was measured after training, such as a
-        cross-evaluation's NAME_top1.
+        best_SPLIT_METRIC and final_SPLIT_METRIC, METRIC being top1, top5, loss, error (1 - top1), or a head's, such as
+        aux1_top1: of summary.json, with the weights that were best by the watched metric, and with the last ones.
+        highest_COLUMN and lowest_COLUMN: over the rows of metrics.csv; epoch_of_highest_COLUMN and
+        epoch_of_lowest_COLUMN: where that was; COLUMN_at_highest_COLUMN and COLUMN_at_lowest_COLUMN: another column
+        there; COLUMN_at_epoch_NUMBER; epochs_to_VALUE_COLUMN: the first epoch at which it was reached.
+        training_minutes, minutes, images_per_second, epochs, parameters. All else: of what was measured after
+        training, such as a cross-evaluation's NAME_top1.
         """
         if self.state != "complete":
             return math.nan
-        if found := re.fullmatch(r"(best|final)_([^_]+)_(top1|top5|loss|error)", name):
+        if found := re.fullmatch(r"(best|final)_([^_]+)_(\w+)", name):
             weights, split, metric = found.groups()
             means = (self.summary["best"] if weights == "best" else self.summary).get(split) or {}
             return 1 - means.get("top1", math.nan) if metric == "error" else means.get(metric, math.nan)
-        if found := re.fullmatch(r"(epoch_of_)?(highest|lowest)_(.+)", name):
-            where, which, column = found.groups()
+        if found := re.fullmatch(r"(epoch_of_|\w+_at_)?(highest|lowest)_(.+)", name):
+            other, which, column = found.groups()
             rows = [row for row in self.rows if math.isfinite(row.get(column, math.nan))]
             if not rows:
                 return math.nan
             row = (max if which == "highest" else min)(rows, key=lambda row: row[column])
-            return row["epoch"] if where else row[column]
+            wanted = "epoch" if other == "epoch_of_" else (other or column).removesuffix("_at_")
+            return row.get(wanted, math.nan)
+        if found := re.fullmatch(r"(\w+)_at_epoch_(\d+)", name):
+            return next((row.get(found[1], math.nan) for row in self.rows if row["epoch"] == int(found[2])), math.nan)
         if found := re.fullmatch(r"epochs_to_([\d.]+)_(.+)", name):
             value, column = float(found[1]), found[2]
             return next((row["epoch"] for row in self.rows if row.get(column, -math.inf) >= value), math.nan)
@@ -167,8 +171,10 @@ class Table:
         for name in filter(None, (claim.first, claim.second)):
             if name in self.smoke:
                 return Verdict(claim, "none", estimate, f"{name} is a smoke run: {self.smoke[name]}")
-        if len(estimate.values) < 2:
-            return Verdict(claim, "undecided", estimate, f"{len(estimate.values)} seed(s): an interval needs two")
+        needed = max(2, self.plan.study.minimum.seeds)
+        if len(estimate.values) < needed:  # some never reached a value, say: the others do not speak for all
+            why = f"{len(estimate.values)} seed(s) have this measure, at least {needed} are needed"
+            return Verdict(claim, "undecided", estimate, why)
         low, high = estimate.low, estimate.high
         if claim.expected == "between":
             least, most = claim.limits
@@ -184,9 +190,9 @@ class Table:
         if claim.expected == "same":
             if -claim.margin < low and high < claim.margin:
                 return Verdict(claim, "holds", estimate, "the whole interval is within the margin")
-            if (low > 0 or high < 0) and abs(estimate.mean) > claim.margin:
-                return Verdict(claim, "fails", estimate, "the interval leaves out 0, and the mean is beyond the margin")
-            return Verdict(claim, "undecided", estimate, "the interval reaches beyond the margin")
+            if low >= claim.margin or high <= -claim.margin:
+                return Verdict(claim, "fails", estimate, "the whole interval is beyond the margin")
+            return Verdict(claim, "undecided", estimate, "the interval reaches over the margin")
         if low <= 0 <= high:
             return Verdict(claim, "undecided", estimate, "the interval has 0 in it")
         right = low > 0 if claim.expected == "higher" else high < 0

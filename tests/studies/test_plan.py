@@ -6,6 +6,7 @@ import pytest
 from fake_runs import make_study
 
 from inception_jax.errors import UserError
+from inception_jax.run import build_model
 from inception_jax.studies import Claim, Range, Search, Variation
 from inception_jax.studies.plan import load_study, make_plan, shipped_studies, start
 
@@ -108,4 +109,30 @@ def test_shipped_studies_plan_in_every_form(name, tmp_path):
     _, study = load_study(name)
     assert {"full", "cpu", "smoke"} <= study.forms.keys()
     for form in study.forms:
-        assert make_plan(name, study, form, tmp_path).runs
+        runs = make_plan(name, study, form, tmp_path).runs
+        assert runs
+        for config in (planned.load_config() for planned in runs if planned.seed == runs[0].seed):
+            if config.model.name:  # else it is that of the weights
+                build_model(config, 10)  # has the options
+
+
+@pytest.mark.parametrize("name", shipped_studies())
+def test_shipped_studies_can_conclude_something_and_show_what_was_published(name, tmp_path):
+    _, study = load_study(name)
+    assert len(study.forms["full"].seeds) >= max(2, study.minimum.seeds)
+    for planned in make_plan(name, study, "full", tmp_path).runs:
+        assert planned.load_config().num_epochs >= study.minimum.epochs
+    for row in (*study.variations.values(), *study.pairs.values()):
+        assert row.published.keys() <= set(study.measures)
+
+
+def test_the_naive_and_the_reduced_network_differ_in_nothing_else(tmp_path):
+    plan = make_plan("inception_modules", load_study("inception_modules")[1], "full", tmp_path)
+    naive, reduced = (build_model(plan.runs_of(name)[0].load_config(), 10) for name in ("naive", "reduced"))
+    assert naive.clone(reductions=True) == reduced
+
+
+def test_l2_is_kerass(tmp_path):
+    plan = make_plan("tiny_vgg", load_study("tiny_vgg")[1], "full", tmp_path)
+    decays = {name: plan.runs_of(name)[0].load_config().optimizer.weight_decay for name in plan.variations}
+    assert decays == {"a": 0, "b": 0, "c": 0, "d": 0, "e": 2e-3, "f": 1e-2}

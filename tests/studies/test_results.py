@@ -33,6 +33,9 @@ def test_one_seed_has_no_interval():
     [
         ("best_test_top1", 0.8), ("best_test_error", 0.2), ("final_test_top5", 0.99), ("highest_test_top1", 0.81),
         ("epoch_of_highest_test_top1", 2), ("lowest_validation_loss", 1), ("epoch_of_lowest_validation_loss", 3),
+        ("train_loss_at_highest_test_top1", 1), ("train_loss_at_lowest_validation_loss", 2 / 3),
+        ("test_top1_at_epoch_2", 0.81), ("test_top1_at_epoch_9", math.nan), ("unheard_of_at_epoch_2", math.nan),
+        ("best_test_aux1_top1", 0.7), ("final_test_aux1_top1", math.nan),
         ("epochs_to_0.4_validation_top1", 2), ("epochs_to_0.95_validation_top1", math.nan), ("minutes", 1.5),
         ("training_minutes", 0.5), ("parameters", 1182), ("images_per_second", 1000), ("cifar10_top1", 0.25),
         ("final_validation_top1", math.nan), ("unheard_of", math.nan),
@@ -41,6 +44,10 @@ def test_one_seed_has_no_interval():
 def test_measures(tmp_path, measure, value):
     plan = fake_plan(tmp_path, narrow=(0.8, 0.8, 0.8))
     (plan.runs[0].folder / EXTRAS).write_text(json.dumps({"cifar10_top1": 0.25}))
+    path = plan.runs[0].folder / "summary.json"
+    summary = json.loads(path.read_text())
+    summary["best"]["test"] = summary["test"] | {"aux1_top1": 0.7}
+    path.write_text(json.dumps(summary))
     result = read_table(plan).results["narrow"][0]
     assert result.measure(measure) == pytest.approx(value, nan_ok=True)
 
@@ -58,6 +65,7 @@ CLOSE, APART, SPREAD = (0.80, 0.81, 0.805), (0.90, 0.92, 0.91), (0.5, 0.9, 0.8)
         (CLOSE, (0.801, 0.81, 0.804), "same", "holds"),
         (APART, CLOSE, "same", "fails"),
         (SPREAD, CLOSE, "same", "undecided"),
+        ((0.81, 0.85, 0.83), CLOSE, "same", "undecided"),  # leaves out 0, its mean is beyond the margin, its end is not
     ],
 )
 def test_verdicts_follow_the_interval(tmp_path, wide, narrow, expected, verdict):
@@ -92,6 +100,16 @@ def test_nothing_is_concluded_from_smoke_runs(tmp_path, minimum, reason):
     (verdict,) = table.verdicts()
     assert verdict.verdict == "none"
     assert reason in verdict.why
+
+
+def test_pairs_of_seeds_that_lack_the_measure_decide_nothing(tmp_path):
+    claim = Claim("a claim", "epochs_to_0.95_test_top1", "wide", "narrow", "lower")
+    study = make_study(claims=(claim,), minimum=Minimum(seeds=3))
+    table = read_table(fake_plan(tmp_path, study, wide=(0.96, 0.97, 0.96), narrow=(0.945, 0.945, 0.9)))
+    (verdict,) = table.verdicts()
+    assert verdict.estimate.values == (-1, -1)
+    assert verdict.verdict == "undecided"
+    assert verdict.why == "2 seed(s) have this measure, at least 3 are needed"
 
 
 def test_missing_runs_are_no_numbers(tmp_path):

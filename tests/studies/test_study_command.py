@@ -1,7 +1,9 @@
 """`inception-jax study`: trains what is missing, goes on after anything, and reports."""
 
+import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -45,6 +47,37 @@ def test_the_list_names_all_that_are_shipped(capsys):
     shown = capsys.readouterr().out
     assert len(shown.splitlines()) == len(shipped_studies()) >= 13
     assert "residuals " in shown
+
+
+def test_the_examples_of_the_help_are_of_shipped_studies(capsys):
+    with pytest.raises(SystemExit):
+        main(["study", "--help"])
+    named = re.findall(r"inception-jax study (\w+) ", capsys.readouterr().out)
+    assert named
+    assert set(named) <= shipped_studies().keys()
+
+
+def test_a_run_too_short_to_be_measured_is_named(study_file, tmp_path, monkeypatch, capsys):
+    class Checkpoints(contextlib.nullcontext):
+        def __enter__(self):
+            return self
+
+        def latest_step(self):
+            return 1
+
+        def progress(self, step):
+            return {"steps_per_epoch": 1, "training_images": 0, "training_seconds": 0.0}
+
+    def measure(planned):
+        folder = tmp_path / planned.variation / "run"
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(planned.load_config().to_json())
+        return 1.0, folder
+
+    monkeypatch.setattr(runner, "measure", measure)
+    monkeypatch.setattr("inception_jax.run.open_checkpoints", lambda folder, config: Checkpoints())
+    assert main(["study", str(study_file), "--dry-run", "--workdir", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count("not measured: it is over after its first step") == 2
 
 
 def test_what_is_complete_is_not_trained_again(study_file, tmp_path, monkeypatch, capsys):

@@ -7,8 +7,8 @@ import pytest
 from browser import WIDTHS, assert_fits, browser, page
 from fake_runs import fake_plan, make_study
 
-from inception_jax.studies import Claim
-from inception_jax.studies.report import write_report
+from inception_jax.studies import Claim, Pair
+from inception_jax.studies.report import show, write_report
 from inception_jax.studies.results import EXTRAS, read_table
 
 
@@ -62,6 +62,50 @@ def test_latex_is_whole(report):
     assert not re.search(r"(?<!\\)_", re.sub(r"\\includegraphics.*", "", text))
     for figure in re.findall(r"\\includegraphics\[.*?\]{(.*?)}", text):
         assert (report.parent / figure).read_bytes().startswith(b"%PDF")
+
+
+def test_commands_in_latex_are_what_the_shell_reads(report):
+    text = (report.parent / "report.tex").read_text()
+    assert r"\textquotesingle{}-{}-config.model.stage\_features=(8, 16)\textquotesingle{}" in text
+    assert "--" not in text
+
+
+def test_a_pair_is_no_run_and_has_no_command_of_its_own(tmp_path):
+    study = make_study(pairs={"both": Pair("wide", "narrow")})
+    plan = fake_plan(tmp_path, study, wide=(0.9, 0.92, 0.91), narrow=(0.8, 0.81, 0.805))
+    text = write_report(read_table(plan)).read_text()
+    assert "6 of 6 runs complete" in text
+    commands = text.partition("<h2>Commands</h2>")[2]
+    assert re.findall(r"<strong>(\w+)</strong>", commands) == ["narrow", "wide"]
+
+
+def test_weights_that_test_data_chose_are_marked(tmp_path):
+    study = make_study(measures=("best_test_top1",))
+    plan = fake_plan(tmp_path, study, wide=(0.9, 0.92, 0.91), narrow=(0.8, 0.81, 0.805))
+    assert "never saw a test" in write_report(read_table(plan)).read_text()
+    path = plan.runs[0].folder / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"watched": "test_top1"}))
+    text = write_report(read_table(plan)).read_text()
+    assert "<th>test top-1, best by test data†</th>" in text
+    assert "never saw a test" not in text
+    assert r"best by test data\dag{}" in (plan.folder / "report.tex").read_text()
+
+
+@pytest.mark.parametrize(
+    ("measure", "label", "shown"),
+    [
+        ("test_top1_at_epoch_1", "test top-1 after epoch 1", "50.00 %"),
+        ("learning_rate_at_highest_test_top1", "rate at the highest test top-1†", "0.5"),
+        ("best_test_aux1_top1", "test aux1 top-1, best by validation", "50.00 %"),
+        ("grayscale.top1", "grayscale pictures, top-1", "50.00 %"),
+        ("epoch_of_highest_test_top1", "epoch of the highest test top-1†", "0.5"),
+        ("cifar10_top1", "cifar10 top-1", "50.00 %"),
+    ],
+)
+def test_measures_have_names_and_units(tmp_path, measure, label, shown):
+    plan = fake_plan(tmp_path, make_study(measures=(measure,)), wide=(0.9, 0.9, 0.9), narrow=(0.8, 0.8, 0.8))
+    assert f"<th>{label}</th>" in write_report(read_table(plan)).read_text()
+    assert show(measure, 0.5) == shown
 
 
 def test_the_same_runs_give_the_same_report(tmp_path):
