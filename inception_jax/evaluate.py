@@ -17,7 +17,7 @@ from inception_jax.errors import UserError, WriteError, unknown_name
 from inception_jax.run import Run, load_data
 
 NAMES_SHOWN = 5  # classes that a message lists
-TTA = ("none", "flip", "10-crop")
+TTA = ("none", "flip", "1-crop", "10-crop")
 LARGER = 256 / 224  # the side of an image by that of the crops that are cut out of it: ImageNet's usual sizes
 # Fields of config.data that say which pictures there are, not what a network is given of them.
 SOURCE = (
@@ -57,9 +57,9 @@ def predictions(
       run: whose input has the shape of the data set's images, see `load_for`.
       class_map: the run's class for the data set's; None: by name, see `match_classes`.
       tta: test-time augmentation, whose views of an image are predicted one by one and their probabilities averaged:
-        "flip", the image and its mirror image, or "10-crop", the corners and the centre of a larger image, and their
-        mirror images, each of the size that the network was trained at (Krizhevsky et al. 2012, section 4.1). For
-        "10-crop" the data set must have been loaded with it, too.
+        "flip", the image and its mirror image; "10-crop", the corners and the centre of a larger image, and their
+        mirror images, each of the size that the network was trained at (Krizhevsky et al. 2012, section 4.1); or
+        "1-crop", that centre alone. For crops the data set must have been loaded with them, too.
 
     Raises:
       UserError: the split is not there, is of images of another shape, or has no class that the run has.
@@ -100,7 +100,10 @@ def views(images: np.ndarray, tta: str, image_shape: tuple[int, int, int]) -> li
         return [images, mirrored]
     height, width, _ = image_shape
     bottom, right = images.shape[1] - height, images.shape[2] - width
-    corners = ((0, 0), (0, right), (bottom, 0), (bottom, right), (round(bottom / 2), round(right / 2)))
+    centre = (round(bottom / 2), round(right / 2))
+    if tta == "1-crop":
+        return [images[:, centre[0] : centre[0] + height, centre[1] : centre[1] + width]]
+    corners = ((0, 0), (0, right), (bottom, 0), (bottom, right), centre)
     return [whole[:, top : top + height, left : left + width] for whole in (images, mirrored) for top, left in corners]
 
 
@@ -109,7 +112,7 @@ def _stored_shape(run: Run, tta: str) -> tuple[int, int, int]:
     if tta not in TTA:
         raise unknown_name("test-time augmentation", tta, TTA)
     height, width, channels = run.inputs.image_shape
-    if tta != "10-crop":
+    if tta not in ("1-crop", "10-crop"):
         return height, width, channels
     if height != width:
         raise UserError(f"{run.folder} takes images of {height}x{width} pixels; crops are cut out of squares alone")
@@ -308,7 +311,7 @@ def load_for(run: Run, split: str, fields: Mapping[str, Any], *, tta: str = "non
       split: the one that is wanted.
       fields: of `config.data`, e.g. {"name": "cifar10"}, in place of the run's. Another name or folder drops the run's
         own splits, classes and filters.
-      tta: for "10-crop" images are 256/224 as large as the network's, made of the pictures anew: squashed like these,
+      tta: for crops images are 256/224 as large as the network's, made of the pictures anew: squashed like these,
         or of as much more around the centre as there is. The corners are those of that square, not of the whole
         picture as behind torchvision's Resize, which keeps the aspect ratio.
 
@@ -330,7 +333,7 @@ def load_for(run: Run, split: str, fields: Mapping[str, Any], *, tta: str = "non
             section[field] = default_config().data[field]
     section.channels = channels
     section.augment.crop_originals = False
-    if tta == "10-crop":
+    if side != height:
         section.image_size, section.crop_share = side, min(1.0, section.crop_share * side / height)
     for field, value in fields.items():
         section[field] = copy.deepcopy(value)
@@ -342,8 +345,8 @@ def load_for(run: Run, split: str, fields: Mapping[str, Any], *, tta: str = "non
     if not section.splits.get(split):
         section.splits[split] = split
     if split != "train" and fields.keys() & {"name", "folder"}:
-        for name in section.splits:  # the others need not be there
-            if name not in (split, "train"):
+        for name in section.splits:  # the others need not be there, nor ImageNet's train beside its val
+            if name != split:
                 section.splits[name] = ""
     return load_data(config)
 

@@ -100,13 +100,16 @@ def test_the_calibration_error_is_that_of_its_definition(bins):
 def test_the_ten_crops_are_torchvisions(side, crop):
     import_torchvision()
     import torch
-    from torchvision.transforms import TenCrop
+    from torchvision.transforms import CenterCrop, TenCrop
 
     images = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), np.uint8)
     expected = TenCrop(crop)(torch.from_numpy(images).permute(0, 3, 1, 2))
     found = evaluate.views(images, "10-crop", (crop, crop, 3))
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_array_equal(ours, theirs.permute(0, 2, 3, 1).numpy())
+    (middle,) = evaluate.views(images, "1-crop", (crop, crop, 3))
+    expected = CenterCrop(crop)(torch.from_numpy(images).permute(0, 3, 1, 2))
+    np.testing.assert_array_equal(middle, expected.permute(0, 2, 3, 1).numpy())
 
 
 def test_the_probabilities_of_an_image_and_its_mirror_image_are_averaged(trained, folder):
@@ -130,6 +133,8 @@ def test_ten_crops_are_cut_out_of_pictures_decoded_larger(trained, folder):
     crops = [image[y : y + 16, x : x + 16] for y, x in ((0, 0), (0, 2), (2, 0), (2, 2), (1, 1))]
     crops += [crop[:, ::-1] for crop in crops]
     np.testing.assert_allclose(np.exp(found.logits[number]), trained.predict(np.stack(crops)).mean(axis=0), rtol=1e-4)
+    one = evaluate.predictions(trained, dataset, "test", batch_size=7, tta="1-crop")
+    np.testing.assert_allclose(one.logits[number], trained.logits(crops[4][None])[0], rtol=1e-4, atol=1e-5)
     with pytest.raises(UserError, match=r"are \(18, 18, 3\), not \(16, 16, 3\)"):
         evaluate.predictions(trained, dataset, "test")
 
@@ -245,6 +250,17 @@ def test_another_data_set_is_resized_and_its_classes_matched(trained, folder):
     np.testing.assert_array_equal(found.labels, np.where(labels == 3, -1, labels))
     np.testing.assert_array_equal(found.grayscale, dataset.splits["test"].grayscale())
     assert evaluate.metrics(found)["count"] == 18
+
+
+def test_a_split_is_evaluated_beside_which_no_other_is_there(trained, folder, tmp_path):
+    for synset in ("n01440764", "n02102040"):
+        (tmp_path / "imagenet" / "val" / synset).mkdir(parents=True)
+        Image.new("RGB", (20, 16), "red").save(tmp_path / "imagenet" / "val" / synset / "1.JPEG")
+    dataset = evaluate.load_for(trained, "test", {"name": "imagenet2012", "folder": str(tmp_path / "imagenet")})
+    assert dataset.splits["test"].all_labels().tolist() == [0, 217]
+    # What training would have cut off for validation stays cut off.
+    dataset = evaluate.load_for(trained, "train", {"name": "image_folder", "folder": str(folder)})
+    assert "validation" in dataset.splits
 
 
 @pytest.mark.parametrize(
@@ -386,7 +402,7 @@ def test_a_runs_own_split_by_default(make_run, folder, capsys):
         (["--data", "image_folder"], "name its folder"),
         (["--class-map", "nowhere.json"], "cannot read the class map nowhere.json"),
         (["--batch-size", "0"], "--batch-size=0 is not allowed"),
-        (["--tta", "5-crop"], "unknown test-time augmentation '5-crop'. Did you mean '10-crop'?"),
+        (["--tta", "5-crop"], "unknown test-time augmentation '5-crop'. Did you mean '1-crop'?"),
         (["--ensemble"], "--ensemble needs two runs or more"),
         (["another", "--predictions", "p.npz"], "--predictions is for one run, or with --ensemble for several as one"),
         (["--confusion", "matrix.txt"], "matrix.txt is not allowed for a confusion matrix: it must end in .csv, .png"),

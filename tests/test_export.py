@@ -1,5 +1,6 @@
 """Exported networks, read back by this package, by JAX alone and by onnxruntime."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from flax import linen as nn
 from networks import random_variables
 from PIL import Image
 
@@ -107,9 +109,9 @@ def test_predict_answers_from_the_file_as_from_the_run(exported, trained, tmp_pa
         assert ours["classes"][0]["name"] == theirs["classes"][0]["name"]
 
 
-def random_run(name, size):
+def random_run(name, size, **options):
     config = default_config()
-    config.model.name = name
+    config.model.update(name=name, **options)
     model = run.build_model(config, 5)
     inputs = jax.ShapeDtypeStruct((1, size, size, 3), "float32")
     shapes = jax.eval_shape(lambda key, images: model.init(key, images, train=False), jax.random.key(0), inputs)
@@ -124,6 +126,40 @@ def random_run(name, size):
 def test_every_network_can_be_written_as_onnx(name, tmp_path):
     _, difference = export_run(random_run(name, SMALLEST.get(name, 64)), tmp_path / "network.onnx", "onnx")
     assert difference < 1e-4
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_normalization_by_each_images_own_deviation_is_inside_too(tmp_path, format):
+    original = random_run("simple_cnn", 8, stage_features=(4, 8))
+    original.config.data.normalization = "per_image"
+    exported, _ = export_run(original, tmp_path / f"network.{format}", format, input="uint8")
+    images = np.random.default_rng(1).integers(0, 256, (3, 8, 8, 3), np.uint8)
+    images[1] = 7  # without deviation
+    close(exported.logits(images), original.logits(images), TOLERANCES[format])
+
+
+class Outside(nn.Module):
+    """A network as the README writes one, without fields for data types."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        x = nn.relu(nn.Conv(8, (3, 3), strides=2)(images))
+        return nn.Dense(self.num_classes)(x.mean(axis=(1, 2)))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_network_from_outside_can_be_written(tmp_path, format):
+    model = Outside(5)
+    variables = model.init(jax.random.key(0), np.zeros((1, 8, 8, 3), np.float32), train=False)
+    variables = {"batch_stats": {}, **variables}
+    original = dataclasses.replace(random_run("simple_cnn", 8), model=model, variables=variables)
+    exported, _ = export_run(original, tmp_path / f"network.{format}", format)
+    assert exported.about["network"] == "Outside"
+    images = np.random.default_rng(1).integers(0, 256, (3, 8, 8, 3), np.uint8)
+    inputs = original.inputs.normalizer("mean_std", np.float32)(images)
+    close(exported.logits(images), model.apply(variables, inputs, train=False), TOLERANCES[format])
 
 
 @pytest.mark.parametrize(

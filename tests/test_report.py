@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 import shutil
 from html.parser import HTMLParser
@@ -269,6 +270,27 @@ def test_several_runs_stand_side_by_side(tmp_path):
     assert page.images()[0]["alt"].startswith("Loss, train over epochs 1 to 3; slow: from 2 to")
 
 
+def test_several_networks_stand_side_by_side(trained, tmp_path):
+    other, both = tmp_path / "Run", tmp_path / "both"
+    shutil.copytree(trained, other)
+    found = examine(trained)
+    findings = {trained: found, other: found}
+    page = Page(write_report([trained, other], tmp_path / "both.html", findings=findings))
+    titles = re.findall("<h2>(.*?)</h2>", page.source)
+    for name in ("run", "Run"):  # with the same letters, so that pictures of one must not replace the other's
+        details = [f"{what}: {name}" for what in ("Confusions", "Most confident mistakes", "Grad-CAM")]
+        assert [title for title in titles if title in details] == details
+    matrix = [[str(label), *(f"{n:,}" if n else "" for n in row)] for label, row in enumerate(found.confusion)]
+    assert [page.rows.count(row) for row in matrix] == [2] * 10
+    mistakes = (len(found.mistakes) + 1) // 2
+    captions = sum("predicted:" in text for text in re.findall(r"<figcaption>(.*?)</figcaption>", page.source, re.S))
+    assert captions == 2 * (mistakes + 4)
+    assert (tmp_path / "both.html").stat().st_size < 5e6
+    write_report([trained, other], both, style="markdown", findings=findings)
+    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", (both / "report.md").read_text())
+    assert len(pictures) == len(set(pictures)) == len(list(both.glob("*.png")))
+
+
 def test_the_same_folder_twice_is_a_mistake(tmp_path, capsys):
     slow, _ = make_runs(tmp_path)
     assert main(["report", str(slow), f"{slow}/../slow", "--quick"]) == 2
@@ -290,8 +312,10 @@ def test_markdown_has_its_pictures_beside_it(trained, tmp_path):
 def test_it_fits_and_has_no_errors(trained, tmp_path, width):
     runs = make_runs(tmp_path)
     assert main(["report", str(trained), "--output", str(tmp_path / "one.html")]) == 0
-    assert main(["report", str(trained), *map(str, runs), "--quick", "--output", str(tmp_path / "many.html")]) == 0
+    assert main(["report", str(trained), *map(str, runs), "--output", str(tmp_path / "many.html")]) == 0
     with browser.browser() as started:
         for name in ("one.html", "many.html"):
             with browser.page(started, (tmp_path / name).as_uri(), width) as shown:
                 browser.assert_fits(shown)
+                if os.environ.get("SHOTS"):
+                    shown.screenshot(path=f"{os.environ['SHOTS']}/{name}-{width}.png", full_page=True)

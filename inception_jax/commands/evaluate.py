@@ -33,7 +33,8 @@ pictures.
 
 ECE is the expected calibration error: how far the probability of the predicted class is from its accuracy, on average.
 Test-time augmentation averages the probabilities of several views of a picture: flip, itself and its mirror image;
-10-crop, the corners and the centre of an image that is 256/224 as large as the network's, and their mirror images.
+10-crop, the corners and the centre of an image that is 256/224 as large as the network's, and their mirror images;
+1-crop is that centre alone.
 --ensemble averages those of several runs. --confusion and --predictions are the run's, or the ensemble's.
 """
 
@@ -52,7 +53,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     flags.add_data(parser)
     parser.add_argument("--grayscale-run", metavar="RUN", type=Path, help="network for pictures stored without colours")
     parser.add_argument("--ensemble", action="store_true", help="a further row: the mean of the runs' probabilities")
-    parser.add_argument("--tta", default="none", metavar="NAME", help="none, flip or 10-crop (default: none)")
+    parser.add_argument("--tta", default="none", metavar="NAME", help="none, flip, 1-crop or 10-crop (default: none)")
     parser.add_argument(
         "--per-class", action="store_true", help="precision, recall and number of examples of each class"
     )

@@ -19,8 +19,10 @@ examples:
   inception-jax export runs/googlenet_224 --format torchvision
   inception-jax export runs/vgg --format timm --checkpoint latest --output vgg.pth
 
-stablehlo and onnx hold the network, for batches of any size, and are compared with the run before the command is done;
-FILE.json beside them says what a picture must become and which classes there are. predict and serve take them, too.
+Every file is read back and compared with the run before the command is done.
+
+stablehlo and onnx hold the network, for batches of any size; FILE.json beside them says what a picture must become and
+which classes there are. predict and serve take them, too.
 
 torchvision, timm and cadene hold the weights; the library loads them with strict=True and computes the same logits:
   model = torchvision.models.googlenet(num_classes=10, aux_logits=False)
@@ -91,17 +93,17 @@ def _graph(args: argparse.Namespace, trained: "Run") -> None:
 
 
 def _weights(args: argparse.Namespace, trained: "Run") -> None:
-    from inception_jax.weights import to_state_dict, write_state_dict
+    from inception_jax.export import export_weights
     from inception_jax.weights.convert import registered_name
 
-    tensors = to_state_dict(trained.model, trained.variables, args.format)
     name = registered_name(trained.model)
     output = args.output or args.run_folder / f"{name}-{args.format}.safetensors"
-    write_state_dict(output, tensors)
+    tensors = export_weights(trained, output, args.format)
     values, size = sum(tensor.size for tensor in tensors.values()), output.stat().st_size
     print(f"{output}: {name} as {args.format} names it, {len(tensors)} tensors, {values:,} values, {size / 1e6:.1f} MB")
     print(f"  of step {trained.step}; {len(trained.inputs.class_names)} classes: {_shortened(trained)}")
     print(f"  inputs: {_inputs(trained, 'float32', 'channels first')}")
+    print("  read back: every value is the run's")
 
 
 def _shortened(trained: "Run") -> str:

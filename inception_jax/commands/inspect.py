@@ -20,7 +20,7 @@ examples:
   inception-jax inspect googlenet
   inception-jax inspect googlenet --depth 2 --format csv > layers.csv
   inception-jax inspect googlenet --against paper
-  inception-jax inspect resnet50 --image_size 256 --xla
+  inception-jax inspect resnet50 --image-size 256 --xla
   inception-jax inspect googlenet --option norm=lrn --option aux_heads=true
   inception-jax inspect googlenet 'resnet*' 'vgg*' --chart networks.png
   inception-jax inspect runs/googlenet_digits
@@ -38,12 +38,14 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("names", nargs="+", metavar="NAME", help="a network, or a run's folder; several are compared")
     parser.add_argument(
-        "--image_size",
+        "--image-size",
         type=int,
         metavar="PIXELS",
         help="side of the images (default: the network's own, a run's data's)",
     )
-    parser.add_argument("--num_classes", type=int, metavar="N", help="default: 1000; a run has its own")
+    parser.add_argument("--num-classes", type=int, metavar="N", help="default: 1000; a run has its own")
+    for name in ("--image_size", "--num_classes"):  # as they were called before other commands had them
+        parser.add_argument(name, type=int, help=argparse.SUPPRESS)
     parser.add_argument(
         "--option", action="append", default=[], metavar="KEY=VALUE", help="an option of the networks; can be repeated"
     )
@@ -65,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     for name, least in (("image_size", 1), ("num_classes", 1), ("depth", 1)):
         value = getattr(args, name)
         if value is not None and value < least:
-            raise UserError(f"--{name} {value} is not allowed: it must be at least {least}")
+            raise UserError(f"--{name.replace('_', '-')} {value} is not allowed: it must be at least {least}")
     # Imported only now: the shell answers help and mistakes without waiting for JAX.
     from inception_jax.inspection.formats import FORMATS
     from inception_jax.models.layers import check_choice
@@ -150,7 +152,7 @@ def _load(name: str, args: argparse.Namespace) -> tuple[Any, tuple[int, int, int
 
     if Path(name, "config.json").is_file():
         if args.option or args.num_classes:
-            raise UserError(f"--option and --num_classes are for networks by name; {name} is a run, which has its own")
+            raise UserError(f"--option and --num-classes are for networks by name; {name} is a run, which has its own")
         from inception_jax.run import load_run
 
         loaded = load_run(name)

@@ -12,13 +12,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 from jax import export as jax_export
 
 from inception_jax.data.images import Format
 from inception_jax.errors import UserError, unknown_name
 from inception_jax.models.folding import fold_model, fold_variables
-from inception_jax.run import Inputs, Run
+from inception_jax.run import Inputs, Run, dtypes
 from inception_jax.state import as_outputs
+from inception_jax.weights import from_state_dict, read_state_dict, to_state_dict, write_state_dict
 from inception_jax.weights.convert import registered_name
 
 FORMATS = {"stablehlo": ".stablehlo", "onnx": ".onnx"}
@@ -27,6 +29,7 @@ PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 # Largest difference of the logits, of their largest: other libraries add up in another order.
 TOLERANCES = {"stablehlo": 1e-5, "onnx": 1e-4}
 CHECKED_BATCHES = (1, 7)
+PRECISION = "highest"  # of products: accelerators round float32 factors to TF32 or bfloat16 unless they are told
 VERSION = 1  # of the JSON
 
 
@@ -62,7 +65,8 @@ def export_run(
 ) -> tuple[Exported, float]:
     """Writes a run's network, batch norm folded, in float32 and for batches of any size, and a JSON file beside it.
 
-    The file is read back and compared with the run's own logits on random images; if they differ it is removed.
+    The file is read back and compared with the run's own logits on random images, or those of its network in float32
+    where it computes in another type; if they differ it is removed. Products are of full precision on every platform.
 
     Args:
       path: of the file; the JSON is at the same path with ".json" behind it.
@@ -92,7 +96,8 @@ def export_run(
         (batch,) = jax_export.symbolic_shape("batch")
         argument = jax.ShapeDtypeStruct((batch, *shape), input)
         constants = jax.jit(partial(network, variables))
-        content = bytes(jax_export.export(constants, platforms=tuple(platforms))(argument).serialize())
+        with jax.default_matmul_precision(PRECISION):
+            content = bytes(jax_export.export(constants, platforms=tuple(platforms))(argument).serialize())
     else:
         from inception_jax.export.onnx_graph import to_onnx
 
@@ -119,6 +124,44 @@ def export_run(
     return exported, difference
 
 
+def export_weights(run: Run, path: str | Path, format: str) -> dict[str, np.ndarray]:
+    """Writes a run's weights under another library's names, see `weights.to_state_dict` and `write_state_dict`.
+
+    The file is read back; unless it gives the run's network every value that it has, bit by bit, it is removed.
+
+    Args:
+      path: of the file, which ends in .safetensors, .pth or .pt.
+      format: "torchvision", "timm" or "cadene".
+
+    Returns:
+      the tensors by their names.
+
+    Raises:
+      UserError: the library has no such network, the file cannot be written, or what was read back differs.
+    """
+    path = Path(path).expanduser()
+    tensors = to_state_dict(run.model, run.variables, format)
+    write_state_dict(path, tensors)
+    try:
+        again = from_state_dict(run.model, read_state_dict(path), format, image_shape=run.inputs.image_shape)
+        found: dict[Any, Any] = flatten_dict(again)
+        kept: dict[Any, Any] = flatten_dict({name: run.variables.get(name, {}) for name in ("params", "batch_stats")})
+        differing = [place for place in found.keys() | kept.keys() if not _same(found.get(place), kept.get(place))]
+        if differing:
+            raise UserError(
+                f"{len(differing)} of the arrays in {path} differ from the run's, such as {'/'.join(min(differing))}: "
+                "it was removed"
+            )
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    return tensors
+
+
+def _same(one: Any, other: Any) -> bool:
+    return one is not None and other is not None and np.array_equal(np.asarray(one), np.asarray(other), equal_nan=True)
+
+
 def load_exported(path: str | Path) -> Exported:
     """The network in a .stablehlo or .onnx file with its JSON beside it. Nothing in them is executed but the network.
 
@@ -139,7 +182,11 @@ def load_exported(path: str | Path) -> Exported:
 
 def _inference(run: Run, input: str) -> tuple[Callable[[Any, jax.Array], jax.Array], Any]:
     """(variables, images) -> logits in float32, and the variables for it."""
-    model = fold_model(run.model).clone(dtype=jnp.float32, param_dtype=jnp.float32)
+    model = fold_model(run.model)
+    # A network from outside the package need not have the fields for data types.
+    known = {field.name for field in dataclasses.fields(model)} & {"dtype", "param_dtype"}
+    types: dict[str, Any] = dict.fromkeys(known, jnp.float32)
+    model = model.clone(**types)
     variables = jax.jit(partial(fold_variables, run.model))(run.variables)
     variables = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), variables)
     normalize = run.inputs.normalizer(run.config.data.normalization, jnp.float32)
@@ -230,10 +277,15 @@ def _load_onnx(path: Path, content: bytes) -> Callable[[np.ndarray], np.ndarray]
 def _difference(exported: Exported, run: Run, network: Callable, variables: Any, input: str) -> float:
     """The largest of all logits' differences from the original, as a share of the largest logit."""
     compiled, random = jax.jit(network), np.random.default_rng(0)
+    in_float32 = jnp.dtype(dtypes(run.config.compute_dtype)[0]) == jnp.float32
     largest = 0.0
     for number in CHECKED_BATCHES:
         images = random.integers(0, 256, (number, *run.inputs.image_shape), np.uint8)
-        expected = np.asarray(compiled(variables, images if input == "uint8" else run.normalize(images)))
+        with jax.default_matmul_precision(PRECISION):
+            if in_float32:
+                expected = run.logits(images)
+            else:
+                expected = np.asarray(compiled(variables, images if input == "uint8" else run.normalize(images)))
         found = exported.logits(images)
         if found.shape != expected.shape:
             raise UserError(f"{exported.path} gives logits of shape {found.shape}, not {expected.shape}")

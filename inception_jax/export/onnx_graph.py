@@ -138,8 +138,9 @@ class _Graph:
                 return list(map(np.asarray, results if equation.primitive.multiple_results else [results]))
         if primitive in SAME:
             return inputs
-        if primitive in ELEMENTWISE:
-            result = self.add(ELEMENTWISE[primitive], inputs)
+        if primitive in ELEMENTWISE or primitive == "select_n":
+            select = primitive == "select_n"
+            result = self._select_n(equation, *inputs) if select else self.add(ELEMENTWISE[primitive], inputs)
             if all(value in self._broadcast for value in inputs if isinstance(value, str)):
                 self._broadcast.add(result)
             return [result]

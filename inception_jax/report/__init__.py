@@ -90,6 +90,7 @@ def comparison_page(runs: Sequence[Record], findings: Sequence["Findings | UserE
             sections.curves_of_runs(runs),
             *([sections.classes_of_runs(examined)] if examined else []),
             Section("Time and size", [records.facts_of_runs(runs)]),
+            *sections.details_of_runs(examined),
         ],
     )
 

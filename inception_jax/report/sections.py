@@ -1,5 +1,6 @@
 """The sections of a report, each from what it is about."""
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -156,6 +157,19 @@ def classes_of_runs(findings: Mapping[str, "Findings"]) -> Section:
     weights = ", ".join(f"{run} of step {found.step:,}" for run, found in findings.items())
     remark = f"Recall: the share of a class's examples that were predicted as it. Weights: {weights}."
     return Section("Classes", [Table("Accuracy of each class by run", header, rows), Text(remark)])
+
+
+def details_of_runs(findings: Mapping[str, "Findings"]) -> list[Section]:
+    """Confusions, the most confident mistakes and Grad-CAM of each run, by their name.
+
+    The more runs, the fewer pictures of each: a page with many stays small.
+    """
+    found = []
+    for run, own in findings.items():
+        shares = [shown[: math.ceil(len(shown) / len(findings))] for shown in (own.mistakes, own.sample)]
+        _, *details = examined(dataclasses.replace(own, mistakes=shares[0], sample=shares[1]))
+        found += [Section(f"{section.title}: {run}", section.blocks) for section in details]
+    return found
 
 
 def _bar(share: float) -> Cell:

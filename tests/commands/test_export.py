@@ -52,7 +52,7 @@ def test_the_file_is_the_peers_and_gives_its_logits(trained, capsys):
     assert "  of step 7; 3 classes: cat, dog, owl\n" in said
     assert said.endswith(
         "  inputs: 32x32, red, green, blue, channels first, pixels from 0 to 1, minus mean (0.5, 0.4, 0.3), "
-        "divided by std (0.25, 0.2, 0.3)\n"
+        "divided by std (0.25, 0.2, 0.3)\n  read back: every value is the run's\n"
     )
 
 
@@ -64,6 +64,20 @@ def test_another_file_and_checkpoint_can_be_named(trained, tmp_path, capsys):
     )
     variables = from_state_dict(trained.model, read_state_dict(output))
     np.testing.assert_array_equal(variables["params"]["fc"]["kernel"], trained.variables["params"]["fc"]["kernel"])
+
+
+def test_a_file_that_reads_back_otherwise_is_removed(trained, tmp_path, capsys, monkeypatch):
+    def damaged(path):
+        tensors = read_state_dict(path)
+        tensors["fc.bias"] = np.nextafter(tensors["fc.bias"], np.float32(9))
+        return tensors
+
+    monkeypatch.setattr("inception_jax.export.exported.read_state_dict", damaged)
+    output = tmp_path / "weights.safetensors"
+    assert commands.main(["export", str(trained.folder), "--format=timm", "--output", str(output)]) == 2
+    assert "1 of the arrays in" in (error := capsys.readouterr().err)
+    assert "differ from the run's, such as params/fc/bias: it was removed" in error
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def test_the_naive_5x5_path_and_the_reduced_one_are_in_the_tables(capsys):
 
 def test_options_size_and_classes_are_the_networks(capsys):
     code, page, _ = inspect(
-        capsys, "simple_cnn", "--image_size", 16, "--num_classes", 7, "--option", "stage_features=(4, 8)",
+        capsys, "simple_cnn", "--image-size", 16, "--num-classes", 7, "--option", "stage_features=(4, 8)",
         "--option", "norm=batch", "--format", "markdown",
     )  # fmt: skip
     assert code == 0
@@ -86,7 +86,7 @@ def finished(tmp_path, monkeypatch):
 def test_a_run_has_its_own_images_and_accuracy(capsys, finished):
     code, page, _ = inspect(capsys, finished)
     assert (code, page.split(": ")[0]) == (0, f"{finished}, images of 6x9x1")
-    code, page, _ = inspect(capsys, finished, "googlenet", "--no-latency", "--image_size", 12)
+    code, page, _ = inspect(capsys, finished, "googlenet", "--no-latency", "--image-size", 12)
     lines = page.splitlines()
     assert lines[2].split() == [str(finished), "12x12x1", "198", "25.93K", "792B", "91.2%"]
 
@@ -96,9 +96,9 @@ WRONG = [
     (["googlnet"], "unknown model 'googlnet'. Did you mean 'googlenet'?"),
     (["gogle*"], "no network's name matches 'gogle*'. Known: "),
     (["runs/missing"], "runs/missing holds no run: it has no config.json"),
-    (["googlenet", "--image_size", "0"], "--image_size 0 is not allowed: it must be at least 1"),
-    (["googlenet", "--image_size", "big"], "argument --image_size: invalid int value: 'big'"),
-    (["vgg11", "--image_size", "16"], "images of 16x16 pixels are too small for"),
+    (["googlenet", "--image-size", "0"], "--image-size 0 is not allowed: it must be at least 1"),
+    (["googlenet", "--image-size", "big"], "argument --image-size: invalid int value: 'big'"),
+    (["vgg11", "--image-size", "16"], "images of 16x16 pixels are too small for"),
     (["googlenet", "--format", "html"], "unknown --format 'html'"),
     (["googlenet", "--option", "norm"], "--option norm is not allowed: it must be KEY=VALUE, such as norm=lrn"),
     (["googlenet", "--option", "nrom=lrn"], "unknown option of googlenet 'nrom'. Did you mean 'norm'?"),
@@ -120,7 +120,7 @@ def test_mistakes_are_answered_in_one_line(capsys, argv, message):
 
 
 def test_a_run_is_what_it_is(capsys, finished):
-    code, _, error = inspect(capsys, finished, "--num_classes", 3)
+    code, _, error = inspect(capsys, finished, "--num-classes", 3)
     assert (code, "is a run, which has its own" in error) == (2, True)
 
 
