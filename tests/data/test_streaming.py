@@ -285,6 +285,7 @@ def test_streaming_is_chosen_where_the_decoded_set_is_too_large(load, caplog):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_set_larger_than_the_budget_stays_below_it(tmp_path):
     """4 GB decoded, one GiB allowed: the peaks of the process and of two workers together."""
     generator = np.random.default_rng(0)
@@ -299,8 +300,9 @@ def test_a_set_larger_than_the_budget_stays_below_it(tmp_path):
     script = tmp_path / "large.py"
     script.write_text(
         textwrap.dedent(f"""
-        import resource
+        import re, resource
         from functools import partial
+        from pathlib import Path
         from inception_jax import data
         from inception_jax.data import order, streaming
         from inception_jax.data.dataset import train_batches
@@ -315,7 +317,8 @@ def test_a_set_larger_than_the_budget_stays_below_it(tmp_path):
             for workers in (0, 2):
                 for _ in train_batches(split, positions, 0, 100, num_workers=workers):
                     pass
-            mine = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            # Its own: what getrusage says begins with the peak of the program that started this one.
+            mine = int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
             workers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # the largest one
             print(len(split), mine + 2 * workers)
         """)
