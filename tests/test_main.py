@@ -2,8 +2,8 @@
 
 import os
 import re
-import resource
 import signal
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -204,12 +204,14 @@ def test_memory_does_not_grow(folder):
     with subprocess.Popen([*command, "--config.log.progress=lines"], stderr=subprocess.PIPE, text=True) as process:
         for line in process.stderr:
             if step := re.search(r"step (\d+)/10000 ", line):
-                pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
-                resident[int(step[1])] = pages * resource.getpagesize()
+                resident[int(step[1])] = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])  # pages
         assert process.wait() == 0
-    last = max(resident)
-    assert last > 9_900
-    assert resident[last] < 1.05 * resident[min(step for step in resident if step >= 1_000)]
+    # Medians: a checkpoint that is being written comes and goes.
+    early, late = (
+        statistics.median(pages for step, pages in resident.items() if first <= step < first + 500)
+        for first in (1_000, 9_500)
+    )
+    assert late < 1.05 * early
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(folder):
