@@ -330,7 +330,8 @@ def load_initial(source: str, model: nn.Module, image_shape: tuple[int, int, int
         return Initial(found.variables, known and known.mean, known and known.std, found.left_out)
     other = load_run(source)
     zeros = jnp.zeros((1, *image_shape))
-    fresh: dict[tuple[str, ...], Any] = flatten_dict(dict(jax.jit(partial(model.init, train=False))(key, zeros)))
+    draw = jax.jit(partial(model.init, train=False), compiler_options=state.INIT_COMPILER_OPTIONS)
+    fresh: dict[tuple[str, ...], Any] = flatten_dict(dict(draw(key, zeros)))
     kept: dict[tuple[str, ...], Any] = flatten_dict(dict(other.variables))
     differing = fresh.keys() ^ kept.keys()
     differing |= {path for path in fresh.keys() & kept.keys() if fresh[path].shape != kept[path].shape}

@@ -32,7 +32,7 @@ from inception_jax.data.dataset import Dataset, eval_batches, train_batches
 from inception_jax.errors import UserError
 from inception_jax.models.folding import fold_model, inference_variables
 from inception_jax.profiling import Profiler
-from inception_jax.state import TrainState, count_parameters
+from inception_jax.state import INIT_COMPILER_OPTIONS, TrainState, count_parameters
 from inception_jax.writers import MetricWriter, Progress, format_seconds
 
 logger = logging.getLogger(__name__)
@@ -237,7 +237,9 @@ def _train(config: Config, folder: Path, dataset: Dataset, clear_caches: bool = 
         else:
             # The programs are compiled, or read from the cache, side by side.
             with ThreadPoolExecutor(1) as pool:
-                fresh = pool.submit(lambda: restored or initialization.lower().compile()(initial_key))
+                fresh = pool.submit(
+                    lambda: restored or initialization.lower().compile(INIT_COMPILER_OPTIONS)(initial_key)
+                )
                 example = next(batches)
                 batches = itertools.chain([example], batches)
                 train_step = train_step.lower(template, *example, key, *votes.cast()).compile()
