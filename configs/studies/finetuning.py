@@ -17,7 +17,8 @@ def get_study():
         source="our own question",
         text="""
 The fine-tuned rows are what the config finetune_folder makes of a GoogLeNet that was trained on CIFAR-10's 32 pixel
-images; from scratch, the same network has the same images, augmentation and number of epochs, and a rate of its own.
+images, with the same rate for all layers; from scratch, the same network has the same images, augmentation and number
+of epochs, and a rate of its own.
 """,
         config="finetune_folder",
         fields={
@@ -27,7 +28,14 @@ images; from scratch, the same network has the same images, augmentation and num
             "data.augment.crop_originals": False,
         },
         variations={
-            "finetuned": Variation({"init_from": "runs/googlenet_cifar10"}),
+            # A trunk that knows small pictures of other things has much to learn: it follows at the classifier's rate.
+            "finetuned": Variation(
+                {
+                    "init_from": "runs/googlenet_cifar10",
+                    "finetune.trunk_rate": 1.0,
+                    "schedule.learning_rate": 0.03,
+                }
+            ),
             "from_scratch": Variation({**NETWORK, "schedule.learning_rate": 0.05}),
         },
         forms={
