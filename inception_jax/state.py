@@ -12,8 +12,8 @@ from inception_jax import metrics
 from inception_jax.models.layers import Outputs
 from inception_jax.schedules import PlateauState, init_plateau
 
-# For jax.jit: an initialisation runs once, and takes a quarter to a sixth of the time to compile with few of LLVM's
-# optimisations. At level 1 it draws the same bits as with all of them, at 0 it does not.
+# For jax.jit: an initialisation runs once, and takes a quarter to a fifth of the time to compile with few of LLVM's
+# optimisations. At level 1 it drew the same bits as with all of them wherever that was tried, at 0 it did not.
 INIT_COMPILER_OPTIONS: dict[str, str | bool] = {"xla_backend_optimization_level": "1"}
 
 

@@ -206,7 +206,8 @@ def test_memory_does_not_grow(folder):
             if step := re.search(r"step (\d+)/10000 ", line):
                 resident[int(step[1])] = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])  # pages
         assert process.wait() == 0
-    # Medians: a checkpoint that is being written comes and goes.
+    assert max(resident) > 9_900
+    # Medians, since single samples of one run differ by some percent.
     early, late = (
         statistics.median(pages for step, pages in resident.items() if first <= step < first + 1_000)
         for first in (1_000, 9_000)
