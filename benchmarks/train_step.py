@@ -23,6 +23,8 @@ from typing import Any
 
 from worker import Worker, WorkerError, cores
 
+from inception_jax import process
+
 EXAMPLES = """\
 Nothing else should run meanwhile. Most of the time goes into compilation; --peers eager saves torch.compile's.
 
@@ -73,7 +75,7 @@ def shape(text: str) -> str:
 def start(side: str, device: str, options: argparse.Namespace, cache: str = "") -> Worker:
     """A side's process. What it compiles is kept in `cache`."""
     environment = {key: value for key, value in os.environ.items() if key != "JAX_NUM_CPU_DEVICES"}
-    environment.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")  # as our programs
+    environment.setdefault("GLIBC_TUNABLES", process.MALLOC)  # as our programs
     environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # several processes share the GPU
     environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"  # as the trainer
     if cache:
