@@ -50,11 +50,11 @@ figures, beside the rungs' names, are of ImageNet, so that only the order can be
                     "num_epochs": 2,
                     "batch_size": 32,
                     "data.image_size": 12,
-                    "data.splits.train": "train[:1000]",
+                    "data.splits.train": "train[:500]",
                     "data.splits.validation": "train[-500:]",
                     "data.splits.test": "test[:500]",
                 },
-                note="1,000 images made 12 pixels small, 2 epochs: to see the rungs work; their worth needs a GPU.",
+                note="500 images made 12 pixels small, 2 epochs: to see the rungs work; their worth needs a GPU.",
             ),
             "smoke": Form(
                 {

@@ -49,13 +49,13 @@ here the schedule watches the validation split, and the highest test accuracy st
             "full": Form(seeds=(0, 1, 2), note="100 epochs, for a GPU."),
             "cpu": Form(
                 {
-                    "num_epochs": 12,
-                    "data.splits.train": "train[:2000]",
+                    "num_epochs": 8,
+                    "data.splits.train": "train[:1500]",
                     "data.splits.validation": "train[49000:]",
-                    "data.splits.test": "test[:2000]",
+                    "data.splits.test": "test[:1000]",
                 },
                 variations=("patience_0", "patience_1", "patience_5"),
-                note="2,000 images, 12 epochs, the shorter patience values.",
+                note="1,500 images, 8 epochs, the shorter patience values.",
             ),
             "smoke": Form(
                 {

@@ -213,7 +213,9 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 
 def _as_text(value: Any) -> str:
     if isinstance(value, tuple):
-        return f"({', '.join(map(repr, value))}{',' if len(value) == 1 else ''})"
+        # Texts in double quotes, since a shell's are single.
+        items = ", ".join(json.dumps(item) if isinstance(item, str) else repr(item) for item in value)
+        return f"({items}{',' if len(value) == 1 else ''})"
     return str(value)
 
 

@@ -1,5 +1,6 @@
 """Which runs a study has, with which configs, and where."""
 
+import dataclasses
 import re
 
 import pytest
@@ -32,6 +33,9 @@ def test_every_seed_has_its_folder_and_its_command(tmp_path):
     assert plan.runs_of("wide")[2].load_config().seed == 2
     assert all(planned.load_config().batch_size == 32 for planned in plan.runs)
     assert "'--config.model.stage_features=(8, 16)'" in plan.runs_of("wide")[0].shown()
+    splits = dataclasses.replace(plan.runs[0], fields={"evaluate.splits": ("validation", "test")})
+    assert '\'--config.evaluate.splits=("validation", "test")\'' in splits.shown()
+    assert splits.load_config().evaluate.splits == ("validation", "test")
 
 
 def test_a_budget_of_epochs_has_a_folder_of_its_own(tmp_path):
