@@ -32,7 +32,7 @@ FIELDS: dict[str, dict[str, object]] = {
     "inception_resnet*": ADAM | {"model.stem": "small", "num_epochs": 4},
     # Deep and without shortcuts: weights that are not averaged stay below 95 % so early.
     "inception_v4": ADAM
-    | {"model.stem": "small", "data.image_size": 10, "batch_size": 32, "num_epochs": 4, "schedule.warmup_epochs": 0.5}
+    | {"model.stem": "small", "data.image_size": 9, "batch_size": 32, "num_epochs": 4, "schedule.warmup_epochs": 0.5}
     | {"average_decay": 0.97, "loss.label_smoothing": 0.1, "optimizer.weight_decay": 0.0},
     "inception*": ADAM
     | {"model.stem": "small", "data.image_size": 10, "batch_size": 32, "num_epochs": 5, "schedule.warmup_epochs": 0.5}

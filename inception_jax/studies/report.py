@@ -61,7 +61,10 @@ def write_report(table: Table, failures: Mapping[Path, str] | None = None) -> Pa
     if norms:
         figure = _draw_norms(norms)
         _save(figure, folder / "figures" / "gradient_norms.pdf")
-        pictures.append(("gradient_norms", "The gradient's norm in each layer, before and after training", figure))
+        words = (
+            "The gradient's norm in each layer, before and after training: the median over the seeds, and their range"
+        )
+        pictures.append(("gradient_norms", words, figure))
     content: dict[str, Any] = {
         "study": plan.study,
         "form": plan.form,
@@ -330,21 +333,26 @@ def _legend(axes: Any, number: int) -> None:
         axes.legend(frameon=False, fontsize=8)
 
 
-def _gradient_norms(table: Table) -> dict[str, dict[str, float]]:
-    """By variation and moment, of the first complete seed."""
-    norms = {}
+def _gradient_norms(table: Table) -> dict[str, dict[str, list[float]]]:
+    """By variation and moment, in each layer: those of the complete seeds."""
+    norms: dict[str, dict[str, list[float]]] = {}
     for name, results in table.results.items():
-        found = next((result.extras["gradient_norms"] for result in results if "gradient_norms" in result.extras), {})
-        norms |= {f"{name}, {when}": by_layer for when, by_layer in found.items()}
+        for result in results:
+            for when, by_layer in result.extras.get("gradient_norms", {}).items():
+                layers = norms.setdefault(f"{name}, {when}", {})
+                for layer, norm in by_layer.items():
+                    layers.setdefault(layer, []).append(norm)
     return norms
 
 
 @_styled
-def _draw_norms(norms: Mapping[str, Mapping[str, float]]) -> Figure:
+def _draw_norms(norms: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
     figure, axes = _figure()
     layers = list(dict.fromkeys(layer for by_layer in norms.values() for layer in by_layer))
     for (name, by_layer), look in zip(norms.items(), _looks(len(norms)), strict=True):
-        axes.plot(layers, [by_layer.get(layer, math.nan) for layer in layers], label=name, marker=".", **look)
+        seeds = [by_layer.get(layer, [math.nan]) for layer in layers]
+        axes.plot(layers, [*map(statistics.median, seeds)], label=name, marker=".", **look)
+        axes.fill_between(layers, [*map(min, seeds)], [*map(max, seeds)], color=look["color"], alpha=0.15, lw=0)
     axes.set_yscale("log")
     axes.set_ylabel("norm of the gradient")
     axes.tick_params(axis="x", rotation=90, labelsize=7)

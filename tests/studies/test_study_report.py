@@ -20,8 +20,10 @@ def report(tmp_path_factory):
         Claim("best in the middle", "epoch_of_lowest_validation_loss", "wide", expected="between", limits=(2, 3.5)),
     )
     plan = fake_plan(folder, make_study(claims=claims), wide=(0.90, 0.92, 0.91), narrow=(0.80, 0.81, 0.805))
-    norms = {"start": {"conv1": 1.0, "fc": 2.0}, "end": {"conv1": 0.1, "fc": 0.01}}
-    (plan.runs[0].folder / EXTRAS).write_text(json.dumps({"gradient_norms": norms}))
+    for name, layers in {"wide": ("conv1", "aux", "fc"), "narrow": ("conv1", "fc")}.items():
+        for number, planned in enumerate(plan.runs_of(name), start=1):
+            norms = {when: dict.fromkeys(layers, scale * number) for when, scale in (("start", 1.0), ("end", 0.1))}
+            (planned.folder / EXTRAS).write_text(json.dumps({"gradient_norms": norms}))
     return write_report(read_table(plan), {plan.runs[0].folder: "exit code 3: <loss> not finite"})
 
 
@@ -40,6 +42,7 @@ def test_published_numbers_stand_beside_ours(report):
     assert "+10.50 points" in text
     assert "exit code 3: &lt;loss&gt; not finite" in text
     assert "6 of 6 runs complete" in text
+    assert "before and after training: the median over the seeds" in text
 
 
 def test_the_numbers_are_a_file(report):
@@ -75,6 +78,7 @@ def test_a_pair_is_no_run_and_has_no_command_of_its_own(tmp_path):
     plan = fake_plan(tmp_path, study, wide=(0.9, 0.92, 0.91), narrow=(0.8, 0.81, 0.805))
     text = write_report(read_table(plan)).read_text()
     assert "6 of 6 runs complete" in text
+    assert "before and after training: the median over the seeds" in text
     commands = text.partition("<h2>Commands</h2>")[2]
     assert re.findall(r"<strong>(\w+)</strong>", commands) == ["narrow", "wide"]
 
