@@ -11,8 +11,8 @@ from typing import NoReturn
 # Exit codes. 75 is the one by which programs ask to be tried again later (sysexits.h).
 FINISHED, MISTAKE, NOT_FINITE, NOT_WRITTEN, LOST, TERMINATED, INTERRUPTED = 0, 2, 3, 4, 5, 75, 130
 # glibc's allocator: huge pages (below), and as many arenas as there are cores. With its own eight for each core, what
-# lay free between arrays in use grew with every evaluation (51 to 90 MB in 8,500 small steps, and no end); with these
-# it stays (30 MB after 4,000 and after 17,500). What is in use is the same.
+# lay free between arrays in use grew from 51 to 90 MB in 8,500 small steps on two cores; with these it stays at 30 MB,
+# after 4,000 and after 17,500. What is in use is the same.
 MALLOC = f"glibc.malloc.hugetlb=1:glibc.malloc.arena_max={os.cpu_count() or 1}"
 GC_THRESHOLD = 100_000  # new objects between two garbage collections; CPython's own is 700 to 2,000
 

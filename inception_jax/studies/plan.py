@@ -213,8 +213,9 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 
 def _as_text(value: Any) -> str:
     if isinstance(value, tuple):
-        # Texts in double quotes, since a shell's are single.
-        items = ", ".join(json.dumps(item) if isinstance(item, str) else repr(item) for item in value)
+        # Texts in double quotes, since a shell's are single; JSON's escapes would cut an emoji in two.
+        texts = (json.dumps(item, ensure_ascii=False) if isinstance(item, str) else repr(item) for item in value)
+        items = ", ".join(texts)
         return f"({items}{',' if len(value) == 1 else ''})"
     return str(value)
 

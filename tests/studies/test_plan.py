@@ -33,6 +33,8 @@ def test_every_seed_has_its_folder_and_its_command(tmp_path):
     assert plan.runs_of("wide")[2].load_config().seed == 2
     assert all(planned.load_config().batch_size == 32 for planned in plan.runs)
     assert "'--config.model.stage_features=(8, 16)'" in plan.runs_of("wide")[0].shown()
+    classes = ('caf\u00e9 "noir"', "\U0001f98a", "O'Neil\\")
+    assert dataclasses.replace(plan.runs[0], fields={"data.classes": classes}).load_config().data.classes == classes
     splits = dataclasses.replace(plan.runs[0], fields={"evaluate.splits": ("validation", "test")})
     assert '\'--config.evaluate.splits=("validation", "test")\'' in splits.shown()
     assert splits.load_config().evaluate.splits == ("validation", "test")
