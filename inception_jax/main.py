@@ -127,7 +127,7 @@ def main(argv: list[str] | None = None, program: str = "python -m inception_jax.
         return FINISHED
     if not flags.FLAGS.is_parsed():  # TFDS looks at absl's own flags
         flags.FLAGS.mark_as_parsed()
-    with _terminable():
+    with terminable():
         try:
             code = _run(parse_flags(argv))
         except WriteError as error:
@@ -136,7 +136,7 @@ def main(argv: list[str] | None = None, program: str = "python -m inception_jax.
             code = _say(f"error: {error}", MISTAKE)
         except KeyboardInterrupt:
             code = _say("interrupted before training began", INTERRUPTED)
-        except _Terminated:
+        except Terminated:
             code = _say("terminated: there was nothing to save", TERMINATED)
         multihost.end_after_failure(code)
     return code
@@ -163,16 +163,16 @@ def _run(given: Flags) -> int:
     return FINISHED
 
 
-class _Terminated(BaseException):
-    """SIGTERM came before training, or after it."""
+class Terminated(BaseException):
+    """SIGTERM came, and training does not handle it: it was before, or after it."""
 
 
 @contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Where training does not handle it, SIGTERM ends the program with the exit code that asks for a new start."""
+def terminable() -> Iterator[None]:
+    """Where training does not handle SIGTERM, it raises Terminated, for the exit code that asks for a new start."""
 
     def terminate(number, frame) -> NoReturn:
-        raise _Terminated
+        raise Terminated
 
     try:
         before = signal.signal(signal.SIGTERM, terminate)

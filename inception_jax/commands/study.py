@@ -4,12 +4,14 @@ import argparse
 import os
 import re
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from inception_jax.errors import UserError
-from inception_jax.main import log_to_stderr
+from inception_jax.main import Terminated, log_to_stderr, terminable
+from inception_jax.process import TERMINATED
 
 if TYPE_CHECKING:
     from inception_jax.studies.plan import Plan
@@ -49,7 +51,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains and reports; 1 if a run failed, 75 if some are left because the time was up."""
+    """Trains and reports; 1 if a run failed, 75 if some are left, because the time was up or SIGTERM came."""
     from inception_jax.studies.plan import load_study, make_plan, shipped_studies
 
     if not args.file:
@@ -71,12 +73,15 @@ def run(args: argparse.Namespace) -> int:
         _dry_run(plan())
         return 0
     gpus = _gpus()
-    with log_to_stderr():
-        return _train_and_report(plan, jobs=args.jobs or len(gpus) or 1, seconds=seconds, gpus=gpus)
+    with log_to_stderr(), terminable():
+        try:
+            return _train_and_report(plan, jobs=args.jobs or len(gpus) or 1, seconds=seconds, gpus=gpus)
+        except Terminated:  # the runs have saved what they had
+            print("terminated: the same command goes on", file=sys.stderr)
+            return TERMINATED
 
 
 def _train_and_report(plan, *, jobs: int, seconds: float | None, gpus: list[str]) -> int:
-    from inception_jax.process import TERMINATED
     from inception_jax.studies import extras, report, results, runner
 
     started = time.monotonic()

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -99,6 +100,35 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(study_file, tmp_path,
     failures = runner.train(plan.runs, jobs=2)
     assert {path.parent.name for path in failures} == {"narrow", "wide"}
     assert set(failures.values()) == {"exit code 3: nothing works"}
+
+
+def test_sigterm_lets_the_runs_save_and_asks_for_a_new_start(study_file, tmp_path, monkeypatch, capsys):
+    ready, saved = tmp_path / "ready", tmp_path / "saved"
+    run = f"""
+import pathlib, signal, time
+
+def save(*_):
+    pathlib.Path({str(saved)!r}).touch()
+    raise SystemExit(75)
+
+signal.signal(signal.SIGTERM, save)
+pathlib.Path({str(ready)!r}).touch()
+time.sleep(60)
+"""
+
+    def terminate():
+        until = time.monotonic() + 60
+        while not ready.exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("inception_jax.studies.plan.PlannedRun.command", lambda *_: [sys.executable, "-c", run])
+    sender = threading.Thread(target=terminate)
+    sender.start()
+    assert main(["study", str(study_file), "--form=smoke", "--workdir", str(tmp_path)]) == 75
+    sender.join()
+    assert saved.exists()
+    assert "terminated: the same command goes on" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
