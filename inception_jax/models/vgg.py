@@ -48,7 +48,9 @@ class VGG(nn.Module):
       hidden_features: of `fc6` and `fc7`, which the classifier "paper" has.
       dropout_rate: before every dense layer but `fc6`.
       initializer: a name from layers.INITIALIZERS, or "paper", which is "normal": a deviation of 0.01, as in what was
-        made of the paper, where 0.01 is the variance.
+        made of the paper, where 0.01 is the variance. "he_normal" is of the convolutions; the three dense layers of the
+        classifier "paper" have "normal" then, as torchvision's. With He's VGG-19's loss on CIFAR-10 began at 7.6
+        instead of 2.5 and rose to 80 in the first steps at a rate of 0.01.
       dtype: of the computation; None: that of the inputs and parameters.
     """
 
@@ -84,9 +86,15 @@ class VGG(nn.Module):
         check_choice("classifier", self.classifier, ("paper", "mean"))
         check_image_size(images, self.min_image_size)
         initializer = initializer_name(self.initializer, "normal")
-        common = {"initializer": initializer, "dtype": self.dtype, "param_dtype": self.param_dtype}
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         conv = partial(
-            ConvUnit, kernel_size=(3, 3), norm=self.norm, use_bias=True, norm_epsilon=self.norm_epsilon, **common
+            ConvUnit,
+            kernel_size=(3, 3),
+            norm=self.norm,
+            use_bias=True,
+            norm_epsilon=self.norm_epsilon,
+            initializer=initializer,
+            **dtypes,
         )
         x = images
         for stage, size in enumerate(self.stage_sizes, start=1):
@@ -94,16 +102,14 @@ class VGG(nn.Module):
                 x = conv(min(64 * 2 ** (stage - 1), 512), name=f"conv{stage}_{index}")(x, train)
             x = MaxPool((2, 2), name=f"pool{stage}")(x)
         if self.classifier == "paper":
-            dense = partial(
-                nn.Dense,
-                self.hidden_features,
-                dtype=self.dtype,
-                param_dtype=self.param_dtype,
-                kernel_init=INITIALIZERS[initializer],
-            )
+            if initializer == "he_normal":
+                initializer = "normal"
+            dense = partial(nn.Dense, self.hidden_features, kernel_init=INITIALIZERS[initializer], **dtypes)
             x = ops.adaptive_avg_pool(x, (7, 7)).reshape(x.shape[0], -1)
             x = nn.relu(dense(name="fc6")(x))
             x = dropout(x, self.dropout_rate, train=train)
             x = nn.relu(dense(name="fc7")(x))
-        logits = classify(x, self.num_classes, train=train, dropout_rate=self.dropout_rate, **common)
+        logits = classify(
+            x, self.num_classes, train=train, dropout_rate=self.dropout_rate, initializer=initializer, **dtypes
+        )
         return Outputs(logits)

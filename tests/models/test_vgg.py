@@ -89,6 +89,26 @@ def test_trains_and_evaluates(options):
     assert_trains_and_evaluates(VGG(num_classes=3, **options), (4, 8, 8, 3))
 
 
+@pytest.mark.parametrize(
+    ("options", "convolution", "dense"),
+    [
+        ({}, (2 / 27) ** 0.5, 0.01),  # the latter as torchvision's
+        ({"initializer": "paper"}, 0.01, 0.01),
+        ({"initializer": "glorot_uniform"}, (2 / (27 + 576)) ** 0.5, (2 / (512 + 512)) ** 0.5),
+        ({"classifier": "mean"}, (2 / 27) ** 0.5, None),
+    ],
+)
+def test_initial_deviations(options, convolution, dense):
+    model = VGG((1,), num_classes=512, hidden_features=512, **options)
+    variables = jax.jit(partial(model.init, train=False))(jax.random.key(0), np.ones((1, 8, 8, 3), np.float32))
+    deviations = {name: np.std(unit.get("conv", unit)["kernel"]) for name, unit in variables["params"].items()}
+    np.testing.assert_allclose(deviations["conv1_1"], convolution, rtol=0.05)
+    if dense:
+        np.testing.assert_allclose([deviations["fc7"], deviations["fc"]], dense, rtol=0.02)
+    else:
+        np.testing.assert_allclose(deviations["fc"], (2 / 64) ** 0.5, rtol=0.02)
+
+
 def test_dropout_stands_before_fc7_and_fc():
     """With all that enters a layer dropped, only its bias is left."""
     images = np.ones((2, 4, 4, 3), np.float32)
