@@ -42,7 +42,7 @@ FIELDS: dict[str, dict[str, object]] = {
     "resnet50": DEEP | {"data.image_size": 16},
     "resnet*": {"model.stem": "small"},
     "simple_cnn": ADAM,
-    # Without batch norm, the small uniform kernels of A and C let 200 updates pass before anything is learnt.
+    # Without batch norm, small kernels let many updates pass before anything is learnt.
     "tiny_vgg_[ac]": ADAM | {"data.image_size": 32, "model.initializer": "he_normal"},
     "tiny_vgg*": ADAM | {"data.image_size": 32},
     "vgg19_bn": {"model.classifier": "mean", "schedule.learning_rate": 0.01},
