@@ -29,6 +29,7 @@ WORDS = {
     "minutes": "minutes", "images_per_second": "images/s", "multiply_adds": "multiply-adds", "learning_rate": "rate",
 }  # fmt: skip
 SELECTED_ON_TEST = "†"
+STEEP = 20  # a loss's highest over its lowest, beyond which its axis is logarithmic
 SMALLER_BY = {"parameters": 1e6, "multiply_adds": 1e6}  # shown in millions
 
 
@@ -280,7 +281,14 @@ def _curves(table: Table, column: str) -> dict[str, Curve]:
 
 def _described(curves: Mapping[str, Curve], column: str) -> str:
     ends = (f"{name} ends at {show(column, means[-1])}" for name, (_, means, _, _) in curves.items())
-    return f"{_label(column)} over the epochs: {'; '.join(ends)}"
+    axis = ", on a logarithmic axis" if _is_steep(curves, column) else ""
+    return f"{_label(column)} over the epochs{axis}: {'; '.join(ends)}"
+
+
+def _is_steep(curves: Mapping[str, Curve], column: str) -> bool:
+    """Whether a loss falls so far, as after an unstable first epoch, that all that follows would be a flat line."""
+    losses = [loss for _, _, *bounds in curves.values() for bound in bounds for loss in bound]
+    return _kind(column) == "loss" and 0 < STEEP * min(losses) < max(losses)
 
 
 def _figure() -> tuple[Figure, Any]:
@@ -319,6 +327,8 @@ def _draw_curves(curves: Mapping[str, Curve], column: str) -> Figure:
         if low != high:
             bounds = ([scale * value for value in values] for values in (low, high))
             axes.fill_between(epochs, *bounds, color=look["color"], alpha=0.15, lw=0)
+    if _is_steep(curves, column):
+        axes.set_yscale("log")
     axes.set_xlabel("epoch")
     axes.set_ylabel(_label(column) + (", %" if scale == 100 else ""))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))

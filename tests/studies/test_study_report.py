@@ -111,6 +111,16 @@ def test_measures_have_names_and_units(tmp_path, measure, label, shown):
     assert show(measure, 0.5) == shown
 
 
+@pytest.mark.parametrize(("first", "axis"), [(15.0, ""), (1e5, ", on a logarithmic axis")])
+def test_a_loss_that_starts_high_leaves_the_others_to_be_seen(first, axis, tmp_path):
+    plan = fake_plan(tmp_path, wide=(0.9, 0.92, 0.91), narrow=(0.8, 0.81, 0.805))
+    path = plan.runs[0].folder / "metrics.csv"
+    head, row, *rows = path.read_text().splitlines()
+    values = dict(zip(head.split(","), row.split(","), strict=True)) | {"validation_loss": str(first)}
+    path.write_text("\n".join([head, ",".join(values.values()), *rows]) + "\n")
+    assert f"validation loss over the epochs{axis}: " in write_report(read_table(plan)).read_text()
+
+
 def test_the_same_runs_give_the_same_report(tmp_path):
     plan = fake_plan(tmp_path, wide=(0.9, 0.92, 0.91), narrow=(0.8, 0.81, 0.805))
     first = write_report(read_table(plan)).read_bytes()
