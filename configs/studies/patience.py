@@ -49,14 +49,14 @@ here the schedule watches the validation split, and the highest test accuracy st
             "full": Form(seeds=(0, 1, 2), note="100 epochs, for a GPU."),
             "cpu": Form(
                 {
-                    "num_epochs": 5,
+                    "num_epochs": 4,
                     "batch_size": 64,
                     "data.splits.train": "train[:1000]",
                     "data.splits.validation": "train[49500:]",
                     "data.splits.test": "test[:500]",
                 },
                 variations=("patience_0", "patience_1", "patience_5"),
-                note="1,000 images in batches of 64, 5 epochs, the shorter patience values.",
+                note="1,000 images in batches of 64, 4 epochs, the shorter patience values.",
             ),
             "smoke": Form(
                 {
