@@ -49,8 +49,8 @@ class VGG(nn.Module):
       dropout_rate: before every dense layer but `fc6`.
       initializer: a name from layers.INITIALIZERS, or "paper", which is "normal": a deviation of 0.01, as in what was
         made of the paper, where 0.01 is the variance. "he_normal" is of the convolutions; the three dense layers of the
-        classifier "paper" have "normal" then, as torchvision's. With He's VGG-19's loss on CIFAR-10 began at 7.6
-        instead of 2.5 and rose to 80 in the first steps at a rate of 0.01.
+        classifier "paper" have "normal" then, as torchvision's. With He's in its place the loss of torchvision's
+        vgg19_bn on CIFAR-10 (batches of 64, rate 0.01) began at 7.6 instead of 2.5 and rose to 80 instead of 6.3.
       dtype: of the computation; None: that of the inputs and parameters.
     """
 
