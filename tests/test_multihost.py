@@ -109,6 +109,7 @@ def test_two_processes_equal_one(alone, digits, tmp_path):
     assert "epoch" not in log(tmp_path / "run", 1)  # the first one alone speaks
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_ends_the_others_and_the_run_goes_on(digits, tmp_path):
     folder = tmp_path / "run"
     longer = {"num_epochs": 12, "checkpoint.every_steps": 20}  # than it takes to look at the folder and to kill

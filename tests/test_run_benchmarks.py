@@ -20,6 +20,7 @@ def test_help_shows_examples(name):
     assert f"python benchmarks/{name}.py --" in shown
 
 
+@pytest.mark.slow
 def test_the_loop_takes_turns_with_the_bare_step(monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.setattr(train, "Progress", train.Progress)  # put back afterwards
@@ -92,7 +93,10 @@ def test_scaling_holds_the_losses_of_divided_batches_against_each_other(monkeypa
     assert "| strong | 8 | 16 | 800.0 | 20 | 0.12 |" in shown
 
 
-@pytest.mark.parametrize(("number", "kills"), [("KILL", 10), pytest.param("TERM", 5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("number", "kills"),
+    [("KILL", 3), pytest.param("KILL", 10, marks=pytest.mark.slow), pytest.param("TERM", 5, marks=pytest.mark.slow)],
+)
 def test_killed_runs_end_as_if_nothing_had_been(monkeypatch, capsys, tmp_path, digits, number, kills):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import kill_runs

@@ -46,7 +46,7 @@ class OneModule(nn.Module):
     [
         OneModule(),
         ResNet("bottleneck", (1, 2), num_classes=5),
-        create_model("vgg11_bn", num_classes=5, classifier="mean"),
+        pytest.param(create_model("vgg11_bn", num_classes=5, classifier="mean"), marks=pytest.mark.slow),
         create_model("alexnet", num_classes=5, norm="batch", stem="small", classifier="mean"),
         create_model("simple_cnn", num_classes=5, norm="batch", norm_epsilon=0.2, stage_features=(8, 16)),
     ],

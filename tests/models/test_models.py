@@ -213,7 +213,8 @@ def test_logits_equal_torchvisions(aux_heads):
     assert isinstance(outputs, Outputs)
 
 
-@pytest.mark.parametrize("aux_heads", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("aux_heads", [False, True])
 def test_gradients_equal_torchvisions(aux_heads):
     torchvision = import_torchvision()
     peer = torchvision.models.googlenet(num_classes=10, aux_logits=aux_heads, init_weights=False, transform_input=False)

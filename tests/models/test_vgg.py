@@ -139,7 +139,10 @@ def test_wrong_options_are_named_and_the_depth_is_fixed(options, message):
 
 
 # Maps of 2x3, which are spread to 7x7, and of 8x7, which are averaged; the paper's 7x7 are as they are.
-@pytest.mark.parametrize(("name", "size"), [("vgg11", (67, 96)), ("vgg11_bn", (67, 96)), ("vgg11", (256, 224))])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [pytest.param("vgg11", (67, 96), marks=pytest.mark.slow), ("vgg11_bn", (67, 96)), ("vgg11", (256, 224))],
+)
 def test_logits_equal_torchvisions(name, size):
     peer = import_torchvision().models.get_model(name, num_classes=100, init_weights=False)
     randomize(peer)
