@@ -69,13 +69,14 @@ def run(args: argparse.Namespace) -> int:
             name, study, args.form, args.workdir, only=args.only, epochs=epochs, fields=args.fields, found=found
         )
 
-    if args.dry_run:
-        _dry_run(plan())
-        return 0
-    gpus = _gpus()
-    with log_to_stderr(), terminable():
+    with terminable():
         try:
-            return _train_and_report(plan, jobs=args.jobs or len(gpus) or 1, seconds=seconds, gpus=gpus)
+            if args.dry_run:
+                _dry_run(plan())
+                return 0
+            gpus = _gpus()
+            with log_to_stderr():
+                return _train_and_report(plan, jobs=args.jobs or len(gpus) or 1, seconds=seconds, gpus=gpus)
         except Terminated:  # the runs have saved what they had
             print("terminated: the same command goes on", file=sys.stderr)
             return TERMINATED

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import queue
+import shutil
 import signal
 import subprocess
 import sys
@@ -122,13 +123,17 @@ def measure(planned: PlannedRun, seconds: float = 900.0) -> tuple[float, Path]:
     folder = Path(tempfile.mkdtemp(prefix="inception_jax-measure-"), "run")
     log = folder.with_suffix(".log")
     started, first = time.monotonic(), 0.0
-    with log.open("w") as output, _started(planned.command(folder), output) as process:
-        while process.poll() is None and time.monotonic() - started < seconds:
-            text = log.read_text(errors="replace")
-            if not first and "first step: after" in text:
-                first = time.monotonic() - started
-            if "estimate: " in text:
-                break
-            time.sleep(POLL_SECONDS)
-        process.terminate()
+    try:
+        with log.open("w") as output, _started(planned.command(folder), output) as process:
+            while process.poll() is None and time.monotonic() - started < seconds:
+                text = log.read_text(errors="replace")
+                if not first and "first step: after" in text:
+                    first = time.monotonic() - started
+                if "estimate: " in text:
+                    break
+                time.sleep(POLL_SECONDS)
+            process.terminate()
+    except BaseException:
+        shutil.rmtree(folder.parent)
+        raise
     return first, folder

@@ -102,6 +102,20 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(study_file, tmp_path,
     assert set(failures.values()) == {"exit code 3: nothing works"}
 
 
+def terminated_when(ready: Path) -> threading.Thread:
+    """Sends this process SIGTERM when the file is there."""
+
+    def terminate():
+        until = time.monotonic() + 60
+        while not ready.exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    sender = threading.Thread(target=terminate)
+    sender.start()
+    return sender
+
+
 def test_sigterm_lets_the_runs_save_and_asks_for_a_new_start(study_file, tmp_path, monkeypatch, capsys):
     ready, saved = tmp_path / "ready", tmp_path / "saved"
     run = f"""
@@ -115,20 +129,24 @@ signal.signal(signal.SIGTERM, save)
 pathlib.Path({str(ready)!r}).touch()
 time.sleep(60)
 """
-
-    def terminate():
-        until = time.monotonic() + 60
-        while not ready.exists() and time.monotonic() < until:
-            time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGTERM)
-
     monkeypatch.setattr("inception_jax.studies.plan.PlannedRun.command", lambda *_: [sys.executable, "-c", run])
-    sender = threading.Thread(target=terminate)
-    sender.start()
+    sender = terminated_when(ready)
     assert main(["study", str(study_file), "--form=smoke", "--workdir", str(tmp_path)]) == 75
     sender.join()
     assert saved.exists()
     assert "terminated: the same command goes on" in capsys.readouterr().err
+
+
+def test_a_dry_run_that_is_terminated_leaves_nothing_behind(study_file, tmp_path, monkeypatch):
+    ready = tmp_path / "ready"
+    run = f"import pathlib, time; pathlib.Path({str(ready)!r}).touch(); time.sleep(60)"
+    monkeypatch.setattr("inception_jax.studies.plan.PlannedRun.command", lambda *_: [sys.executable, "-c", run])
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    before = set(tmp_path.iterdir())
+    sender = terminated_when(ready)
+    assert main(["study", str(study_file), "--form=smoke", "--dry-run", "--workdir", str(tmp_path / "work")]) == 75
+    sender.join()
+    assert set(tmp_path.iterdir()) == before | {ready}
 
 
 @pytest.mark.parametrize(
