@@ -131,6 +131,7 @@ class Record:
     best_value: float | None = None  # of the watched metric
     evaluations_since_best: int = 0
     fingerprint: str | None = None  # of the pictures in a person's folder
+    data_version: str | None = None  # of a published data set; None also where none was kept yet
     retries: int = 0  # how often the run went back to a checkpoint because the loss was not finite
 
     @classmethod
@@ -192,7 +193,9 @@ def _train(config: Config, folder: Path, dataset: Dataset, clear_caches: bool = 
     with multihost.first_goes_first("folder"):
         run.prepare_folder(folder, config)
 
-    record = Record(dataclasses.asdict(inputs), steps_per_epoch, fingerprint=dataset.fingerprint)
+    record = Record(
+        dataclasses.asdict(inputs), steps_per_epoch, fingerprint=dataset.fingerprint, data_version=dataset.version
+    )
     with ExitStack() as exits:
         checkpoints = exits.enter_context(run.open_checkpoints(folder, config))
         stop_requested = exits.enter_context(_stop_requests())
@@ -208,6 +211,11 @@ def _train(config: Config, folder: Path, dataset: Dataset, clear_caches: bool = 
                 raise UserError(
                     f"{folder} holds a run on other pictures than are there now: {differences}. "
                     "Choose another --workdir, or bring the pictures back to what they were"
+                )
+            if record.data_version and record.data_version != dataset.version:
+                raise UserError(
+                    f"{folder} holds a run on version {record.data_version} of {dataset.name}, but its version is "
+                    f"{dataset.version} now. Choose another --workdir"
                 )
             if run.Inputs.from_json(record.inputs) != inputs or record.steps_per_epoch != steps_per_epoch:
                 raise UserError(

@@ -480,6 +480,15 @@ def test_bfloat16_computes_with_float32_parameters(config, tmp_path):
     assert kept["intermediates"]["conv1_1"]["__call__"][0].dtype == "bfloat16"
 
 
+def test_a_run_does_not_go_on_with_another_version_of_its_data_set(config, tmp_path, monkeypatch):
+    config.num_epochs = 1
+    train.train_and_evaluate(config, tmp_path)
+    published = data.published
+    monkeypatch.setattr(data, "published", lambda *a, **k: dataclasses.replace(published(*a, **k), version="9.0.0"))
+    with pytest.raises(UserError, match=r"run on version 1\.0\.0 of digits, but its version is 9\.0\.0 now"):
+        train.train_and_evaluate(config, tmp_path)
+
+
 def test_fit_trains_on_arrays_in_hand(config, tmp_path):
     generator = np.random.default_rng(0)
     labels = generator.integers(0, 2, 300)

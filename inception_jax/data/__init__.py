@@ -170,6 +170,7 @@ def load(
         statistics_path=found.cache / "statistics" / f"{form}-{key.hexdigest()[:16]}.json",
         fingerprint=found.fingerprint,
         cache=found.cache,
+        version=found.version,
     )
 
 
@@ -203,6 +204,7 @@ class Published:
       folder: where the pictures are.
       cache: where what was found out about them is kept, and what was decoded.
       fingerprint: of all names, classes and contents, of pictures in a person's folder; None of published sets.
+      version: the builder's, of published sets.
     """
 
     name: str
@@ -212,6 +214,7 @@ class Published:
     folder: Path
     cache: Path
     fingerprint: str | None = None
+    version: str | None = None
 
     @property
     def stored(self) -> dict[str, Base]:
@@ -308,7 +311,8 @@ def published(
             facts = pictures.check(records, cache / "facts" / f"{split}.json")
             bases[split] = Base(records, labels, facts, np.arange(len(labels)), split)
     shape: Any = image_feature.shape
-    return Published(name, tuple(label_feature.names), bases, 1 if shape[-1] == 1 else 3, cache, cache)
+    channels = 1 if shape[-1] == 1 else 3
+    return Published(name, tuple(label_feature.names), bases, channels, cache, cache, version=str(builder.version))
 
 
 def prepare(name: str, *, directory: str | Path | None = None, archives: str | Path | None = None) -> Path:

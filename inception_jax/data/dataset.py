@@ -53,6 +53,7 @@ class Dataset:
       statistics_path: where `channel_statistics` are kept, if at all.
       fingerprint: of the pictures in a person's folder, their names and classes; None for published sets and arrays.
       cache: the folder where what was found out about such a folder is kept.
+      version: of a published set, as its builder states it: another one may have other examples, splits or orders.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Dataset:
     statistics_path: Path | None = None
     fingerprint: str | None = None
     cache: Path | None = None
+    version: str | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
