@@ -124,9 +124,14 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
     return optax.stateless(clip)
 
 
-def moving_average(average: PyTree, new: PyTree, decay: float) -> PyTree:
-    """`decay * average + (1 - decay) * new`, leaf by leaf, in the leaves' own precision.
+def moving_average(average: PyTree, new: PyTree, decay: float, num_updates: jax.Array | int) -> PyTree:
+    """`d * average + (1 - d) * new`, leaf by leaf, in the leaves' own precision.
+
+    d is the smaller one of `decay` and (1 + num_updates) / (10 + num_updates), where so many updates were before: else
+    the first, random weights would be a part of the average for thousands of steps. Inception's released weights were
+    averaged so (Abadi et al. 2016, TensorFlow's ExponentialMovingAverage).
 
     Written as a step from the average towards the new value, so that a value that does not change is kept exactly.
     """
-    return jax.tree.map(lambda old, value: old + (1.0 - decay) * (value - old), average, new)
+    share = jnp.maximum(1.0 - decay, 9 / (10 + jnp.asarray(num_updates, float)))
+    return jax.tree.map(lambda old, value: old + share.astype(old.dtype) * (value - old), average, new)

@@ -44,7 +44,8 @@ def train_step(
       aux_weight: weight of each auxiliary head's loss (Szegedy et al. 2015, section 5: 0.3).
       accumulation_steps: the batch is worked on in as many equal micro-batches, one after the other, with one update;
         batch norm then sees micro-batches.
-      average_decay: of the moving average of params and batch_stats, updated after every step; 0: none.
+      average_decay: of the moving average of params and batch_stats, updated after every step, less in the first ones;
+        0: none.
     """
     step_key = jax.random.fold_in(key, state.step)
 
@@ -93,7 +94,7 @@ def train_step(
     params = optax.apply_updates(state.params, updates)
     average = state.average
     if average:
-        average = moving_average(average, {"params": params, "batch_stats": batch_stats}, average_decay)
+        average = moving_average(average, {"params": params, "batch_stats": batch_stats}, average_decay, state.step)
     state = state.replace(
         step=state.step + 1,
         params=params,

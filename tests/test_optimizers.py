@@ -299,15 +299,25 @@ def test_moving_average_equals_torch():
                 for leaf in model.parameters():
                     leaf += i
             peer.update_parameters(model)
-            average = moving_average(average, [leaf.detach().numpy() for leaf in model.parameters()], 0.9)
+            average = moving_average(average, [leaf.detach().numpy() for leaf in model.parameters()], 0.9, 1000)
         for leaf, expected in zip(average, peer.module.parameters(), strict=True):
             np.testing.assert_allclose(leaf, expected.detach().numpy(), rtol=1e-12)
+
+
+def test_the_first_weights_are_soon_forgotten_by_the_moving_average():
+    """TensorFlow's documentation: the decay is min(decay, (1 + num_updates) / (10 + num_updates))."""
+    with jax.enable_x64(True):
+        average = expected = jnp.asarray(1.0)
+        for step in range(200):
+            average = jax.jit(moving_average)(average, jnp.asarray(0.0), 0.9, jnp.int32(step))
+            expected = expected * min(0.9, (1 + step) / (10 + step))
+            np.testing.assert_allclose(average, expected, rtol=1e-12)
 
 
 def test_moving_average_keeps_what_does_not_change():
     values = {"params": jnp.asarray([0.1, 1 / 3, 1e-20]), "batch_stats": jnp.asarray([7.7])}
     for leaf, expected in zip(
-        jax.tree.leaves(moving_average(values, values, 0.9999)), jax.tree.leaves(values), strict=True
+        jax.tree.leaves(moving_average(values, values, 0.9999, 5)), jax.tree.leaves(values), strict=True
     ):
         np.testing.assert_array_equal(leaf, expected)
 
