@@ -29,11 +29,15 @@ from jaxtyping import PyTree
 from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 
 from inception_jax import multihost
+from inception_jax.distributed.watch import waiting
 from inception_jax.errors import UserError, WriteError, unknown_name
+from inception_jax.files import no_room, parse_json
 
 # Of what `_Records` writes. 1 had no such field, and its checksum did not cover all of the digest.
 FORMAT = 2
 
+# That a process which was asked to stop still waits for a checkpoint of all: less than schedulers leave it.
+SAVE_SECONDS = 100.0
 LEAVING_SECONDS = 60.0  # how long reads and writes that go on when one of them has failed are waited for
 
 # Folders that are no checkpoints, or not now. Orbax lists only those whose whole name is a number.
@@ -95,14 +99,14 @@ class Checkpoints:
             if not read_only:
                 self._put_back()
             multihost.wait_for_all("checkpoints.opened")
-            self._manager = ocp.CheckpointManager(
-                self.directory,
-                options=ocp.CheckpointManagerOptions(
-                    preservation_policy=_Kept(self._best_steps, keep_latest, keep_best, keep_every_steps),
-                ),
-            )
+            policy = _Kept(self._best_steps, keep_latest, keep_best, keep_every_steps)
+            with waiting("the folder of checkpoints to be opened"):
+                self._manager = ocp.CheckpointManager(
+                    self.directory, options=ocp.CheckpointManagerOptions(preservation_policy=policy)
+                )
         except OSError as error:
-            raise UserError(f"the folder of checkpoints {self.directory} cannot be used: {error}") from error
+            kind = WriteError if no_room(error) else UserError
+            raise kind(f"the folder of checkpoints {self.directory} cannot be used: {error}") from error
         try:
             for step in self.steps():
                 with contextlib.suppress(_DamagedError):
@@ -131,9 +135,23 @@ class Checkpoints:
             raise self._nothing_to_restore()
         return max(steps, default=None)
 
+    def best_steps(self) -> list[int]:
+        """The steps of which there is a checkpoint with a watched metric, the best first."""
+        return self._best_steps(self.steps())
+
     def best_step(self) -> int | None:
-        """The step whose watched metric is best; None if no checkpoint has one."""
-        return next(iter(self._best_steps(self.steps())), None)
+        """The step whose watched metric is best among those that are there; None if no checkpoint has one."""
+        return next(iter(self.best_steps()), None)
+
+    def watched(self, step: int) -> float | None:
+        """The watched metric of a step's checkpoint; None where it has none, or is damaged or not there."""
+        return self._sign * self._watched[step] if step in self.best_steps() else None
+
+    def lost(self) -> dict[int, str]:
+        """By step, what is wrong with each checkpoint that is damaged, those that were set aside included."""
+        aside = (path.name.removeprefix(DAMAGED) for path in self.directory.glob(f"{DAMAGED}*"))
+        steps = {int(step): "is damaged, and was set aside" for step in aside if step.isdecimal()}
+        return steps | {step: f"is damaged: {why}" for step, why in self._damaged.items()}
 
     def save(
         self, step: int, state: PyTree, progress: Mapping[str, Any], metrics: Mapping[str, float] | None = None
@@ -188,12 +206,13 @@ class Checkpoints:
             progress=ocp.args.JsonSave(records.progress),
             digest=ocp.args.JsonSave(records.digest()),
         )
+        self._running = True  # also where Ctrl-C comes while it starts
         try:
-            self._manager.save(step, args=items, force=True)  # unforced, Orbax may decide, silently, not to
+            with waiting("the checkpoint to be written", SAVE_SECONDS):
+                self._manager.save(step, args=items, force=True)  # unforced, Orbax may decide, silently, not to
         except (OSError, ValueError) as error:  # TensorStore's are ValueErrors
-            self._error = error
+            self._running, self._error = False, error
             self._give_up()
-        self._running = True
 
     def restore(self, step: int | None, template: PyTree) -> tuple[PyTree, dict[str, Any]]:
         """The verified `(state, progress)` of `step`, or, if that is None, of the latest step that is undamaged.
@@ -304,15 +323,19 @@ class Checkpoints:
     def _join(self) -> None:
         if not self._running:
             return
-        self._running = False
         try:
-            self._manager.wait_until_finished()
+            with waiting("the checkpoint to be written", SAVE_SECONDS):
+                self._manager.wait_until_finished()
         except Exception as error:  # of many types: the storage library's own, OSError, ValueError
             self._error = error
+        self._running = False  # and not where Ctrl-C has ended the waiting
 
     def _end_saving(self) -> None:
-        if self._saving and self._saving.replaces:  # complete, so its predecessor may go
-            self._remove([self.directory / f"{REPLACED}{self._saving.step}"])
+        if self._saving and self._saving.replaces:
+            if (self.directory / str(self._saving.step)).is_dir():  # complete, so its predecessor may go
+                self._remove([self.directory / f"{REPLACED}{self._saving.step}"])
+            else:  # Ctrl-C came before it had begun
+                self._put_back()
         self._saving = None
 
     def _give_up(self) -> NoReturn:
@@ -362,7 +385,7 @@ class Checkpoints:
         def read() -> Any:
             files = (self.directory / str(step) / item / "metadata" for item in ("digest", "progress"))
             try:
-                return [json.loads(file.read_bytes()) for file in files]
+                return [parse_json(file.read_bytes()) for file in files]
             except Exception as error:  # whatever a changed byte can lead to
                 return _brief(error)
 
@@ -389,7 +412,8 @@ class Checkpoints:
         try:
             # Not by the manager: its processes wait for one another, for ever if one of them could not read.
             folder = self._manager.directory / str(step) / "state"
-            state = ocp.StandardCheckpointHandler().restore(folder, args=ocp.args.StandardRestore(abstract))
+            with waiting("the checkpoint to be read", SAVE_SECONDS):
+                state = ocp.StandardCheckpointHandler().restore(folder, args=ocp.args.StandardRestore(abstract))
             found = _describe(state, with_bytes=True)
             changed = [path for path, leaf in records.leaves.items() if found.get(path) != leaf]
             why = f"{_some(changed)} not as saved" if changed else None
@@ -514,12 +538,18 @@ class _Kept(PreservationPolicy):
         return [checkpoint.step in kept for checkpoint in checkpoints]
 
 
+def saved_steps(directory: Path) -> list[int]:
+    """The steps of which there is a checkpoint in the folder, whole or damaged, as this process sees it now."""
+    return sorted(int(path.name) for path in directory.glob("*") if path.name.isdecimal())
+
+
 # Several processes
 
 
 def _any_process(flag: bool) -> bool:
     """Whether it is set in any of the processes, which all ask together."""
-    return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+    with waiting("the checkpoint of all processes", SAVE_SECONDS):
+        return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
 
 
 def _from_first(make: Callable[[], Any]) -> Any:
@@ -527,10 +557,11 @@ def _from_first(make: Callable[[], Any]) -> Any:
     if jax.process_count() == 1:
         return make()
     content = json.dumps(make()).encode() if jax.process_index() == 0 else b""
-    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
-    # Of a size that recurs, since each is compiled.
-    padded = np.frombuffer(content.ljust(1 << size.bit_length()), np.uint8)
-    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes())
+    with waiting("process 0 to read or write a checkpoint", SAVE_SECONDS):
+        size = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
+        # Of a size that recurs, since each is compiled.
+        padded = np.frombuffer(content.ljust(1 << size.bit_length()), np.uint8)
+        return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes())
 
 
 def _describe(tree: PyTree, *, with_bytes: bool) -> dict[str, dict[str, Any]]:

@@ -14,10 +14,12 @@ from matplotlib.figure import Figure
 
 from inception_jax import evaluate
 from inception_jax.data.dataset import Dataset
-from inception_jax.errors import UserError, WriteError
+from inception_jax.errors import UserError
 from inception_jax.evaluate import Predictions
 from inception_jax.inspection import activations
+from inception_jax.inspection.figures import save_figure
 from inception_jax.run import Run
+from inception_jax.text import chart_label
 
 CONFIDENCE = 0.95
 BATCH = 64  # images whose layers are compared at once, so that VGG at 224 pixels takes 4 GB
@@ -125,7 +127,7 @@ class Comparison:
 def compare_runs(
     first: Run,
     second: Run,
-    split: str = "test",
+    split: str | None = None,
     fields: Mapping[str, Any] | None = None,
     *,
     class_map: Mapping[str, str] | None = None,
@@ -136,6 +138,7 @@ def compare_runs(
     """Compares two runs on the same pictures, each at the size of its own input.
 
     Args:
+      split: None: test, or validation where there is no test split, see `evaluate.load_split`.
       fields: of `config.data`, e.g. {"name": "cifar10"}: other data than the first run's own.
       class_map: the runs' class for the data's, see `evaluate.match_classes`.
       images: on how many, spread evenly over the split, layers are compared; 0: on none.
@@ -151,9 +154,10 @@ def compare_runs(
     for run in (first, second):
         # The second gets the first's pictures, whichever it was trained on.
         named = run is first or {"name", "folder"} & source.keys()
-        own = source if named else evaluate.source_fields(first.config) | source
-        datasets.append(evaluate.load_for(run, split, own))
-        said.append(evaluate.predictions(run, datasets[-1], split, class_map=class_map, batch_size=batch_size))
+        own = source if named else evaluate.own_source_fields(first) | source
+        split, dataset = evaluate.load_split(run, split, own)
+        datasets.append(dataset)
+        said.append(evaluate.predictions(run, dataset, split, class_map=class_map, batch_size=batch_size))
     pairing, classes = pair(said[0], said[1], first.class_names, second.class_names)
     similarity = None
     if images:
@@ -281,17 +285,12 @@ def similarity_chart(similarity: Similarity, first: str, second: str) -> Figure:
     figure = Figure(figsize=(cell * columns + 3.2, cell * rows + 2.2), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
     picture = axes.imshow(similarity.cka, cmap="magma", vmin=0, vmax=1, origin="lower", interpolation="nearest")
-    axes.set_xticks(range(columns), similarity.second_layers, rotation=90, fontsize=8)
-    axes.set_yticks(range(rows), similarity.first_layers, fontsize=8)
-    axes.set_xlabel(_plain(second))
-    axes.set_ylabel(_plain(first))
+    axes.set_xticks(range(columns), map(chart_label, similarity.second_layers), rotation=90, fontsize=8)
+    axes.set_yticks(range(rows), map(chart_label, similarity.first_layers), fontsize=8)
+    axes.set_xlabel(chart_label(second))
+    axes.set_ylabel(chart_label(first))
     figure.colorbar(picture, shrink=0.8, label="linear CKA")
     return figure
-
-
-def _plain(name: str) -> str:
-    """A name as Matplotlib draws it: no formula."""
-    return name.replace("$", r"\$")
 
 
 def check_chart_file(path: Path) -> None:
@@ -308,7 +307,4 @@ def save_chart(similarity: Similarity, first: str, second: str, path: Path) -> N
       WriteError: the file cannot be written.
     """
     check_chart_file(path)
-    try:
-        similarity_chart(similarity, first, second).savefig(path)
-    except OSError as error:
-        raise WriteError(f"cannot write {path}: {error.strerror or error}") from error
+    save_figure(similarity_chart(similarity, first, second), path)

@@ -5,6 +5,7 @@ field (`--config.schedule.learning_rate=0.05`). Durations are epochs of the trai
 says steps. `placeholder` fields are unset: the network's or the data set's own default holds.
 """
 
+import logging
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
@@ -12,6 +13,8 @@ import ml_collections
 from ml_collections.config_dict import placeholder
 
 from inception_jax.errors import UserError, unknown_name
+
+logger = logging.getLogger(__name__)
 
 Config: TypeAlias = Any  # a ml_collections.ConfigDict: its fields have no static types
 
@@ -43,6 +46,7 @@ KINDS = {
 LARGEST_INT = 2**31 - 1
 SMALLEST_FLOAT, LARGEST_FLOAT = 1.2e-38, 3.4e38
 SEEDS = ("seed", "data.split_seed")
+PATHS = ("init_from", "data.archives", "data.directory", "data.folder")
 
 
 def _numbers(value: Any) -> bool:
@@ -62,11 +66,13 @@ LIMITS = (
         "batch_size", "accumulation_steps", "num_epochs", "evaluate.every_epochs", "checkpoint.keep_latest",
     )),
     ("0 or more", lambda x: x >= 0, (
-        "num_devices", "checkpoint.every_steps", "checkpoint.keep_best", "checkpoint.keep_every_steps",
-        "data.augment.brightness", "data.augment.contrast", "data.augment.cutmix", "data.augment.cutout",
+        "num_devices", "checkpoint.every_minutes", "checkpoint.every_steps", "checkpoint.keep_best",
+        "checkpoint.keep_every_steps", "data.augment.brightness", "data.augment.contrast", "data.augment.cutmix",
+        "data.augment.cutout",
         "data.augment.mixup", "data.augment.pad_and_crop", "data.augment.saturation", "data.memory_gib",
         "evaluate.batch_size", "evaluate.early_stopping_patience", "evaluate.first_epoch", "evaluate.stop_at",
-        "finetune.freeze_epochs", "finetune.trunk_rate", "log.every_seconds", "loss.aux_weight", "nonfinite.retries",
+        "finetune.freeze_epochs", "finetune.trunk_rate", "log.every_seconds", "log.watchdog_minutes",
+        "loss.aux_weight", "nonfinite.retries",
         "optimizer.clip_norm", "optimizer.weight_decay", "schedule.cooldown", "schedule.decay_rate",
         "schedule.final_rate", "schedule.learning_rate", "schedule.min_rate", "schedule.patience", "schedule.threshold",
         "schedule.warmup_epochs",
@@ -130,7 +136,7 @@ def default_config() -> Config:
     model.initializer = placeholder(str)  # of the kernels; the network's docstring lists the names
 
     config.data = data = _section()
-    data.name = "digits"  # a name from data.DATASETS, "module:Name" from outside the package, "": init_from's
+    data.name = "digits"  # a name from data.DATASETS, or "module:Name" from outside the package
     data.directory = placeholder(str)  # where prepared data is kept; unset: $INCEPTION_JAX_DATA, else ~/.cache
     data.archives = placeholder(str)  # a folder with the original archives, for machines that cannot download
     data.folder = placeholder(str)  # the pictures of image_folder, imagenet_subset, imagenet2012; read in place
@@ -226,6 +232,7 @@ def default_config() -> Config:
 
     config.checkpoint = checkpoint = _section()
     checkpoint.every_steps = 0  # besides the one at each evaluation; 0: none
+    checkpoint.every_minutes = 10.0  # the same by the clock, for long epochs; not with nonfinite.retries; 0: none
     checkpoint.keep_latest = 2  # the second is for the day on which the first is damaged
     checkpoint.keep_best = 1
     checkpoint.keep_every_steps = 0  # saved at the multiples of this, and kept for good; 0: none
@@ -238,6 +245,7 @@ def default_config() -> Config:
     log.every_seconds = 10.0  # between console lines where there is no terminal
     log.progress = "auto"  # auto: a bar on a terminal, lines elsewhere
     log.tensorboard = True
+    log.watchdog_minutes = 30.0  # without a step or an evaluated batch, after which the process ends; 0: never
 
     config.lock()
     model.unlock()
@@ -269,17 +277,23 @@ def check_types(config: Config, *, others: bool = False) -> None:
     for path in sorted(given - known):
         if not others and not path.startswith("model."):
             raise unknown_name("field", path, known)
+    check_fields(config)
     for path in sorted(known):
-        if path not in given:
-            raise UserError(f"the config has no field {path}: start it from inception_jax.config.default_config()")
         section, _, name = path.rpartition(".")
-        kind = (_get(default, section) if section else default).get_type(name)
-        value = _get(config, path)
-        unset = value is None and _get(default, path) is None
+        kind = (get_field(default, section) if section else default).get_type(name)
+        value = get_field(config, path)
+        unset = value is None and get_field(default, path) is None
         if not (unset or has_type(value, kind)):
             raise UserError(f"{path}={value!r} is not allowed: it must be {KINDS[kind]}")
         if kind is str and value and min(value) < " ":  # no path has them on purpose, and messages are one line
             raise UserError(f"{path}={value!r} is not allowed: it must be text without control characters")
+
+
+def check_fields(config: Config) -> None:
+    """Raises UserError unless the config has all fields."""
+    missing = sorted(set(field_names(default_config())) - set(field_names(config)))
+    if missing:
+        raise UserError(f"the config has no field {missing[0]}: start it from inception_jax.config.default_config()")
 
 
 def has_type(value: Any, kind: type) -> bool:
@@ -306,15 +320,25 @@ def validate(config: Config) -> None:
     """Raises UserError at the first field whose value is not allowed, before anything is computed."""
     check_types(config)
     for path in field_names(config):
-        _check_size(path, _get(config, path))
+        _check_size(path, get_field(config, path))
     for path, allowed in CHOICES.items():
-        value = _get(config, path)
+        value = get_field(config, path)
         if value not in allowed:
             raise unknown_name(path, str(value), allowed)
     for allowed, holds, paths in LIMITS:
         for path in paths:
-            if not holds(_get(config, path)):
-                raise UserError(f"{path}={_get(config, path)!r} is not allowed: it must be {allowed}")
+            if not holds(get_field(config, path)):
+                raise UserError(f"{path}={get_field(config, path)!r} is not allowed: it must be {allowed}")
+    for path in PATHS:
+        value = get_field(config, path)
+        if value is not None and not value.strip():
+            raise UserError(f"{path} is empty: it must name a place, or be None for none")
+    if config.schedule.warmup_epochs > config.num_epochs:
+        logger.warning(
+            "schedule.warmup_epochs=%g is longer than the run, num_epochs=%d: the rate never reaches "
+            "schedule.learning_rate=%g",
+            config.schedule.warmup_epochs, config.num_epochs, config.schedule.learning_rate,
+        )  # fmt: skip
     if config.batch_size % config.accumulation_steps:
         raise UserError(
             f"batch_size={config.batch_size} does not divide into accumulation_steps="
@@ -327,7 +351,7 @@ def validate(config: Config) -> None:
     if config.data.augment.crop_originals and config.data.pipeline == "memory":
         raise UserError("data.augment.crop_originals is not allowed with data.pipeline='memory': pictures are cut anew")
     for path in ("evaluate.splits", "evaluate.final_splits"):
-        for split in _get(config, path):
+        for split in get_field(config, path):
             if split not in known:
                 raise unknown_name(f"split in {path}", str(split), known)
     metrics = [f"{split}_{name}" for split in config.evaluate.splits for name in ("loss", "top1", "top5")]
@@ -335,7 +359,7 @@ def validate(config: Config) -> None:
     if config.schedule.name == "plateau":
         watched["schedule.metric"] = "schedule.mode"
     for path, mode_path in watched.items() if metrics else ():
-        metric, mode = _get(config, path), _get(config, mode_path)
+        metric, mode = get_field(config, path), get_field(config, mode_path)
         if metric not in metrics:
             raise unknown_name(f"metric in {path}", metric, metrics)
         better = "min" if metric.endswith("_loss") else "max"
@@ -367,7 +391,8 @@ def _validate_plateau(schedule: Config) -> None:
         )
 
 
-def _get(config: Config, path: str) -> Any:
+def get_field(config: Config, path: str) -> Any:
+    """A field by its full name, such as "schedule.learning_rate"."""
     for part in path.split("."):
         config = config[part]
     return config

@@ -3,18 +3,31 @@
 Free of JAX, so that mistakes are answered at once.
 """
 
+import ast
+import contextlib
+import csv
 import difflib
+import importlib
+import importlib.abc
+import importlib.machinery
+import inspect
 import re
+import sys
 import traceback
+import types
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
-from inception_jax.config import KINDS, Config, field_names
-from inception_jax.errors import UserError
+from inception_jax import files
+from inception_jax.config import KINDS, PATHS, Config, check_fields, default_config, field_names, get_field
+from inception_jax.errors import UserError, unknown_name
 
+NAMES = ("data.classes",)  # fields of names that are anybody's choice
 # Shipped configs stand inside the package in a wheel, and beside it in a checkout.
 _FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")
 
@@ -26,16 +39,17 @@ def shipped_configs() -> dict[str, Path]:
 
 
 def find_config(name_or_path: str) -> Path:
-    """The config file at a path, else the shipped one of that name.
+    """The config file at a path, else the shipped one of that name; a bare name of a shipped one is always that.
 
     Raises:
       UserError: there is neither; the message names the nearest shipped config.
     """
-    path, shipped = Path(name_or_path), shipped_configs()
-    if path.is_file():
-        return path
+    shipped = shipped_configs()
     if name_or_path in shipped:
         return shipped[name_or_path]
+    path = files.expand(name_or_path, "--config")
+    if path.is_file():
+        return path
     if path.parent == Path() and path.stem in shipped:  # "googlenet_digits.py" where no such file is
         return shipped[path.stem]
     nearest = difflib.get_close_matches(path.stem, shipped, n=1, cutoff=0.5)
@@ -43,33 +57,77 @@ def find_config(name_or_path: str) -> Path:
     raise UserError(f"there is no config {name_or_path!r}: {hint}Give a file, or one of {', '.join(shipped)}")
 
 
-def load_config(path: Path) -> Config:
-    """Runs the file and returns what its `get_config()` returns.
+def find_config_and_argument(text: str) -> tuple[Path, str | None]:
+    """As `find_config`, of NAME_OR_FILE or NAME_OR_FILE:ARGUMENT, with what is to be given to its `get_config`.
+
+    Raises:
+      UserError: there is no such config.
+    """
+    with contextlib.suppress(UserError):
+        return find_config(text), None  # a file's name may have a colon
+    name, colon, argument = text.partition(":")
+    return find_config(name), argument if colon else None
+
+
+def load_config(path: Path, argument: str | None = None) -> Config:
+    """Runs the file and returns what its `get_config()` returns, or `get_config(argument)` where one is given.
 
     Raises:
       UserError: the file cannot be read or raises an exception (the message has its name and line), or has no
-        `get_config()` that returns a ConfigDict.
+        `get_config()` that returns a config with all fields.
     """
-    config = run_file(path, "get_config")
+    config = run_file(path, "get_config", *([] if argument is None else [argument]))
     if not isinstance(config, ConfigDict):
         raise UserError(
             f"config file {path} needs a function get_config() that returns a ConfigDict: "
             "start it from inception_jax.config.default_config()"
         )
+    try:
+        check_fields(config)
+    except UserError as error:
+        raise UserError(f"config file {path}: {error}") from error
+    return _thawed(config) if isinstance(config, FrozenConfigDict) else config
+
+
+def _thawed(frozen: FrozenConfigDict) -> Config:
+    """A frozen config's fields, which have lost the types of those that are unset, as they are in the default config.
+
+    Raises:
+      UserError: there is no such field, or a value has another type than the field.
+    """
+    config = default_config()
+    for path in field_names(frozen):
+        section, name = _section(config, path)
+        value = get_field(frozen, path)
+        if section is None or (section.is_locked and name not in section):
+            raise unknown_name("field", path, field_names(config))
+        try:
+            section[name] = value
+        except TypeError as error:
+            raise UserError(f"{path}={value!r} is not allowed: {_one_line(error)}") from error
     return config
 
 
-def run_file(path: Path, function: str) -> Any:
+def run_file(path: Path, function: str, *arguments: str) -> Any:
     """Runs a Python file and returns what a function in it returns; None where it has none of that name.
+
+    While it runs it is a module like others, for dataclasses and whatever else looks for the module of a class; and
+    behind all that is installed, its own folder and the current one are searched for modules.
 
     Raises:
       UserError: the file cannot be read or raises an exception; the message has its name and line.
     """
     # Not imported: an import leaves __pycache__ beside people's files and can find a stale one there.
-    namespace: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
+    module = types.ModuleType(f"config_file_{path.stem}")
+    module.__file__ = str(path)
     try:
-        exec(compile(path.read_bytes(), str(path), "exec"), namespace)
-        return namespace[function]() if function in namespace else None
+        with _registered(module), _neighbours(path.resolve().parent, Path.cwd()):
+            exec(compile(path.read_bytes(), str(path), "exec"), vars(module))
+            if function not in vars(module):
+                return None
+            called = getattr(module, function)
+            _check_takes(called, arguments)
+            return called(*arguments)
     except OSError as error:
         raise UserError(f"config file {path} cannot be read: {error.strerror}") from error
     except Exception as error:
@@ -77,6 +135,65 @@ def run_file(path: Path, function: str) -> Any:
         line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
         where = f"{path}, line {line}" if line else str(path)
         raise UserError(f"config file {where}: {type(error).__name__}: {_one_line(error)}") from error
+
+
+def _check_takes(called: Any, arguments: Sequence[str]) -> None:
+    """Raises TypeError where a config file's function needs an argument that is not given, or takes none."""
+    try:
+        inspect.signature(called).bind(*arguments)
+    except TypeError as error:
+        how = "it takes no argument" if arguments else "it needs an argument: give FILE:ARGUMENT"
+        raise TypeError(f"{how} ({error})") from error
+
+
+@contextlib.contextmanager
+def _registered(module: types.ModuleType) -> Iterator[None]:
+    """The module is in sys.modules; one that runs already, of the same name, is back afterwards."""
+    before = sys.modules.get(module.__name__)
+    sys.modules[module.__name__] = module
+    try:
+        yield
+    finally:
+        sys.modules.pop(module.__name__)
+        if before is not None:
+            sys.modules[module.__name__] = before
+
+
+class _Source(importlib.machinery.SourceFileLoader):
+    """Reads a module's text, and leaves no __pycache__ beside it nor trusts one that is there."""
+
+    def get_code(self, fullname: str) -> types.CodeType:
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
+
+
+class _Neighbours(importlib.abc.MetaPathFinder):
+    """Finds modules that nobody else has found in some folders, and remembers which."""
+
+    def __init__(self, folders: Sequence[Path]):
+        kinds = (_Source, importlib.machinery.SOURCE_SUFFIXES)
+        self.finders = [importlib.machinery.FileFinder(str(folder), kinds) for folder in folders]
+        self.found: set[str] = set()
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        found = (finder.find_spec(fullname) for finder in self.finders if path is None)
+        spec = next((spec for spec in found if spec and spec.loader), None)
+        if spec:
+            self.found.add(fullname)
+        return spec
+
+
+@contextlib.contextmanager
+def _neighbours(*folders: Path) -> Iterator[None]:
+    """Modules in these folders can be imported, and are forgotten afterwards: another file's may have their names."""
+    finder = _Neighbours(folders)
+    sys.meta_path.append(finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+        for name in [name for name in sys.modules if name.partition(".")[0] in finder.found]:
+            del sys.modules[name]
 
 
 def _one_line(error: Exception) -> str:
@@ -91,6 +208,8 @@ def _one_line(error: Exception) -> str:
 def override(config: Config, argv: list[str]) -> None:
     """Sets the fields given as --config.FIELD=VALUE; argv[0] is the program's name.
 
+    None unsets a field that may be unset. Names of classes are texts, whatever they look like.
+
     Raises:
       UserError: an unknown field or flag, or a value of the wrong type.
     """
@@ -100,12 +219,13 @@ def override(config: Config, argv: list[str]) -> None:
     network = config.model.name
     values = flags.FlagValues()
     values.set_gnu_getopt(True)
+    ours, rest = _split_off(config, argv)
     try:
         # New fields are for networks from outside the package: _check_field lets them pass in unlocked sections only.
         config_flags.DEFINE_config_dict(
-            "config", config, flag_values=values, lock_config=False, accept_new_attributes=True, sys_argv=argv
+            "config", config, flag_values=values, lock_config=False, accept_new_attributes=True, sys_argv=rest
         )
-        unexpected = values(argv)[1:]
+        unexpected = values(rest)[1:]
     except flags.UnrecognizedFlagError as error:
         known = ["config", "workdir", "help", *(f"config.{field}" for field in field_names(config))]
         raise UserError(f"unknown flag --{error.flagname}{_nearest(error.flagname, known)}") from error
@@ -122,8 +242,84 @@ def override(config: Config, argv: list[str]) -> None:
         raise UserError(f"unexpected argument {unexpected[0]!r}: flags have the form --name=value")
     for field in fields:
         section, name = _section(config, field)
-        if isinstance(section[name], tuple):
+        if isinstance(section.get(name), tuple):
             section[name] = _split_names(section[name])
+    for field, value in ours.items():
+        section, name = _section(config, field)
+        section[name] = value
+
+
+def _split_off(config: Config, argv: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """The fields whose values are not what they look like, with these, and the arguments that are left for absl.
+
+    Raises:
+      UserError: a path is empty.
+    """
+    ours: dict[str, Any] = {}
+    rest: list[str] = []
+    left = list(reversed(argv))
+    while left:
+        argument = left.pop()
+        match = re.fullmatch(r"--?config\.([^=]+)(?:=(.*))?", argument, re.DOTALL)
+        if not match:
+            rest.append(argument)
+            continue
+        field, text = match.groups()
+        section, name = _section(config, field)
+        apart = text is None and bool(left) and (name not in section or section.get_type(name) is not bool)
+        text = left[-1] if apart else text
+        if field in PATHS and text is not None and not text.strip():
+            raise UserError(f"--config.{field} is empty; is a variable of the shell unset? None is for no {field}")
+        if field in NAMES and text is not None:
+            ours[field] = (*ours.get(field, ()), *_as_names(field, text))
+        elif text == "None" and _may_be_unset(field):
+            ours[field] = None
+        else:
+            ours.pop(field, None)  # the last one holds
+            rest.append(argument)
+            continue
+        if apart:
+            left.pop()
+    return ours, rest
+
+
+def _may_be_unset(field: str) -> bool:
+    """Whether None is a value of the field: where it is the default, and for all options of networks."""
+    default = default_config()
+    section, name = _section(default, field)
+    return section is not None and field != "model.name" and section.get(name) is None
+
+
+def _as_names(field: str, text: str) -> tuple[str, ...]:
+    """Names with commas between: in quotes where they have commas themselves, or as Python or JSON writes a list.
+
+    Raises:
+      UserError: a quote is not closed.
+    """
+    value: Any = None
+    with warnings.catch_warnings(), contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+        warnings.simplefilter("ignore")  # of Python about a backslash
+        value = ast.literal_eval(text.strip()) if text.strip()[:1] in ("(", "[", "'", '"') else None
+    value = (value,) if isinstance(value, str) else value
+    if isinstance(value, tuple | list) and all(isinstance(item, str) for item in value):
+        return tuple(value)
+    try:
+        (row,) = csv.reader([_without_brackets(text.strip())], skipinitialspace=True, strict=True) or [[]]
+    except (csv.Error, ValueError) as error:
+        raise UserError(f"--config.{field}={' '.join(text.split())} is not allowed: {error}") from error
+    return tuple(name for part in row if (name := part.strip()))
+
+
+def _without_brackets(text: str) -> str:
+    """The text without a pair of brackets around the whole of it; those inside stay."""
+    if not text or text[0] + text[-1] not in ("()", "[]"):
+        return text
+    depth = 0
+    for place, char in enumerate(text):
+        depth += (char == text[0]) - (char == text[-1])
+        if not depth:
+            return text[1:-1] if place == len(text) - 1 else text
+    return text
 
 
 def _forget_options(config: Config, given: list[str]) -> None:

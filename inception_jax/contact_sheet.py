@@ -13,6 +13,7 @@ from inception_jax.data import streaming
 from inception_jax.data.dataset import Dataset
 from inception_jax.inspection.pictures import Picture
 from inception_jax.run import Inputs
+from inception_jax.state import stream
 
 TILE = 96  # least side of a tile, pixels: smaller images are enlarged by a whole number
 LARGEST_TILE = 224  # larger images are reduced
@@ -45,7 +46,7 @@ def contact_sheet(dataset: Dataset, config: Config, *, split: str = "train", row
         if config.data.augment.crop_originals and isinstance(part, streaming.Split):
             crop = streaming.RandomCrop(config.seed, strengths["random_resized_crop"], strengths["aspect_ratio"])
             taken = np.stack([part.decode(int(row), partial(crop.draw, draw, int(row))) for row in positions])
-        key, mix_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), draw))
+        key, mix_key = jax.random.split(jax.random.fold_in(stream(config.seed, "preview"), draw))
         augmented = prepare(key, jnp.asarray(taken))
         if mix:
             augmented, _ = mix(mix_key, augmented, jnp.asarray(labels))

@@ -3,20 +3,28 @@
 import copy
 import csv
 import dataclasses
-import json
+import io
+import logging
 import re
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from inception_jax import data, files, registry
 from inception_jax.config import Config, default_config
+from inception_jax.data import digests
 from inception_jax.data.dataset import Dataset, eval_batches
-from inception_jax.errors import UserError, WriteError, unknown_name
+from inception_jax.errors import UserError, unknown_name
 from inception_jax.run import Run, load_data
+from inception_jax.text import csv_cell
+
+logger = logging.getLogger(__name__)
 
 NAMES_SHOWN = 5  # classes that a message lists
+SPLITS = ("test", "validation")  # of these the first that is there, where none is named
 TTA = ("none", "flip", "1-crop", "10-crop")
 LARGER = 256 / 224  # the side of an image by that of the crops that are cut out of it: ImageNet's usual sizes
 # Fields of config.data that say which pictures there are, not what a network is given of them.
@@ -267,30 +275,30 @@ def save_predictions(predictions: Predictions, class_names: Sequence[str], path:
     Args:
       path: .npz for the arrays of `Predictions` and class_names, which `numpy.load` reads; or .csv for a line for each
         example: its index, class (empty where the network does not know it), predicted class and that one's
-        probability (empty where the picture could not be decoded).
+        probability (empty where the picture could not be decoded). There a quote goes before names that a spreadsheet
+        would take for formulas, and before those that begin with a quote, see `text.csv_cell`.
 
     Raises:
       UserError: the suffix is another one.
       WriteError: the file cannot be written.
     """
-    path = Path(path)
+    path = files.expand(path)
     check_predictions_file(path)
-    try:
-        if path.suffix.lower() == ".npz":
-            known = {key: value for key, value in vars(predictions).items() if value is not None}
-            with path.open("wb") as file:
-                np.savez_compressed(file, **known, class_names=np.array(class_names))
-            return
-        confidence, predicted = _confidence(predictions.logits), predictions.logits.argmax(axis=1)
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["index", "class", "predicted", "probability"])
-            columns = zip(predictions.labels.tolist(), predicted, confidence, predictions.decoded, strict=True)
-            for index, (label, guess, probability, decoded) in enumerate(columns):
-                said = [class_names[guess], f"{probability:.6f}"] if decoded else ["", ""]
-                writer.writerow([index, class_names[label] if label >= 0 else "", *said])
-    except OSError as error:
-        raise WriteError(f"cannot write {path}: {error.strerror or error}") from error
+    if path.suffix.lower() == ".npz":
+        known, arrays = {key: value for key, value in vars(predictions).items() if value is not None}, io.BytesIO()
+        np.savez_compressed(arrays, **known, class_names=np.array(class_names))
+        files.write_bytes(path, arrays.getvalue())
+        return
+    confidence, predicted = _confidence(predictions.logits), predictions.logits.argmax(axis=1)
+    names = list(map(csv_cell, class_names))
+    lines = io.StringIO()
+    writer = csv.writer(lines)
+    writer.writerow(["index", "class", "predicted", "probability"])
+    columns = zip(predictions.labels.tolist(), predicted, confidence, predictions.decoded, strict=True)
+    for index, (label, guess, probability, decoded) in enumerate(columns):
+        said = [names[guess], f"{probability:.6f}"] if decoded else ["", ""]
+        writer.writerow([index, names[label] if label >= 0 else "", *said])
+    files.write_text(path, lines.getvalue())
 
 
 def check_predictions_file(path: Path) -> None:
@@ -304,20 +312,35 @@ def source_fields(config: Config) -> dict[str, Any]:
     return {field: config.data[field] for field in SOURCE if config.data.get(field) is not None}
 
 
+def own_source_fields(run: Run) -> dict[str, Any]:
+    """The same of a run's own data, for another run.
+
+    Raises:
+      UntrustedError: the run's folder names a data set that is code, which is not trusted.
+    """
+    registry.check_trusted("data set", run.config.data.name, run.folder, run.trusts_data)
+    return source_fields(run.config)
+
+
 def load_for(run: Run, split: str, fields: Mapping[str, Any], *, tta: str = "none") -> Dataset:
     """A data set in the format of a run's input.
 
     Args:
       split: the one that is wanted.
-      fields: of `config.data`, e.g. {"name": "cifar10"}, in place of the run's. Another name or folder drops the run's
-        own splits, classes and filters.
+      fields: of `config.data`, e.g. {"name": "cifar10"}, in place of the run's; a name that is code, "module:Name", is
+        trusted. Another name or folder drops the run's own splits, classes and filters.
       tta: for crops images are 256/224 as large as the network's, made of the pictures anew: squashed like these,
         or of as much more around the centre as there is. The corners are those of that square, not of the whole
         picture as behind torchvision's Resize, which keeps the aspect ratio.
 
+    A warning says where the run's own data is not what it was trained on.
+
     Raises:
       UserError: as `data.load`; or crops of images that are no squares.
+      UntrustedError: the run's own data set is code, which is not trusted.
     """
+    if "name" not in fields:
+        registry.check_trusted("data set", run.config.data.name, run.folder, run.trusts_data)
     side, _, _ = _stored_shape(run, tta)
     config = copy.deepcopy(run.config)
     height, width, channels = run.inputs.image_shape
@@ -348,55 +371,161 @@ def load_for(run: Run, split: str, fields: Mapping[str, Any], *, tta: str = "non
         for name in section.splits:  # the others need not be there, nor ImageNet's train beside its val
             if name != split:
                 section.splits[name] = ""
-    return load_data(config)
+    dataset = load_data(config)
+    if not fields.keys() & (set(SOURCE) - {"directory"}):
+        _warn_of_changes(run, dataset)
+    return dataset
+
+
+def _warn_of_changes(run: Run, dataset: Dataset) -> None:
+    """Says so where the run's own data is not what it was trained on."""
+    if run.fingerprint and dataset.fingerprint:
+        before, now = digests.in_both(run.fingerprint, dataset.fingerprint)
+        if before != now:
+            changes = data.changes(dataset.cache, before, now)
+            logger.warning("%s: the data is not what the network was trained on: %s", run.folder, changes)
+
+
+def load_split(run: Run, split: str | None, fields: Mapping[str, Any], *, tta: str = "none") -> tuple[str, Dataset]:
+    """The name of a split that has examples, and the data set, see `load_for`.
+
+    Args:
+      split: None: test, or validation where there is no test split; the log says so.
+
+    Raises:
+      UserError: as `load_for`, or the split has no examples.
+    """
+    errors = []
+    for name in (split,) if split is not None else SPLITS:
+        try:
+            dataset = load_for(run, name, fields, tta=tta)
+            if not len(dataset.splits.get(name, ())):
+                raise UserError(f"{dataset.name} has no split {name!r}; it has {', '.join(dataset.splits) or 'none'}")
+        except UserError as error:
+            errors.append(error)
+            continue
+        if errors:
+            logger.info("%s: the %s split stands in for %s: %s", run.folder, name, SPLITS[0], errors[0])
+        return name, dataset
+    raise errors[0]
 
 
 def match_classes(theirs: Sequence[str], ours: Sequence[str], class_map: Mapping[str, str] | None = None) -> np.ndarray:
     """For each of a data set's classes the network's: int32 `(len(theirs),)`, -1 where it has none.
 
-    Names are the same in spite of letter case, spaces, hyphens and underscores. One may be several words for the same,
-    with commas between: any that agrees will do, but a class of the very name comes first ("maillot" and "maillot, tank
-    suit" are two of ImageNet's).
+    A class of the very name is the same one, always. Only what is left is tried in looser spellings, one after another:
+    without spaces, hyphens and underscores (but "-1" is not "1", nor "1-2" "12"); in any letter case; and, where a name
+    is several words for the same with commas between, by the first or any of them. They count where they are one to
+    one. Where several classes of either side are alike, a warning names them, and the data's is left out.
 
     Args:
-      class_map: names of ours by theirs, for those that are to be matched otherwise.
+      class_map: names of ours by theirs, for those that are to be matched otherwise; two of theirs may be one of ours.
 
     Raises:
-      UserError: no class is the same, or the map names one that there is not.
+      UserError: no class is the same, or the map names one that there is not, or that there is twice.
     """
-    given = dict(class_map or {})
-    for name, known, whose in (
-        *((name, theirs, "the data") for name in given),
-        *((name, ours, "the run") for name in given.values()),
-    ):
-        if name not in known:
-            raise UserError(f"the class map names {name!r}, which is no class of {whose}: {_some(known)}")
+    given = _given_classes(theirs, ours, class_map or {})
     if tuple(theirs) == tuple(ours) and not given:
         return np.arange(len(ours), dtype=np.int32)
-    backwards = list(enumerate(ours))[::-1]  # so that of two the first stays
-    words = {word: label for label, name in backwards for word in _words(name)}
-    place = words | {_plain(name): label for label, name in backwards}
-    labels = [
-        ours.index(given[name]) if name in given
-        else next((place[word] for word in (_plain(name), *_words(name)) if word in place), -1)
-        for name in theirs
-    ]  # fmt: skip
+    found, doubts = _alike_classes(theirs, ours, [place for place in range(len(theirs)) if place not in given])
+    labels = [given.get(place, found.get(place, -1)) for place in range(len(theirs))]
+    why = f"names are too much alike: {_some(doubts, '; ')}. --class-map FILE says which are the same"
     if max(labels, default=-1) < 0:
         raise UserError(
             f"no class of the data is one of the run's: the data has {_some(theirs)}; the run has {_some(ours)}. "
-            "--class-map FILE says which are the same"
+            + (why if doubts else "--class-map FILE says which are the same")
         )
+    if doubts:
+        logger.warning("classes are left out, as %s", why)
     return np.array(labels, np.int32)
+
+
+def _given_classes(theirs: Sequence[str], ours: Sequence[str], class_map: Mapping[str, str]) -> dict[int, int]:
+    """The class map with places for names."""
+
+    def place(name: str, names: Sequence[str], whose: str) -> int:
+        same = [index for index, known in enumerate(names) if known == name]
+        # An accent may be a character of its own, as in the names of files on a Mac.
+        same = same or [index for index, known in enumerate(names) if _canonical(known) == _canonical(name)]
+        if len(same) != 1:
+            what = "no class" if not same else "more than one class"
+            raise UserError(f"the class map names {name!r}, which is {what} of {whose}: {_some(names)}")
+        return same[0]
+
+    given: dict[int, int] = {}
+    for name, own in class_map.items():
+        label = place(name, theirs, "the data")
+        if label in given:
+            raise UserError(f"the class map names {name!r} of the data twice")
+        given[label] = place(own, ours, "the run")
+    return given
+
+
+def _alike_classes(
+    theirs: Sequence[str], ours: Sequence[str], places: Sequence[int]
+) -> tuple[dict[int, int], list[str]]:
+    """Ours by theirs at these places, where a spelling is one to one; and a phrase for each that is like several."""
+    matched: dict[int, int] = {}
+    doubts: dict[int, str] = {}
+    by_spelling: list[str] = []
+    for spelling in SPELLINGS:
+        their_keys, our_keys = [spelling(name) for name in theirs], [spelling(name) for name in ours]
+        their_places, our_places = _places_of_keys(their_keys, places), _places_of_keys(our_keys, range(len(ours)))
+        found: dict[int, int] = {}
+        for place in places:
+            if place in matched or place in doubts:
+                continue
+            alike = {label for key in their_keys[place] for label in our_places.get(key, ())}
+            if not alike:
+                continue
+            # What else of the data is like these, unless it has a class already that is none of them.
+            rivals = {other for label in alike for key in our_keys[label] for other in their_places.get(key, ())}
+            rivals = {other for other in rivals if other not in matched or matched[other] in alike} - {place}
+            if len(alike) > 1 or rivals:
+                doubts[place] = _doubt(place, sorted(rivals), sorted(alike), theirs, ours)
+            else:
+                found[place] = alike.pop()
+        if spelling not in SPELLINGS[:2]:
+            by_spelling += [f"{theirs[place]!r} is {ours[label]!r}" for place, label in found.items()]
+        matched |= found
+    if by_spelling:
+        logger.info(
+            "classes of the data whose names are those of the run but for their spelling: %s", _some(by_spelling)
+        )
+    return matched, list(doubts.values())
+
+
+def _places_of_keys(keys: Sequence[Sequence[str]], places: Iterable[int]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for place in places:
+        for key in keys[place]:
+            found.setdefault(key, []).append(place)
+    return found
+
+
+def _doubt(place: int, rivals: Sequence[int], alike: Sequence[int], theirs: Sequence[str], ours: Sequence[str]) -> str:
+    others = f", like {' and '.join(repr(theirs[rival]) for rival in rivals)}," if rivals else ""
+    return f"{theirs[place]!r} of the data{others} may be {' or '.join(repr(ours[one]) for one in alike)} of the run"
 
 
 def read_class_map(path: Path) -> dict[str, str]:
     """A class map from a JSON file: {"their class": "our class"}.
 
     Raises:
-      UserError: it is none.
+      UserError: it is none, or has a class of the data twice.
     """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise UserError(f"{path} is no class map: it has {_some([repr(name) for name in twice])} more than once")
+        return dict(pairs)
+
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = files.parse_json(path.read_bytes(), pairs=once)
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read the class map {path}: {getattr(error, 'strerror', None) or error}") from error
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content.values()):
@@ -404,13 +533,41 @@ def read_class_map(path: Path) -> dict[str, str]:
     return content
 
 
+def _canonical(name: str) -> str:
+    """The name with accents as parts of their letters, whichever way they were written."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _joined(name: str) -> str:
+    """Without spaces, hyphens and underscores, but for signs, as in -1 and A-, and what parts the digits of numbers."""
+
+    def left(found: re.Match[str]) -> str:
+        before, after = name[: found.start()][-1:], name[found.end() :][:1]
+        is_sign = not before or not after or (len(found[0]) > 1 and (after.isdigit() or after == "."))
+        return " " * (before.isdigit() and after.isdigit()) + "-" * ("-" in found[0] and is_sign)
+
+    name = _canonical(name)
+    return re.sub(r"[\s_-]+", left, name)
+
+
 def _plain(name: str) -> str:
-    return re.sub(r"[\s_-]+", "", name).casefold()
+    return _canonical(_joined(name).casefold())
 
 
 def _words(name: str) -> list[str]:
     return [word for word in _plain(name).split(",") if word]
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:NAMES_SHOWN]) + (", ..." if len(names) > NAMES_SHOWN else "")
+# What of two names has to be the same, from the strictest on: any of these texts.
+SPELLINGS: tuple[Callable[[str], Sequence[str]], ...] = (
+    lambda name: (name,),
+    lambda name: (_canonical(name),),
+    lambda name: tuple(filter(None, (_joined(name),))),
+    lambda name: tuple(filter(None, (_plain(name),))),
+    lambda name: _words(name)[:1],
+    _words,
+)
+
+
+def _some(names: Sequence[str], between: str = ", ") -> str:
+    return between.join(names[:NAMES_SHOWN]) + (f"{between}..." if len(names) > NAMES_SHOWN else "")

@@ -3,32 +3,36 @@
 JAX is imported only after the flags have been read: help and mistakes are answered at once.
 """
 
-import contextlib
 import logging
 import os
+import re
 import signal
 import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 from absl import flags
 
-from inception_jax import multihost, process
+from inception_jax import files, multihost, process
 from inception_jax.config import Config, default_config, field_names
-from inception_jax.config_files import find_config, load_config, override, shipped_configs
-from inception_jax.errors import UserError, WriteError
-from inception_jax.process import FINISHED, INTERRUPTED, MISTAKE, NOT_FINITE, NOT_WRITTEN, TERMINATED
+from inception_jax.config_files import find_config_and_argument, load_config, override, shipped_configs
+from inception_jax.distributed import watch
+from inception_jax.errors import UserError
+from inception_jax.process import FINISHED, INTERRUPTED, NOT_FINITE, TERMINATED
+from inception_jax.text import say
 
 USAGE = """\
 Trains a network as a config says, or goes on with a run that was stopped.
 
 usage: {program} --config=NAME_OR_FILE [--workdir=FOLDER] [--config.FIELD=VALUE ...]
 
-  --config        a config file, or the name of a shipped one: {configs}
+  --config        a config file, or the name of a shipped one: {configs};
+                  FILE:ARGUMENT gives its get_config() an argument
   --workdir       the run's folder, by default runs/<the config's name>; a run that is there goes on
   --config.FIELD  sets a field of the config
+  --wait          where another process trains in the folder, wait for it to end; else that is a mistake
+  --trust-code    a run in init_from may name a network outside the package, where the config names none
   --multihost     several processes train together: JAX finds them through Slurm or Open MPI; elsewhere name them:
                   --coordinator=HOST:PORT --num_processes=N --process_id=I (or ${environment}COORDINATOR, ...)
 
@@ -38,7 +42,8 @@ examples:
   {program} --config=my_experiment.py --config.model.name=my_module:MyNet --config.evaluate.splits=validation,test
 
 exit codes: 0 finished, 2 a mistake in what was given, 3 loss not finite, 4 a file could not be written, 5 another
-process of the run died, 75 stopped by SIGTERM and saved (start it again), 130 stopped by Ctrl-C
+process of the run died, or one that decodes pictures, or training stood still, 6 stopped at once by a second Ctrl-C,
+without saving, 75 stopped by SIGTERM and saved (start it again), 130 stopped by Ctrl-C and saved
 
 fields (their meanings and defaults: {reference}):
 {fields}
@@ -46,11 +51,16 @@ fields (their meanings and defaults: {reference}):
 
 
 class Flags(NamedTuple):
-    """What the command line says: the config with the fields that it sets, the run's folder, and of which processes."""
+    """What the command line says: the config with the fields that it sets, the run's folder, and of which processes.
+
+    Attributes:
+      wait: for another process that trains in the folder.
+    """
 
     config: Config
     workdir: Path
     group: multihost.Group | None
+    wait: bool = False
 
 
 def parse_flags(argv: list[str]) -> Flags:
@@ -62,8 +72,9 @@ def parse_flags(argv: list[str]) -> Flags:
     values = flags.FlagValues()  # our own, so that main() can be called more than once
     values.set_gnu_getopt(True)
     flags.DEFINE_string("config", "", "", flag_values=values)
-    flags.DEFINE_string("workdir", "", "", flag_values=values)
+    flags.DEFINE_string("workdir", None, "", flag_values=values)
     flags.DEFINE_boolean("multihost", False, "", flag_values=values)
+    flags.DEFINE_boolean("wait", False, "", flag_values=values)
     try:
         # Numbers in the environment are read as the flags are.
         flags.DEFINE_string(
@@ -78,12 +89,17 @@ def parse_flags(argv: list[str]) -> Flags:
     name = values["config"].value
     if not name:
         raise UserError(f"--config=NAME_OR_FILE is missing. Shipped configs: {', '.join(shipped_configs())}")
-    path = find_config(name)
-    config = load_config(path)
+    path, argument = find_config_and_argument(name)
+    config = load_config(path, argument)
     override(config, rest)
     group = multihost.Group(values["coordinator"].value, values["num_processes"].value, values["process_id"].value)
     several = values["multihost"].value or group.coordinator
-    return Flags(config, Path(values["workdir"].value or Path("runs", path.stem)), group if several else None)
+    workdir = values["workdir"].value
+    if workdir is None:
+        of_argument = "" if argument is None else "-" + re.sub(r"[^\w.=-]+", "_", argument)
+        workdir = Path("runs", path.stem + of_argument)
+    workdir = files.expand(workdir, "--workdir")
+    return Flags(config, workdir, group if several else None, bool(values["wait"].value))
 
 
 def _usage(program: str) -> str:
@@ -102,92 +118,52 @@ def _usage(program: str) -> str:
     )
 
 
-@contextlib.contextmanager
-def log_to_stderr(level: int = logging.INFO, prefix: str = "") -> Iterator[None]:
-    """Shows what the package logs, once: libraries give the root logger a handler, too."""
-    logger, handler = logging.getLogger("inception_jax"), logging.StreamHandler()
-    handler.setFormatter(logging.Formatter(f"{prefix}%(message)s"))
-    before = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(level)
-    logger.propagate = False
-    try:
-        yield
-    finally:
-        logger.propagate = True
-        logger.setLevel(before)
-        logger.removeHandler(handler)
-
-
 def main(argv: list[str] | None = None, program: str = "python -m inception_jax.main") -> int:
     """Trains as the flags say (`argv` without the program's name; None: this process's); returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    if {"--help", "-help", "-h"}.intersection(argv):
-        print(_usage(program))
-        return FINISHED
+    trust_code, argv = "--trust-code" in argv, [argument for argument in argv if argument != "--trust-code"]
     if not flags.FLAGS.is_parsed():  # TFDS looks at absl's own flags
         flags.FLAGS.mark_as_parsed()
-    with terminable():
+    code = FINISHED
+    with process.terminable(), multihost.ended_after_failure():
         try:
-            code = _run(parse_flags(argv))
-        except WriteError as error:
-            code = _say(f"error: {error}", NOT_WRITTEN)
+            with process.printing():
+                code = _run(argv, program, trust_code)
         except UserError as error:
-            code = _say(f"error: {error}", MISTAKE)
-        except KeyboardInterrupt:
-            code = _say("interrupted before training began", INTERRUPTED)
-        except Terminated:
-            code = _say("terminated: there was nothing to save", TERMINATED)
+            code = process.say(f"error: {error}", process.exit_code(error))
+        except KeyboardInterrupt as stop:  # of training it says more, see train.StoppedAtOnce
+            code = process.say(str(stop) or "interrupted: there was nothing to save", process.exit_code(stop))
+        except process.Terminated:
+            code = process.say("terminated: there was nothing to save", TERMINATED)
         multihost.end_after_failure(code)
     return code
 
 
-def _run(given: Flags) -> int:
+def _run(argv: list[str], program: str, trust_code: bool) -> int:
+    if {"--help", "-help", "-h"}.intersection(argv):
+        say(_usage(program))
+        return FINISHED
+    given = parse_flags(argv)
     process.use_compilation_cache()
     if given.config.get("deterministic"):
         process.make_deterministic()  # here, since to join the others is to use a device
     from inception_jax import train
 
-    with multihost.joined(given.group):
+    with watch.progress(given.config.get("log", {}).get("watchdog_minutes", 0)), multihost.joined(given.group):
         try:
             level, prefix = logging.INFO, ""
             if not multihost.is_first():
                 level, prefix = logging.WARNING, f"process {multihost.index()}: "
-            with log_to_stderr(level, prefix):
-                train.train_and_evaluate(given.config, given.workdir, clear_caches=True)
+            with process.log_to_stderr(level, prefix):
+                train.train_and_evaluate(
+                    given.config, given.workdir, clear_caches=True, wait=given.wait, trust_code=trust_code
+                )
         except train.Interrupted as stop:
             code = TERMINATED if stop.signal == signal.SIGTERM else INTERRUPTED
-            return _say(str(stop), code) if multihost.is_first() else code
+            return process.say(str(stop), code) if multihost.is_first() else code
         except train.NonFiniteLoss as error:
-            return _say(f"error: {error}", NOT_FINITE) if multihost.is_first() else NOT_FINITE
+            return process.say(f"error: {error}", NOT_FINITE) if multihost.is_first() else NOT_FINITE
     return FINISHED
-
-
-class Terminated(BaseException):
-    """SIGTERM came, and training does not handle it: it was before, or after it."""
-
-
-@contextlib.contextmanager
-def terminable() -> Iterator[None]:
-    """Where training does not handle SIGTERM, it raises Terminated, for the exit code that asks for a new start."""
-
-    def terminate(number, frame) -> NoReturn:
-        raise Terminated
-
-    try:
-        before = signal.signal(signal.SIGTERM, terminate)
-    except ValueError:  # not in the main thread
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _say(message: str, exit_code: int) -> int:
-    print(message, file=sys.stderr)
-    return exit_code
 
 
 if __name__ == "__main__":

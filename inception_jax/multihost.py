@@ -1,35 +1,42 @@
 """Several processes that train one network, on one machine or on many, over JAX's distributed runtime.
 
-All of them run the same program with the same config. Each reads its share of every batch; the first alone writes logs
-and metrics. A process that ends before its time ends the others, which say which one it was.
+All of them run the same program with the same config, which is made sure of at the start. Each reads its share of every
+batch; the first alone writes logs and metrics. A process that ends before its time ends the others, which say which one
+it was.
 """
 
 import contextlib
-import ctypes
 import dataclasses
 import itertools
+import json
 import os
 import re
-import signal
 import socket
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from typing import Any, NoReturn
+import traceback
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
-from inception_jax.errors import UserError
-from inception_jax.process import LOST
+from inception_jax import files
+from inception_jax.distributed import agreement, meeting, watch
+from inception_jax.distributed.watch import waiting
+from inception_jax.errors import UserError, WriteError
+from inception_jax.process import INTERRUPTED, MISTAKE, NOT_SAVED, TERMINATED, Terminated, exit_code
 
 ENVIRONMENT = "INCEPTION_JAX_"  # with COORDINATOR, NUM_PROCESSES, PROCESS_ID: what the flags of those names say
 JOIN_SECONDS = 300  # that the processes wait for each other at the start
-BEAT_SECONDS = 2  # between two signs of life
-SILENT_SECONDS = 20  # after which a process counts as dead
+RUNTIME_SECONDS = 60  # that JAX's runtime then takes at most to start
 RUNTIME_SILENT_SECONDS = 50  # JAX's own limit: later than ours, since it ends a process without naming the other
-WAIT_SECONDS = 24 * 3600  # that they wait for each other later; one that has died is noticed before
+WAIT_SECONDS = 6 * 3600  # that they wait for each other later, e.g. for data; one that has died is noticed before
 PORTS = range(61440, 65536)  # of the coordinator where none is given; JAX's own choice under Slurm
 LEAVE_SECONDS = 30  # that a process waits at the end for the others
-ALIVE, FAILED = "inception_jax/alive/", "inception_jax/failed/"  # keys in the store of JAX's coordinator
+FOLDER_SECONDS = 10  # in which a file that process 0 wrote is seen by all who share its folder, NFS's caches included
+PLACES = "inception_jax/places/"  # keys in the store of JAX's coordinator
+TOLD_SECONDS = 5  # in which all have read what ends all
+TOKEN = ".processes-"  # beginning of a file's name in the run's folder, while the processes meet there
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,52 +71,122 @@ class Group:
 def joined(group: Group | None) -> Iterator[None]:
     """Joins the other processes, and leaves them in order; None: there are none.
 
-    While it lasts, this process ends with exit code LOST and a line that names the other one if another dies, ends with
-    an error, or is not heard of for SILENT_SECONDS. An error here is told to the others.
+    While it lasts, this process ends with a line that names the other one if another dies (exit code LOST), ends with
+    an error (with its code), or is not heard of for watch.SILENT_SECONDS. If it is asked to stop while it waits for the
+    others, all end. An error here is told to the others.
 
     Raises:
-      UserError: the others cannot be found.
+      UserError: the others cannot be found, or have other versions of what computes.
     """
-    if group is None:
-        yield
-        return
+    signals = watch.Signals(group is not None)
+    try:
+        if group is None:
+            yield
+            return
+        import jax
+
+        # Its handler of SIGTERM would take the place of ours.
+        jax.config.update("jax_enable_preemption_service", False)
+        _start_runtime(_found(group))
+        peers = signals.peers = watch.Peers(_store(), index(), count())
+        try:
+            yield
+            # Who has left gives no more signs of life, and another one may still be at work for long, on the report.
+            wait_for_all("done")
+        except BaseException as error:
+            _leave_with(error, peers)
+            raise
+        peers.stop()
+        with waiting("the others to leave"):
+            jax.distributed.shutdown()
+    finally:
+        signals.stop()
+
+
+def _found(group: Group) -> dict[str, Any]:
+    """JAX's arguments for the group: as it was given, or as the launcher says."""
+    given: dict[str, Any] = {
+        "coordinator_address": group.coordinator,
+        "num_processes": group.num_processes,
+        "process_id": group.process_id,
+    }
+    if not group.coordinator:
+        from jax._src import clusters  # it has no public name
+
+        names = (*given, "local_device_ids")
+        try:
+            found = _of_open_mpi_5()
+            if not found:
+                detect = clusters.ClusterEnv.auto_detect_unset_distributed_params
+                found = dict(zip(names, detect(None, None, None, None, None, JOIN_SECONDS), strict=True))
+        except Exception as error:  # of many types: what it reads is other programs'
+            raise _not_found(error) from error
+        if None in [found[name] for name in given]:
+            raise _not_found("no launcher that JAX knows has started this process")
+        given = found
+    return {**given, "cluster_detection_method": "deactivate"}
+
+
+def _not_found(why: Any) -> UserError:
+    return UserError(
+        "the processes of the run did not find each other: give --coordinator, --num_processes and --process_id "
+        f"({_first_line(why) if isinstance(why, Exception) else why})"
+    )
+
+
+def _start_runtime(found: dict[str, Any]) -> None:
+    """Starts JAX's distributed runtime once all processes are there, and fit together."""
     import jax
 
-    # Its handler of SIGTERM would take the place of ours.
-    jax.config.update("jax_enable_preemption_service", False)
-    explicit: dict[str, Any] = {}
-    if group.coordinator:
-        port = group.coordinator.rpartition(":")[2]
-        host = "127.0.0.1" if group.coordinator.startswith(("127.0.0.1:", "localhost:")) else "[::]"
-        explicit = {
-            "coordinator_address": group.coordinator,
-            "num_processes": group.num_processes,
-            "process_id": group.process_id,
-            "coordinator_bind_address": f"{host}:{port}",
-            "cluster_detection_method": "deactivate",
-        }
-    else:
-        explicit = _of_open_mpi_5()
-    try:
-        jax.distributed.initialize(
-            **explicit,
-            initialization_timeout=JOIN_SECONDS,
-            heartbeat_timeout_seconds=RUNTIME_SILENT_SECONDS,
-            shutdown_timeout_seconds=LEAVE_SECONDS,
+    address = found["coordinator_address"]
+    host, _, port = address.rpartition(":")
+    local = host in ("127.0.0.1", "localhost")
+    with waiting("the other processes"):
+        meeting.meet(
+            (host.strip("[]"), int(port)),
+            found["process_id"],
+            found["num_processes"],
+            agreement.versions(),
+            seconds=JOIN_SECONDS,
+            bind_host="127.0.0.1" if local else None,
         )
-    except (ValueError, RuntimeError) as error:
-        hint = "" if explicit else ": give --coordinator, --num_processes and --process_id"
-        raise UserError(f"the processes of the run did not find each other{hint} ({_first_line(error)})") from error
-    watch = _Watch()
     try:
-        yield
-        # Who has left gives no more signs of life, and another one may still be at work for long, on the report.
-        wait_for_all("done")
-    except BaseException as error:
-        watch.fail(error)
-        raise
-    watch.stop()
-    jax.distributed.shutdown()
+        with waiting("JAX's runtime to start"):
+            jax.distributed.initialize(
+                **found,
+                coordinator_bind_address=f"{'127.0.0.1' if local else '[::]'}:{port}",
+                initialization_timeout=RUNTIME_SECONDS,
+                heartbeat_timeout_seconds=RUNTIME_SILENT_SECONDS,
+                shutdown_timeout_seconds=LEAVE_SECONDS,
+            )
+            jax.process_index()  # the devices of all are counted at their first use, which waits for all
+    except (ValueError, RuntimeError) as error:
+        _left_with_error.append(MISTAKE)
+        raise UserError(f"JAX's runtime did not start at {address} ({_first_line(error)})") from error
+
+
+def _leave_with(error: BaseException, peers: watch.Peers) -> None:
+    """Tells the others that this process ends with an error; of several errors, only the first is told."""
+    code = exit_code(error)
+    _left_with_error.append(code)
+    if isinstance(error, CommonError):  # all know it
+        peers.leave(code)
+        if is_first():  # the store goes with it
+            time.sleep(2 * watch.BEAT_SECONDS)
+    else:
+        own = isinstance(error, UserError) and isinstance(error.__cause__, OSError | None)
+        if isinstance(error, Exception) and not own:
+            # Most often a connection that another process broke off when it died, which comes as errors of many types:
+            # the watch knows more in a moment, and ends this process then.
+            with contextlib.suppress(Terminated, KeyboardInterrupt):  # the others are told in any case
+                time.sleep(watch.SILENT_SECONDS + 2 * watch.BEAT_SECONDS)
+        stop = {TERMINATED: "stopped by SIGTERM", INTERRUPTED: "stopped by Ctrl-C", NOT_SAVED: "stopped by Ctrl-C"}
+        peers.tell(stop.get(code) or _first_line(error), code)
+    peers.stop()
+
+
+class CommonError(UserError):
+    """A mistake that all processes have heard of together, and end by."""
 
 
 def _of_open_mpi_5() -> dict[str, Any]:
@@ -134,15 +211,27 @@ def _of_open_mpi_5() -> dict[str, Any]:
     }
 
 
+@contextlib.contextmanager
+def ended_after_failure() -> Iterator[None]:
+    """Ends the process if it left the others with an error: JAX's clean-up at exit would wait for them in vain."""
+    try:
+        yield
+    except BaseException:
+        if _left_with_error:
+            traceback.print_exc()
+            end_after_failure(_left_with_error[0])
+        raise
+
+
 def end_after_failure(exit_code: int) -> None:
     """Ends the process if it left the others with an error: JAX's clean-up at exit would wait for them in vain."""
-    if _left_with_error.is_set():
+    if _left_with_error:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(exit_code)
 
 
-_left_with_error = threading.Event()
+_left_with_error: list[int] = []  # its exit code
 
 
 def index() -> int:
@@ -165,25 +254,179 @@ def is_first() -> bool:
 
 
 def wait_for_all(what: str) -> None:
-    """Returns once all processes have come to the place in the program that is called `what`, however long that takes.
+    """Returns once all processes have come to the place in the program that is called `what`.
 
     The coordinator tells them: the devices' own collectives wait half a minute for each other on a CPU, then fail. Then
     the devices meet, too, since a CPU's connect in their first collective, and fail where two run at once.
+
+    Raises:
+      UserError: some did not come within WAIT_SECONDS.
     """
     if count() > 1:
         from jax.experimental import multihost_utils
 
-        _store().wait_at_barrier(f"inception_jax/{what}/{next(_waits)}", timeout_in_ms=WAIT_SECONDS * 1000)
-        multihost_utils.sync_global_devices(f"inception_jax.{what}")
+        _gather(what, "", lambda _: "")
+        with waiting(f"the devices of all at {what!r}"):
+            multihost_utils.sync_global_devices(f"inception_jax.{what}")
 
 
-_waits = itertools.count()
+def require_equal(facts: Mapping[str, Any]) -> None:
+    """Makes sure that what all processes have been given is the same.
+
+    Args:
+      facts: JSON values by what they are, such as "data.name".
+
+    Raises:
+      UserError: in all processes, with one line that says what differs, and which process has what.
+    """
+    if not _several():
+        return
+
+    def decide(told: dict[int, str]) -> str:
+        content = {process: json.loads(text) for process, text in told.items()}
+        hosts = {process: own["host"] for process, own in content.items()}
+        found = agreement.differences({process: own["facts"] for process, own in content.items()}, hosts)
+        if found:
+            what = agreement.line(found)
+            raise UserError(f"the processes do not fit together: {what}. Start all with the same arguments")
+        return ""
+
+    own = json.dumps({"host": socket.gethostname(), "facts": dict(facts)})
+    _gather("compared", own, decide)
+
+
+def require_same_start(fields: Callable[[], Mapping[str, Any]], folder: Path) -> None:
+    """Makes sure that all processes have the same config, versions and folder, before anything else is done.
+
+    Process 0 writes a file into the folder, for that long, which the others have to find there.
+
+    Args:
+      fields: returns the config's fields by name, where there are several processes.
+
+    Raises:
+      UserError: see `require_equal`.
+      WriteError: the folder cannot be written.
+    """
+    if not _several():
+        return
+    token, host = f"{TOKEN}{uuid.uuid4().hex}", socket.gethostname()
+    with contextlib.ExitStack() as exits:
+
+        def write(_: dict[int, str]) -> str:
+            exits.enter_context(_held(folder, token))
+            return json.dumps([str(folder.absolute()), token, host])
+
+        name, token, first_host = json.loads(_gather("folder", "", write))
+        if not is_first() and not _sees(folder / token, 1 if host == first_host else FOLDER_SECONDS):
+            name = f"{folder.absolute()} (where what process 0 wrote is not found: another folder, or not shared)"
+        require_equal({**fields(), **agreement.versions(), "the run's folder": name})
+
+
+@contextlib.contextmanager
+def _held(folder: Path, token: str) -> Iterator[None]:
+    """The file in the folder; both are removed behind it, the folder if it was made for it and is empty."""
+    made = list(itertools.takewhile(lambda place: not place.exists(), (folder, *folder.parents)))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(f"{TOKEN}*"):  # by a start that was killed
+            if time.time() - left.stat().st_mtime > files.STALE_SECONDS:
+                left.unlink(missing_ok=True)
+        (folder / token).touch()
+    except OSError as error:
+        if files.no_room(error):
+            raise files.cannot_write(folder, error) from error
+        raise UserError(f"cannot write the run's folder {folder}: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            (folder / token).unlink(missing_ok=True)
+            for place in made:  # the run makes it anew, once the data is compared, too
+                place.rmdir()
+
+
+def _sees(path: Path, seconds: float) -> bool:
+    until = time.monotonic() + seconds
+    while not path.exists():
+        if time.monotonic() > until:
+            return False
+        for parent in path.parents:  # to list a folder asks NFS's server anew
+            with contextlib.suppress(OSError):
+                os.listdir(parent)
+        time.sleep(0.5)
+    return True
+
+
+def _gather(what: str, own: str, decide: Callable[[dict[int, str]], str], *, seconds: float = WAIT_SECONDS) -> str:
+    """All hand in a text, and all get what `decide` makes of the texts, by process, in process 0, or its UserError.
+
+    Through the store of JAX's coordinator, which is there where devices cannot talk, asked again and again, so that
+    signals are answered.
+
+    Raises:
+      CommonError: in all, for what `decide` raised.
+      UserError: some did not come in time.
+    """
+    store, place = _store(), f"{PLACES}{next(_places)}/"
+    me, number = _state().process_id, _state().num_processes
+    store.key_value_set(f"{place}in/{me}", own)
+    until, pause = time.monotonic() + seconds, 0.01
+    with waiting(f"all at {what!r}"):
+        while True:
+            if me == 0:
+                told = {int(key.rpartition("/")[2]): text for key, text in store.key_value_dir_get(f"{place}in/")}
+                if len(told) == number:
+                    try:
+                        result = decide(told)
+                    except WriteError:
+                        raise
+                    except UserError as error:
+                        store.key_value_set(f"{place}out", f"!{error}")
+                        with contextlib.suppress(UserError):  # the store goes with this process
+                            _gather("told", "", lambda _: "", seconds=TOLD_SECONDS)
+                        raise CommonError(str(error)) from error.__cause__
+                    store.key_value_set(f"{place}out", f"={result}")
+                    return result
+            elif (answer := _try_get(store, f"{place}out")) is not None:
+                if answer.startswith("!"):
+                    with contextlib.suppress(UserError):
+                        _gather("told", "", lambda _: "", seconds=TOLD_SECONDS)
+                    raise CommonError(answer[1:])
+                return answer[1:]
+            if time.monotonic() > until:
+                missing = ""
+                if me == 0:
+                    missing = f": process {', '.join(str(i) for i in range(number) if i not in told)} is missing"
+                raise UserError(f"the processes did not all come to {what!r} within {seconds:g} s{missing}")
+            time.sleep(pause)
+            pause = min(1.5 * pause, 0.5)
+
+
+_places = itertools.count()
+
+
+def _try_get(store: Any, key: str) -> str | None:
+    try:
+        return store.key_value_try_get(key)
+    except Exception as error:
+        if "NOT_FOUND" in str(error):
+            return None
+        raise
+
+
+def _several() -> bool:
+    """Whether there are several processes; unlike `count`, it does not start JAX's devices."""
+    return _store() is not None and _state().num_processes > 1
 
 
 def _store() -> Any:
+    return _state().client
+
+
+def _state() -> Any:
     from jax._src import distributed  # it has no public name
 
-    return distributed.global_state.client
+    return distributed.global_state
 
 
 @contextlib.contextmanager
@@ -194,90 +437,6 @@ def first_goes_first(what: str) -> Iterator[None]:
     yield
     if is_first():
         wait_for_all(what)
-
-
-class _Watch:
-    """Gives signs of life, and ends this process when another one gives none any more.
-
-    The store of JAX's coordinator is the way: it is there, and reaches wherever the processes reach each other. JAX's
-    own supervision ends a process by SIGABRT, without a word on who is missing, which is why it comes second.
-    """
-
-    def __init__(self) -> None:
-        import jax
-
-        self._client = _store()
-        self._me, self._count = jax.process_index(), jax.process_count()
-        self._hosts = {self._me: socket.gethostname()}
-        self._stopping = threading.Event()
-        self._failing = threading.Event()
-        # Called from JAX's threads, so Python's own handlers, which run in the main thread, would never be.
-        self._on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._aborted)
-        ctypes.CDLL(None).signal(signal.SIGABRT, self._on_abort)
-        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """From now on the others may leave."""
-        self._stopping.set()
-        self._thread.join()
-
-    def fail(self, error: BaseException) -> None:
-        """Tells the others that this process ends with an error; of several errors, only the first is told."""
-        own = isinstance(error, UserError) and isinstance(error.__cause__, OSError | None)
-        if isinstance(error, Exception) and not own:
-            # Most often a connection that another process broke off when it died, which comes as errors of many types:
-            # the watch knows more in a moment, and ends this process then.
-            time.sleep(SILENT_SECONDS + 2 * BEAT_SECONDS)
-        self._failing.set()
-        _left_with_error.set()
-        with contextlib.suppress(Exception):
-            self._client.key_value_set(f"{FAILED}{self._me}", f"{self._hosts[self._me]}|{_first_line(error)}")
-            if self._me == 0:  # the store goes with it
-                time.sleep(3 * BEAT_SECONDS)
-        self.stop()
-
-    def _run(self) -> None:
-        counts: dict[int, str] = {}
-        heard = dict.fromkeys(range(self._count), time.monotonic())
-        beat = 0
-        while not self._stopping.wait(BEAT_SECONDS):
-            beat += 1
-            try:
-                self._client.key_value_set(
-                    f"{ALIVE}{self._me}", f"{self._hosts[self._me]}|{beat}", allow_overwrite=True
-                )
-                alive = self._client.key_value_dir_get(ALIVE)
-                failed = self._client.key_value_dir_get(FAILED)
-            except Exception:  # a coordinator that cannot be reached is JAX's to find out
-                continue
-            now = time.monotonic()
-            for key, value in alive:
-                process = int(key.rpartition("/")[2])
-                self._hosts[process], _, count = value.rpartition("|")
-                if counts.get(process) != count:
-                    counts[process], heard[process] = count, now
-            if self._failing.is_set():
-                continue
-            for key, value in failed:
-                process, (host, _, message) = int(key.rpartition("/")[2]), value.partition("|")
-                self._end(f"process {process} on {host} ended: {message}")
-            for process, last in heard.items():
-                if process != self._me and now - last > SILENT_SECONDS:
-                    self._end(f"nothing was heard of {self._name(process)} for {SILENT_SECONDS} s: it has died")
-
-    def _name(self, process: int) -> str:
-        return f"process {process}" + (f" on {self._hosts[process]}" if process in self._hosts else "")
-
-    def _aborted(self, number: int) -> None:
-        coordinator = "" if self._me == 0 else f"; most likely {self._name(0)}, which coordinates the others, has died"
-        self._end(f"JAX's distributed runtime gave up{coordinator}")
-
-    def _end(self, what: str) -> NoReturn:
-        """Without clean-up, in which a process would wait for the others."""
-        sys.stdout.flush()
-        os.write(2, f"error: process {self._me} of {self._count} ends: {what}. Start all again to go on\n".encode())
-        os._exit(LOST)
 
 
 def _first_line(error: BaseException) -> str:

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from PIL import Image
 
+from inception_jax import files
 from inception_jax.data import images
 from inception_jax.data.folders import Scan
 from inception_jax.data.images import Format
-from inception_jax.data.pictures import reason
 from inception_jax.errors import UserError
 
 
@@ -41,7 +42,7 @@ class Prediction:
     """What a network says of a picture.
 
     Attributes:
-      name: the picture's path, or "-" where its bytes were given.
+      name: the picture's path, or "-" where its bytes or a Pillow image were given.
       classes, probabilities: the most probable classes, from the top down; empty where there is an error.
       error: why the picture could not be read; None: it could.
     """
@@ -52,19 +53,20 @@ class Prediction:
     error: str | None = None
 
 
-def load_classifier(source: str | Path, checkpoint: str = "best") -> Classifier:
-    """The network of a run's folder or of an exported file.
+def load_classifier(source: str | Path, checkpoint: str = "best", *, trust_code: bool = False) -> Classifier:
+    """The network of a run's folder (`trust_code`: see `run.load_run`) or of an exported file.
 
     Raises:
       UserError: it is neither, or cannot be read.
     """
-    if Path(source).suffix in (".stablehlo", ".onnx"):
+    source = files.expand(source, "RUN")
+    if source.suffix in (".stablehlo", ".onnx"):
         from inception_jax.export import load_exported
 
         return load_exported(source)
     from inception_jax.run import load_run
 
-    return load_run(source, checkpoint)
+    return load_run(source, checkpoint, trust_code=trust_code)
 
 
 def find_pictures(places: Iterable[str | Path]) -> Iterator[str]:
@@ -74,9 +76,9 @@ def find_pictures(places: Iterable[str | Path]) -> Iterator[str]:
       UserError: a folder cannot be read, or has no picture.
     """
     for place in places:
-        folder = Path(place)
+        folder = files.expand(place, "the path of a picture")
         if not folder.is_dir():
-            yield str(place)
+            yield str(place if folder == Path(place) else folder)  # as it was typed
             continue
         scan = Scan(folder)
         names = scan.pictures(folder)
@@ -88,7 +90,7 @@ def find_pictures(places: Iterable[str | Path]) -> Iterator[str]:
 
 
 def predict(
-    classifier: Classifier, sources: Iterable[str | Path | bytes], *, top: int = 5, batch_size: int = 32
+    classifier: Classifier, sources: Iterable[str | Path | bytes | Image.Image], *, top: int = 5, batch_size: int = 32
 ) -> Iterator[Prediction]:
     """What a network says of pictures, in their order, as they come: memory is bounded however many there are.
 
@@ -96,7 +98,7 @@ def predict(
     is answered with the error, and the others are done.
 
     Args:
-      sources: paths, or the bytes of pictures.
+      sources: paths, the bytes of pictures, or Pillow images.
       top: classes that are named.
       batch_size: pictures that go through the network at once. The last ones are filled up, so that hardly any further
         size is compiled.
@@ -152,15 +154,17 @@ def predict(
             threads.shutdown(cancel_futures=True)
 
 
-def _name(source: str | Path | bytes) -> str:
-    if isinstance(source, bytes):
+def _name(source: str | Path | bytes | Image.Image) -> str:
+    if isinstance(source, bytes | Image.Image):
         return "-"
     return os.fsencode(source).decode(errors="backslashreplace")  # a file's name need not be UTF-8
 
 
-def _decode(source: str | Path | bytes, form: Format) -> np.ndarray | str:
+def _decode(source: str | Path | bytes | Image.Image, form: Format) -> np.ndarray | str:
     """The image, or why there is none."""
     try:
-        return images.decode(source if isinstance(source, bytes) else Path(source).read_bytes(), form)
+        if isinstance(source, Image.Image):
+            return images.convert(source, form)
+        return images.decode(source if isinstance(source, bytes) else images.read_file(source), form)
     except Exception as error:  # Pillow raises whatever a broken file makes it trip over
-        return reason(error)
+        return images.reason(error)

@@ -1,18 +1,23 @@
 """Looking things up by name: in a registry of ours, or as "module:Name" in anybody's module."""
 
+import functools
 import importlib
+import inspect
 import os
 import sys
+import types
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from inception_jax.errors import UserError, unknown_name
+from inception_jax.errors import UntrustedError, UserError, unknown_name
 
 
 def resolve(kind: str, name: str, registry: Mapping[str, Any]) -> Any:
     """What `name` stands for: an entry of `registry`, or the attribute `Name` of a module given as "module:Name".
 
-    The current folder is searched for modules, too, as `python -m` does.
+    That imports the module: a name that a folder or a file gives has to pass `check_trusted` before. The current folder
+    is searched for modules, too, behind all others. The attribute may be one of a class: "module:Name.method".
 
     Raises:
       UserError: nothing has that name, or the module does not import.
@@ -23,14 +28,46 @@ def resolve(kind: str, name: str, registry: Mapping[str, Any]) -> Any:
         return registry[name]
     module_name, _, attribute = name.partition(":")
     if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.insert(0, os.getcwd())
+        sys.path.append(os.getcwd())
     try:
         module = importlib.import_module(module_name)
-    except (ImportError, TypeError, ValueError) as error:  # the last two where it is no module's name, as in ".:Name"
+    except Exception as error:  # a TypeError where it is no module's name, as in ".:Name"; or whatever its code raises
+        what = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
         raise UserError(
-            f"{kind} {name!r}: cannot import {module_name!r} ({error}); is its folder on PYTHONPATH?"
+            f"{kind} {name!r}: cannot import {module_name!r} ({' '.join(what.split())}); is its folder on PYTHONPATH?"
         ) from error
-    if not hasattr(module, attribute):
-        public = [key for key in vars(module) if not key.startswith("_")]
-        raise unknown_name(f"{kind} in {module_name}", attribute, public)
-    return getattr(module, attribute)
+    found: Any = module
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            public = [key for key in vars(module) if not key.startswith("_")]
+            raise unknown_name(f"{kind} in {module_name}", attribute, public)
+        found = getattr(found, part)
+    return found
+
+
+def check_trusted(kind: str, name: str, folder: Path, trusted: bool) -> None:
+    """Raises UntrustedError where a run's folder names code outside the package, which would be imported and called.
+
+    Args:
+      trusted: whether the person who started the program has said that it may be.
+    """
+    if ":" in name and not trusted:
+        module = name.partition(":")[0]
+        raise UntrustedError(
+            f"{folder} names the {kind} {name!r}, which is code from outside the package. Its module {module!r} is "
+            "imported if you trust it and who made the folder: then add --trust-code, in Python trust_code=True"
+        )
+
+
+def is_function(value: Any) -> bool:
+    """Whether it is a function written in Python, perhaps bound or partly applied, and not the standard library's.
+
+    That is looked at before it is called: a name may stand for anything.
+    """
+    while isinstance(value, functools.partial):
+        value = value.func
+    value = inspect.unwrap(getattr(value, "__func__", value))
+    return (
+        isinstance(value, types.FunctionType)
+        and (value.__module__ or "").partition(".")[0] not in sys.stdlib_module_names
+    )

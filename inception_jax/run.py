@@ -1,10 +1,13 @@
 """A run is a folder: config, metrics, checkpoints, summary and report. Making one, going on with one, loading one."""
 
+import contextlib
 import copy
 import dataclasses
 import fnmatch
 import json
-import os
+import logging
+import math
+import operator
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,22 +20,28 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import numpy as jnp
 
-from inception_jax import data, optimizers, schedules, state, steps, weights
+from inception_jax import data, files, optimizers, registry, schedules, state, steps, weights, writers
 from inception_jax.checkpoints import Checkpoints
-from inception_jax.config import Config, check_types, default_config
+from inception_jax.config import CHOICES, Config, check_types, default_config
 from inception_jax.data import augment, images
 from inception_jax.data.dataset import Dataset
-from inception_jax.data.resident import whole_file
-from inception_jax.errors import UserError, WriteError
+from inception_jax.data.images import check_batch
+from inception_jax.errors import UserError, WriteError, unknown_name
 from inception_jax.models import create_model
 from inception_jax.models.folding import fold_model, inference_variables
 from inception_jax.weights.names import naming, nearest_options
+
+logger = logging.getLogger(__name__)
 
 # Where things are, how they are shown and what is done when something fails may differ when a run goes on; what is
 # computed may not.
 MAY_DIFFER = (
     "data.directory", "data.archives", "data.folder", "data.pipeline", "data.memory_gib", "data.num_workers",
     "num_devices", "profile", "log.", "checkpoint.", "nonfinite.",
+)  # fmt: skip
+# What may differ between the processes of one run.
+OWN_FIELDS = (
+    "data.directory", "data.archives", "data.folder", "data.pipeline", "data.memory_gib", "data.num_workers", "log.",
 )  # fmt: skip
 
 
@@ -53,24 +62,10 @@ def prepare_folder(folder: Path, config: Config) -> None:
                     "Choose another --workdir, or the same config to go on with that run"
                 )
         else:
-            write_json(path, json.loads(config.to_json()))
+            files.write_json(path, json.loads(config.to_json()))
     except OSError as error:
-        raise UserError(f"cannot write the run's folder {folder}: {error.strerror or error}") from error
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes a file of the run whole or not at all: a kill or a full disk leaves what was there before.
-
-    Raises:
-      WriteError: it could not be written.
-    """
-    try:
-        with whole_file(path) as new, new.open("w") as file:
-            file.write(json.dumps(content, indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())  # the name must not outlive the content when the power fails
-    except OSError as error:
-        raise WriteError(f"cannot write {path}: {error.strerror or error}") from error
+        kind = WriteError if files.no_room(error) else UserError
+        raise kind(f"cannot write the run's folder {folder}: {error.strerror or error}") from error
 
 
 def read_config(path: Path) -> Config:
@@ -86,13 +81,14 @@ def read_config(path: Path) -> Config:
         return tuple(map(thaw, value)) if isinstance(value, list) else value
 
     try:
-        content = json.loads(path.read_text())
+        content = files.parse_json(path.read_bytes())
         if not isinstance(content, dict) or not {"model", "data", "checkpoint"} <= content.keys():
             raise ValueError(
                 "it has no sections model, data and checkpoint"
             )  # other programs' files have that name, too
         config = ml_collections.ConfigDict(_merge(default_config().to_dict(), thaw(content)))
         check_types(config, others=True)
+        config.init_from = config.init_from or None  # "" was none, too, in version 0.1.0
         return config
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is no run's config: {error}") from error
@@ -116,6 +112,12 @@ def config_differences(kept: Config, given: Config) -> list[str]:
         for field in sorted(old.keys() | new.keys())
         if old.get(field) != new.get(field) and not field.startswith(MAY_DIFFER)
     ]
+
+
+def common_fields(config: Config) -> dict[str, Any]:
+    """The fields, as JSON values by full name, that are the same in all processes of a run."""
+    fields = _flatten(json.loads(config.to_json()))
+    return {field: value for field, value in fields.items() if not field.startswith(OWN_FIELDS)}
 
 
 def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
@@ -190,6 +192,8 @@ def load_data(config: Config) -> Dataset:
 
 def dtypes(compute_dtype: str) -> tuple[Any, Any]:
     """The data types of the computation, and of parameters, images and statistics, for config.compute_dtype."""
+    if compute_dtype not in CHOICES["compute_dtype"]:
+        raise unknown_name("compute_dtype", compute_dtype, CHOICES["compute_dtype"])
     if compute_dtype == "float64":
         jax.config.update("jax_enable_x64", True)
         return jnp.float64, jnp.float64
@@ -252,29 +256,33 @@ def with_options_of_weights(config: Config, num_classes: int) -> Config:
     return config
 
 
-def with_network_of_weights(config: Config, folder: Path) -> Config:
+def with_network_of_weights(config: Config, folder: Path, *, trust_code: bool = False) -> Config:
     """The config with the network of the weights in init_from, where model.name is "" and so leaves it to them.
 
     With it come its options, data.image_size and data.channels that are not set, and from a run data.normalization.
 
     Args:
       folder: of the run that is to be trained; if it has begun, what it began with stays.
+      trust_code: whether a run's folder may name a network outside the package, as for `load_run`.
 
     Raises:
       UserError: init_from is not set, or does not say which network's weights it holds.
+      UntrustedError: a run's network is code that is not trusted.
     """
     if config.model.name:
         return config
     config = copy.deepcopy(config)
     if (folder / "config.json").is_file():  # the weights may be gone
         kept = read_config(folder / "config.json")
+        registry.check_trusted("model", kept.model.name, folder, trust_code)
         image_size, channels = kept.data.image_size, kept.data.channels
         options, normalization = dict(kept.model), kept.data.normalization
     elif not config.init_from:
         raise UserError("the network is that of the weights: give --config.init_from=RUN_OR_FILE, or set model.name")
-    elif Path(config.init_from, "config.json").is_file():
-        source = Path(config.init_from)
+    elif (files.expand(config.init_from, "init_from") / "config.json").is_file():
+        source = files.expand(config.init_from)
         kept, inputs = read_config(source / "config.json"), kept_inputs(source)
+        registry.check_trusted("model", kept.model.name, source, trust_code)
         if inputs is None:
             raise UserError(f"{source} has no checkpoint yet")
         image_size, _, channels = inputs.image_shape
@@ -318,17 +326,28 @@ class Initial:
     left_out: tuple[str, ...]
 
 
-def load_initial(source: str, model: nn.Module, image_shape: tuple[int, int, int], key: jax.Array) -> Initial:
+def load_initial(
+    source: str,
+    model: nn.Module,
+    image_shape: tuple[int, int, int],
+    key: jax.Array,
+    *,
+    trust_code: bool = False,
+    own: Config | None = None,
+) -> Initial:
     """The weights that config.init_from names, for a network in hand; layers for other classes are drawn anew.
+
+    Args:
+      trust_code, own: of a run's folder, as for `load_run`.
 
     Raises:
       UserError: the weights cannot be had or are not the network's.
     """
-    if not Path(source, "config.json").is_file():
+    if not (files.expand(source, "init_from") / "config.json").is_file():
         found = weights.init_from(source, model, image_shape=image_shape, key=key)
         known = found.preprocessing
         return Initial(found.variables, known and known.mean, known and known.std, found.left_out)
-    other = load_run(source)
+    other = load_run(source, trust_code=trust_code, own=own)
     zeros = jnp.zeros((1, *image_shape))
     draw = jax.jit(partial(model.init, train=False), compiler_options=state.INIT_COMPILER_OPTIONS)
     fresh: dict[tuple[str, ...], Any] = flatten_dict(dict(draw(key, zeros)))
@@ -363,6 +382,11 @@ class Run:
       config: as the run was started.
       inputs: class names, image shape and normalisation.
       step: the checkpoint's.
+      epoch: the same in epochs.
+      checkpoint: "best", or "latest" where that was asked for or there is no best one.
+      named_streams: from which key its first weights were drawn, see `initial_key`.
+      trusts_data: whether its data set may be code from outside the package, see `load_run`.
+      fingerprint: of the data that it was trained on, see `Dataset.fingerprint`; None where that is not known.
     """
 
     folder: Path
@@ -371,6 +395,18 @@ class Run:
     variables: dict[str, Any]
     inputs: Inputs
     step: int
+    epoch: float = math.nan
+    checkpoint: str = "latest"
+    named_streams: bool = True
+    trusts_data: bool = False
+    fingerprint: str | None = None
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.inputs.image_shape))
+        return (
+            f"Run({str(self.folder)!r}: {self.config.model.name}, step {self.step}, images of {shape}, "
+            f"{len(self.class_names)} classes)"
+        )
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -391,16 +427,21 @@ class Run:
         return images.Format(height, channels, section.resize, section.fit, section.crop_share)
 
     def normalize(self, images: np.ndarray) -> jax.Array:
-        """uint8 images (batch, height, width, channels) to the network's inputs."""
+        """uint8 images (batch, height, width, channels), of any height and width, to the network's inputs.
+
+        Raises:
+          UserError: the images are none that the network was trained on; the message says what to do.
+        """
+        images = check_batch(images, self.inputs.image_shape, any_size=True)
         normalizer = self.inputs.normalizer(self.config.data.normalization, dtypes(self.config.compute_dtype)[1])
         return normalizer(jnp.asarray(images))
 
     def predict(self, images: np.ndarray) -> np.ndarray:
-        """uint8 images (batch, height, width, channels) to probabilities (batch, classes)."""
+        """uint8 images (batch, height, width, channels) to probabilities (batch, classes). Raises as `normalize`."""
         return np.asarray(jax.nn.softmax(self.logits(images)))
 
     def logits(self, images: np.ndarray) -> np.ndarray:
-        """uint8 images (batch, height, width, channels) to logits (batch, classes)."""
+        """uint8 images (batch, height, width, channels) to logits (batch, classes). Raises as `normalize`."""
         model, variables = self._for_inference
         return np.asarray(_logits(variables, self.normalize(images), model), np.float32)
 
@@ -414,28 +455,118 @@ def _logits(variables: dict[str, Any], inputs: jax.Array, model: nn.Module) -> j
     return state.as_outputs(model.apply(variables, inputs, train=False)).logits
 
 
-def load_run(folder: str | Path, checkpoint: str = "best") -> Run:
+def load_run(
+    folder: str | Path, checkpoint: str = "best", *, trust_code: bool = False, own: Config | None = None
+) -> Run:
     """The network of a run's folder, at its "best" checkpoint (the latest where none is the best yet) or its "latest".
 
+    Where the run keeps none for being the best (checkpoint.keep_best=0), the best of those that are there stands for
+    it, and a warning says so.
+
+    Nothing outside the package that the folder names is imported or called, unless it is trusted, and then only a Linen
+    module's class, or a function that makes a network or a data set.
+
+    Args:
+      trust_code: that the network and the data set may be code outside the package, "module:Name": for folders of
+        people whom you would let run programs here.
+      own: a config from the person who started the program, who thereby trusts the code that it names.
+
     Raises:
-      UserError: the folder holds no run, or no checkpoint of it is whole.
+      UserError: the folder holds no run, or no checkpoint of it is whole; or the best one is damaged or gone.
+      UntrustedError: its network is code that is not trusted.
     """
-    folder = Path(folder)
+    folder = files.expand(folder, "the run's folder")
     if checkpoint not in ("best", "latest"):
         raise UserError(f"checkpoint={checkpoint!r} is not allowed: choose 'best' or 'latest'")
     config = read_config(folder / "config.json")
+    trusts_model, trusts_data = (
+        trust_code or (own is not None and own[section].name == config[section].name) for section in ("model", "data")
+    )
+    registry.check_trusted("model", config.model.name, folder, trusts_model)
     with open_checkpoints(folder, config, read_only=True) as checkpoints:
-        step = checkpoints.best_step() if checkpoint == "best" else None
+        step = _best_step(folder, config, checkpoints) if checkpoint == "best" else None
         step = checkpoints.latest_step() if step is None else step
         if step is None:
             raise UserError(f"{folder} has no checkpoint yet")
+        which = "best" if checkpoint == "best" and step == checkpoints.best_step() else "latest"
         progress = checkpoints.progress(step)
         inputs = Inputs.from_json(progress["inputs"])
         model = build_model(config, len(inputs.class_names))
         optimizer, _ = build_optimizer(config, progress["steps_per_epoch"])
         template = jax.eval_shape(lambda: new_state(config, model, optimizer, inputs.image_shape))
-        restored, _ = checkpoints.restore(step, template)
-    return Run(folder, config, model, restored.variables, inputs, step)
+        try:
+            restored, _ = checkpoints.restore(step, template)
+        except UserError as error:
+            if checkpoint == "latest" or step == checkpoints.latest_step():
+                raise
+            raise UserError(f"{error}: 'latest' is that of step {checkpoints.latest_step()}") from error
+    epoch, named_streams = step / progress["steps_per_epoch"], progress.get("named_streams", False)
+    fingerprint = progress.get("fingerprint")
+    return Run(
+        folder, config, model, restored.variables, inputs, step, epoch, which, named_streams, trusts_data, fingerprint
+    )
+
+
+def _best_step(folder: Path, config: Config, checkpoints: Checkpoints) -> int | None:
+    """The step of a run's best checkpoint, None where nothing has been watched yet.
+
+    Not just the best one of those that can be read: which it was is known from the latest one's record and, where later
+    ones are damaged or gone, from metrics.csv.
+
+    Raises:
+      UserError: it is damaged or gone.
+    """
+    latest, metric = checkpoints.latest_step(), config.evaluate.watch
+    if latest is None:
+        return None
+    record = checkpoints.progress(latest)
+    step, value = record.get("best_step"), record.get("best_value")
+    better = operator.gt if config.evaluate.watch_mode == "max" else operator.lt
+    gone = checkpoints.lost()
+    gone.setdefault(_finished_best(folder), "is not there any more")
+    for row in writers.read_whole_rows(folder / "metrics.csv")[0]:
+        row_step, found = int(row["step"]), row.get(metric, math.nan)
+        if row_step <= latest:
+            if step is None and found == value:  # of a run from before the record named it
+                step = row_step
+        elif row_step in gone and math.isfinite(found) and (value is None or better(found, value)):
+            step, value = row_step, found
+    there = checkpoints.best_step()
+    own = None if there is None else checkpoints.watched(there)
+    if value is None or (step is None and own == value):
+        return there
+    if step is not None and checkpoints.watched(step) == value:
+        return step
+    what = "the best checkpoint" if step is None else f"the best checkpoint, that of step {step}"
+    why = "is damaged or not there any more" if step is None else gone.get(step, "is not there any more")
+    lost = f"{what} ({metric} {value:g}), {why}"
+    if config.checkpoint.keep_best:
+        raise UserError(f"{folder}: {lost}. The latest one is that of step {latest}: choose checkpoint 'latest' for it")
+    there = latest if there is None else there
+    of_its_own = "" if own is None else f" ({metric} {own:g})"
+    logger.warning("%s: %s; keep_best=0. That of step %d%s stands for it", folder, lost, there, of_its_own)
+    return there
+
+
+def _finished_best(folder: Path) -> int:
+    """The step of the best weights of a run that has ended, as its summary says; -1 where it does not."""
+    with contextlib.suppress(UserError):
+        summary = files.read_json(folder / "summary.json")
+        best = summary.get("best") if isinstance(summary, dict) else None
+        if isinstance(best, dict) and isinstance(best.get("step"), int):
+            return best["step"]
+    return -1
+
+
+def initial_key(config: Config, named_streams: bool = True) -> jax.Array:
+    """The random key of a run's first weights; `named_streams` is what its record says, False where that has no such
+    field: runs of before took the seed itself, and the next one for training."""
+    return state.stream(config.seed, "init") if named_streams else jax.random.key(config.seed)
+
+
+def training_key(config: Config, named_streams: bool = True) -> jax.Array:
+    """That of a run's steps, as `initial_key`."""
+    return state.stream(config.seed, "train") if named_streams else jax.random.key(config.seed + 1)
 
 
 def new_state(
@@ -445,9 +576,9 @@ def new_state(
     image_shape: tuple[int, int, int],
     key: jax.Array | None = None,
 ) -> state.TrainState:
-    """The state before the first update; `key` is the config's seed's unless it is given."""
+    """The state before the first update; `key` is that of a run that begins now unless it is given."""
     return state.create_state(
-        jax.random.key(config.seed) if key is None else key,
+        initial_key(config) if key is None else key,
         model,
         optimizer,
         image_shape,

@@ -9,11 +9,28 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
+from inception_jax import files
 from inception_jax.config import default_config
 from inception_jax.errors import UserError
+from inception_jax.files import read_json
 from inception_jax.writers import Row, read_metrics
 
 MADE_BY_US = {"model", "data", "checkpoint"}  # sections that tell a run's config.json from other programs'
+
+LARGEST = 1e300  # a number of a summary is smaller: it can be a float
+METRICS: Mapping[str, Any] = {"top1": float, "top5": float, "loss": float, "count": float}
+SPLITS: Mapping[str, Any] = dict.fromkeys(("train", "validation", "test"), METRICS)
+# What a summary's values are; those of other names may be anything.
+SUMMARY: Mapping[str, Any] = {
+    **dict.fromkeys(("steps", "epochs", "images_per_second", "parameters"), float),
+    **dict.fromkeys(("seconds", "training_seconds", "evaluation_seconds"), float),
+    **dict.fromkeys(("name", "stopped", "device"), str),
+    **SPLITS,
+    "best": {**dict.fromkeys(("step", "epoch", "value"), float), **SPLITS},
+    "versions": {},
+}
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +42,8 @@ class Record:
     Attributes:
       name: under which it is shown.
       folder: the run's.
-      summary: None while the run has not finished.
+      summary: None while the run has not finished. What is there is of the type that it should be: what is not is
+        left out, as if nobody knew.
     """
 
     name: str
@@ -38,7 +56,7 @@ class Record:
     def best(self) -> Mapping[str, Any]:
         """The summary's entry on the best weights; empty where nothing was watched: the last are the only ones then."""
         best = (self.summary or {}).get("best") or {}
-        return best if best.get("metric") is not None else {}
+        return best if isinstance(best.get("metric"), str) else {}
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -68,21 +86,44 @@ def read_record(run_folder: str | Path, name: str | None = None) -> Record:
     Raises:
       UserError: the folder holds no run, or one of these files is damaged.
     """
-    folder = Path(run_folder)
-    config, summary = _read_json(folder / "config.json"), _read_json(folder / "summary.json")
+    folder = files.expand(run_folder, "the run's folder")
+    config, summary = _read_json(folder / "config.json"), read_summary(folder)
     if config is None:
         raise UserError(f"{folder} holds no run: it has no config.json")
+    for section, default in default_config().items():
+        if isinstance(default, ConfigDict) and not isinstance(config.get(section, {}), dict):
+            raise UserError(f"{folder / 'config.json'} is damaged: {section} is not a section with fields")
+    rows = read_metrics(folder / "metrics.csv")
+    if not all(math.isfinite(row.get("epoch", math.nan)) for row in rows):
+        raise UserError(f"{folder / 'metrics.csv'} is damaged: not every row has an epoch")
     name = name or (summary or {}).get("name")
-    return Record(name or folder.resolve().name, folder, config, read_metrics(folder / "metrics.csv"), summary)
+    return Record(name or folder.resolve().name, folder, config, rows, summary)
+
+
+def _of_type(values: Mapping[str, Any], types: Mapping[str, Any]) -> dict[str, Any]:
+    """The values but for those that are not what `types` says: a type, or the types of the fields within."""
+
+    def fits(value: Any, expected: Any) -> bool:
+        if expected is float:
+            return type(value) in (int, float) and abs(value) < LARGEST  # false for NaN, too
+        return isinstance(value, dict if isinstance(expected, dict) else expected)
+
+    return {
+        name: _of_type(value, types[name]) if isinstance(types.get(name), dict) else value
+        for name, value in values.items()
+        if name not in types or fits(value, types[name])
+    }
 
 
 def read_records(run_folders: Sequence[str | Path]) -> list[Record]:
     """Several runs' files, under the names of their folders; where two are the same, the paths from where they part.
 
+    One with a damaged file is named in a warning and left out.
+
     Raises:
-      UserError: as `read_record`, or one folder is given twice.
+      UserError: a folder holds no run, or is given twice; or all are damaged.
     """
-    folders = [Path(folder) for folder in run_folders]
+    folders = [files.expand(folder, "the run's folder") for folder in run_folders]
     resolved = [folder.resolve() for folder in folders]
     for place, folder in enumerate(resolved):
         if folder in resolved[:place]:
@@ -91,19 +132,38 @@ def read_records(run_folders: Sequence[str | Path]) -> list[Record]:
     if len(set(names)) < len(names):
         above = os.path.commonpath(resolved)
         names = [os.path.relpath(folder, above) for folder in resolved]
-    return [read_record(folder, name) for folder, name in zip(folders, names, strict=True)]
+    records = []
+    for folder, name in zip(folders, names, strict=True):
+        try:
+            records.append(read_record(folder, name))
+        except UserError as error:
+            if len(folders) == 1 or not (folder / "config.json").exists():
+                raise
+            logger.warning("%s is left out: %s", folder, error)
+    if not records:
+        raise UserError("none of the runs can be read")
+    return records
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("it holds no fields")
-        return content
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged: {error}") from error
+    if not path.is_file():  # a pipe would wait for ever
+        raise UserError(f"{path} is damaged: it is not a file")
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged: it holds no fields")
+    return content
+
+
+def read_summary(run_folder: Path) -> dict[str, Any] | None:
+    """A run's summary.json, without values that are not of the types that are written; None while it has not finished.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    summary = _read_json(run_folder / "summary.json")
+    return None if summary is None else _of_type(summary, SUMMARY)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -141,20 +201,20 @@ def list_runs(folder: str | Path) -> list[Record]:
     Raises:
       UserError: there is no such folder.
     """
-    folder = Path(folder)
+    folder = files.expand(folder, "the folder of runs")
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder")
     found = []
-    for place, folders, files in os.walk(folder):
+    for place, folders, names in os.walk(folder):
         folders.sort()
-        if "config.json" not in files:
+        if "config.json" not in names:
             continue
         try:
             record = read_record(place, os.path.relpath(place, folder))
         except UserError as error:
             logger.warning("%s is left out: %s", place, error)
             continue
-        if record.config.keys() >= MADE_BY_US:
+        if all(isinstance(record.config.get(section), dict) for section in MADE_BY_US):
             found.append(record)
             folders.clear()  # a run has none inside
     return sorted(found, key=lambda record: record.name)

@@ -3,8 +3,11 @@
 import asyncio
 import base64
 import contextlib
+import ctypes
 import dataclasses
+import heapq
 import io
+import itertools
 import os
 import secrets
 import signal
@@ -13,6 +16,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from types import FrameType
 from typing import Any
 
 import jax
@@ -29,23 +34,24 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from inception_jax.connections import Access, Connection
 from inception_jax.data import images
-from inception_jax.data.pictures import reason
+from inception_jax.data.images import FORMATS
 from inception_jax.errors import UserError
 from inception_jax.inspection import grad_cam, overlay
 from inception_jax.predict import Classifier
 from inception_jax.run import Run
+from inception_jax.text import page_text
 
-# Pillow's names. Among its others are some for which it starts programs, such as Ghostscript. Not every build has
-# AVIF.
-Image.init()
-FORMATS = tuple(name for name in ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP") if name in Image.OPEN)
-PILLOWS_MEGAPIXELS = 89  # above, Pillow itself warns of a decompression bomb
-MOST_SCANS = (
-    100  # of a JPEG: encoders write about ten. Thousands fit into few bytes, and each takes a pass over all pixels
-)
+MOST_MEGAPIXELS = 89  # that a server may be told to take: they are up to 1 GB while they are decoded
+LARGE = 16_000_000  # pixels, times the scans of a JPEG, from which on a picture is decoded while no other such one is
+BYTE_EFFORT = 2  # that a byte of a file is taken for, in pixels, until its head was read
+MOST_THREADS = 8  # that decode, since each may hold a picture of nearly LARGE: 0.1 GB
+BODIES = 8  # of the largest size, that are in memory at once
 FILL = 0.75  # a batch is padded to the next size if it fills at least this share of it
-PATHS = ("/", "/predict", "/health", "/metrics")
+PATHS = ("/", "/predict", "/health", "/live", "/ready", "/metrics")
+OPEN_PATHS = ("/", "/health", "/live", "/ready")  # to those without a token, too
+TICK_SECONDS = 0.1  # uvicorn's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,39 +86,122 @@ class Limits:
                 raise UserError(f"{name}={getattr(self, name)} is not allowed: it must be above 0, and finite")
         if not 0 <= self.max_wait_ms < float("inf"):
             raise UserError(f"max_wait_ms={self.max_wait_ms} is not allowed: it must be at least 0, and finite")
-        if not 0 < self.max_megapixels <= PILLOWS_MEGAPIXELS:
+        if not 0 < self.max_megapixels <= MOST_MEGAPIXELS:
             raise UserError(
-                f"max_megapixels={self.max_megapixels} is not allowed: it must be above 0 and at most "
-                f"{PILLOWS_MEGAPIXELS}"
+                f"max_megapixels={self.max_megapixels} is not allowed: it must be above 0 and at most {MOST_MEGAPIXELS}"
             )
 
+    @property
+    def max_pixels(self) -> int:
+        """Of a picture."""
+        return int(self.max_megapixels * 1e6)
 
-def decode(content: bytes, form: images.Format, max_megapixels: float) -> np.ndarray:
-    """A picture that a stranger has sent, as the network's image.
 
-    Raises:
-      HTTPException: with the status and the reason, where it is no picture, is damaged or has too many pixels.
+def _attempt(function: Callable[[], Any]) -> Any:
+    """The function's result; for what a stranger's picture makes it raise, the HTTPException that says so.
+
+    Returned and without a cause: an exception that goes around keeps the frames that it came through, and what they
+    hold of the picture, until the garbage collector finds it.
     """
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:  # reads the head alone
-            width, height = image.size
-        if width * height > max_megapixels * 1e6:
-            raise HTTPException(
-                413, f"the picture has {width}x{height} pixels; at most {max_megapixels:g} million are allowed"
-            )
-        if content.startswith(b"\xff\xd8") and content.count(b"\xff\xda") > MOST_SCANS:
-            raise HTTPException(400, f"the JPEG has more than {MOST_SCANS} scans")
-        return images.decode(content, form)
-    except HTTPException:
-        raise
-    except UnidentifiedImageError as error:
-        raise HTTPException(415, f"this is no picture of a known kind: {', '.join(FORMATS)}") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise HTTPException(
-            413, f"the picture has too many pixels; at most {max_megapixels:g} million are allowed"
-        ) from error
+        return function()
+    except images.TooLargeError as error:
+        return HTTPException(413, f"the picture is too large: {error}")
+    except UnidentifiedImageError:
+        return HTTPException(415, f"this is no picture of a known kind: {', '.join(FORMATS)}")
     except Exception as error:  # Pillow raises whatever a broken file makes it trip over
-        raise HTTPException(400, f"the picture cannot be decoded: {reason(error)}") from error
+        return HTTPException(400, f"the picture cannot be decoded: {images.reason(error)}")
+
+
+# Of glibc, which otherwise keeps what large pictures took: each decoding thread has a heap of its own.
+_give_back_memory = getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: 0)
+
+
+class Decoders:
+    """Threads that decode pictures: those of the least effort first, and of large ones one at a time.
+
+    So memory is bounded by the largest picture and small ones in the other threads, and whoever sends a small one does
+    not wait for those who send large ones.
+    """
+
+    def __init__(self, threads: int):
+        self._threads = max(2, min(threads, MOST_THREADS))
+        self._pool = ThreadPoolExecutor(self._threads, "decode")
+        self._waiting: list[tuple[int, int, Callable[[], Any], asyncio.Future]] = []
+        self._numbers = itertools.count()
+        self._running = self._large = 0
+
+    async def run(self, effort: int, function: Callable[[], Any]) -> Any:
+        """The function's result; it is not called if this is cancelled before its turn comes.
+
+        Raises:
+          HTTPException: the function raised something: the picture is refused.
+        """
+        result = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._waiting, (effort, next(self._numbers), function, result))
+        self._start()
+        answer = await result
+        if isinstance(answer, HTTPException):
+            raise answer
+        return answer
+
+    def _start(self) -> None:
+        while self._waiting and self._running < self._threads:
+            effort, _, function, result = self._waiting[0]
+            large = effort >= LARGE
+            if not result.done() and large and self._large:
+                return  # all that wait are large
+            heapq.heappop(self._waiting)
+            if result.done():  # given up
+                continue
+            self._running += 1
+            self._large += large
+            work = asyncio.get_running_loop().run_in_executor(self._pool, self._work, function, large)
+            work.add_done_callback(partial(self._done, large, result))
+
+    @staticmethod
+    def _work(function: Callable[[], Any], large: bool) -> Any:
+        answer = _attempt(function)
+        if large:
+            _give_back_memory(0)
+        return answer
+
+    def _done(self, large: bool, result: asyncio.Future, work: asyncio.Future) -> None:
+        self._running -= 1
+        self._large -= large
+        if not result.done():
+            result.set_result(work.result())
+        self._start()
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+
+class Bodies:
+    """The bytes of requests that are in memory; when there are too many, the request with the most is given up.
+
+    Requests are known by the timeouts that end them.
+    """
+
+    def __init__(self, most: int):
+        self.most, self.total = most, 0
+        self.given_up: set[asyncio.Timeout] = set()
+        self._sizes: dict[asyncio.Timeout, int] = {}
+
+    def add(self, timeout: asyncio.Timeout, number: int) -> None:
+        """Counts bytes that have arrived."""
+        self._sizes[timeout] = self._sizes.get(timeout, 0) + number
+        self.total += number
+        while self.total > self.most:
+            largest = max(self._sizes, key=self._sizes.__getitem__)
+            self.total -= self._sizes.pop(largest)
+            self.given_up.add(largest)
+            if not largest.expired():
+                largest.reschedule(asyncio.get_running_loop().time())
+
+    def remove(self, timeout: asyncio.Timeout) -> None:
+        self.total -= self._sizes.pop(timeout, 0)
+        self.given_up.discard(timeout)
 
 
 class Batcher:
@@ -216,16 +305,23 @@ class Metrics:
 
 
 class Service:
-    """The endpoints, and what they share."""
+    """The endpoints, and what they share.
 
-    def __init__(self, classifier: Classifier, name: str, limits: Limits):
-        self.classifier, self.name, self.limits = classifier, name, limits
+    Attributes:
+      accepted: pictures that have arrived and are not answered.
+      draining: the server is to end; it takes on nothing new.
+    """
+
+    def __init__(self, classifier: Classifier, name: str, limits: Limits, access: Access):
+        self.classifier, self.name, self.limits, self.access = classifier, name, limits, access
         self.accepted = 0
+        self.draining = False
+        self.bodies = Bodies(int(BODIES * limits.max_mb * 1e6))
         self.batcher = Batcher(
             classifier, limits, lambda: self.accepted, lambda number: self.metrics.batches.observe(number)
         )
         self.metrics = Metrics(self.batcher.sizes, lambda: self.accepted)
-        self.decoders = ThreadPoolExecutor(os.cpu_count(), "decode")
+        self.decoders = Decoders(os.cpu_count() or 1)
         self.heat: Callable[..., Any] | None = None
         environment = jinja2.Environment(
             loader=jinja2.PackageLoader("inception_jax"),
@@ -233,6 +329,7 @@ class Service:
             trim_blocks=True,
             lstrip_blocks=True,
             undefined=jinja2.StrictUndefined,
+            finalize=page_text,
         )
         self.template = environment.get_template("serve.html")
 
@@ -257,7 +354,7 @@ class Service:
         finally:
             running.cancel()
             self.batcher.close()
-            self.decoders.shutdown()
+            self.decoders.close()
 
     def _overlay(self, image: np.ndarray) -> bytes:
         assert self.heat is not None
@@ -272,6 +369,7 @@ class Service:
             class_names=self.classifier.class_names,
             form=self.classifier.form,
             grad_cam=self.heat is not None,
+            token=self.access.token is not None,
             limits=self.limits,
             formats=FORMATS,
             address=str(request.base_url),
@@ -284,7 +382,16 @@ class Service:
         return HTMLResponse(page, headers={"Content-Security-Policy": policy})
 
     async def health(self, request: Request) -> Response:
-        return JSONResponse({"status": "ready", "name": self.name, "classes": len(self.classifier.class_names)})
+        about = {"name": self.name, "classes": len(self.classifier.class_names)}
+        return JSONResponse({"status": "ready"} | (about if self.access.token is None else {}))
+
+    async def live(self, request: Request) -> Response:
+        return JSONResponse({"status": "live"})
+
+    async def ready(self, request: Request) -> Response:
+        if self.draining:
+            return JSONResponse({"status": "ending"}, 503)
+        return JSONResponse({"status": "ready"})
 
     async def show_metrics(self, request: Request) -> Response:
         content = prometheus_client.generate_latest(self.metrics.registry)
@@ -293,25 +400,35 @@ class Service:
     async def predict(self, request: Request) -> Response:
         limits = self.limits
         top, with_heat = self._options(request)
-        if self.accepted >= limits.max_queue:
-            raise _come_back("too many requests are waiting")
-        self.accepted += 1
-        deadline = asyncio.get_running_loop().time() + limits.timeout_s
+        if self.draining:
+            raise _come_back("the server is about to end")
+        self._require_room()
+        timeout = asyncio.timeout(limits.timeout_s)
+        content = None
         try:
-            try:
-                async with asyncio.timeout_at(deadline):
-                    content = await _read(request, int(limits.max_mb * 1e6))
-            except TimeoutError:
-                raise HTTPException(408, f"the picture did not arrive within {limits.timeout_s:g} s") from None
-            try:
-                async with asyncio.timeout_at(deadline):
+            async with timeout:
+                content = await _read(request, int(limits.max_mb * 1e6), partial(self.bodies.add, timeout))
+                self._require_room()
+                self.accepted += 1
+                try:
                     return JSONResponse(await self._answer(content, top, with_heat))
-            except TimeoutError:
-                raise _come_back(f"there was no answer within {limits.timeout_s:g} s") from None
+                finally:
+                    self.accepted -= 1
+        except TimeoutError:
+            if timeout in self.bodies.given_up:
+                raise _come_back("too many large requests are waiting") from None
+            if content is None:
+                raise HTTPException(408, f"the picture did not arrive within {limits.timeout_s:g} s") from None
+            raise _come_back(f"there was no answer within {limits.timeout_s:g} s") from None
         except ClientDisconnect:
             return Response(status_code=400)  # for the metrics; nobody is there to read it
         finally:
-            self.accepted -= 1
+            self.bodies.remove(timeout)
+
+    def _require_room(self) -> None:
+        """Raises HTTPException where the queue is full."""
+        if self.accepted >= self.limits.max_queue:
+            raise _come_back("too many requests are waiting")
 
     def _options(self, request: Request) -> tuple[int, bool]:
         """How many classes are asked for, and whether a heat map is."""
@@ -326,9 +443,11 @@ class Service:
         return min(int(top), classes), with_heat == "1"
 
     async def _answer(self, content: bytes, top: int, with_heat: bool) -> dict[str, Any]:
-        loop, limits = asyncio.get_running_loop(), self.limits
-        form = self.classifier.form
-        image = await loop.run_in_executor(self.decoders, decode, content, form, limits.max_megapixels)
+        form, max_pixels = self.classifier.form, self.limits.max_pixels
+        looking = partial(images.effort, content, max_pixels=max_pixels)
+        effort = await self.decoders.run(len(content) * BYTE_EFFORT, looking)
+        decoding = partial(images.decode, content, form, max_pixels=max_pixels)
+        image = await self.decoders.run(effort, decoding)
         logits = (await self.batcher.logits(image)).astype(np.float64)
         odds = np.exp(logits - logits.max())
         probabilities = odds / odds.sum()
@@ -347,8 +466,11 @@ def _come_back(why: str) -> HTTPException:
     return HTTPException(503, f"{why}: try again", headers={"Retry-After": "1"})
 
 
-async def _read(request: Request, most: int) -> bytes:
+async def _read(request: Request, most: int, arrived_bytes: Callable[[int], None]) -> bytes:
     """The picture in a request: its body, or the first file of a form.
+
+    Args:
+      arrived_bytes: is told of every part of the body how many bytes it has.
 
     Raises:
       HTTPException: there is none, or the body has more than so many bytes.
@@ -361,6 +483,7 @@ async def _read(request: Request, most: int) -> bytes:
         arrived += len(message.get("body", b""))
         if arrived > most:
             raise OverflowError
+        arrived_bytes(len(message.get("body", b"")))
         return message
 
     length = request.headers.get("content-length", "0")
@@ -386,13 +509,56 @@ async def _read(request: Request, most: int) -> bytes:
     return content
 
 
-def create_app(classifier: Classifier, name: str, limits: Limits) -> ASGIApp:
+class Guarded:
+    """An ASGI application behind who may ask; it counts what happens.
+
+    Attributes:
+      service: what is behind it.
+      under_way: requests that are not answered.
+    """
+
+    def __init__(self, app: ASGIApp, service: Service):
+        self._app, self.service, self.under_way = app, service, 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        started, status = time.perf_counter(), 500
+        service, path = self.service, scope["path"] if scope["path"] in PATHS else "other"
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Content-Type-Options"] = "nosniff"
+            await send(message)
+
+        self.under_way += 1
+        try:
+            local, _ = scope["server"]
+            refusal = service.access.refusal(scope["headers"], local, secret=path not in OPEN_PATHS)
+            if refusal:
+                status, why = refusal
+                headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
+                answer = JSONResponse({"error": why}, status, headers=headers)
+                await answer(scope, receive, send_with_headers)
+            else:
+                await self._app(scope, receive, send_with_headers)
+        finally:
+            self.under_way -= 1
+            service.metrics.requests.labels(path, status).inc()
+            if path == "/predict":
+                service.metrics.seconds.observe(time.perf_counter() - started)
+
+
+def create_app(classifier: Classifier, name: str, limits: Limits, access: Access | None = None) -> Guarded:
     """The ASGI application. Everything is compiled when this returns.
 
     Args:
       name: of the network, for its page.
+      access: who is answered; None: whoever addresses this machine by a name of loopback, or the address it came to.
     """
-    service = Service(classifier, name, limits)
+    service = Service(classifier, name, limits, access or Access())
     service.warm_up()
 
     def refused(request: Request, error: Exception) -> Response:
@@ -407,34 +573,15 @@ def create_app(classifier: Classifier, name: str, limits: Limits) -> ASGIApp:
             Route("/", service.page),
             Route("/predict", service.predict, methods=["POST"]),
             Route("/health", service.health),
+            Route("/live", service.live),
+            Route("/ready", service.ready),
             Route("/metrics", service.show_metrics),
         ],
         exception_handlers={HTTPException: refused, Exception: failed},
         lifespan=service.lifespan,
     )
     app.router.redirect_slashes = False
-
-    async def observed(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await app(scope, receive, send)
-        started, status = time.perf_counter(), 500
-
-        async def send_with_headers(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                MutableHeaders(scope=message)["X-Content-Type-Options"] = "nosniff"
-            await send(message)
-
-        try:
-            await app(scope, receive, send_with_headers)
-        finally:
-            path = scope["path"] if scope["path"] in PATHS else "other"
-            service.metrics.requests.labels(path, status).inc()
-            if path == "/predict":
-                service.metrics.seconds.observe(time.perf_counter() - started)
-
-    return observed
+    return Guarded(app, service)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -467,22 +614,42 @@ def address_of(listening: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
 
 
-def make_server(app: ASGIApp, timeout_s: float) -> uvicorn.Server:
+class Server(uvicorn.Server):
+    """When it is asked to end, it says that it is not ready, answers what has been sent to it, and ends; at once when
+    it is asked again."""
+
+    def __init__(self, config: uvicorn.Config, app: Guarded, patience_s: float):
+        super().__init__(config)
+        self._app, self._patience = app, patience_s
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._app.service.draining:
+            super().handle_exit(sig, frame)
+        self._app.service.draining = True
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._app.service.draining:
+            self._patience -= TICK_SECONDS
+            self.should_exit = self.should_exit or not self._app.under_way or self._patience <= 0
+        return await super().on_tick(counter)
+
+
+def make_server(app: Guarded, timeout_s: float) -> Server:
     """The server for `run(sockets=[...])`; when it is to end, it answers what it has accepted."""
-    return uvicorn.Server(
-        uvicorn.Config(
-            app,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            ws="none",
-            lifespan="on",
-            timeout_graceful_shutdown=int(timeout_s) + 5,
-        )
+    config = uvicorn.Config(
+        app,
+        http=Connection,
+        log_level="error",  # what it warns of is what clients do
+        access_log=False,
+        server_header=False,
+        ws="none",
+        lifespan="on",
+        timeout_graceful_shutdown=int(timeout_s) + 5,
     )
+    return Server(config, app, timeout_s + 5)
 
 
-def serve(app: ASGIApp, listening: socket.socket, timeout_s: float) -> None:
+def serve(app: Guarded, listening: socket.socket, timeout_s: float) -> None:
     """Serves until SIGTERM or SIGINT, and then answers what it has accepted. For the main thread alone."""
     server = make_server(app, timeout_s)
 

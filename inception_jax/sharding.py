@@ -47,6 +47,14 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return _put(tree, NamedSharding(mesh, P()))
 
 
+def own(tree: Any, mesh: Mesh) -> Any:
+    """As `replicate`, in buffers that nothing else has, so that the tree can be donated.
+
+    Leaves that were one array are two behind it, and what NumPy or a caller holds, or devices share, is copied.
+    """
+    return jax.device_put(replicate(tree, mesh), NamedSharding(mesh, P()), may_alias=False)
+
+
 def split_batch(tree: Any, mesh: Mesh) -> Any:
     """Every array of the tree, its first axis split over the devices.
 

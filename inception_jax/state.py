@@ -1,5 +1,6 @@
 """Everything that training changes, in one pytree, and how it begins."""
 
+import zlib
 from typing import Any
 
 import flax.struct
@@ -47,6 +48,11 @@ class TrainState(flax.struct.PyTreeNode):
         own = {"params": self.params, "batch_stats": self.batch_stats}
         given = jax.tree.map(lambda old, new: jnp.asarray(new, old.dtype), own, {name: variables[name] for name in own})
         return self.replace(**given, average=given if self.average else {})
+
+
+def stream(seed: int, name: str) -> jax.Array:
+    """The random key of one use of a seed, such as "init" or "train", with numbers that no other use or seed has."""
+    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
 
 
 def create_state(

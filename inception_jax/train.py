@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,21 +24,26 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from inception_jax import data, metrics, multihost, process, run, schedules, sharding, steps
-from inception_jax.checkpoints import Checkpoints
+from inception_jax import data, files, metrics, multihost, process, run, schedules, sharding, steps
+from inception_jax.checkpoints import Checkpoints, saved_steps
 from inception_jax.config import Config, validate
 from inception_jax.data import order, streaming
 from inception_jax.data.dataset import Dataset, eval_batches, train_batches
+from inception_jax.distributed import agreement
+from inception_jax.distributed.watch import moved, waiting
 from inception_jax.errors import UserError
 from inception_jax.models.folding import fold_model, inference_variables
 from inception_jax.profiling import Profiler
 from inception_jax.state import INIT_COMPILER_OPTIONS, TrainState, count_parameters
+from inception_jax.text import printable
 from inception_jax.writers import MetricWriter, Progress, format_seconds
 
 logger = logging.getLogger(__name__)
 
 RESIDENT_BYTES = 4 * 2**30  # a training split up to this size is kept in every accelerator's memory
 STEPS_IN_FLIGHT = 2  # how far the host may run ahead of the devices
+RUNS = Path("runs")  # where `fit` makes folders
+SECONDS_OF_PRESSING = 1.0  # many people press Ctrl-C twice, and mean once
 STEPS_TO_ESTIMATE = 12  # after which the time that the run will take is estimated
 
 
@@ -54,6 +59,10 @@ class Interrupted(Exception):  # noqa: N818 (nothing went wrong)
         self.signal = signal
 
 
+class StoppedAtOnce(KeyboardInterrupt):
+    """A second Ctrl-C came before the run had saved; the message says what is there."""
+
+
 class NonFiniteLoss(Exception):  # noqa: N818
     """The loss or a weight became infinite or NaN; the last checkpoint is from before."""
 
@@ -62,24 +71,35 @@ class _EvaluationStopped(Exception):  # noqa: N818
     """A request to stop came while a split was evaluated."""
 
 
-def train_and_evaluate(config: Config, workdir: str | Path, *, clear_caches: bool = False) -> dict[str, Any]:
+def train_and_evaluate(
+    config: Config, workdir: str | Path, *, clear_caches: bool = False, wait: bool = False, trust_code: bool = False
+) -> dict[str, Any]:
     """Trains as the config says, or goes on where the run in `workdir` stopped; returns what summary.json holds.
 
     Args:
       clear_caches: let JAX forget all that it has traced once the step is compiled (about 130 MB of memory for
         GoogLeNet): for a process that does nothing else.
+      wait: for another process that trains in `workdir`; else that is a UserError.
+      trust_code: whether a run that the weights come from may name a network outside the package, see `run.load_run`;
+        what `config` names itself is trusted.
 
     Raises:
       UserError: the config, the data or the folder is not usable; nothing was changed.
       Interrupted: SIGINT or SIGTERM came; the state was saved.
+      StoppedAtOnce: a second SIGINT came before that.
       NonFiniteLoss: the loss is no number any more, oftener than config.nonfinite.retries.
       WriteError: a checkpoint or another file of the run could not be written.
     """
-    config = run.with_network_of_weights(config, Path(workdir))
+    if config.data.num_workers:
+        streaming.end_unguarded_worker()  # before it takes time
+    folder = files.expand(workdir, "workdir")
+    multihost.require_same_start(partial(run.common_fields, config), folder)
+    config = run.with_network_of_weights(config, folder, trust_code=trust_code)
     validate(config)
     if config.deterministic:
         process.make_deterministic()
-    return _train(config, Path(workdir), run.load_data(config), clear_caches)
+    with _held(folder, wait):
+        return _train(config, folder, run.load_data(config), clear_caches, trust_code)
 
 
 def fit(
@@ -89,7 +109,8 @@ def fit(
     test: tuple[np.ndarray, np.ndarray] | None = None,
     *,
     class_names: tuple[str, ...] | None = None,
-    workdir: str | Path = "runs/fit",
+    workdir: str | Path | None = None,
+    trust_code: bool = False,
 ) -> run.Run:
     """Trains on arrays in hand, exactly as the command does, and returns the trained network.
 
@@ -99,7 +120,12 @@ def fit(
       train, validation, test: (images uint8 (n, height, width, channels), labels integer (n,)); without a validation
         split nothing is evaluated during training, and the last weights count as the best.
       class_names: in the order of the labels; by default their numbers.
-      workdir: the run's folder; a run that is there already goes on.
+      workdir: the run's folder; a run on the same arrays that is there already goes on, or, if it is complete, is
+        loaded. None: a new folder, runs/fit-1, runs/fit-2, ..., which the result's `folder` names.
+      trust_code: as for `train_and_evaluate`.
+
+    Raises:
+      UserError: as `train_and_evaluate`; the arrays are no images and labels; the folder holds a run on other arrays.
     """
     dataset = data.from_arrays(train=train, validation=validation, test=test, class_names=class_names)
     config = copy.deepcopy(config)
@@ -109,12 +135,44 @@ def fit(
     evaluate = config.evaluate
     evaluate.splits = tuple(split for split in evaluate.splits if split in dataset.splits)
     evaluate.final_splits = tuple(split for split in evaluate.final_splits if split in dataset.splits)
-    config = run.with_network_of_weights(config, Path(workdir))
-    validate(config)
-    if config.deterministic:
-        process.make_deterministic()
-    _train(config, Path(workdir), dataset)
-    return run.load_run(workdir)
+    with _folder_of_fit(workdir) as folder:
+        multihost.require_same_start(partial(run.common_fields, config), folder)
+        config = run.with_network_of_weights(config, folder, trust_code=trust_code)
+        validate(config)
+        if config.deterministic:
+            process.make_deterministic()
+        with _held(folder):
+            _train(config, folder, dataset, trust_code=trust_code)
+    return run.load_run(folder, own=config)
+
+
+@contextmanager
+def _folder_of_fit(workdir: str | Path | None) -> Iterator[Path]:
+    """The folder that was given, or a new one, which goes again where nothing came into it."""
+    if workdir is not None:
+        yield files.expand(workdir, "workdir")
+        return
+    if multihost.count() > 1:
+        raise UserError("several processes train in one folder: give fit(..., workdir=FOLDER), the same to all of them")
+    for number in itertools.count(1):
+        folder = RUNS / f"fit-{number}"
+        try:
+            folder.mkdir(parents=True)  # by one of several programs at once
+            break
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(f"cannot write the run's folder {folder}: {error.strerror or error}") from error
+    try:
+        yield folder
+    finally:
+        with suppress(OSError):  # it is not empty
+            folder.rmdir()
+
+
+def _held(folder: Path, wait: bool = False) -> AbstractContextManager[None]:
+    """The run's folder, in which one process writes, and no other program."""
+    return files.held(folder, "the run's folder", "trains", wait=wait) if multihost.is_first() else nullcontext()
 
 
 @dataclasses.dataclass
@@ -128,11 +186,13 @@ class Record:
     training_images: int = 0  # that training_seconds were spent on
     evaluation_seconds: float = 0.0  # of evaluations while training, each session's first batch (compilation) left out
     evaluated_step: int = 0
-    best_value: float | None = None  # of the watched metric
+    best_value: float | None = None  # of the watched metric, whether or not its checkpoint is still there
     evaluations_since_best: int = 0
-    fingerprint: str | None = None  # of the pictures in a person's folder
+    fingerprint: str | None = None  # of pictures in a person's folder, of arrays and of builders from outside
     data_version: str | None = None  # of a published data set; None also where none was kept yet
     retries: int = 0  # how often the run went back to a checkpoint because the loss was not finite
+    named_streams: bool = False  # where its random numbers come from, see `run.initial_key`
+    best_step: int | None = None  # that best_value is of; None also where a run of before had not noted it
 
     @classmethod
     def from_json(cls, kept: dict[str, Any]) -> "Record":
@@ -146,15 +206,81 @@ class Record:
         return cls(**kept)
 
 
+def _known_record(kept: dict[str, Any], checkpoints: Checkpoints) -> Record:
+    """The record of a checkpoint, with the best step of a run of before, which did not note it, as far as it is there.
+
+    Raises:
+      UserError: as `Record.from_json`.
+    """
+    record = Record.from_json(kept)
+    if record.best_step is None and record.best_value is not None:
+        equal = (step for step in checkpoints.best_steps() if checkpoints.watched(step) == record.best_value)
+        record.best_step = next(equal, None)
+    return record
+
+
+def _require_same_data(folder: Path, record: Record, dataset: Dataset) -> None:
+    """Raises UserError where a run is to go on with other pictures or arrays than it was begun with."""
+    before, now = record.fingerprint, dataset.fingerprint
+    if before is None and now is not None:
+        logger.warning(
+            "%s: it is not known what data the run was begun with, by another version of inception_jax; it goes on "
+            "with what is given now",
+            folder,
+        )
+        record.fingerprint = now
+    elif before != now:
+        what, way_out = "arrays than given now", "workdir, or give the arrays that it was begun with"
+        if dataset.cache:
+            what = "pictures than are there now"
+            way_out = "--workdir, or bring the pictures back to what they were"
+        differences = data.changes(dataset.cache, before or "", now or "")
+        raise UserError(f"{folder} holds a run on other {what}: {differences}. Choose another {way_out}")
+
+
 def _with_splits_there(config: Config, dataset: Dataset) -> Config:
     """The config without the evaluation of splits that are chosen by themselves and are not published."""
     config = copy.deepcopy(config)
     for field in ("splits", "final_splits"):
         config.evaluate[field] = tuple(split for split in config.evaluate[field] if split in dataset.splits)
+    needed = {"evaluate.watch": config.evaluate.watch} if config.evaluate.splits else {}
+    if config.schedule.name == "plateau":
+        needed["schedule.metric"] = config.schedule.metric
+    for field, metric in needed.items():
+        split = metric.partition("_")[0]
+        if split not in ("train", *config.evaluate.splits):
+            raise UserError(f"{field}={metric!r} needs the split {split}, and the data has none: choose another one")
     return config
 
 
-def _train(config: Config, folder: Path, dataset: Dataset, clear_caches: bool = False) -> dict[str, Any]:
+def _facts(
+    config: Config, folder: Path, dataset: Dataset, inputs: run.Inputs, steps_per_epoch: int, initial: Any
+) -> dict[str, Any]:
+    """What all processes of a run have to have in common, by what it is."""
+    if multihost.count() == 1:
+        return {}
+    fingerprint = agreement.fingerprint
+    names, variables = inputs.class_names, initial.variables if initial else {}
+    return run.common_fields(config) | {
+        "the data's fingerprint": dataset.fingerprint,
+        "the data's version": dataset.version,
+        "the data's splits": {name: len(split) for name, split in dataset.splits.items()},
+        "the data's labels": {
+            name: fingerprint(split.all_labels().tobytes()) for name, split in dataset.splits.items()
+        },
+        "the data's classes": f"{len(names)}: {', '.join(names[:3])}, ... ({fingerprint(repr(names).encode())})",
+        "the images' shape": list(inputs.image_shape),
+        "the pixels' mean": list(inputs.mean),
+        "the pixels' standard deviation": list(inputs.std),
+        "the number of steps an epoch": steps_per_epoch,
+        "the weights of init_from": [fingerprint(np.asarray(leaf).tobytes()) for leaf in jax.tree.leaves(variables)],
+        "the list of checkpoints": saved_steps(folder / "checkpoints"),
+    }
+
+
+def _train(
+    config: Config, folder: Path, dataset: Dataset, clear_caches: bool = False, trust_code: bool = False
+) -> dict[str, Any]:
     started = time.monotonic()
     config = _with_splits_there(config, dataset)
     dtype, image_dtype = run.dtypes(config.compute_dtype)
@@ -165,12 +291,14 @@ def _train(config: Config, folder: Path, dataset: Dataset, clear_caches: bool = 
 
     config = run.with_options_of_weights(config, len(dataset.class_names))
     model = run.build_model(config, len(dataset.class_names))
-    initial_key = jax.random.key(config.seed)
+    initial_key = run.initial_key(config)
     mean, std, initial = config.data.mean, config.data.std, None
     if config.init_from:
         known = run.kept_inputs(folder)  # the weights may be gone once the run has begun
         if known is None:
-            known = initial = run.load_initial(config.init_from, model, dataset.image_shape, initial_key)
+            known = initial = run.load_initial(
+                config.init_from, model, dataset.image_shape, initial_key, trust_code=trust_code, own=config
+            )
         mean, std = mean or known.mean, std or known.std
     if not mean or not std:
         computed_mean, computed_std = dataset.channel_statistics()
@@ -190,28 +318,28 @@ def _train(config: Config, folder: Path, dataset: Dataset, clear_caches: bool = 
     jax.eval_shape(prepare, initial_key, jax.ShapeDtypeStruct((1, *dataset.image_shape), np.uint8))
     everywhere = NamedSharding(mesh, PartitionSpec())
     initialization = jax.jit(initial_state, out_shardings=everywhere).trace(initial_key)
+    multihost.require_equal(_facts(config, folder, dataset, inputs, steps_per_epoch, initial))
     with multihost.first_goes_first("folder"):
         run.prepare_folder(folder, config)
 
     record = Record(
-        dataclasses.asdict(inputs), steps_per_epoch, fingerprint=dataset.fingerprint, data_version=dataset.version
+        dataclasses.asdict(inputs),
+        steps_per_epoch,
+        fingerprint=dataset.fingerprint,
+        data_version=dataset.version,
+        named_streams=True,
     )
     with ExitStack() as exits:
+        stop_requested = exits.enter_context(_stop_requests(folder))  # until the last save is done
         checkpoints = exits.enter_context(run.open_checkpoints(folder, config))
-        stop_requested = exits.enter_context(_stop_requests())
         template = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), initialization.out_info
         )
         restored: TrainState | None = None
         if checkpoints.latest_step() is not None:
             restored, kept = checkpoints.restore(None, template)
-            record = Record.from_json(kept)
-            if record.fingerprint != dataset.fingerprint and dataset.cache:
-                differences = data.changes(dataset.cache, record.fingerprint or "", dataset.fingerprint or "")
-                raise UserError(
-                    f"{folder} holds a run on other pictures than are there now: {differences}. "
-                    "Choose another --workdir, or bring the pictures back to what they were"
-                )
+            record = _known_record(kept, checkpoints)
+            _require_same_data(folder, record, dataset)
             if record.data_version and record.data_version != dataset.version:
                 raise UserError(
                     f"{folder} holds a run on version {record.data_version} of {dataset.name}, but its version is "
@@ -223,6 +351,7 @@ def _train(config: Config, folder: Path, dataset: Dataset, clear_caches: bool = 
                     "images differ. Choose another --workdir, or bring the data back to what it was"
                 )
         first_step = 0 if restored is None else int(restored.step)
+        resumed_step = None if restored is None else first_step
         _log_start(folder, dataset, mesh, dtype, template, first_step, total_steps)
         step_fn = partial(
             steps.train_step,
@@ -239,7 +368,7 @@ def _train(config: Config, folder: Path, dataset: Dataset, clear_caches: bool = 
         train_step = jax.jit(votes.counted(step_fn), donate_argnames="state", out_shardings=everywhere)
         first_writes = multihost.is_first()
         batches = source = exits.enter_context(closing(_batches(config, dataset, mesh, first_step, total_steps)))
-        key = jax.random.key(config.seed + 1)
+        key = run.training_key(config, record.named_streams)
         if restored is not None and first_step == total_steps:
             state = restored
         else:
@@ -259,9 +388,9 @@ def _train(config: Config, folder: Path, dataset: Dataset, clear_caches: bool = 
                 state = state.start_from(initial.variables)
                 new = f", new: {', '.join(initial.left_out)}" if initial.left_out else ""
                 logger.info("weights: %s%s", config.init_from, new)
-            state = sharding.replicate(state, mesh)
             if clear_caches:
                 jax.clear_caches()
+        restored = initial = fresh = None  # else their arrays would stay beside the state's own
         evaluator = Evaluator(
             dataset,
             mesh,
@@ -271,6 +400,7 @@ def _train(config: Config, folder: Path, dataset: Dataset, clear_caches: bool = 
             stop_requested=stop_requested,
         )
         while True:
+            state = sharding.own(state, mesh)  # each step donates it, wherever it comes from
             seconds_before = record.elapsed_seconds
             first_step = int(state.step)
             writer = MetricWriter(
@@ -317,6 +447,8 @@ def _train(config: Config, folder: Path, dataset: Dataset, clear_caches: bool = 
                 checkpoints.save(step, state, dataclasses.asdict(record), checkpoints.metrics(step))
                 source.close()
                 batches = source = exits.enter_context(closing(_batches(config, dataset, mesh, step, total_steps)))
+        if int(state.step) == resumed_step:
+            logger.warning("%s is complete: its network is loaded, nothing is trained", folder)
         try:
             summary = _summarize(config, folder, state, record, evaluator, checkpoints, stopped)
         except _EvaluationStopped:
@@ -327,6 +459,8 @@ def _train(config: Config, folder: Path, dataset: Dataset, clear_caches: bool = 
         from inception_jax import report  # only now, since Matplotlib would delay the first step
 
         logger.info("report: %s", report.write_report(folder))
+        for line in describe_result(summary):
+            logger.info("%s", line)
     return summary
 
 
@@ -339,7 +473,7 @@ def _go_back(
       NonFiniteLoss: the retries are used up.
     """
     state, kept = checkpoints.restore(None, template)
-    record = Record.from_json(kept)
+    record = _known_record(kept, checkpoints)
     retries = config.nonfinite.retries
     if record.retries >= retries:
         raise NonFiniteLoss(f"{error}. It went back to a checkpoint {retries} time(s) already") from error
@@ -378,27 +512,38 @@ def _loop(
     evaluate_every = config.evaluate.every_epochs * record.steps_per_epoch
     evaluate_from = config.evaluate.first_epoch * record.steps_per_epoch
     save_at = config.checkpoint.every_steps, config.checkpoint.keep_every_steps
+    # Where the run went back to would be the clock's choice, and with it what is computed.
+    every_seconds = 0.0 if config.nonfinite.retries else 60 * config.checkpoint.every_minutes
     patience = config.evaluate.early_stopping_patience
     clock = Clock(record, config.batch_size, started)
     in_flight: collections.deque[tuple[int, Any]] = collections.deque()
-    first_step = step = int(state.step)
+    first_step = step = saved_step = int(state.step)
+    saved_at = time.monotonic()
+
+    def save_is_due() -> bool:
+        return bool(every_seconds) and time.monotonic() - saved_at >= every_seconds
 
     def finish_steps(number_left: int = 0) -> None:
         while len(in_flight) > number_left:
             finished, result = in_flight.popleft()
-            loss = votes.read(finished, result)
+            with waiting(f"step {finished} of all processes"):
+                loss = votes.read(finished, result)
+            moved()
             if not math.isfinite(loss):
                 raise _not_finite(f"the loss of step {finished} is {loss}", checkpoints)
 
     def save(watched: dict[str, float] | None = None) -> None:
+        nonlocal saved_step, saved_at
         # A finite loss can leave weights that are not: they would be gone back to in vain.
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.params, state.batch_stats))):
             raise _not_finite(f"the weights after step {step} are not finite", checkpoints)
         clock.pause(step)  # what was timed belongs to the checkpoint
         record.elapsed_seconds = clock.elapsed()
         checkpoints.save(step, state, dataclasses.asdict(record), watched)
+        saved_step, saved_at = step, time.monotonic()
 
     def stop() -> NoReturn:
+        votes.requests.saving = True
         finish_steps()
         save()
         checkpoints.wait()
@@ -430,7 +575,8 @@ def _loop(
         if votes.outcome(step):
             stop()
         checkpoints.check()
-        if step > max(first_step, record.evaluated_step) and any(every and step % every == 0 for every in save_at):
+        due = votes.saves(step, saved_step, save_is_due()) or any(every and step % every == 0 for every in save_at)
+        if due and step > max(first_step, record.evaluated_step):
             finish_steps()
             save()
 
@@ -440,7 +586,9 @@ def _loop(
             profiler.start()
         with profiler.step(step + 1):
             clock.resume(step)
-            state, result = train_step(state, *next(batches), key, *votes.cast())
+            with waiting("the next batch", alone=True):
+                batch = next(batches)
+            state, result = train_step(state, *batch, key, *votes.cast(save_is_due()))
             step += 1
             in_flight.append((step, result))
             # Of the first step nothing may stay in flight: it compiles, and the clock starts behind it.
@@ -516,10 +664,10 @@ def _end_epoch(
         sign = 1 if config.evaluate.watch_mode == "max" else -1
         better = math.isfinite(value) and (record.best_value is None or sign * value > sign * record.best_value)
         if better:
-            record.best_value = value
+            record.best_value, record.best_step = value, step
         record.evaluations_since_best = 0 if better else record.evaluations_since_best + 1
     record.evaluated_step = step
-    fresh = sharding.replicate(
+    fresh = sharding.own(
         (jax.device_get(plateau), jax.tree.map(np.zeros_like, jax.device_get(state.metrics))), evaluator.mesh
     )
     return state.replace(plateau=fresh[0], metrics=fresh[1]), row
@@ -557,12 +705,18 @@ class Evaluator:
     def __call__(self, variables: dict[str, Any], split: str) -> dict[str, float]:
         """The means over the split: loss, top1, top5, count."""
         total, started = None, time.monotonic()
+        in_flight: collections.deque[Any] = collections.deque()
         variables = self._inference_variables(variables)
         for batch in eval_batches(self.dataset.splits[split], self._batch_size, self._rows):
             if self._stop_requested():
                 raise _EvaluationStopped
             sums = self._eval_step(variables, *sharding.split_batch(batch, self.mesh))
             total = sums if total is None else metrics.add(total, sums)
+            in_flight.append(sums)
+            if len(in_flight) > STEPS_IN_FLIGHT:
+                with waiting("the evaluation of all processes"):
+                    jax.block_until_ready(in_flight.popleft())
+            moved()
             if not self._compiled:
                 jax.block_until_ready(sums)
                 self._compiled, started = True, time.monotonic()
@@ -617,19 +771,55 @@ def _rows_of(positions: Callable[[int], np.ndarray], rows: slice, step: int) -> 
     return positions(step)[rows]
 
 
+class StopRequests:
+    """Signals that ask the run to stop; calling it gives the one that came, 0 if none did.
+
+    Attributes:
+      step: that training has come to; None: it has made none yet.
+      saving: whether the run is being saved, as it was asked to: one more Ctrl-C does not end that.
+    """
+
+    def __init__(self) -> None:
+        self.step: int | None = None
+        self.saving = False
+        self._received: list[int] = []
+        self._pressed = 0.0  # when Ctrl-C came first
+
+    def __call__(self) -> int:
+        return max(self._received, default=0)
+
+    def note(self, number: int, frame: Any) -> None:
+        """Handles a signal; raises KeyboardInterrupt where Ctrl-C is to end the run at once."""
+        first = number not in self._received
+        self._received.append(number)
+        if number != signal.SIGINT:
+            return
+        if first:
+            self._pressed = time.monotonic()
+        elif time.monotonic() - self._pressed < SECONDS_OF_PRESSING:
+            return
+        elif self.saving:
+            self.saving = False
+            with suppress(OSError):
+                os.write(2, b"the run is being saved; one more Ctrl-C ends it without that\n")
+        else:
+            raise KeyboardInterrupt
+
+
 class Votes:
-    """Requests to stop, on which several processes have to agree, since each step needs all of them.
+    """Requests to stop or to save, on which several processes have to agree, since each step needs all of them.
 
     Every process hands its own request to each step, which returns the largest of all. Whether a step's outcome is
     known already depends on how far a process has waited for its devices, so that it counts a fixed number of steps
-    later, when it is known everywhere. A single process needs none of this, and answers at once.
+    later, when it is known everywhere. A single process needs none of this, and answers at once. Of their clocks the
+    first process's decides when to save.
     """
 
-    def __init__(self, mesh: Mesh, stop_requested: Callable[[], int]):
+    def __init__(self, mesh: Mesh, requests: StopRequests):
         self._mesh = mesh
-        self._stop_requested = stop_requested
+        self.requests = requests
         self._several = multihost.count() > 1
-        self._outcomes: dict[int, int] = {}  # signals, by the step that returned them
+        self._outcomes: dict[int, int] = {}  # by the step that returned them: twice the signal, and 1 to save
 
     def counted(self, train_step: Callable) -> Callable:
         """The step, which takes what `cast` gives and whose second result `read` understands."""
@@ -642,11 +832,12 @@ class Votes:
 
         return step_with_votes
 
-    def cast(self) -> tuple[jax.Array, ...]:
-        """What the step takes besides its other arguments."""
+    def cast(self, save: bool = False) -> tuple[jax.Array, ...]:
+        """What the step takes besides its other arguments; `save`: a checkpoint is due by this process's clock."""
         if not self._several:
             return ()
-        own = np.full(len(self._mesh.local_devices), self._stop_requested(), np.int32)
+        request = 2 * self.requests() + (save and multihost.is_first())
+        own = np.full(len(self._mesh.local_devices), request, np.int32)
         return (sharding.split_batch(own, self._mesh),)
 
     def read(self, step: int, result: Any) -> float:
@@ -659,10 +850,21 @@ class Votes:
         return float(loss)
 
     def outcome(self, step: int) -> int:
-        """The signal by which the run is asked to stop after `step`; 0: it is not."""
+        """The signal by which the run is asked to stop after `step`, to which it has come; 0: it is not."""
+        self.requests.step = step
         if not self._several:
-            return self._stop_requested()
-        return max((signal for at, signal in self._outcomes.items() if at <= step - STEPS_IN_FLIGHT), default=0)
+            return self.requests()
+        return max((request // 2 for at, request in self._outcomes.items() if at <= step - STEPS_IN_FLIGHT), default=0)
+
+    def saves(self, step: int, saved_step: int, due: bool) -> bool:
+        """Whether a checkpoint is to be saved after `step`, the last one being that of `saved_step`.
+
+        Args:
+          due: it is by this process's clock.
+        """
+        if not self._several:
+            return due
+        return any(request % 2 and saved_step < at <= step - STEPS_IN_FLIGHT for at, request in self._outcomes.items())
 
 
 class Clock:
@@ -705,21 +907,35 @@ class Clock:
 
 
 @contextmanager
-def _stop_requests() -> Iterator[Callable[[], int]]:
-    """Notes SIGINT and SIGTERM, to be answered between two steps (0: none came); a second SIGINT ends at once."""
-    received: list[int] = []
+def _stop_requests(folder: Path) -> Iterator[StopRequests]:
+    """Notes SIGINT and SIGTERM, to be answered between two steps; a later SIGINT ends at once.
+
+    Raises:
+      StoppedAtOnce: it did, and what training had come to is not saved.
+      Interrupted: it did after everything was saved.
+    """
+    requests = StopRequests()
     if threading.current_thread() is not threading.main_thread():  # Python allows handlers in that one alone
-        yield lambda: 0
+        yield requests
         return
-
-    def note(number, frame):
-        received.append(number)
-        if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, requests.note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: max(received, default=0)
+        yield requests
+    except KeyboardInterrupt:
+        # What was being saved has been finished on the way here, so the folder says what is there.
+        saved = max(
+            (int(path.name) for path in (folder / "checkpoints").glob("*") if path.name.isdecimal()), default=None
+        )
+        if saved is not None and saved == requests.step:
+            raise Interrupted(
+                f"stopped at once after step {saved}, which is saved: the same command goes on from there",
+                requests() or signal.SIGINT,
+            ) from None
+        when = "before the first step" if requests.step is None else f"after step {requests.step}"
+        kept = f"the checkpoint of step {saved} is kept, and the same command goes on from there"
+        raise StoppedAtOnce(
+            f"stopped at once {when}, without saving: {kept if saved is not None else 'there is no checkpoint yet'}"
+        ) from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -766,6 +982,55 @@ def _log_start(
         logger.info("run: %s, %d steps", folder, total_steps)
 
 
+def _best_weights(
+    config: Config, state: TrainState, record: Record, checkpoints: Checkpoints
+) -> tuple[int, float | None, dict[str, Any]]:
+    """Step, watched metric and variables of the best weights: of the last ones where nothing was watched.
+
+    Where the best checkpoint is damaged or gone, the best of those that are left stands for it, with what is its own.
+    """
+    step, best_step, value = int(state.step), record.best_step, record.best_value
+    if value is None or best_step == step:
+        return step, value, state.variables
+    for candidate in checkpoints.best_steps():
+        own = checkpoints.watched(candidate)
+        try:
+            variables = state.variables if candidate == step else checkpoints.restore(candidate, state)[0].variables
+        except UserError as damage:
+            logger.warning("%s", damage)
+            continue
+        break
+    else:
+        candidate, own, variables = step, None, state.variables
+    if candidate != best_step:
+        metric = config.evaluate.watch
+        lost = "the best checkpoint" if best_step is None else f"the best checkpoint, that of step {best_step},"
+        stands = f"that of step {candidate}" + ("" if own is None else f" ({metric} {own:g})")
+        logger.warning("%s (%s %g) is not there any more or damaged; %s stands for it", lost, metric, value, stands)
+    return candidate, own, variables
+
+
+def describe_result(summary: dict[str, Any]) -> list[str]:
+    """What a run came to, for people: a line for its end, one for the last weights, and one for the best."""
+    ends = {"early": "no better any more", "target": "at its target"}
+    end = ends.get(summary["stopped"], "completed")
+    lines = [f"{printable(summary['name'])}: {end} after {format_seconds(summary['seconds'])}"]
+    best = summary["best"]
+    for which, step, epoch, means in (
+        ("last", summary["steps"], summary["epochs"], summary),
+        ("best", best["step"], best["epoch"], best),
+    ):
+        parts = [f"{which}: step {step}, epoch {epoch:g}"]
+        if which == "best" and best["metric"] is not None:
+            parts.append(f"by {best['metric']} {best['value']:.4f}")
+        for split in ("train", "validation", "test"):
+            if found := means.get(split):
+                parts.append(" ".join([split, *(f"{name} {found[name]:.4f}" for name in ("top1", "top5", "loss"))]))
+        if which == "last" or best["metric"] is not None:  # else the last ones are the best
+            lines.append("  ".join(parts))
+    return lines
+
+
 def _summarize(
     config: Config,
     folder: Path,
@@ -778,17 +1043,10 @@ def _summarize(
     """Evaluates the last and the best weights on the final splits and writes summary.json."""
     step = int(state.step)
     final = {split: evaluator(state.variables, split) for split in config.evaluate.final_splits}
-    best_step = checkpoints.best_step()
-    if best_step is None or best_step == step:
-        best_step, best = step, final
-    else:
-        try:
-            variables = checkpoints.restore(best_step, state)[0].variables
-        except UserError as damage:
-            logger.warning("%s. The last weights stand for the best", damage)
-            best_step, best = step, final
-        else:
-            best = {split: evaluator(variables, split) for split in config.evaluate.final_splits}
+    best_step, best_value, variables = _best_weights(config, state, record, checkpoints)
+    best = final
+    if best_step != step:
+        best = {split: evaluator(variables, split) for split in config.evaluate.final_splits}
     watched = config.evaluate.watch if config.evaluate.splits else None
     packages = ("inception-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     summary = {
@@ -799,8 +1057,8 @@ def _summarize(
         "best": {
             "step": best_step,
             "epoch": best_step / record.steps_per_epoch,
-            "metric": watched if record.best_value is not None else None,
-            "value": record.best_value,
+            "metric": watched if best_value is not None else None,
+            "value": best_value,
             **best,
         },
         "watched": watched,
@@ -815,5 +1073,5 @@ def _summarize(
         | {package: importlib.metadata.version(package) for package in packages},
     }
     if multihost.is_first():
-        run.write_json(folder / "summary.json", summary)
+        files.write_json(folder / "summary.json", summary)
     return summary

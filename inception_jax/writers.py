@@ -10,25 +10,48 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue] (generated)
-from tensorboardX.summary import scalar
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from inception_jax import files
 from inception_jax.errors import UserError, WriteError
+
+
+@contextlib.contextmanager
+def _hidden(module: str) -> Iterator[None]:
+    """Within it, `import module` raises ImportError, unless it has been imported already."""
+    if module in sys.modules:
+        yield
+        return
+    sys.modules[module] = None  # pyright: ignore[reportArgumentType] (documented: "import of ... halted")
+    try:
+        yield
+    finally:
+        del sys.modules[module]
+
+
+# Where PyTorch is installed, tensorboardX imports it for a type hint, which would double the time of a start.
+with _hidden("torch"):
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+    from tensorboardX.summary import scalar
+
+logger = logging.getLogger(__name__)
 
 FIRST_SECONDS = 2.0  # until the first sign of progress, which says how long the run will take
 BAR_SECONDS = 1.0  # between two states of the bar; each waits for the device once
 FLUSH_SECONDS = 30.0  # after which TensorBoard sees what is new
 
 Row = dict[str, float | int]
+_COLUMN = re.compile(r"[\w./-]+")  # what a column may be called: splits and metrics, and a network's own heads
 
 
 class MetricWriter:
     """Writes a run's metrics: wide rows to `metrics.csv`, one an evaluated epoch, and scalars for TensorBoard.
+
+    A file that is damaged is set aside and named in a warning; its rows that are whole are taken over.
 
     Raises:
       WriteError: there is no room left, or no permission.
@@ -50,9 +73,9 @@ class MetricWriter:
         if not active:
             return
         last_kept = resume_step or 0
-        rows = [row for row in _read_text(self._path) if int(row["step"]) <= last_kept]
-        self._columns = list(rows[0]) if rows else []
         with _writing(self._path):
+            rows = [row for row in self._read() if int(row["step"]) <= last_kept]
+            self._columns = list(rows[0]) if rows else []
             self._rewrite(rows)
             if tensorboard:
                 self._events = _Events(folder, purge_step=last_kept + 1)
@@ -68,7 +91,7 @@ class MetricWriter:
         full = {"step": int(step)} | {name: _number(value) for name, value in row.items() if name != "step"}
         new = [name for name in full if name not in self._columns]
         if new:
-            rows = _read_text(self._path)
+            rows = self._read()
             self._columns += new
             self._rewrite(rows)
         # One write of one whole line: a run killed in the middle of it leaves a line without its end, not a wrong one.
@@ -96,15 +119,21 @@ class MetricWriter:
     def __exit__(self, *exception) -> None:
         self.close()
 
+    def _read(self) -> list[dict[str, str]]:
+        """The rows; a damaged file is set aside, since a run whose checkpoints are whole goes on without it."""
+        rows, problem = _read_text(self._path)
+        if problem:
+            aside = files.set_aside(self._path)
+            logger.warning(
+                "%s is damaged: %s. It is kept as %s; %d whole row(s) of it are taken over",
+                self._path, problem, aside.name, len(rows),
+            )  # fmt: skip
+        return rows
+
     def _rewrite(self, rows: Iterable[Mapping]) -> None:
         """Replaces the whole file at once, so that no moment is without it."""
-        partial = self._path.with_name(".metrics.csv.partial")
         header = dict(zip(self._columns, self._columns, strict=True))
-        with partial.open("w", newline="") as file:
-            file.write(_csv_lines(self._columns, [header, *rows] if header else []))
-            file.flush()
-            os.fsync(file.fileno())  # the name must not outlive the content when the power fails
-        os.replace(partial, self._path)
+        files.write_text(self._path, _csv_lines(self._columns, [header, *rows] if header else []))
 
 
 class _Events:
@@ -149,23 +178,61 @@ def read_metrics(path: str | Path) -> list[Row]:
     Raises:
       UserError: the file is no table of numbers with a column `step`.
     """
-    path = Path(path)
-    try:
-        return [
-            {name: int(cell) if name == "step" else float(cell) for name, cell in row.items() if cell}
-            for row in _read_text(path)
-        ]
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}") from error
-
-
-def _read_text(path: Path) -> list[dict[str, str]]:
-    text = path.read_text() if path.exists() else ""
-    whole_lines = text[: text.rfind("\n") + 1]
-    rows = list(csv.DictReader(io.StringIO(whole_lines)))
-    if not all(row.get("step", "").isdecimal() and None not in row for row in rows):
-        raise UserError(f"{path} is damaged: not every row has a step and the header's columns")
+    rows, problem = read_whole_rows(path)
+    if problem:
+        raise UserError(f"{path} is damaged: {problem}")
     return rows
+
+
+def read_whole_rows(path: str | Path) -> tuple[list[Row], str]:
+    """As `read_metrics`, of a file that may be damaged: the rows that are whole, and what is wrong; "": nothing."""
+    texts, problem = _read_text(Path(path))
+    return [
+        {name: int(cell) if name == "step" else float(cell) for name, cell in row.items() if cell} for row in texts
+    ], problem
+
+
+def _read_text(path: Path) -> tuple[list[dict[str, str]], str]:
+    """The whole rows as they are written, and what is wrong with the file.
+
+    A last line without its end was cut short by a kill, which is no damage: it counts as not there.
+    """
+    if path.exists() and not path.is_file():
+        return [], "it is not a file"
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return [], ""
+    except OSError as error:
+        return [], f"it cannot be read: {error.strerror or error}"
+    header, *lines = content[: content.rfind(b"\n") + 1].splitlines() or [b""]
+    columns = _cells(header)
+    named = "step" in columns and len(set(columns)) == len(columns) and all(map(_COLUMN.fullmatch, columns))
+    if (header or lines) and not named:
+        return [], "its first line does not name columns, step among them"
+    rows, problem = [], ""
+    for number, line in enumerate(lines, start=2):
+        cells = _cells(line)
+        row = dict(zip(columns, cells, strict=False))
+        if len(cells) == len(columns) and row["step"] and all(_is_number(cell, name) for name, cell in row.items()):
+            rows.append(row)
+        elif line:
+            problem = problem or f"line {number} does not have a step and a number for each of the header's columns"
+    return rows, problem
+
+
+def _cells(line: bytes) -> list[str]:
+    """The cells of a line; none if it is no text."""
+    try:
+        return next(csv.reader([line.decode("utf-8")]), [])
+    except (UnicodeDecodeError, csv.Error):
+        return []
+
+
+def _is_number(cell: str, column: str) -> bool:
+    """Whether a cell is empty or holds a number as it is written here: a step, or a float."""
+    pattern = r"\d{1,18}" if column == "step" else r"-?\d{1,18}(\.\d{1,30})?([eE][+-]?\d{1,3})?|-?inf|nan"
+    return not cell or re.fullmatch(pattern, cell, re.ASCII) is not None
 
 
 def _csv_lines(columns: list[str], rows: Iterable[Mapping]) -> str:
@@ -207,7 +274,7 @@ class Progress:
         self._total_steps = total_steps
         self._steps_per_epoch = steps_per_epoch
         self._batch_size = batch_size
-        self._stream = stream or sys.stderr
+        self._stream: Any = _Lasting(stream or sys.stderr)
         self._active = active
         self._bar = None
         self._resources = contextlib.ExitStack()
@@ -282,6 +349,24 @@ class Progress:
             tqdm.write(line, file=self._stream)
         elif self._active:
             print(line, file=self._stream, flush=True)
+
+
+class _Lasting:
+    """A stream that a run outlives: a full disk, a terminal that is gone, or a reader that has ended is no failure."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _metrics(row: Mapping[str, float], split: str) -> list[str]:

@@ -1,8 +1,10 @@
 """What all tests share: eight virtual CPU devices, a cache of compiled programs, the data sets."""
 
 import os
+import shutil
 import sys
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -11,11 +13,16 @@ import pytest
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir(), "inception_jax-tests")))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+# Compiling takes most of the time of small networks, a fourth of it so: what XLA makes of a program stays the same, but
+# LLVM takes it as it is, and kernels of fused operations are made as they were before JAX 0.10 (0.12 has no such flag).
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+if version("jax").startswith("0.10."):
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 sys.path.insert(0, str(Path(__file__).parent))  # `import peers`
 
-from inception_jax import data
+from inception_jax import data, files
 
 
 @pytest.fixture(autouse=True)
@@ -36,24 +43,43 @@ def originals() -> Path:
 
 
 @pytest.fixture(scope="session")
-def digits(tmp_path_factory) -> Path:
-    """A data directory in which the digits are prepared."""
-    directory = tmp_path_factory.mktemp("digits")
-    data.prepare("digits", directory=directory)
-    return directory
+def shared(tmp_path_factory) -> Path:
+    """A folder that pytest's workers have in common."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory, digits) -> Path:
-    """The folder of a finished run: a small network that knows most of the digits."""
+def digits(shared) -> Path:
+    """A data directory in which the digits are prepared."""
+    data.prepare("digits", directory=shared / "digits")
+    return shared / "digits"
+
+
+@pytest.fixture
+def prepared(shared, monkeypatch) -> Path:
+    """The default data directory of a test: whatever is prepared there is for the others, too."""
+    monkeypatch.setenv("INCEPTION_JAX_DATA", str(shared / "prepared"))
+    return shared / "prepared"
+
+
+@pytest.fixture(scope="session")
+def trained(shared, tmp_path_factory, digits) -> Path:
+    """The folder of a finished run: a small network that knows most of the digits. Each worker has a copy."""
+    with files.locked(shared / "trained.lock"):
+        if not (shared / "trained").exists():
+            train_small_network(shared / "training" / "run", digits)
+            (shared / "training" / "run").rename(shared / "trained")
+    return shutil.copytree(shared / "trained", tmp_path_factory.mktemp("trained") / "run")
+
+
+def train_small_network(folder: Path, digits: Path) -> None:
     from inception_jax import train
     from inception_jax.config_files import find_config, load_config, override
 
-    folder = tmp_path_factory.mktemp("trained") / "run"
     config = load_config(find_config("googlenet_digits"))
     fields = {"model.name": "simple_cnn", "model.stage_features": "(8, 16)", "model.norm": "batch", "num_epochs": "3"}
     fields |= {"schedule.learning_rate": "0.05", "average_decay": "0"}  # for so few epochs
     fields |= {"data.directory": str(digits), "log.tensorboard": "False"}
     override(config, ["", *(f"--config.{name}={value}" for name, value in fields.items())])
     train.train_and_evaluate(config, folder)
-    return folder

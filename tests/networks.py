@@ -15,6 +15,14 @@ from inception_jax.models import create_model, fold_batch_norm
 from inception_jax.models.folding import inference_variables
 from inception_jax.weights import from_state_dict, to_state_dict
 
+# Networks of another registered one's blocks, and more of them: what is slow is tried with that one alone.
+DEEPER = {"resnet34", "resnet101", "resnet152", "vgg13", "vgg16", "vgg19", "vgg13_bn", "vgg16_bn", "vgg19_bn"}
+# Options of deep networks for one module of each kind, where more of them show nothing new.
+SHORTENED = {
+    "inception_v4": {"repeats": (1, 1, 1)},
+    "inception_resnet_v2": {"repeats": (1, 1, 2)},
+    "resnet50": {"stage_sizes": (2, 1, 1, 1)},
+}
 # For functions that are called once, and take longer to compile than to run.
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": "0"})
 

@@ -74,8 +74,7 @@ def untrained_run(place: Path, pictures: Path, classes: tuple[str, ...], channel
     """
     config = default_config()
     config.seed = len(place.name)
-    config.model.name = "simple_cnn"
-    config.model.update(model or {"stage_features": (4, 8)})
+    config.model.update({"name": "simple_cnn"} | (model or {"stage_features": (4, 8)}))
     config.data.mean, config.data.std = (0.5,) * channels, (0.25,) * channels
     config.data.name = "image_folder"
     config.data.folder = str(pictures)
@@ -91,4 +90,4 @@ def untrained_run(place: Path, pictures: Path, classes: tuple[str, ...], channel
     run.prepare_folder(place, config)
     with run.open_checkpoints(place, config) as checkpoints:
         checkpoints.save(7, state, {"inputs": dataclasses.asdict(inputs), "steps_per_epoch": 10})
-    return run.load_run(place)
+    return run.load_run(place, own=config)

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ from sklearn.metrics import confusion_matrix, log_loss, precision_recall_fscore_
 from inception_jax import commands, data, evaluate
 from inception_jax.errors import UserError
 from inception_jax.evaluate import Predictions
-from inception_jax.run import Run
+from inception_jax.run import Run, build_optimizer, new_state, open_checkpoints
 
 CLASSES = ("cat", "dog", "sea urchin")
 
@@ -272,7 +273,32 @@ def test_a_split_is_evaluated_beside_which_no_other_is_there(trained, folder, tm
         (("hound", "dog"), CLASSES, {"hound": "dog"}, [1, 1]),
         (("a", "b"), ("b", "a"), {"a": "b"}, [0, 0]),
         (("0", "1"), ("0", "1"), None, [0, 1]),
-        (("maillot, tank suit", "maillot", "tank_suit"), ("maillot", "maillot, tank suit"), None, [1, 0, 1]),
+        (("maillot, tank suit", "maillot", "tank_suit"), ("maillot", "maillot, tank suit"), None, [1, 0, -1]),
+        (("maillot", "tank_suit"), ("maillot", "maillot, tank suit"), None, [0, 1]),
+        (("missile", "projectile, missile"), ("projectile", "missile"), None, [1, 0]),
+        # The very name first, ...
+        (("a",), ("A", "a", "B"), None, [1]),
+        (("a", "A"), ("A", "a"), None, [1, 0]),
+        (("-1", "1"), ("-1", "0", "1"), None, [0, 2]),
+        (("cafe", "caf\u00e9"), ("caf\u00e9", "cafe"), None, [1, 0]),
+        # ... however its accents are written, ...
+        (("cafe\u0301", "cafe"), ("caf\u00e9", "cafe"), None, [0, 1]),
+        (("cafe\u0301", "x"), ("X", "caf\u00e9"), {"caf\u00e9": "X"}, [0, 0]),
+        # ... then the nearest spelling, ...
+        (("Sea Urchin", "sea urchin"), ("sea_urchin", "Sea_Urchin"), None, [1, 0]),
+        (("A ", "x"), ("a", "A"), None, [1, -1]),
+        # ... of which a sign is a part, and what parts two numbers.
+        (("1", "x"), ("-1", "x"), None, [-1, 1]),
+        (("A-", "A+", "x"), ("A", "B", "x"), None, [-1, -1, 2]),
+        (("1-2", "12"), ("12", "1_2"), None, [1, 0]),
+        # Two that are alike, on either side: neither is guessed.
+        (("a", "A"), ("a", "B"), None, [0, -1]),
+        (("cat", "CAT"), ("cat", "Cat"), None, [0, -1]),
+        (("Sea Urchin", "SEA-URCHIN", "x"), ("sea urchin", "x"), None, [-1, -1, 1]),
+        (("crane", "crane", "x"), ("crane", "x"), None, [-1, -1, 1]),
+        (("crane", "x"), ("crane", "crane", "x"), None, [-1, 2]),
+        (("crane, bird", "crane"), ("crane", "crane, machine"), None, [-1, 0]),
+        (("Cat", "CAT", "x"), ("cat", "x"), {"Cat": "cat", "CAT": "cat"}, [0, 0, 1]),
         (("dog",), ("hound, dog", "Dog"), None, [1]),
         (("", "dog"), ("dog,", "cat"), None, [-1, 0]),
     ],
@@ -294,6 +320,53 @@ def test_classes_are_matched_by_name(theirs, ours, given, expected):
 def test_classes_that_cannot_be_matched(given, message):
     with pytest.raises(UserError, match=message):
         evaluate.match_classes(("fox", "ant"), ("cat", "dog"), given)
+
+
+def test_names_that_are_alike_are_said(caplog):
+    evaluate.match_classes(("cat", "CAT", "dog"), ("cat", "Cat", "Dog"))
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        "classes are left out, as names are too much alike: 'CAT' of the data, like 'cat', may be 'cat' or 'Cat' of "
+        "the run. --class-map FILE says which are the same"
+    ]
+    with pytest.raises(UserError, match=r"'Cat' of the data, like 'CAT', may be 'cat' of the run.*--class-map"):
+        evaluate.match_classes(("Cat", "CAT"), ("cat", "dog"))
+    with caplog.at_level("INFO"):
+        evaluate.match_classes(("cat", "Sea_Urchin"), ("sea urchin", "cat"))
+    assert caplog.messages[-1].endswith("but for their spelling: 'Sea_Urchin' is 'sea urchin'")
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "given", "message"),
+    [
+        (
+            ("crane", "crane", "x"),
+            ("y", "z"),
+            {"crane": "y"},
+            "names 'crane', which is more than one class of the data",
+        ),
+        (("x", "y"), ("crane", "crane"), {"x": "crane"}, "names 'crane', which is more than one class of the run"),
+        (("caf\u00e9", "x"), ("y",), {"caf\u00e9": "y", "cafe\u0301": "y"}, "names 'cafe\u0301' of the data twice"),
+    ],
+)
+def test_a_class_map_that_does_not_say_which(theirs, ours, given, message):
+    with pytest.raises(UserError, match=message):
+        evaluate.match_classes(theirs, ours, given)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"a": "x", "b": "x", "a": "y"}', "is no class map: it has 'a' more than once"),
+        ('{"a": 1}', "is no class map: it must be JSON"),
+        ("[" * 100_000, "cannot read the class map"),
+        ("{", "cannot read the class map"),
+    ],
+)
+def test_files_that_are_no_class_map(content, message, tmp_path):
+    (tmp_path / "map.json").write_text(content)
+    with pytest.raises(UserError, match=message) as error:
+        evaluate.read_class_map(tmp_path / "map.json")
+    assert "\n" not in str(error.value)
 
 
 def test_a_pair_routes_each_picture_to_its_network(make_run, folder, capsys):
@@ -369,7 +442,18 @@ def test_the_table(trained, make_run, folder, capsys):
     arguments = ["--data", "image_folder", "--folder", str(folder)]
     assert commands.main(["evaluate", str(trained.folder), str(one_channel.folder), *arguments]) == 0
     header, first, second, *notes = capsys.readouterr().out.splitlines()
-    assert header.split() == ["run", "data", "top-1", "top-5", "loss", "ECE", "examples", "grayscale", "color"]
+    assert header.split() == [
+        "run",
+        "weights",
+        "data",
+        "top-1",
+        "top-5",
+        "loss",
+        "ECE",
+        "examples",
+        "grayscale",
+        "color",
+    ]
     assert first.startswith(str(trained.folder))
     assert second.startswith(str(one_channel.folder))
     assert len(first) == len(second) == len(header)
@@ -387,6 +471,64 @@ def test_a_runs_own_split_by_default(make_run, folder, capsys):
     (row,) = json.loads(capsys.readouterr().out).values()
     assert row["all"] == row["grayscale"]
     assert row["color"]["count"] == 0
+
+
+@pytest.fixture(scope="module")
+def without_test(make_run, folder, tmp_path_factory):
+    """Two runs on data without a test split, of which one says so itself."""
+    place = tmp_path_factory.mktemp("no test split")
+    for split in ("train", "validation"):
+        shutil.copytree(folder / ("test" if split == "validation" else split), place / split)
+    runs = []
+    for name in ("one", "another"):
+        run = make_run(name, classes=("Cat", "DOG", "sea_urchin", "teapot"))
+        config = json.loads((run.folder / "config.json").read_text())
+        config["data"]["folder"] = str(place)
+        if runs:
+            config["data"]["splits"]["test"] = ""
+        (run.folder / "config.json").write_text(json.dumps(config))
+        runs.append(str(run.folder))
+    return runs
+
+
+def test_validation_stands_in_where_there_is_no_test_split(without_test, capsys):
+    for arguments in (without_test[:1], without_test[1:], without_test, [*without_test, "--ensemble"]):
+        assert commands.main(["evaluate", *arguments, "--json"]) == 0
+        answer = capsys.readouterr()
+        rows = json.loads(answer.out)
+        assert {(row["split"], row["all"]["count"]) for row in rows.values()} == {("validation", 24)}
+        assert f"{arguments[0]}: the validation split stands in for test: " in answer.err
+    assert commands.main(["compare", *without_test, "--images", "0", "--json"]) == 0
+    answer = capsys.readouterr()
+    assert json.loads(answer.out)["split"] == "validation"
+    assert f"{without_test[0]}: the validation split stands in for test: " in answer.err
+    for command in (["evaluate", *without_test], ["compare", *without_test]):
+        assert commands.main([*command, "--split", "test"]) == 2
+        assert "test" in capsys.readouterr().err
+
+
+def test_it_says_which_weights(make_run, capsys):
+    run = make_run("which", classes=("Cat", "DOG", "sea_urchin", "teapot"))
+    with open_checkpoints(run.folder, run.config) as checkpoints:
+        optimizer, _ = build_optimizer(run.config, 10)
+        template = jax.eval_shape(lambda: new_state(run.config, run.model, optimizer, (16, 16, 3)))
+        state, _ = checkpoints.restore(7, template)
+        progress = checkpoints.progress(7)
+        for step, accuracy in ((12, 0.9), (15, 0.8)):
+            checkpoints.save(step, state, progress, {"validation_top1": accuracy, "validation_loss": -accuracy})
+    one = str(run.folder)
+    for given, checkpoint, step, epoch in (("best", "best", 12, 1.2), ("latest", "latest", 15, 1.5)):
+        assert commands.main(["evaluate", one, "--checkpoint", given, "--json"]) == 0
+        (row,) = json.loads(capsys.readouterr().out).values()
+        assert (row["checkpoint"], row["step"], row["epoch"]) == (checkpoint, step, epoch)
+        assert commands.main(["evaluate", one, "--checkpoint", given]) == 0
+        assert f"{checkpoint}, step {step} (epoch {epoch:g})" in capsys.readouterr().out
+    assert commands.main(["compare", one, one, "--images", "0"]) == 0
+    assert "best, step 12 (epoch 1.2)" in capsys.readouterr().out
+
+
+def test_without_a_best_checkpoint_it_is_the_latest(trained):
+    assert (trained.checkpoint, trained.step, trained.epoch) == ("latest", 7, 0.7)
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,14 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "inception_jax"
 # From the bottom up; a module imports from its own layer or from those before it.
 LAYERS = (
-    {"errors", "process", "multihost", "synsets"},
+    {"errors", "files", "downloads", "text", "process", "distributed", "multihost", "synsets"},
     {"registry", "config", "ops"},
     {"config_files", "models", "losses", "metrics"},
     {"data", "checkpoints", "schedules", "optimizers", "sharding", "writers", "state", "profiling"},
     {"steps", "weights", "inspection"},
     {"run"},
     {"evaluate", "export", "predict", "contact_sheet", "runs"},
-    {"compare", "report", "serving"},
+    {"compare", "connections", "report", "serving"},
     {"train"},
     {"studies"},
     {"main", "commands"},

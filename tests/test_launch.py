@@ -352,6 +352,6 @@ def test_the_pods_find_their_volumes_and_a_config(manifest):
     assert paths["/dev/shm"]["emptyDir"]["medium"] == "Memory"
     assert paths["/work"]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
-    config, workdir, _ = main.parse_flags(container["args"])
+    config, workdir, *_ = main.parse_flags(container["args"])
     assert config.data.name == "cifar10"
     assert workdir.is_relative_to("/work")

@@ -11,7 +11,8 @@ import pytest
 
 from inception_jax import commands, main, run
 from inception_jax.config_files import shipped_configs
-from inception_jax.errors import UserError
+from inception_jax.errors import LostError, UserError
+from inception_jax.process import NOT_WRITTEN
 
 CONFIG = """
 from inception_jax.config import default_config
@@ -43,7 +44,7 @@ def test_every_shipped_config_is_valid_and_builds_its_network(name):
     from inception_jax.config import validate
     from inception_jax.run import build_model
 
-    config, workdir, _ = main.parse_flags([f"--config={name}"])
+    config, workdir, *_ = main.parse_flags([f"--config={name}"])
     validate(config)
     if config.model.name:  # else that of the weights it starts from
         build_model(config, 10)
@@ -51,7 +52,7 @@ def test_every_shipped_config_is_valid_and_builds_its_network(name):
 
 
 def test_any_field_can_be_set(folder):
-    config, workdir, _ = main.parse_flags(
+    config, workdir, *_ = main.parse_flags(
         [
             "--config=small.py", "--workdir=elsewhere", "--config.schedule.learning_rate=0.05",
             "--config.optimizer.nesterov=true", "--config.model.norm=batch", "--config.model.dropout_rate=0.25",
@@ -176,7 +177,7 @@ def test_a_full_disk_ends_the_run_with_a_clear_line_until_there_is_room(folder, 
         "--config.log.progress=lines",
     ]
     ended = subprocess.run(command, capture_output=True, text=True)
-    assert ended.returncode == main.NOT_WRITTEN, ended.stderr
+    assert ended.returncode == NOT_WRITTEN, ended.stderr
     assert ended.stderr.splitlines()[-1].startswith("error: ")
     assert "could not be written" in ended.stderr or "cannot write" in ended.stderr
     assert "Traceback" not in ended.stderr
@@ -257,3 +258,16 @@ def test_parse_flags_can_be_called_again(folder):
     with pytest.raises(UserError):
         main.parse_flags(["--config=small.py", "--config.seed=one"])
     assert main.parse_flags(["--config=small.py", "--config.seed=1"])[0].seed == 1
+
+
+def test_workers_that_die_end_the_command_as_processes_that_die_do(folder, monkeypatch, capsys):
+    """And so the same command is tried again, where a mistake (2) is not."""
+    from inception_jax import train
+
+    def lose(*args, **options):
+        raise LostError("processes that decode pictures died 3 times")
+
+    monkeypatch.setattr(train, "train_and_evaluate", lose)
+    assert main.main(["--config=small.py"]) == 5
+    assert commands.main(["train", "--config=small.py"]) == 5
+    assert capsys.readouterr().err == 2 * "error: processes that decode pictures died 3 times\n"

@@ -12,6 +12,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from runs import final_state, rows, summary
 
 from inception_jax import multihost, process
@@ -34,8 +35,12 @@ FIELDS = {
 
 
 @contextlib.contextmanager
-def started(folder, digits, *, processes=1, program=("-m", "inception_jax.main"), **fields):
-    """The processes of a run, each with one device; whatever is left of them is ended."""
+def started(folder, digits, *, processes=1, program=("-m", "inception_jax.main"), own=(), **fields):
+    """The processes of a run, each with one device; whatever is left of them is ended.
+
+    Args:
+      own: for each process further arguments, or variables of its environment
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -52,7 +57,8 @@ def started(folder, digits, *, processes=1, program=("-m", "inception_jax.main")
             }
             with (folder.parent / f"{folder.name}.{index}.log").open("w") as output:
                 environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"} | (of_several if processes > 1 else {})
-                running.append(subprocess.Popen(command, env=environment, stderr=output))
+                arguments, variables = own[index] if own else ((), {})
+                running.append(subprocess.Popen([*command, *arguments], env=environment | variables, stderr=output))
         yield running
     finally:
         for process in running:
@@ -103,10 +109,13 @@ def assert_agree(folder, expected):
 
 
 def test_two_processes_equal_one(alone, digits, tmp_path):
-    train(tmp_path / "run", digits, processes=2)
+    often = {"checkpoint.every_minutes": 1e-5, "checkpoint.keep_latest": 100}  # by the first one's clock, for both
+    train(tmp_path / "run", digits, processes=2, **often)
     assert_agree(tmp_path / "run", alone)
     assert "2 processes" in log(tmp_path / "run")
     assert "epoch" not in log(tmp_path / "run", 1)  # the first one alone speaks
+    saved = {int(step.name) for step in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert len(saved - set(range(0, 21, FIELDS["checkpoint.every_steps"]))) > 2
 
 
 @pytest.mark.slow
@@ -234,7 +243,8 @@ def test_who_has_left_is_not_taken_for_dead():
     script = f"""
 import os, time
 from inception_jax import multihost
-multihost.BEAT_SECONDS, multihost.SILENT_SECONDS = 0.2, 4
+from inception_jax.distributed import watch
+watch.BEAT_SECONDS, watch.SILENT_SECONDS = 0.2, 4
 with multihost.joined(multihost.Group("127.0.0.1:{port}", 2, int(os.environ["RANK"]))):
     time.sleep(7 * multihost.is_first())
     print("done")
@@ -262,3 +272,119 @@ def test_what_one_process_cannot_do_is_told_to_the_others(digits, tmp_path):
 def test_wrong_groups_are_named(group, message):
     with pytest.raises(UserError, match=message):
         multihost.Group(**group)
+
+
+def pictures_of(folder, seed):
+    generator = np.random.default_rng(seed)
+    for number in range(40):
+        place = folder / "ab"[number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        # The last one alone differs, and its size does not.
+        image = np.full((8, 8, 3), number if number < 39 else generator.integers(256), np.uint8)
+        Image.fromarray(image).save(place / f"{number}.bmp")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param("folder", marks=pytest.mark.slow), pytest.param("config", marks=pytest.mark.slow), "data"]
+)
+def test_processes_that_differ_end_before_anything_is_written(digits, tmp_path, kind):
+    folder = tmp_path / "run"
+    fields, own, differences = {
+        "folder": (
+            {},
+            [[], [f"--workdir={tmp_path / 'other'}"]],
+            [f"the run's folder is {folder} in process 0 on", f"{tmp_path / 'other'} (where what process 0 wrote is"],
+        ),
+        "config": (
+            {},
+            [[], ["--config.schedule.learning_rate=0.02"]],
+            ["schedule.learning_rate is 0.01 in process 0 on", "0.02 in process 1 on"],
+        ),
+        "data": (
+            {"data.name": "image_folder", "data.image_size": 8, "batch_size": 8, "data.splits.test": ""}
+            | {"evaluate.final_splits": "validation"},
+            [[f"--config.data.folder={pictures_of(tmp_path / str(i), i)}"] for i in range(2)],
+            ["the data's fingerprint is"],
+        ),
+    }[kind]
+    if kind == "data":  # prepared by each for itself, as on two machines
+        own = [[*own[i], f"--config.data.directory={tmp_path / f'data{i}'}"] for i in range(2)]
+    with started(folder, digits, processes=2, own=[(more, {}) for more in own], **fields) as running:
+        for index, process in enumerate(running):
+            assert process.wait(SECONDS) == 2, log(folder, index)
+    for index in range(2):
+        # On a busy machine others say for whom they wait.
+        (line,) = [line for line in log(folder, index).splitlines() if line.startswith("error: ")]
+        assert "the processes do not fit together: " in line
+        assert "Traceback" not in log(folder, index)
+        for difference in differences:
+            assert difference in line
+    assert not folder.exists()
+    assert not (tmp_path / "other").exists()
+
+
+LATE = """
+import sys, time
+from inception_jax import main, multihost, run
+prepare = run.prepare_folder
+def prepare_late(*args):
+    while multihost.is_first():
+        time.sleep(1)
+run.prepare_folder = prepare_late
+sys.exit(main.main())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", [0, 1])
+def test_a_request_to_stop_is_answered_while_a_process_waits(digits, tmp_path, asked):
+    """Before the first step there is nothing to save, so that all end at once."""
+    folder = tmp_path / "run"
+    with started(folder, digits, processes=2, program=("-c", LATE)) as running:
+        wait_for(folder.exists, log(folder))  # for as long as they compare what they were given
+        wait_for(lambda: not folder.exists() or not list(folder.glob(".processes-*")), log(folder))
+        time.sleep(3)
+        running[asked].send_signal(signal.SIGTERM)
+        for index, process in enumerate(running):
+            assert process.wait(SECONDS) == os.EX_TEMPFAIL, log(folder, index)
+    told = log(folder, 1 - asked)
+    assert f"process {1 - asked} of 2 ends: process {asked} on" in told
+    assert "ended: stopped by SIGTERM" in told
+    assert "Traceback" not in log(folder, 0) + log(folder, 1)
+
+
+@pytest.mark.slow
+def test_a_mistake_of_one_process_ends_the_others_with_its_code(digits, tmp_path):
+    folder = tmp_path / "run"
+    own = [([], {}), ([f"--config.data.directory={tmp_path}", f"--config.data.archives={tmp_path / 'nowhere'}"], {})]
+    with started(folder, digits, processes=2, own=own, **{"data.name": "mnist"}) as running:
+        for index, process in enumerate(running):
+            assert process.wait(SECONDS) == 2, log(folder, index)
+
+
+@pytest.mark.slow
+def test_a_run_that_stands_still_shows_its_stacks_and_goes_on_later(digits, tmp_path):
+    """Such as at a disk that does not answer; in two processes of which one hangs, both end."""
+    hangs = """
+import os, sys, time
+from inception_jax import main, train
+rows = train._rows_of
+def rows_or_not(positions, part, step):
+    while step == 12 and os.environ.get("INCEPTION_JAX_PROCESS_ID") in (None, "1"):
+        time.sleep(1)
+    return rows(positions, part, step)
+train._rows_of = rows_or_not
+sys.exit(main.main())
+"""
+    folder = tmp_path / "run"
+    for processes in (1, 2):
+        fields = {"log.watchdog_minutes": 0.5}
+        with started(folder, digits, processes=processes, program=("-c", hangs), **fields) as running:
+            for index, process in enumerate(running):
+                assert process.wait(SECONDS) == 5, log(folder, index)
+        last = log(folder, processes - 1)
+        assert "rows_or_not" in last  # the function that hangs
+        assert "no step was done and no batch evaluated for 0.5 minutes" in last
+    train(folder, digits)
+    assert summary(folder)["steps"] == 20

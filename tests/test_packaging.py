@@ -45,8 +45,8 @@ def test_the_console_command_lists_the_configs_of_the_wheel(run, installed):
 
 def test_a_shipped_config_is_found_by_name(run, installed):
     code = (
-        "from inception_jax import main, report; config, folder, _ = main.parse_flags(['--config=googlenet_cifar10']); "
-        "print(config.data.name, folder, report.__file__)"
+        "from inception_jax import main, report; flags = main.parse_flags(['--config=googlenet_cifar10']); "
+        "print(flags.config.data.name, flags.workdir, report.__file__)"
     )
     result = run("-c", code)
     assert result.stdout.split() == [

@@ -32,12 +32,11 @@ def photographs(originals, tmp_path):
     ],
 )
 def test_real_data_is_prepared_shown_and_trained_on(
-    name, place, classes, number, originals, photographs, tmp_path, monkeypatch, capsys
+    name, place, classes, number, originals, photographs, prepared, tmp_path, capsys
 ):
     folder = originals / place
     if not folder.is_dir():
         pytest.skip(f"there is no {place}")
-    monkeypatch.setenv("INCEPTION_JAX_DATA", str(tmp_path / "prepared"))
     fields = {"archives": folder}
     if name == "imagenet_subset":
         fields = {"folder": folder, "classes": "all,"}
@@ -64,6 +63,8 @@ def test_real_data_is_prepared_shown_and_trained_on(
         "--config.log.tensorboard=false",
     ]
     flags += ["--config.batch_size=32", "--config.average_decay=0"]
+    if number > 10_000:
+        flags += ["--config.data.splits.train=train[:2000]"]
     assert main(["train", "--config=googlenet_digits", *flags]) == 0
     summary = json.loads((run / "summary.json").read_text())
     assert summary["epochs"] == 1

@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import os
+import re
 
 import pytest
 
@@ -10,6 +12,10 @@ import inception_jax
 from inception_jax.commands import main
 from inception_jax.config import default_config
 from inception_jax.errors import UserError
+from inception_jax.report import write_report
+from inception_jax.report.records import facts_of_runs, results_of_runs, results_table
+from inception_jax.report.sections import results, versions
+from inception_jax.runs import read_records
 from inception_jax.writers import MetricWriter
 
 
@@ -93,6 +99,113 @@ def test_what_is_damaged_is_named_and_the_others_listed(folder, capsys):
     shown = capsys.readouterr()
     assert [row["run"] for row in json.loads(shown.out)] == ["a/first", "second", "waiting"]
     assert "third is left out: " in shown.err
+
+
+DAMAGES = {
+    "metrics.csv": [b"\xff\xfe\n", b"step,x\n1," + b"9" * 200_000 + b"\n", b"step,x\n1,\0\n", None],
+    "summary.json": [b"[" * 100_000, b'{"a":' * 100_000, b'{"name": "\\ud800"}', b"\xff", b"[]", None],
+    "config.json": [b'{"model": ' + b"[" * 500 + b"]" * 500 + b', "data": {}, "checkpoint": {}}', b"\xff", None],
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_one_runs_damaged_file_is_named_in_one_line_and_all_others_are_shown(folder, name, capsys, caplog):
+    path = folder / "third" / name
+    for content in DAMAGES[name]:
+        path.unlink() if path.is_file() else path.exists() and path.rmdir()
+        path.mkdir() if content is None else path.write_bytes(content)
+        assert main(["runs", str(folder), "--json"]) == 0
+        shown = capsys.readouterr()
+        assert [row["run"] for row in json.loads(shown.out)] == ["a/first", "second", "waiting"], content
+        # Of a folder with a folder of that name nobody knows that it was a run's.
+        assert shown.err.count("\n") == (0 if (name, content) == ("config.json", None) else 1), content
+        if (name, content) != ("config.json", None):
+            assert name in shown.err
+        caplog.clear()
+        runs = [folder / "second", folder / "third", folder / "waiting"]
+        page = write_report(runs, folder / "page.html").read_text()
+        assert "2 runs compared" in page
+        (message,) = caplog.messages
+        assert f"{folder / 'third'} is left out: " in message
+        assert str(path) in message
+        with pytest.raises(UserError, match=name):
+            write_report(folder / "third")
+
+
+STRANGE = ("x", None, [[1]], {"a": []}, True, float("nan"), float("inf"), 10**400, "\x1b[2J\n=1")
+
+
+def damaged(values, strange, depth):
+    """A summary with each value that is so deep, or deeper where there is none, replaced."""
+    if depth == 0 or not isinstance(values, dict):
+        return strange
+    return {name: damaged(value, strange, depth - 1) for name, value in values.items()}
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("strange", STRANGE, ids=lambda value: ascii(value)[:12])
+def test_a_summarys_value_of_a_wrong_type_is_unknown(folder, strange, depth, capsys):
+    summary = {
+        "name": "third", "steps": 20, "epochs": 2.0, "stopped": "early", "seconds": 75.0, "images_per_second": 9.5,
+        "training_seconds": 3.0, "evaluation_seconds": 1.0, "parameters": 77, "device": "1 x cpu",
+        "validation": {"top1": 0.5, "top5": 0.75, "loss": 1.5, "count": 10}, "versions": {"jax": "0.10"},
+        "best": {"metric": "validation_top1", "value": 0.5, "step": 10, "epoch": 1.0, "test": {"top1": 0.25}},
+    }  # fmt: skip
+    summary = damaged(summary, strange, depth)
+    if depth > 1:
+        summary["best"]["metric"] = "validation_top1"
+    (folder / "third" / "summary.json").write_text(json.dumps(summary))
+    assert [row["run"] for row in table(capsys, folder)] == ["a/first", "second", "third", "waiting"]
+    for arguments in ([], ["--sort=-test_top1", "--json"]):
+        assert main(["runs", str(folder), *arguments]) == 0
+        shown = capsys.readouterr().out
+        assert "third" in shown
+        assert not re.search(r"\x1b|\bNaN\b|\bInfinity\b", shown)
+    first, second = read_records([folder / "third", folder / "second"])
+    assert {row[0] for row in results_table(first).rows if len(row) > 1} <= {"validation", "test"}
+    assert facts_of_runs([first, second]).rows
+    assert results_of_runs([first, second]).rows
+    assert (results(first).title, versions(first).title) == ("Results", "Versions")
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("summary.json", "[" * 100_000),
+        ("summary.json", "[1]"),
+        ("summary.json", '{"name": "\\ud800"}'),
+        ("summary.json", b"\xff"),
+        ("config.json", '{"model": [], "data": {}, "checkpoint": {}}'),
+        ("config.json", '{"model": {}, "data": {}, "checkpoint": {}, "evaluate": "x"}'),
+        ("metrics.csv", "step,strange\n1,2\n"),
+        ("metrics.csv", "step,epoch\n1,nan\n"),
+        ("metrics.csv", "step,epoch,loss\n1,1,x\n"),
+    ],
+)
+def test_a_damaged_run_does_not_hide_the_others(folder, file, content, capsys):
+    (folder / "third" / file).write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert main(["runs", str(folder), "--json"]) == 0
+    shown = capsys.readouterr()
+    assert [row["run"] for row in json.loads(shown.out)] == ["a/first", "second", "waiting"]
+    assert "third is left out: " in shown.err
+    assert shown.err.count("\n") == 1
+    assert main(["report", str(folder / "third"), "--quick"]) == 2
+    assert f"{file} is damaged" in capsys.readouterr().err
+
+
+def test_a_pipe_is_no_summary(folder, capsys):
+    (folder / "third" / "summary.json").unlink()
+    os.mkfifo(folder / "third" / "summary.json")
+    assert main(["runs", str(folder)]) == 0
+    assert "third is left out: " in capsys.readouterr().err
+
+
+def test_columns_that_are_no_names_are_damage(folder, capsys):
+    (folder / "third" / "metrics.csv").write_text("step,epoch,=cmd|x,\x1b[2J,run\n10,1.0,-0.5,2.5,3\n")
+    assert main(["runs", str(folder)]) == 0
+    shown = capsys.readouterr()
+    assert "third is left out: " in shown.err
+    assert "\x1b" not in shown.out + shown.err
 
 
 def test_mistakes_are_answered_in_one_line(folder, capsys):

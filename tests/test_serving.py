@@ -243,10 +243,10 @@ def test_an_answer_that_takes_too_long_is_given_up():
 def test_a_picture_that_arrives_too_slowly_is_given_up():
     with serving_at(Counting(), timeout_s=0.3) as address:
         with socket.create_connection(urlsplit(address).netloc.split(":"), timeout=10) as client:
-            client.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc")
+            client.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nabc")
             assert client.recv(1000).startswith(b"HTTP/1.1 408")
         with socket.create_connection(urlsplit(address).netloc.split(":"), timeout=10) as client:
-            client.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc")
+            client.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nabc")
         assert ask(address, "/predict", picture())[0] == 200  # whoever goes away harms nobody
 
 
@@ -330,7 +330,7 @@ def test_the_command_ends_well(trained, number):
         "-c",
         "import sys; from inception_jax import commands; sys.exit(commands.main(sys.argv[1:]))",
     ]
-    arguments = ["serve", str(trained), "--port=0", "--host=0.0.0.0"]
+    arguments = ["serve", str(trained), "--port=0", "--host=0.0.0.0", "--no-token"]
     with subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             port = int(re.search(r"http://0\.0\.0\.0:(\d+)/", process.stdout.readline())[1])
@@ -338,7 +338,7 @@ def test_the_command_ends_well(trained, number):
             async def answer_after_the_signal():
                 reader, writer = await asyncio.open_connection("127.0.0.1", port)
                 content = picture()
-                writer.write(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(content))
+                writer.write(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(content))
                 writer.write(content[:10])
                 await writer.drain()
                 await asyncio.sleep(0.3)  # until it is accepted

@@ -3,6 +3,7 @@
 import dataclasses
 import gzip
 import json
+import re
 import signal
 import sys
 import warnings
@@ -448,7 +449,7 @@ def test_a_network_outside_the_package_trains_resumes_and_can_be_looked_into(tmp
         stop_after(patched, 7)
         assert main.main(command) == 130
     assert main.main(command) == 0
-    loaded = inception_jax.load(tmp_path / "runs" / "experiment")
+    loaded = inception_jax.load(tmp_path / "runs" / "experiment", trust_code=True)
     assert loaded.variables["params"]["conv"]["kernel"].shape == (3, 3, 1, 6)
     images = np.zeros((2, *loaded.inputs.image_shape), np.uint8)
     _, state = loaded.model.apply(loaded.variables, loaded.normalize(images), train=False, capture_intermediates=True)
@@ -463,7 +464,7 @@ def test_a_data_set_outside_the_package_is_trained_on(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", sys.path.copy())
     command = ["--config=experiment.py", "--config.data.name=my_module_with_data:my_data", "--config.batch_size=8"]
     assert main.main(command) == 0
-    loaded = inception_jax.load(tmp_path / "runs" / "experiment")
+    loaded = inception_jax.load(tmp_path / "runs" / "experiment", trust_code=True)
     assert loaded.inputs.class_names == ("dark", "light")
     assert summary(loaded.folder)["test"]["count"] == 80
 
@@ -505,7 +506,116 @@ def test_fit_trains_on_arrays_in_hand(config, tmp_path):
     )
     assert fitted.inputs.class_names == ("dark", "light")
     assert (fitted.predict(images[240:]).argmax(axis=1) == labels[240:]).mean() > 0.95
-    with pytest.raises(UserError, match="holds a run on other data"):
+    with pytest.raises(UserError, match=r"holds a run on other arrays than given now: .* train images of 8x8x1 \(240 "):
         inception_jax.fit(config, (images[:230], labels[:230]), (images[240:], labels[240:]), workdir=tmp_path / "run")
     without_validation = inception_jax.fit(config, (images, labels), workdir=tmp_path / "no_validation")
     assert without_validation.step == 30
+
+
+@pytest.fixture
+def halves():
+    """Images whose left or right half is brighter: what they are is in each of them, and 60 are enough."""
+    generator = np.random.default_rng(0)
+    labels = np.arange(60) % 2
+    images = generator.integers(0, 100, (60, 8, 8, 1))
+    images[labels == 0, :, :4] += 120
+    images[labels == 1, :, 4:] += 120
+    return images.astype(np.uint8), labels
+
+
+@pytest.fixture
+def small(config, monkeypatch, tmp_path):
+    """A config for them, in a folder without runs."""
+    monkeypatch.chdir(tmp_path)
+    config.batch_size = 10
+    config.num_epochs = 8
+    config.average_decay = 0.0
+    config.schedule.name = "constant"
+    config.data.augment.pad_and_crop = 0
+    config.data.mean, config.data.std = (0.5,), (0.25,)  # statistics that differ would give the data away
+    return config
+
+
+def test_cross_validation_in_a_loop_gives_each_fold_its_own_network(small, halves, tmp_path):
+    images, labels = halves
+    labels = labels.copy()
+    labels[np.arange(60) % 3 == 2] ^= 1  # a third of the labels is wrong: a network cannot know which of another fold
+    folds, accuracies, folders, kernels = np.arange(60) % 5, [], [], []
+    for fold in range(3):
+        part = folds != fold
+        fitted = inception_jax.fit(small, train=(images[part], labels[part]))
+        accuracies.append((fitted.predict(images[~part]).argmax(axis=1) == labels[~part]).mean())
+        folders.append(fitted.folder)
+        kernels.append(jax.tree.leaves(fitted.variables["params"])[0])
+    assert [str(folder) for folder in folders] == ["runs/fit-1", "runs/fit-2", "runs/fit-3"]
+    assert max(accuracies) < 0.9  # and 2/3 is what can be had
+    assert not any((kernel == kernels[0]).all() for kernel in kernels[1:])
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_run_goes_on_with_its_arrays_alone(finished, small, halves, monkeypatch, caplog):
+    images, labels = halves
+    given = {"train": (images[:40], labels[:40]), "validation": (images[40:], labels[40:]), "test": (images, labels)}
+    others = {
+        "train images": given | {"train": (255 - images[:40], labels[:40])},
+        "train labels": given | {"train": (images[:40], 1 - labels[:40])},
+        "train images of 8x8x1 (40 before, 39 now)": given | {"train": (images[:39], labels[:39])},
+        "class names": given | {"class_names": ("left", "right")},
+        "test images of 8x8x1 (60 before, 59 now)": given | {"test": (images[:59], labels[:59])},
+    }
+    small.num_epochs = 1
+    if not finished:
+        stop_after(monkeypatch, 2)
+        with pytest.raises(train.Interrupted):
+            inception_jax.fit(small, **given, workdir="run")
+    else:
+        inception_jax.fit(small, **given, workdir="run")
+    for what, other in others.items():
+        with pytest.raises(UserError, match=rf"^run holds a run on other arrays than given now: .*{re.escape(what)}"):
+            inception_jax.fit(small, **other, workdir="run")
+    assert "is complete" not in caplog.text
+    inception_jax.fit(small, **given, workdir="run")
+    assert ("run is complete: its network is loaded, nothing is trained" in caplog.messages) == finished
+
+
+def test_a_run_that_does_not_know_its_arrays_goes_on_with_a_word(small, halves, monkeypatch, caplog):
+    """As runs of before do."""
+    small.num_epochs = 1
+    from_arrays = data.from_arrays
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "from_arrays", lambda **k: dataclasses.replace(from_arrays(**k), fingerprint=None))
+        inception_jax.fit(small, halves, workdir="run")
+    inception_jax.fit(small, halves, workdir="run")
+    assert any("it is not known what data the run was begun with" in message for message in caplog.messages)
+
+
+def test_arrays_of_a_module_are_known_again(small, halves, tmp_path, monkeypatch, caplog):
+    images, labels = halves
+    np.savez(tmp_path / "mine.npz", images=images, labels=labels)
+    (tmp_path / "my_arrays.py").write_text(
+        "import numpy as np\ndef my_data():\n    kept = np.load('mine.npz')\n"
+        "    return {'train': (kept['images'], kept['labels'])}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    small.data.name, small.num_epochs, small.evaluate.splits = "my_arrays:my_data", 1, ("validation",)
+    small.evaluate.final_splits = ("validation",)
+    train.train_and_evaluate(small, tmp_path / "run")
+    train.train_and_evaluate(small, tmp_path / "run")
+    assert "nothing is trained" in caplog.text
+    np.savez(tmp_path / "mine.npz", images=images, labels=np.where(np.arange(60) == 3, 1 - labels, labels))
+    with pytest.raises(UserError, match=r"on other arrays than given now: these differ: train labels \(54 before, 54"):
+        train.train_and_evaluate(small, tmp_path / "run")
+
+
+def test_folders_of_fit_are_its_own(small, halves, tmp_path, monkeypatch):
+    (tmp_path / "runs" / "fit-1").mkdir(parents=True)
+    (tmp_path / "runs" / "fit-2").touch()
+    small.num_epochs = 1
+    assert str(inception_jax.fit(small, halves).folder) == "runs/fit-3"
+    small.batch_size = 1000
+    with pytest.raises(UserError, match="batch_size=1000"):
+        inception_jax.fit(small, halves)
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["fit-1", "fit-2", "fit-3"]
+    monkeypatch.setattr(train.multihost, "count", lambda: 2)
+    with pytest.raises(UserError, match="workdir=FOLDER"):
+        inception_jax.fit(small, halves)

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from runs import assert_same_run, rows, stop_after
 
-from inception_jax import run, train
+from inception_jax import evaluate, run, train
 from inception_jax.config import default_config
 from inception_jax.errors import UserError
 
@@ -70,7 +70,9 @@ def test_crops_of_originals_go_on_in_the_middle_of_an_epoch(config, tmp_path, mo
     assert_same_run(tmp_path / "stopped", tmp_path / "whole")
 
 
-def test_a_run_does_not_go_on_with_other_pictures(config, folder, tmp_path, monkeypatch):
+def test_a_run_does_not_go_on_with_other_pictures_and_an_evaluation_says_so(
+    config, folder, tmp_path, monkeypatch, caplog
+):
     stop_after(monkeypatch, 2)
     with pytest.raises(train.Interrupted):
         train.train_and_evaluate(config, tmp_path / "run")
@@ -78,7 +80,12 @@ def test_a_run_does_not_go_on_with_other_pictures(config, folder, tmp_path, monk
     Image.new("RGB", (9, 9)).save(folder / "dark" / "40.png")
     with pytest.raises(UserError, match=r"other pictures than are there now: 1 changed: dark/40\.png"):
         train.train_and_evaluate(config, tmp_path / "run")
+    evaluate.load_for(run.load_run(tmp_path / "run", "latest"), "test", {})
+    assert f"{tmp_path / 'run'}: the data is not what the network was trained on: 1 changed: dark/40.png" in caplog.text
     (folder / "dark" / "40.png").write_bytes(kept)
+    caplog.clear()
+    evaluate.load_for(run.load_run(tmp_path / "run", "latest"), "test", {})
+    assert "trained on" not in caplog.text
     moved = folder.rename(tmp_path / "moved")
     config.data.folder = str(moved)
     train.train_and_evaluate(config, tmp_path / "run")

@@ -1,8 +1,10 @@
 """metrics.csv by the standard library, events by their record format, progress by a clock that the test moves."""
 
 import csv
+import importlib.util
 import io
 import logging
+import os
 import struct
 import subprocess
 import sys
@@ -84,6 +86,82 @@ def test_a_damaged_file_is_named(tmp_path, content):
     (tmp_path / "metrics.csv").write_text(content)
     with pytest.raises(UserError, match=r"metrics\.csv is damaged"):
         read_metrics(tmp_path / "metrics.csv")
+
+
+WHOLE = "step,epoch,train_loss\n10,1.0,0.5\n20,2.0,0.25\n30,3.0,0.125\n"
+
+
+def test_every_number_that_is_written_is_read(tmp_path):
+    bits = np.random.default_rng(0).integers(0, 2**64, 3000, np.uint64, endpoint=False)
+    numbers = [*bits.view(np.float64).tolist(), *np.random.default_rng(1).lognormal(-6, 4, 3000).tolist()]
+    numbers += [
+        0.0,
+        -0.0,
+        1e16,
+        1e-4,
+        123456789012345680.0,
+        5e-324,
+        1.7976931348623157e308,
+        float("inf"),
+        float("-inf"),
+    ]
+    with MetricWriter(tmp_path, tensorboard=False) as writer:
+        writer.write(1, {f"loss_{place}": number for place, number in enumerate(numbers)})
+    (row,) = read_metrics(tmp_path / "metrics.csv")
+    np.testing.assert_array_equal([row[f"loss_{place}"] for place in range(len(numbers))], numbers)
+
+
+DAMAGED = {  # and the steps of what is whole
+    "no UTF-8": (b"20,2.0,0.25", b"20,2.0,\xff\xfe", [10, 30]),
+    "a long cell": (b"0.25", b"9" * 200_000, [10, 30]),
+    "a long step": (b"20,", b"9" * 200_000 + b",", [10, 30]),
+    "a longer line": (b"20,2.0,0.25", b"x" * 3_000_000, [10, 30]),
+    "zeros": (b"20,2.0,0.25", b"\0" * 11, [10, 30]),
+    "a cell too many": (b"2.0,", b"2.0,,", [10, 30]),
+    "a cell too few": (b"20,2.0,", b"20,", [10, 30]),
+    "text": (b"0.25", b"high", [10, 30]),
+    "an open quote": (b"20,2.0,0.25", b'"20,2.0,0.25', [10, 30]),
+    "a row without a step": (b"20,2.0", b",2.0", [10, 30]),
+    "no header": (b"step,epoch,train_loss\n", b"", []),
+    "a header of other bytes": (b"step", b"\xc3\x28ep", []),
+    "a header twice the same": (b"epoch", b"step", []),
+    "a header that steers terminals": (b"epoch", b"\x1b[2J", []),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_run_goes_on_without_a_damaged_file_and_with_its_whole_rows(tmp_path, kind, caplog):
+    old, new, kept = DAMAGED[kind]
+    path = tmp_path / "metrics.csv"
+    content = WHOLE.encode().replace(old, new)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"metrics\.csv is damaged: ") as error:
+        read_metrics(path)
+    assert len(str(error.value)) < 500
+    assert len(str(error.value).splitlines()) == 1
+    (tmp_path / "metrics.csv.damaged").write_text("an earlier one")
+    with MetricWriter(tmp_path, resume_step=30, tensorboard=False) as writer:
+        assert [row["step"] for row in read_metrics(path)] == kept
+        writer.write(40, {"epoch": 4.0, "train_loss": 1 / 16})
+    assert [row["step"] for row in read_metrics(path)] == [*kept, 40]
+    assert "10,1.0,0.5\n" in path.read_text() or not kept
+    assert (tmp_path / "metrics.csv.damaged").read_text() == "an earlier one"
+    assert (tmp_path / "metrics.csv.damaged2").read_bytes() == content
+    (message,) = caplog.messages
+    assert "metrics.csv.damaged2" in message
+
+
+def test_what_is_no_file_is_set_aside_as_well(tmp_path, caplog):
+    path = tmp_path / "metrics.csv"
+    for number, make in enumerate([path.mkdir, lambda: os.mkfifo(path)], start=1):
+        path.unlink(missing_ok=True) if number > 1 else None
+        make()
+        with pytest.raises(UserError, match="is damaged: it is not a file"):
+            read_metrics(path)
+        with MetricWriter(tmp_path, resume_step=10, tensorboard=False) as writer:
+            writer.write(20, {"train_loss": 0.5})
+        assert read_metrics(path) == [{"step": 20, "train_loss": 0.5}]
+        assert len(caplog.messages) == number
 
 
 def test_no_metrics_yet(tmp_path):
@@ -232,3 +310,9 @@ def test_auto_shows_lines_elsewhere():
 )
 def test_durations_in_words(seconds, text):
     assert format_seconds(seconds) == text
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("torch"), reason="PyTorch is not installed")
+def test_a_start_does_not_import_pytorch_and_leaves_it_importable():
+    code = "import sys, inception_jax.train; assert 'torch' not in sys.modules; import torch; torch.ones(1)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -34,6 +34,11 @@ the end.
             "data.augment.random_resized_crop": (0.5, 1.0),
             "model.kernel_5x5": 3,
             "evaluate.splits": ("validation", "test"),
+            # The source's network is torchvision's: ImageNet's stem, 2x2 windows in the last max pool, both heads,
+            # truncated normal kernels.
+            "model.stem": "imagenet",
+            "model.pool_4": 2,
+            "model.initializer": "paper",
         },
         variations={
             "with_heads": Variation({"model.aux_heads": True}, published={"highest_test_top1": 0.8544}),
@@ -41,8 +46,23 @@ the end.
         },
         forms={
             "full": Form(seeds=(0, 1, 2), note="45,000 training images, 160 epochs, for a GPU."),
+            "cores": Form(
+                {
+                    "data.splits.train": "train",
+                    "data.splits.validation": "",
+                    "data.splits.test": "test",
+                    "evaluate.splits": ("test",),
+                    "evaluate.final_splits": ("test",),
+                    "evaluate.watch": "test_top1",
+                },
+                note="50,000 training images, 160 epochs, one seed, for two CPU cores in days. As in the source, the "
+                "best epoch is chosen on the test split.",
+            ),
             "cpu": Form(
                 {
+                    # Larger maps, as few images are seen.
+                    "model.stem": "small_pooled",
+                    "model.initializer": "he_normal",
                     "num_epochs": 6,
                     "batch_size": 64,
                     "data.splits.train": "train[:5000]",

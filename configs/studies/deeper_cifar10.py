@@ -22,7 +22,7 @@ def get_study():
 From scratch, batches of 256, momentum 0.9; horizontal flips, rotation, colour jitter, random resized crops, whose
 strengths are not published: ours are 10 degrees, 0.1 and half of the area. The source watched test performance for its
 plateau schedules and its best epochs; here the validation split decides, and the highest test accuracy stands beside.
-Its GoogLeNet ends with a test error 10.73 points above its ResNet-18's.
+Its GoogLeNet is the better one: 14.56 % test error, 10.73 points below its ResNet-18's, of which it says no more.
 """,
         config="googlenet_cifar10",
         fields={
@@ -54,7 +54,8 @@ Its GoogLeNet ends with a test error 10.73 points above its ResNet-18's.
                     "schedule.learning_rate": 0.1,
                     "schedule.patience": 1,
                 },
-                note="the source's converges in its 9th epoch",
+                published={"highest_test_top1": 0.7471},
+                note="published: about, 10.73 points below GoogLeNet's; the source's converges in its 9th epoch",
             ),
             "googlenet": Variation(
                 {**step, "model.kernel_5x5": 3, "schedule.learning_rate": 0.1},
@@ -82,7 +83,7 @@ Its GoogLeNet ends with a test error 10.73 points above its ResNet-18's.
                     "data.splits.validation": "train[-256:]",
                     "data.splits.test": "test[:256]",
                 },
-                variations=("vgg19",),
+                variations=("googlenet",),
                 note="To see that it runs.",
             ),
         },
@@ -97,7 +98,7 @@ Its GoogLeNet ends with a test error 10.73 points above its ResNet-18's.
         ),
         curves=("train_loss", "validation_loss", "validation_top1", "test_top1"),
         claims=(
-            Claim("ResNet-18 has a lower error than GoogLeNet", "best_test_error", "resnet18", "googlenet", "lower"),
+            Claim("GoogLeNet has a lower error than ResNet-18", "best_test_error", "googlenet", "resnet18", "lower"),
             Claim(
                 "ResNet-18 converges before VGG-19", "epoch_of_highest_validation_top1", "resnet18", "vgg19", "lower"
             ),

@@ -2,12 +2,12 @@
 
 import argparse
 import importlib.metadata
-import os
 import sys
-from typing import NoReturn
+from typing import IO, NoReturn
 
 from inception_jax import process
-from inception_jax.errors import UserError, unknown_name
+from inception_jax.errors import UserError, WriteError, unknown_name
+from inception_jax.files import no_room
 
 EXAMPLES = """\
 examples:
@@ -22,9 +22,14 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")
 
+    def _print_message(self, message: str, file: IO[str] | None = None) -> None:
+        stream = file or sys.stdout
+        if stream:
+            stream.write(message)  # argparse itself says nothing where that fails
+
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the sub-command that `argv` names (None: this process's); returns the exit code, 2 for a user's mistake."""
+    """Runs the sub-command that `argv` names (None: this process's); returns the exit code, see process."""
     if argv is None:
         process.tune()
         process.leave(main(sys.argv[1:]))
@@ -68,22 +73,20 @@ def main(argv: list[str] | None = None) -> int:
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for module in commands.values():
         module.add_parser(subparsers)
+    code = process.FINISHED
     try:
-        if argv and not argv[0].startswith("-") and argv[0] not in commands:
-            raise unknown_name("command", argv[0], commands)
-        args, fields = parser.parse_known_args(argv)
-        if fields and "takes_fields" not in args:
-            parser.error(f"unrecognized arguments: {' '.join(fields)}")
-        args.fields = fields  # --config.FIELD=VALUE
-        code = args.run(args)
-        sys.stdout.flush()
-        return code
+        with process.printing():
+            if argv and not argv[0].startswith("-") and argv[0] not in commands:
+                raise unknown_name("command", argv[0], commands)
+            args, fields = parser.parse_known_args(argv)
+            if fields and "takes_fields" not in args:
+                parser.error(f"unrecognized arguments: {' '.join(fields)}")
+            args.fields = fields  # --config.FIELD=VALUE
+            code = args.run(args)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # who reads the output, such as head, has had enough of it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        # A place that cannot be written to is a mistake in what was given, a full disk is not.
+        place = isinstance(error, WriteError) and isinstance(error.__cause__, OSError) and not no_room(error.__cause__)
+        code = process.say(f"error: {error}", process.MISTAKE if place else process.exit_code(error))
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        code = process.say("interrupted", process.INTERRUPTED)
+    return code

@@ -2,14 +2,13 @@
 
 import argparse
 import dataclasses
-import json
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inception_jax import process
 from inception_jax.commands import flags
-from inception_jax.main import log_to_stderr
+from inception_jax.process import log_to_stderr
+from inception_jax.text import json_text, printable, say
 
 if TYPE_CHECKING:
     from inception_jax.compare import Comparison
@@ -40,7 +39,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run_folders", metavar="RUN", type=Path, nargs=2, help="folder of a run")
+    parser.add_argument("run_folders", metavar="RUN", type=flags.path, nargs=2, help="folder of a run")
     flags.add_data(parser)
     flags.add_network(parser)
     parser.add_argument("--per-class", action="store_true", help="every class (default: those that differ most)")
@@ -50,7 +49,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--layers", metavar="PATTERNS", help="paths of layers with commas between (default: the network's own parts)"
     )
-    parser.add_argument("--chart", metavar="FILE", type=Path, help="every pair of layers: .png, .pdf or .svg")
+    parser.add_argument("--chart", metavar="FILE", type=flags.path, help="every pair of layers: .png, .pdf or .svg")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.set_defaults(run=run)
 
@@ -70,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
             raise UserError("--chart is of layers, which --images 0 leaves out")
     process.use_compilation_cache()
     with log_to_stderr():
-        first, second = (load_run(folder, args.checkpoint) for folder in args.run_folders)
+        first, second = (load_run(folder, args.checkpoint, trust_code=args.trust_code) for folder in args.run_folders)
         found = compare_runs(
             first,
             second,
@@ -82,20 +81,22 @@ def run(args: argparse.Namespace) -> int:
             layers=args.layers.split(",") if args.layers else None,
         )
     folders = [str(folder) for folder in args.run_folders]
+    weights = [flags.weights_of(trained) for trained in (first, second)]
     if args.chart and found.similarity:
         save_chart(found.similarity, folders[0], folders[1], args.chart)
     if args.json:
-        print(json.dumps(_record(folders, found), indent=2, ensure_ascii=False))
+        say(json_text(_record(weights, found), indent=2))
     else:
-        print(_text(folders, found, every_class=args.per_class))
+        say(_text(weights, found, every_class=args.per_class))
     return 0
 
 
-def _record(folders: list[str], found: "Comparison") -> dict[str, Any]:
+def _record(weights: list[dict[str, Any]], found: "Comparison") -> dict[str, Any]:
     pairing, similarity = found.pairing, found.similarity
     record: dict[str, Any] = {
-        "first": folders[0],
-        "second": folders[1],
+        "first": weights[0]["run"],
+        "second": weights[1]["run"],
+        "weights": weights,
         "data": found.data,
         "split": found.split,
         **dataclasses.asdict(pairing),
@@ -109,12 +110,12 @@ def _record(folders: list[str], found: "Comparison") -> dict[str, Any]:
             "images": similarity.images,
             "first": similarity.first_layers,
             "second": similarity.second_layers,
-            "cka": [[value if math.isfinite(value) else None for value in row] for row in similarity.cka.tolist()],
+            "cka": similarity.cka.tolist(),
         }
     return record
 
 
-def _text(folders: list[str], found: "Comparison", *, every_class: bool) -> str:
+def _text(weights: list[dict[str, Any]], found: "Comparison", *, every_class: bool) -> str:
     from inception_jax.inspection.formats import format_table
 
     pairing = found.pairing
@@ -124,10 +125,10 @@ def _text(folders: list[str], found: "Comparison", *, every_class: bool) -> str:
     blocks = [
         "\n".join(
             [
-                f"{number:,} examples of {found.data}, {found.split}",
+                f"{number:,} examples of {printable(found.data)}, {printable(found.split)}",
                 *(
-                    f"{which}: {folder}, {count / number:.2%}"
-                    for which, folder, count in zip(("first", "second"), folders, right, strict=True)
+                    f"{which}: {printable(each['run'])}, {count / number:.2%}, {flags.weights_in_words(each)}"
+                    for which, each, count in zip(("first", "second"), weights, right, strict=True)
                 ),
             ]
         )

@@ -4,6 +4,7 @@ import argparse
 import ast
 
 from inception_jax.config_files import shipped_configs
+from inception_jax.text import say
 
 EXAMPLES = """\
 examples:
@@ -28,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     width = max(map(len, shipped), default=0)
     for name, path in shipped.items():
         docstring = ast.get_docstring(ast.parse(path.read_bytes())) or ""
-        print(f"{name:{width}}  {docstring.partition(chr(10))[0]}")
+        say(f"{name:{width}}  {docstring.partition(chr(10))[0]}")
     for folder in sorted({path.parent for path in shipped.values()}):
-        print(f"\nThe files are in {folder}")
+        say(f"\nThe files are in {folder}")
     return 0

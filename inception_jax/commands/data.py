@@ -2,7 +2,6 @@
 
 import argparse
 import inspect
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,13 @@ from typing import Any
 import numpy as np
 
 from inception_jax import data
+from inception_jax.commands import flags
 from inception_jax.config import default_config
-from inception_jax.config_files import find_config, load_config, override
+from inception_jax.config_files import override
 from inception_jax.data import streaming
 from inception_jax.errors import UserError
-from inception_jax.main import log_to_stderr
+from inception_jax.process import log_to_stderr
+from inception_jax.text import aligned, json_text, printable, say, width
 
 EXAMPLES = """\
 examples:
@@ -23,6 +24,7 @@ examples:
   inception-jax data image_folder --folder DIR --image-size 224 --sheet sheet.png
   inception-jax data --config=googlenet_cifar10 --sheet augmented.png
   inception-jax data tiny_imagenet --config.data.keep=grayscale
+  inception-jax data cifar10 --verify
 
 --sheet draws some images and beside each how the config's augmentation changes it.
 """
@@ -42,13 +44,21 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("name", metavar="NAME", nargs="?", help=f"{', '.join(data.DATASETS)}, or module:Name")
     parser.add_argument("--config", metavar="NAME_OR_FILE", help="a config whose data and augmentation are shown")
-    parser.add_argument("--folder", metavar="DIR", help="pictures that are read in place")
-    parser.add_argument("--archives", metavar="DIR", help="folder with the original archives or their files")
+    parser.add_argument("--folder", metavar="DIR", type=flags.path, help="pictures that are read in place")
     parser.add_argument(
-        "--data-dir", metavar="DIR", help="where it is kept (default: $INCEPTION_JAX_DATA, else ~/.cache/inception_jax)"
+        "--archives", metavar="DIR", type=flags.path, help="folder with the original archives or their files"
+    )
+    parser.add_argument(
+        "--data-dir",
+        metavar="DIR",
+        type=flags.path,
+        help="where it is kept (default: $INCEPTION_JAX_DATA, else ~/.cache/inception_jax)",
     )
     parser.add_argument("--image-size", type=int, metavar="N", help="pixels; every picture becomes this square")
-    parser.add_argument("--sheet", metavar="FILE", type=Path, help="write a contact sheet, as PNG")
+    parser.add_argument("--sheet", metavar="FILE", type=flags.path, help="write a contact sheet, as PNG")
+    parser.add_argument(
+        "--verify", action="store_true", help="read all that was prepared again, and compare it with its digests"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON, with the counts of all classes")
     parser.set_defaults(run=run, takes_fields=True)
 
@@ -58,30 +68,34 @@ def run(args: argparse.Namespace) -> int:
     if not args.name and not args.config:
         if args.fields or args.folder:
             raise UserError("name a data set, or a config by --config")
-        print(_list())
+        say(_list())
         return 0
-    config = load_config(find_config(args.config)) if args.config else default_config()
+    config = flags.config(args.config) if args.config else default_config()
     given = {"name": args.name, "folder": args.folder, "archives": args.archives, "directory": args.data_dir}
     for field, value in (given | {"image_size": args.image_size}).items():
         if value is not None:
-            config.data[field] = value
+            config.data[field] = str(value) if isinstance(value, Path) else value
     override(config, ["", *args.fields])
     from inception_jax.config import validate
 
     validate(config)
     with log_to_stderr():
-        page, dataset = _describe(config)
+        published, verified = _published(config), None
+        if args.verify:
+            if published is None:
+                raise UserError(f"data set {config.data.name!r} is arrays, of which nothing is kept to verify")
+            verified = published.verify()
+        page, dataset = _describe(config, published)
+        if verified:
+            page["verified"] = {"files": verified[0], "gib": verified[1] / 2**30}
         if args.sheet:
             if dataset is None:
                 raise UserError("a contact sheet needs images of one size: choose one by --image-size")
             from inception_jax.contact_sheet import contact_sheet
 
-            try:
-                contact_sheet(dataset, config).save(args.sheet)
-            except OSError as error:
-                raise UserError(f"cannot write {args.sheet}: {error.strerror or error}") from error
+            contact_sheet(dataset, config).save(args.sheet)
             page["sheet"] = str(args.sheet)
-    print(json.dumps(page, indent=2, ensure_ascii=False) if args.json else _text(page))
+    say(json_text(page, indent=2) if args.json else _text(page))
     return 0
 
 
@@ -95,15 +109,19 @@ def _list() -> str:
     return "\n".join(f"{name:<{width}}  {first}" for name, first in lines)
 
 
-def _describe(config: Any) -> tuple[dict[str, Any], Any]:
+def _published(config: Any) -> data.Published | None:
+    """The config's data set, prepared; None of arrays."""
+    if not data.is_encoded(config.data.name):
+        return None
+    fields = ("directory", "archives", "folder", "classes", "hold_out", "split_seed")
+    return data.published(config.data.name, **{field: config.data[field] for field in fields})
+
+
+def _describe(config: Any, published: data.Published | None) -> tuple[dict[str, Any], Any]:
     """What is known of the config's data set, as JSON has it, and the data set; None where it needs an image size."""
     from inception_jax.run import load_data
 
     section = config.data
-    published = None
-    if data.is_encoded(section.name):
-        fields = ("directory", "archives", "folder", "classes", "hold_out", "split_seed")
-        published = data.published(section.name, **{field: section[field] for field in fields})
     page: dict[str, Any] = {"name": section.name}
     dataset = None
     if published is None or section.image_size or len(published.sizes()) == 1:
@@ -155,7 +173,8 @@ def _describe(config: Any) -> tuple[dict[str, Any], Any]:
 def _text(page: dict[str, Any]) -> str:
     """The page as aligned lines."""
     names = page["class_names"]
-    lines = [f"{page['name']}: {len(names)} classes" + (f", in {page['folder']}" if "folder" in page else "")]
+    title = f"{page['name']}: {len(names)} classes" + (f", in {page['folder']}" if "folder" in page else "")
+    lines = [printable(title)]
     order = [split for split in ("train", "validation", "test") if split in page["per_class"]]
     for split in [*order, *(page["per_class"].keys() - set(order))]:
         counts = np.array(page["per_class"][split])
@@ -182,12 +201,15 @@ def _text(page: dict[str, Any]) -> str:
         lines.append(f"  modes        {kinds}; {page['grayscale'] / total:.1%} grayscale")
         bad = page["undecodable"]
         if bad:
-            shown = ", ".join(f"{name} ({error})" for name, error in bad[:NAMES_SHOWN])
+            shown = ", ".join(printable(f"{name} ({error})") for name, error in bad[:NAMES_SHOWN])
             lines.append(f"  undecodable  {len(bad):,}: {shown}{', ...' if len(bad) > NAMES_SHOWN else ''}")
+    if "verified" in page:
+        verified = page["verified"]
+        lines.append(f"  verified     {verified['files']:,} files, {verified['gib']:.2f} GiB: all are what was written")
     if "train" in page["per_class"]:
         lines += _classes(names, page["per_class"]["train"])
     if "sheet" in page:
-        lines.append(f"  sheet        {page['sheet']}")
+        lines.append(f"  sheet        {printable(page['sheet'])}")
     return "\n".join(lines)
 
 
@@ -199,9 +221,10 @@ def _classes(names: list[str], counts: list[int]) -> list[str]:
         order = sorted(order, key=lambda label: -counts[label])
         half = CLASSES_SHOWN // 2
         order = [*order[:half], None, *order[-half:]]
-    width = max(len(names[label]) for label in order if label is not None)
-    for label in order:
-        lines.append("  ..." if label is None else f"  {names[label]:<{width}} {counts[label]:>9,}")
+    shown = [None if label is None else printable(names[label]) for label in order]
+    widest = max(width(name) for name in shown if name is not None)
+    for label, name in zip(order, shown, strict=True):
+        lines.append("  ..." if name is None else f"  {aligned(name, widest)} {counts[label]:>9,}")
     return lines
 
 

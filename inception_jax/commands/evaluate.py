@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 from inception_jax import process
 from inception_jax.commands import flags
 from inception_jax.errors import UserError
-from inception_jax.main import log_to_stderr
+from inception_jax.process import log_to_stderr
+from inception_jax.text import json_text, printable, say
 
 EXAMPLES = """\
 examples:
@@ -26,8 +26,9 @@ Grayscale and colour pictures, three ways: converted, all as one channel, and a 
   inception-jax evaluate runs/plain runs/one_channel --split test
   inception-jax evaluate runs/color --grayscale-run runs/grayscale --split test
 
-Classes are matched by name; letter case, spaces, hyphens and underscores do not matter. Examples of classes that the
-network does not have are left out, and counted. With several runs, or a pair, all pictures are evaluated, whichever
+Classes are matched by name: the very name first, then without regard to letter case, spaces, hyphens and underscores
+where that is one to one; --class-map says what is not. Examples of classes that the network does not have are left
+out, and counted. With several runs, or a pair, all pictures are evaluated, whichever
 each was trained on; else those that data.keep of the run kept. Networks of a pair or an ensemble get the first one's
 pictures.
 
@@ -49,16 +50,22 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run_folders", metavar="RUN", type=Path, nargs="+", help="folder of a run")
+    parser.add_argument("run_folders", metavar="RUN", type=flags.path, nargs="+", help="folder of a run")
     flags.add_data(parser)
-    parser.add_argument("--grayscale-run", metavar="RUN", type=Path, help="network for pictures stored without colours")
+    parser.add_argument(
+        "--grayscale-run", metavar="RUN", type=flags.path, help="network for pictures stored without colours"
+    )
     parser.add_argument("--ensemble", action="store_true", help="a further row: the mean of the runs' probabilities")
     parser.add_argument("--tta", default="none", metavar="NAME", help="none, flip, 1-crop or 10-crop (default: none)")
     parser.add_argument(
         "--per-class", action="store_true", help="precision, recall and number of examples of each class"
     )
-    parser.add_argument("--confusion", metavar="FILE", type=Path, help="the confusion matrix: .csv, .png, .pdf or .svg")
-    parser.add_argument("--predictions", metavar="FILE", type=Path, help="what is said of each example: .npz or .csv")
+    parser.add_argument(
+        "--confusion", metavar="FILE", type=flags.path, help="the confusion matrix: .csv, .png, .pdf or .svg"
+    )
+    parser.add_argument(
+        "--predictions", metavar="FILE", type=flags.path, help="what is said of each example: .npz or .csv"
+    )
     flags.add_network(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.set_defaults(run=run)
@@ -91,25 +98,28 @@ def run(args: argparse.Namespace) -> int:
     if not args.keep and (several or args.grayscale_run):
         fields["keep"] = "all"
 
-    def predict(folder: Path, fields: dict[str, Any]) -> tuple[Any, Any]:
-        trained = load_run(folder, args.checkpoint)
+    def predict(folder: Path, fields: dict[str, Any], split: str | None) -> tuple[Any, Any, Any, str]:
         with log_to_stderr():
-            dataset = evaluate.load_for(trained, args.split, fields, tta=args.tta)
+            trained = load_run(folder, args.checkpoint, trust_code=args.trust_code)
+            split, dataset = evaluate.load_split(trained, split, fields, tta=args.tta)
             found = evaluate.predictions(
-                trained, dataset, args.split, class_map=class_map, batch_size=args.batch_size, tta=args.tta
+                trained, dataset, split, class_map=class_map, batch_size=args.batch_size, tta=args.tta
             )
-        return trained, (found, dataset)
+        return trained, found, dataset, split
 
     def same_pictures(trained: Any) -> dict[str, Any]:
         """The first run's, unless others are named."""
-        return fields if {"name", "folder"} & fields.keys() else evaluate.source_fields(trained.config) | fields
+        return fields if {"name", "folder"} & fields.keys() else evaluate.own_source_fields(trained) | fields
 
-    def row(found: Any, dataset: Any, class_names: tuple[str, ...]) -> dict[str, Any]:
+    def row(found: Any, dataset: Any, split: str, networks: list[Any]) -> dict[str, Any]:
         # What the network has no class for, and what could not be read.
-        strange = sorted({dataset.class_names[label] for label in _labels(dataset, args.split)[found.labels < 0]})
+        labels = dataset.splits[split].all_labels()
+        strange = sorted({dataset.class_names[label] for label in labels[found.labels < 0]})
+        weights = [flags.weights_of(network) for network in networks]
         values = {
+            **(weights[0] if len(weights) == 1 else {"members": weights}),
             "data": dataset.name,
-            "split": args.split,
+            "split": split,
             "tta": args.tta,
             **evaluate.by_color(found),
             "calibration_error": evaluate.calibration_error(found),
@@ -118,30 +128,39 @@ def run(args: argparse.Namespace) -> int:
             "not_decoded": int((~found.decoded).sum()),
         }
         if args.per_class:
-            values["per_class"] = [dataclasses.asdict(each) for each in evaluate.per_class(found, class_names)]
+            values["per_class"] = [
+                dataclasses.asdict(each) for each in evaluate.per_class(found, networks[0].class_names)
+            ]
         return values
 
     rows: dict[str, dict[str, Any]] = {}
-    first, members = None, []
+    members, split = [], args.split
+    networks: list[Any] = []
     for folder in args.run_folders:
-        trained, (found, dataset) = predict(folder, same_pictures(first) if first and args.ensemble else fields)
-        name, first = str(folder), first or trained
+        same = bool(networks and args.ensemble)
+        trained, found, dataset, used = predict(
+            folder, same_pictures(networks[0]) if same else fields, split if same else args.split
+        )
+        name, split = str(folder), used
+        pair = [trained]
         if args.grayscale_run:
-            other, (gray, _) = predict(args.grayscale_run, same_pictures(trained))
+            other, gray, _, _ = predict(args.grayscale_run, same_pictures(trained), split)
             _require_same_classes(trained, other, "pair")
             found, name = evaluate.routed(found, gray), f"{folder} and, for grayscale, {args.grayscale_run}"
+            pair.append(other)
+        networks.append(trained)
         if args.ensemble:
-            _require_same_classes(first, trained, "ensemble")
+            _require_same_classes(networks[0], trained, "ensemble")
             members.append(found)
-        rows[name] = row(found, dataset, trained.class_names)
+        rows[name] = row(found, dataset, split, pair)
     if args.ensemble:
         found = evaluate.ensemble(members)
-        rows[f"ensemble of {len(members)}"] = row(found, dataset, trained.class_names)
+        rows[f"ensemble of {len(members)}"] = row(found, dataset, split, networks)
     if args.confusion:
         save_confusion(evaluate.confusion_matrix(found), trained.class_names, args.confusion)
     if args.predictions:
         evaluate.save_predictions(found, trained.class_names, args.predictions)
-    print(json.dumps(_finite(rows), indent=2, ensure_ascii=False) if args.json else _table(rows))
+    say(json_text(rows, indent=2) if args.json else _table(rows))
     return 0
 
 
@@ -150,61 +169,46 @@ def _require_same_classes(one: Any, other: Any, what: str) -> None:
         raise UserError(f"{one.folder} and {other.folder} have different classes, and so are no {what}")
 
 
-def _finite(value: Any) -> Any:
-    """The same with None for what is not a number, for which JSON has no word: the mean of no examples."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _labels(dataset: Any, split: str) -> Any:
-    return dataset.splits[split].all_labels()
-
-
 def _table(rows: dict[str, dict[str, Any]]) -> str:
     """Aligned columns; below, what was left out, and the classes of each row that has them."""
     from inception_jax.inspection.formats import format_table
 
-    header = ["run", "data", "top-1", "top-5", "loss", "ECE", "examples"]
+    header = ["run", "weights", "data", "top-1", "top-5", "loss", "ECE", "examples"]
     if any("grayscale" in row for row in rows.values()):
         header += ["grayscale", "color"]
     formats = {"top1": ".2%", "top5": ".2%", "loss": ".4f"}
-    lines, notes, classes_of_rows = [header], [], []
+    lines, notes, classes_of_rows = [], [], []
     for name, row in rows.items():
         means = row["all"]
         line = [
             name,
+            flags.weights_in_words(*row.get("members", [row])),
             f"{row['data']}, {row['split']}" + (f", {row['tta']}" if row["tta"] != "none" else ""),
             *(f"{means[mean]:{form}}" if means["count"] else "-" for mean, form in formats.items()),
             _percent(row["calibration_error"]),
             f"{means['count']:,}",
         ]
-        for kind in header[7:]:
+        for kind in header[8:]:
             part = row.get(kind, {"count": 0})
             line.append(f"{part['top1']:.2%} of {part['count']:,}" if part["count"] else "-")
         lines.append(line)
         if row["left_out"]:
-            classes = ", ".join(row["classes_left_out"][:10]) + (", ..." if len(row["classes_left_out"]) > 10 else "")
-            notes.append(f"{name}: {row['left_out']:,} examples of classes that it does not have: {classes}")
+            classes = ", ".join(map(printable, row["classes_left_out"][:10]))
+            classes += ", ..." if len(row["classes_left_out"]) > 10 else ""
+            notes.append(f"{printable(name)}: {row['left_out']:,} examples of classes that it does not have: {classes}")
         if row["not_decoded"]:
-            notes.append(f"{name}: {row['not_decoded']:,} pictures that could not be decoded")
+            notes.append(f"{printable(name)}: {row['not_decoded']:,} pictures that could not be decoded")
         if "per_class" in row:
             cells = [
                 [each["name"], _percent(each["precision"]), _percent(each["recall"]), f"{each['count']:,}"]
                 for each in row["per_class"]
             ]
-            classes_of_rows += ["", f"{name}:", format_table(["class", "precision", "recall", "examples"], cells)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    aligned = [
-        "  ".join(
-            cell.ljust(width) if column < 2 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    ]
-    return "\n".join([*aligned, *notes, *classes_of_rows])
+            classes_of_rows += [
+                "",
+                f"{printable(name)}:",
+                format_table(["class", "precision", "recall", "examples"], cells),
+            ]
+    return "\n".join([format_table(header, lines, left=3, rule=False), *notes, *classes_of_rows])
 
 
 def _percent(share: float) -> str:

@@ -1,11 +1,11 @@
 """`inception-jax export`: a run's network for other programs, or its weights under another library's names."""
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from inception_jax.commands import flags
 from inception_jax.errors import UserError, unknown_name
+from inception_jax.text import printable, say
 
 if TYPE_CHECKING:
     from inception_jax.run import Run
@@ -39,12 +39,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run_folder", metavar="RUN", type=Path, help="folder of the run")
+    parser.add_argument("run_folder", metavar="RUN", type=flags.path, help="folder of the run")
     parser.add_argument("--format", required=True, metavar="FORMAT", help=", ".join([*GRAPHS, *WEIGHTS]))
     parser.add_argument(
         "--output",
         metavar="FILE",
-        type=Path,
+        type=flags.path,
         help="(default: RUN/NETWORK.FORMAT; of weights RUN/NETWORK-FORMAT.safetensors, or .pth where PyTorch is there)",
     )
     flags.add_checkpoint(parser)
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     from inception_jax.run import load_run
 
     process.use_compilation_cache()
-    trained = load_run(args.run_folder, args.checkpoint)
+    trained = load_run(args.run_folder, args.checkpoint, trust_code=args.trust_code)
     (_graph if args.format in GRAPHS else _weights)(args, trained)
     return 0
 
@@ -84,12 +84,13 @@ def _graph(args: argparse.Namespace, trained: "Run") -> None:
     exported, difference = export_run(
         trained, output, args.format, input=args.input or "float32", platforms=[name.strip() for name in platforms]
     )
-    print(
-        f"{output}: {name} of step {trained.step}, {output.stat().st_size / 1e6:.1f} MB; {output.name}.json beside it"
+    say(
+        f"{printable(str(output))}: {name} of step {trained.step}, {output.stat().st_size / 1e6:.1f} MB; "
+        f"{printable(output.name)}.json beside it"
     )
-    print(f"  {len(exported.class_names)} classes: {_shortened(trained)}")
-    print(f"  inputs: {_inputs(trained, exported.about['input']['dtype'], 'channels last')}")
-    print(f"  read back: logits differ by {difference:.1e} of the largest")
+    say(f"  {len(exported.class_names)} classes: {_shortened(trained)}")
+    say(f"  inputs: {_inputs(trained, exported.about['input']['dtype'], 'channels last')}")
+    say(f"  read back: logits differ by {difference:.1e} of the largest")
 
 
 def _weights(args: argparse.Namespace, trained: "Run") -> None:
@@ -100,14 +101,17 @@ def _weights(args: argparse.Namespace, trained: "Run") -> None:
     output = args.output or args.run_folder / f"{name}-{args.format}.safetensors"
     tensors = export_weights(trained, output, args.format)
     values, size = sum(tensor.size for tensor in tensors.values()), output.stat().st_size
-    print(f"{output}: {name} as {args.format} names it, {len(tensors)} tensors, {values:,} values, {size / 1e6:.1f} MB")
-    print(f"  of step {trained.step}; {len(trained.inputs.class_names)} classes: {_shortened(trained)}")
-    print(f"  inputs: {_inputs(trained, 'float32', 'channels first')}")
-    print("  read back: every value is the run's")
+    say(
+        f"{printable(str(output))}: {name} as {args.format} names it, {len(tensors)} tensors, {values:,} values, "
+        f"{size / 1e6:.1f} MB"
+    )
+    say(f"  of step {trained.step}; {len(trained.inputs.class_names)} classes: {_shortened(trained)}")
+    say(f"  inputs: {_inputs(trained, 'float32', 'channels first')}")
+    say("  read back: every value is the run's")
 
 
 def _shortened(trained: "Run") -> str:
-    first = ", ".join(trained.inputs.class_names[:10])
+    first = ", ".join(map(printable, trained.inputs.class_names[:10]))
     return first + (", ..." if len(trained.inputs.class_names) > 10 else "")
 
 

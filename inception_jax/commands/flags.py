@@ -1,25 +1,48 @@
 """Flags that several commands have, so that the same flag is for the same thing."""
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from inception_jax.config_files import find_config, load_config
+from inception_jax import files
+from inception_jax.config import Config
+from inception_jax.config_files import find_config_and_argument, load_config
 from inception_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from inception_jax.run import Run
+
+
+def path(text: str) -> Path:
+    """A path as it is typed, for `type=`: "~" is the home, and an empty text is refused."""
+    try:
+        return files.expand(text, "the path")
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def config(text: str) -> Config:
+    """The config that NAME_OR_FILE or NAME_OR_FILE:ARGUMENT stands for.
+
+    Raises:
+      UserError: there is none, or the file fails.
+    """
+    return load_config(*find_config_and_argument(text))
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
     """Which examples: a split, of a run's own data or of another data set."""
-    parser.add_argument("--split", default="test", help="(default: test)")
+    parser.add_argument("--split", metavar="NAME", help="(default: test, or validation where there is no test split)")
     other = parser.add_mutually_exclusive_group()
     other.add_argument("--data", metavar="NAME", help="another data set (default: the run's own)")
     other.add_argument("--config", metavar="NAME_OR_FILE", help="a config whose data and splits are taken instead")
-    parser.add_argument("--folder", metavar="DIR", help="its pictures, for image_folder and the like")
-    parser.add_argument("--archives", metavar="DIR", help="its original archives, where there is no network")
-    parser.add_argument("--data-dir", metavar="DIR", help="where prepared data is kept")
+    parser.add_argument("--folder", metavar="DIR", type=path, help="its pictures, for image_folder and the like")
+    parser.add_argument("--archives", metavar="DIR", type=path, help="its original archives, where there is no network")
+    parser.add_argument("--data-dir", metavar="DIR", type=path, help="where prepared data is kept")
     parser.add_argument("--keep", choices=("all", "color", "grayscale"), help="which pictures, by how they are stored")
     parser.add_argument(
-        "--class-map", metavar="FILE", type=Path, help='JSON: {"class of the data": "class of the run"}'
+        "--class-map", metavar="FILE", type=path, help='JSON: {"class of the data": "class of the run"}'
     )
 
 
@@ -34,8 +57,8 @@ def data_fields(args: argparse.Namespace) -> dict[str, Any]:
         "directory": args.data_dir,
         "keep": args.keep,
     }
-    fields = source_fields(load_config(find_config(args.config))) if args.config else {}
-    return fields | {field: value for field, value in given.items() if value is not None}
+    fields = source_fields(config(args.config)) if args.config else {}
+    return fields | {field: str(value) for field, value in given.items() if value is not None}
 
 
 def add_network(parser: argparse.ArgumentParser, batch_size: int = 128) -> None:
@@ -44,9 +67,35 @@ def add_network(parser: argparse.ArgumentParser, batch_size: int = 128) -> None:
     parser.add_argument("--batch-size", type=int, default=batch_size, help="(default: %(default)s)")
 
 
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Whether a run's folder may name code."""
+    parser.add_argument(
+        "--trust-code",
+        action="store_true",
+        help="import the module of a network or a data set that the run's folder names outside the package",
+    )
+
+
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
-    """Which weights of a run."""
+    """Which weights of a run, and whether its folder may name code."""
+    add_trust(parser)
     parser.add_argument("--checkpoint", default="best", metavar="NAME", help="best or latest (default: best)")
+
+
+def weights_of(trained: "Run") -> dict[str, Any]:
+    """Which weights of a run were loaded, as JSON has it."""
+    return {
+        "run": str(trained.folder),
+        "checkpoint": trained.checkpoint,
+        "step": trained.step,
+        "epoch": trained.epoch,
+    }
+
+
+def weights_in_words(*weights: Mapping[str, Any]) -> str:
+    """The same of one run or several for people."""
+    words = [f"{each['checkpoint']}, step {each['step']:,} (epoch {each['epoch']:.4g})" for each in weights]
+    return "; ".join(words[:2]) + ("; ..." if len(words) > 2 else "")
 
 
 def check_batch_size(args: argparse.Namespace) -> None:

@@ -2,12 +2,14 @@
 
 import argparse
 import ast
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
+from inception_jax import files
+from inception_jax.commands import flags
 from inception_jax.errors import UserError
+from inception_jax.text import printable, say
 
 DESCRIPTION = """\
 Shows one network's layers with their sizes and costs, or compares several.
@@ -50,6 +52,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--option", action="append", default=[], metavar="KEY=VALUE", help="an option of the networks; can be repeated"
     )
     parser.add_argument("--format", default="text", metavar="FORMAT", help="text (the default), markdown or csv")
+    flags.add_trust(parser)
     one = parser.add_argument_group("one network")
     one.add_argument(
         "--depth", type=int, metavar="N", help="levels of modules within modules that have rows (default: 1)"
@@ -57,7 +60,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     one.add_argument("--against", choices=["paper"], help="googlenet's table beside the one that its paper prints")
     one.add_argument("--xla", action="store_true", help="also XLA's own count of the operations")
     several = parser.add_argument_group("several networks")
-    several.add_argument("--chart", metavar="FILE", help="draw top-1 accuracy against multiply-adds, where it is known")
+    several.add_argument(
+        "--chart", metavar="FILE", type=flags.path, help="draw top-1 accuracy against multiply-adds, where it is known"
+    )
     several.add_argument("--no-latency", action="store_true", help="do not time the networks, which compiles them")
     parser.set_defaults(run=run)
 
@@ -90,7 +95,8 @@ def _names(given: list[str]) -> list[str]:
 
     names: list[str] = []
     for name in given:
-        found = list_models(name) if set(name) & set("*?[") else [name]
+        is_pattern = set(name) & set("*?[") and not Path(name, "config.json").is_file()
+        found = list_models(name) if is_pattern else [name]
         if not found:
             raise UserError(f"no network's name matches {name!r}. Known: {', '.join(list_models())}")
         names += found
@@ -111,7 +117,7 @@ def _show(names: list[str], args: argparse.Namespace) -> None:
         more = count / table.total.multiply_adds - 1
         notes.append(f"XLA's own count: {count:,} multiply-adds ({more:+.2%}), with biases, activations and pooling")
     title = (
-        f"{name}, images of {'x'.join(map(str, image_shape))}: {table.total.parameters:,} parameters, "
+        f"{printable(name)}, images of {'x'.join(map(str, image_shape))}: {table.total.parameters:,} parameters, "
         f"{table.total.multiply_adds:,} multiply-adds"
     )
     _print(title, page, notes, args.format)
@@ -150,16 +156,17 @@ def _load(name: str, args: argparse.Namespace) -> tuple[Any, tuple[int, int, int
     from inception_jax.inspection.table import image_shape_of
     from inception_jax.models import create_model
 
-    if Path(name, "config.json").is_file():
+    folder = files.expand(name, "NAME")
+    if (folder / "config.json").is_file():
         if args.option or args.num_classes:
             raise UserError(f"--option and --num-classes are for networks by name; {name} is a run, which has its own")
         from inception_jax.run import load_run
 
-        loaded = load_run(name)
+        loaded = load_run(folder, trust_code=args.trust_code)
         height, width, channels = loaded.inputs.image_shape
         return loaded.model, image_shape_of(loaded.model, args.image_size or (height, width), channels), loaded
     if "/" in name and ":" not in name:
-        raise UserError(f"{name} holds no run: it has no config.json")
+        raise UserError(f"{folder} holds no run: it has no config.json")
     model = create_model(name, num_classes=args.num_classes or 1000, **_options(args.option))
     return model, image_shape_of(model, args.image_size), None
 
@@ -182,10 +189,10 @@ def _options(given: list[str]) -> dict[str, Any]:
 def _run_accuracy(run: Any) -> Any:
     """Of the run's best weights on the test split, where it was evaluated."""
     from inception_jax.inspection.compare import Accuracy
+    from inception_jax.runs import read_summary
 
-    path = run.folder / "summary.json"
-    summary = json.loads(path.read_text()) if path.exists() else {}
-    result = summary.get("best", {}).get("test")
+    summary = read_summary(run.folder) or {}
+    result = (summary.get("best") or {}).get("test")
     data = run.config.data.name
     return Accuracy(result["top1"], f"{data}'s test split", "the run's summary.json") if result else None
 
@@ -193,7 +200,8 @@ def _run_accuracy(run: Any) -> Any:
 def _print(title: str, page: str, notes: list[str], style: str) -> None:
     """A title, the table and the notes; CSV alone on stdout, the notes on stderr."""
     if style == "csv":
-        print(page)
-        print("\n".join(notes), file=sys.stderr, end="\n" if notes else "")
+        say(page)
+        if notes:
+            say("\n".join(notes), file=sys.stderr)
         return
-    print("\n\n".join(part for part in (title, page, "\n".join(notes)) if part))
+    say("\n\n".join(part for part in (title, page, "\n".join(notes)) if part))

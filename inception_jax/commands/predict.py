@@ -1,17 +1,15 @@
 """`inception-jax predict`: the classes of pictures, one by one."""
 
 import argparse
-import csv
 import itertools
-import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from inception_jax import process
 from inception_jax.commands import flags
-from inception_jax.main import log_to_stderr
+from inception_jax.process import log_to_stderr
+from inception_jax.text import aligned, complain, csv_line, json_text, printable, say, width
 
 if TYPE_CHECKING:
     from inception_jax.predict import Prediction
@@ -22,6 +20,9 @@ examples:
   inception-jax predict runs/my_pictures new_pictures --csv > classes.csv
   curl -s https://example.org/fox.jpg | inception-jax predict runs/my_pictures - --json
   inception-jax predict runs/my_pictures/googlenet.stablehlo fox.jpg
+
+In CSV a quote goes before names that a spreadsheet would take for formulas, such as =1+1, and before those that begin
+with a quote.
 
 Pictures are read as for training. One that cannot be read is named on stderr and the others are done; the exit code is
 then 1.
@@ -39,7 +40,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", metavar="RUN", type=Path, help="folder of a run, or a .stablehlo or .onnx file")
+    parser.add_argument("source", metavar="RUN", type=flags.path, help="folder of a run, or a .stablehlo or .onnx file")
     parser.add_argument(
         "pictures", metavar="PICTURE", nargs="+", help="a file, a folder with pictures at any depth, or - for stdin"
     )
@@ -54,28 +55,30 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints a row for each picture; 1 if one could not be read."""
     # Imported only now: help is answered without waiting for JAX.
+    from inception_jax.data.images import read_stream
     from inception_jax.predict import find_pictures, load_classifier, predict
 
     process.use_compilation_cache()
-    classifier = load_classifier(args.source, args.checkpoint)
+    classifier = load_classifier(args.source, args.checkpoint, trust_code=args.trust_code)
     with log_to_stderr():
         names = find_pictures(args.pictures)
         first = list(itertools.islice(names, LOOKED_AT))
-        sources = (sys.stdin.buffer.read() if name == "-" else name for name in itertools.chain(first, names))
+        sources = (read_stream(sys.stdin.buffer) if name == "-" else name for name in itertools.chain(first, names))
         if args.json:
             show = _as_json
         elif args.csv:
             show = _as_csv()
         else:
-            show = _as_row(min(max(map(len, first), default=0), NAME_WIDTH), max(map(len, classifier.class_names)))
+            names_width = max((width(printable(name)) for name in first), default=0)
+            show = _as_row(min(names_width, NAME_WIDTH), max(width(printable(name)) for name in classifier.class_names))
         failed = 0
         for found in predict(classifier, sources, top=args.top, batch_size=args.batch_size):
             if found.error is not None:
                 failed += 1
-                print(f"{found.name}: {found.error}", file=sys.stderr)
+                complain(f"{found.name}: {found.error}")
             show(found)
     if failed:
-        print(f"{failed} of the pictures could not be read", file=sys.stderr)
+        complain(f"{failed} of the pictures could not be read")
     return 1 if failed else 0
 
 
@@ -83,16 +86,15 @@ def _as_json(found: "Prediction") -> None:
     pairs = zip(found.classes, found.probabilities, strict=True)
     classes = [{"name": name, "probability": probability} for name, probability in pairs]
     answer = {"classes": classes} if found.error is None else {"error": found.error}
-    print(json.dumps({"picture": found.name, **answer}, ensure_ascii=False))
+    say(json_text({"picture": found.name, **answer}))
 
 
 def _as_csv() -> Callable[["Prediction"], None]:
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(["picture", "rank", "class", "probability"])
+    say(csv_line(["picture", "rank", "class", "probability"]))
 
     def show(found: "Prediction") -> None:
         for rank, (name, probability) in enumerate(zip(found.classes, found.probabilities, strict=True), 1):
-            writer.writerow([found.name, rank, name, f"{probability:.6f}"])
+            say(csv_line([found.name, rank, name, f"{probability:.6f}"]))
 
     return show
 
@@ -101,7 +103,7 @@ def _as_row(name_width: int, class_width: int) -> Callable[["Prediction"], None]
     def show(found: "Prediction") -> None:
         if found.error is None:
             pairs = zip(found.classes, found.probabilities, strict=True)
-            cells = "  ".join(f"{probability:7.2%} {name:{class_width}}" for name, probability in pairs)
-            print(f"{found.name:{name_width}}  {cells}".rstrip())
+            cells = (f"{probability:7.2%} {aligned(printable(name), class_width)}" for name, probability in pairs)
+            say("  ".join([aligned(printable(found.name), name_width), *cells]).rstrip())
 
     return show

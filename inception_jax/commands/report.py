@@ -1,14 +1,14 @@
 """`inception-jax report`: a run on one page, or several runs side by side."""
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
 from inception_jax import process
 from inception_jax.commands import flags
-from inception_jax.errors import UserError
-from inception_jax.main import log_to_stderr
+from inception_jax.errors import UntrustedError, UserError
+from inception_jax.process import log_to_stderr
+from inception_jax.text import complain, say
 
 EXAMPLES = """\
 examples:
@@ -31,12 +31,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run_folders", metavar="RUN", type=Path, nargs="+", help="folder of a run")
+    parser.add_argument("run_folders", metavar="RUN", type=flags.path, nargs="+", help="folder of a run")
     parser.add_argument("--format", default="html", metavar="FORMAT", help="html (the default) or markdown")
     parser.add_argument(
         "--output",
         metavar="PATH",
-        type=Path,
+        type=flags.path,
         help="the HTML file (default: RUN/report.html; of several runs: report.html), or for markdown the folder "
         "(default: RUN/report; of several runs: report)",
     )
@@ -59,22 +59,30 @@ def run(args: argparse.Namespace) -> int:
     check_choice("--format", args.format, FORMATS)
     check_choice("--checkpoint", args.checkpoint, ("best", "latest"))
     flags.check_batch_size(args)
-    read_records(args.run_folders)  # mistakes are said before anything is computed
+    # Mistakes are said before anything is computed.
+    folders: list[Path] = [record.folder for record in read_records(args.run_folders)]
+    output = args.output or report.default_output(args.run_folders, args.format)
     findings: dict[str | Path, Any] = {}
     if not args.quick:
         from inception_jax.report.findings import examine
 
         process.use_compilation_cache()
-        for folder in args.run_folders:
+        for folder in folders:
             try:
                 with log_to_stderr():
                     findings[folder] = examine(
-                        folder, split=args.split, checkpoint=args.checkpoint, batch_size=args.batch_size
+                        folder,
+                        split=args.split,
+                        checkpoint=args.checkpoint,
+                        batch_size=args.batch_size,
+                        trust_code=args.trust_code,
                     )
+            except UntrustedError as error:
+                raise UserError(f"{error}; --quick does without it") from error
             except UserError as error:
                 if args.split:  # what was asked for by name is not left out
                     raise
                 findings[folder] = error
-                print(f"{folder}: without classes, mistakes and Grad-CAM: {error}", file=sys.stderr)
-    print(report.write_report(args.run_folders, args.output, style=args.format, findings=findings))
+                complain(f"{folder}: without classes, mistakes and Grad-CAM: {error}")
+    say(report.write_report(folders, output, style=args.format, findings=findings))
     return 0

@@ -1,15 +1,14 @@
 """`inception-jax runs`: all runs below a folder as one table."""
 
 import argparse
-import csv
-import json
 import math
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from inception_jax.commands import flags
 from inception_jax.errors import UserError, unknown_name
-from inception_jax.main import log_to_stderr
+from inception_jax.process import log_to_stderr
+from inception_jax.text import csv_line, json_text, say
 
 if TYPE_CHECKING:
     from inception_jax.runs import Record
@@ -37,7 +36,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", metavar="DIR", type=Path, nargs="?", default=Path("runs"), help="(default: runs)")
+    parser.add_argument(
+        "folder", metavar="DIR", type=flags.path, nargs="?", default=Path("runs"), help="(default: runs)"
+    )
     parser.add_argument("--sort", metavar="COLUMN", default="run", help="--sort=-COLUMN for the largest first")
     parser.add_argument(
         "--columns", metavar="NAMES", help="with commas (default: the usual and the fields that differ)"
@@ -50,6 +51,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints a row for each run."""
+    from inception_jax.inspection.formats import format_table
     from inception_jax.runs import differing_fields, list_runs, show
     from inception_jax.writers import format_seconds
 
@@ -68,20 +70,19 @@ def run(args: argparse.Namespace) -> int:
         if not any(name in values for values in known):
             raise unknown_name("column", name, {name for values in known for name in values})
     # What has no value comes last, either way round.
-    there = [values for values in known if values.get(sort_by) is not None]
+    there = [values for values in known if _is_known(values.get(sort_by))]
     there.sort(key=lambda values: _order(values[sort_by]), reverse=args.sort.startswith("-"))
-    rows = there + [values for values in known if values.get(sort_by) is None]
+    rows = there + [values for values in known if not _is_known(values.get(sort_by))]
     if args.json:
-        print(json.dumps([{name: row.get(name) for name in columns} for row in rows], indent=2, ensure_ascii=False))
+        say(json_text([{name: row.get(name) for name in columns} for row in rows], indent=2))
         return 0
     if args.csv:
-        writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows([row.get(name) for name in columns] for row in rows)
+        for line in ([*columns], *([row.get(name) for name in columns] for row in rows)):
+            say(csv_line(line))
         return 0
 
     def cell(name: str, value: Any) -> str:
-        if value is None:
+        if not _is_known(value):
             return "-"
         if name == "time":
             return format_seconds(value)
@@ -89,11 +90,13 @@ def run(args: argparse.Namespace) -> int:
             return f"{value:.2%}"
         return f"{value:.6g}" if isinstance(value, float) else show(value)
 
-    lines = [columns, *([cell(name, row.get(name)) for name in columns] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+    lines = [[cell(name, row.get(name)) for name in columns] for row in rows]
+    say(format_table(columns, lines, left=len(columns), rule=False))
     return 0
+
+
+def _is_known(value: Any) -> bool:
+    return value is not None and value == value  # NaN is not itself
 
 
 def _order(value: Any) -> tuple[int, Any]:
@@ -106,8 +109,8 @@ def _values(record: "Record") -> dict[str, Any]:
     from inception_jax.runs import flatten
 
     summary, last = record.summary or {}, record.rows[-1] if record.rows else {}
-    found = flatten(record.config) | {name: value for name, value in last.items() if math.isfinite(value)}
-    found |= flatten(summary)
+    last = {name: value for name, value in last.items() if math.isfinite(value)}
+    found = flatten(record.config) | last | flatten(summary)
     epochs = f"{last.get('epoch', 0):g}/{record.config.get('num_epochs')}"
     found |= {
         "run": record.name,

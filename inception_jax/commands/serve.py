@@ -1,13 +1,16 @@
 """`inception-jax serve`: a trained network on a page and behind a JSON endpoint."""
 
 import argparse
-import sys
+import os
 from pathlib import Path
 
 from inception_jax import process
 from inception_jax.commands import flags
 from inception_jax.errors import UserError
+from inception_jax.text import complain, printable, say
 
+TOKEN = "INCEPTION_JAX_TOKEN"
+MOST_TOKEN_BYTES = 4096
 EXAMPLES = """\
 examples:
   inception-jax serve runs/googlenet_digits
@@ -16,8 +19,13 @@ examples:
 Its page takes a picture; programs send one to /predict:
   curl --data-binary @picture.jpg 'http://127.0.0.1:8000/predict?top=3'
   curl -F picture=@picture.jpg 'http://127.0.0.1:8000/predict?grad_cam=1'
-/health answers once the network is ready, /metrics is for Prometheus. SIGTERM and Ctrl-C end it when what it has
-accepted is answered.
+/live and /ready are for whoever starts and stops it, /metrics is for Prometheus. SIGTERM and Ctrl-C end it when what
+has been sent to it is answered; meanwhile /ready says 503. A second one ends it at once.
+
+Other machines reach it on another --host than 127.0.0.1. Then it needs a token, which programs send along:
+  inception-jax serve runs/googlenet_digits --host 0.0.0.0 --token-file token --allowed-host pictures.example.org
+  curl -H "Authorization: Bearer $(cat token)" --data-binary @picture.jpg http://pictures.example.org:8000/predict
+Requests must be addressed to localhost, to the address that they came to, to --host or to an --allowed-host.
 """
 
 
@@ -30,10 +38,25 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", metavar="RUN", type=Path, help="folder of a run, or an exported file")
+    parser.add_argument("source", metavar="RUN", type=flags.path, help="folder of a run, or an exported file")
     flags.add_checkpoint(parser)
     parser.add_argument("--host", default="127.0.0.1", help="(default: 127.0.0.1, for this machine alone)")
     parser.add_argument("--port", type=int, default=8000, help="0: any that is free (default: 8000)")
+    parser.add_argument(
+        "--allowed-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="by which requests may be addressed to it, too, such as the name of a proxy before it; can be repeated",
+    )
+    secrets = parser.add_mutually_exclusive_group()
+    secrets.add_argument(
+        "--token-file",
+        type=flags.path,
+        metavar="FILE",
+        help=f"with the token to ask for (default: that in ${TOKEN}, if set)",
+    )
+    secrets.add_argument("--no-token", action="store_true", help="answer everybody, also on another host than loopback")
     parser.add_argument("--max-batch", type=int, default=16, metavar="N", help="pictures at once (default: 16)")
     parser.add_argument(
         "--max-wait-ms", type=float, default=5.0, metavar="MS", help="that a picture waits for others (default: 5)"
@@ -60,16 +83,45 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(
             f"serve needs {error.name}, which is not installed: pip install 'inception-jax[serve]'"
         ) from None
+    from inception_jax.connections import Access, allowed_names
     from inception_jax.predict import load_classifier
 
+    token = None if args.no_token else _token(args.token_file)
+    access = Access(allowed_names(args.allowed_host, args.host), token)
     limits = serving.Limits(
         args.max_batch, args.max_wait_ms, args.max_queue, args.max_mb, args.max_megapixels, args.timeout_s
     )
     process.use_compilation_cache()
     with serving.listen(args.host, args.port) as listening:
-        if not serving.is_loopback(listening):
-            print(f"warning: on {args.host} other machines reach it, and it asks nobody who they are", file=sys.stderr)
-        app = serving.create_app(load_classifier(args.source, args.checkpoint), args.source.resolve().name, limits)
-        print(f"serving {args.source} on {serving.address_of(listening)} (Ctrl-C ends it)", flush=True)
+        if token is None and not serving.is_loopback(listening):
+            if not args.no_token:
+                raise UserError(
+                    f"on {args.host} other machines reach it: give --token-file FILE or set {TOKEN}, so that only "
+                    "those who know the token are answered, or --no-token"
+                )
+            complain(f"warning: on {args.host} other machines reach it, and it asks nobody who they are")
+        classifier = load_classifier(args.source, args.checkpoint, trust_code=args.trust_code)
+        app = serving.create_app(classifier, args.source.resolve().name, limits, access)
+        say(printable(f"serving {args.source} on {serving.address_of(listening)} (Ctrl-C ends it)"), flush=True)
         serving.serve(app, listening, args.timeout_s)
     return 0
+
+
+def _token(path: Path | None) -> str | None:
+    """The token in a file, or in the environment; None where neither is given."""
+    if path is None:
+        text, where = os.environ.get(TOKEN), f"${TOKEN}"
+        if text is None:
+            return None
+    else:
+        from inception_jax.data.images import read_file
+
+        where = str(path)
+        try:
+            text = read_file(path)[:MOST_TOKEN_BYTES].decode("latin-1")
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    token = text.strip()
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        raise UserError(f"{where} holds no token: it must be one word of printable ASCII characters")
+    return token

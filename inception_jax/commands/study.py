@@ -4,14 +4,15 @@ import argparse
 import os
 import re
 import shutil
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from inception_jax.commands import flags
 from inception_jax.errors import UserError
-from inception_jax.main import Terminated, log_to_stderr, terminable
-from inception_jax.process import TERMINATED
+from inception_jax.files import held
+from inception_jax.process import TERMINATED, Terminated, log_to_stderr, terminable
+from inception_jax.text import complain, printable, say
 
 if TYPE_CHECKING:
     from inception_jax.studies.plan import Plan
@@ -44,7 +45,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--budget", metavar="N", help="5epochs: train each so long; 30minutes: stop after this time")
     parser.add_argument("--jobs", type=int, metavar="N", help="runs at once (default: one for each GPU, else 1)")
     parser.add_argument(
-        "--workdir", type=Path, default=Path("runs/studies"), metavar="DIR", help="(default: runs/studies)"
+        "--workdir", type=flags.path, default=Path("runs/studies"), metavar="DIR", help="(default: runs/studies)"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the runs, the time and the disk that they take")
     parser.set_defaults(run=run, takes_fields=True)
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.file:
         for name, path in shipped_studies().items():
             study = load_study(str(path))[1]
-            print(f"{name:24} {study.title} (forms: {', '.join(study.forms)})")
+            say(f"{name:24} {study.title} (forms: {', '.join(study.forms)})")
         return 0
     if args.jobs is not None and args.jobs < 1:
         raise UserError(f"--jobs={args.jobs} is not allowed: it must be at least 1")
@@ -75,10 +76,10 @@ def run(args: argparse.Namespace) -> int:
                 _dry_run(plan())
                 return 0
             gpus = _gpus()
-            with log_to_stderr():
+            with log_to_stderr(), held(plan().folder, "the study's folder", "works on the study"):
                 return _train_and_report(plan, jobs=args.jobs or len(gpus) or 1, seconds=seconds, gpus=gpus)
         except Terminated:  # the runs have saved what they had
-            print("terminated: the same command goes on", file=sys.stderr)
+            complain("terminated: the same command goes on")
             return TERMINATED
 
 
@@ -101,8 +102,8 @@ def _train_and_report(plan, *, jobs: int, seconds: float | None, gpus: list[str]
     table = results.read_table(planned)  # with what was just measured
     page = report.write_report(table, failures)
     for verdict in table.verdicts():
-        print(f"{verdict.verdict:>10}: {verdict.claim.text}")
-    print(f"report: {page}")
+        say(printable(f"{verdict.verdict:>10}: {verdict.claim.text}"))
+    say(f"report: {page}")
     if failures:
         return 1
     states = {result.state for found in table.results.values() for result in found}
@@ -141,8 +142,8 @@ def _dry_run(plan: "Plan") -> None:
                 shutil.rmtree(folder.parent)
             except UserError as error:
                 line += f"; not measured: {error}"
-        print(line, flush=True)
-    print(f"all: {hours:.1f} hours without evaluation, one run after the other; {gigabytes:.2f} GB in {plan.folder}")
+        say(printable(line), flush=True)
+    say(f"all: {hours:.1f} hours without evaluation, one run after the other; {gigabytes:.2f} GB in {plan.folder}")
 
 
 def _budget(text: str | None) -> tuple[int | None, float | None]:

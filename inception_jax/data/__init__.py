@@ -8,6 +8,7 @@ decoded arrays are kept in `<directory>/folders/<name>-<digest of the path>/`.
 
 import contextlib
 import dataclasses
+import errno
 import gzip
 import hashlib
 import inspect
@@ -15,9 +16,11 @@ import io
 import json
 import logging
 import os
+import shlex
 import shutil
 import sys
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -29,8 +32,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.registered import skip_registration
 
-from inception_jax import registry
-from inception_jax.data import folders, imagenet, pictures, resident, streaming
+from inception_jax import files, registry
+from inception_jax.data import arrays as arrays_in_hand
+from inception_jax.data import digests, folders, imagenet, pictures, resident, streaming
 from inception_jax.data import images as image_formats
 from inception_jax.data import splits as split_notation
 from inception_jax.data.builders import Cifar10, Cifar100, Digits, FashionMnist, Mnist, TinyImagenet, UcMerced
@@ -39,7 +43,7 @@ from inception_jax.data.folders import Listing
 from inception_jax.data.images import Format
 from inception_jax.data.pictures import Facts, FileSource, RecordSource, Source
 from inception_jax.data.resident import Arrays
-from inception_jax.errors import UserError, unknown_name
+from inception_jax.errors import UserError, WriteError, unknown_name
 
 __all__ = ["DATASETS", "Published", "changes", "from_arrays", "is_encoded", "load", "prepare", "published"]
 
@@ -56,6 +60,7 @@ DATASETS: dict[str, type[tfds.core.GeneratorBasedBuilder] | Callable[..., Listin
     "imagenet2012": imagenet.imagenet2012,
 }
 
+OURS = frozenset((digests.NAME, "undecodable.txt"))  # what lies beside TFDS's files
 DECODE_CHUNK = 64  # pictures that a thread decodes at a time
 NAMES_SHOWN = 3  # of pictures that a message is about
 CHOICES = {
@@ -120,17 +125,19 @@ def load(
     source = _resolve(name)
     if not _is_encoded(source):
         arrays: Any = _call(name, source) if callable(source) else source
-        class_names, bases = _checked_arrays(name, arrays)
+        class_names, bases = arrays_in_hand.checked(name, arrays)
         own_channels = next(iter(bases.values()))[0].shape[-1]
         form = make_format(channels or own_channels) if channels or image_size else None
+        ranges = split_notation.resolve_all(splits, {base: len(labels) for base, (_, labels) in bases.items()})
+        _warn_of_shared_examples(ranges)
+        cut = {split: split_notation.cut(parts, bases) for split, parts in ranges.items()}
+        fingerprint = arrays_in_hand.fingerprint(class_names, cut)  # of what was given, whatever it is converted to
         if form:
             bases = {
                 base: (image_formats.convert_arrays(images, form), labels) for base, (images, labels) in bases.items()
             }
-        ranges = split_notation.resolve_all(splits, {base: len(labels) for base, (_, labels) in bases.items()})
-        _warn_of_shared_examples(ranges)
-        cut = {split: split_notation.cut(parts, bases) for split, parts in ranges.items()}
-        return Dataset(name, class_names, cut)
+            cut = {split: split_notation.cut(parts, bases) for split, parts in ranges.items()}
+        return Dataset(name, class_names, cut, fingerprint=fingerprint)
 
     found = published(
         name,
@@ -153,22 +160,27 @@ def load(
     # Cut before any is left out: what one choice of `keep` trains on is in no other choice's validation split.
     whole = {base: _kept(part, "all") for base, part in found.bases.items() if len(rows[base])}
     ranges = {
-        split: _narrowed(split, parts, whole, rows, keep)
+        split: _narrowed(f"{split} split{split_notation.by_itself(splits, split)}", parts, whole, rows, keep)
         for split, parts in split_notation.resolve_all(splits, {base: len(of) for base, of in whole.items()}).items()
     }
     _warn_of_shared_examples(ranges)
     _warn_of_duplicates(found, rows, ranges)
     streamed = _is_streamed(found, form, pipeline, memory_gib)
-    make_split = partial(_streamed_split, leave_out=on_error == "leave_out") if streamed else _resident_split
+    make_split = partial(_streamed_split, leave_out=on_error == "leave_out")
+    if not streamed:
+        make_split = partial(_resident_split, arrays=_open_decoded(found, form))
     key = hashlib.sha256(found.fingerprint.encode() if found.fingerprint else b"")
     for part in ranges.get("train", []):
         key.update(f"{part.base}\0".encode() + rows[part.base][part.start : part.stop].tobytes())
+    fingerprint = found.fingerprint
+    if name not in DATASETS:
+        fingerprint = _fingerprint(found, rows, ranges)
     return Dataset(
         name=name,
         class_names=found.class_names,
         splits={split: make_split(found, form, rows, parts) for split, parts in ranges.items()},
         statistics_path=found.cache / "statistics" / f"{form}-{key.hexdigest()[:16]}.json",
-        fingerprint=found.fingerprint,
+        fingerprint=fingerprint,
         cache=found.cache,
         version=found.version,
     )
@@ -203,6 +215,7 @@ class Published:
       channels: 1 where all pictures are gray by definition of the set; else 3.
       folder: where the pictures are.
       cache: where what was found out about them is kept, and what was decoded.
+      command: that prepares it.
       fingerprint: of all names, classes and contents, of pictures in a person's folder; None of published sets.
       version: the builder's, of published sets.
     """
@@ -213,6 +226,7 @@ class Published:
     channels: int
     folder: Path
     cache: Path
+    command: str
     fingerprint: str | None = None
     version: str | None = None
 
@@ -241,13 +255,41 @@ class Published:
             if error
         ]
 
+    def verify(self) -> tuple[int, int]:
+        """Reads all that is kept of the data set, and every picture of a folder, and compares it with its digests.
+
+        Returns:
+          the number of files and of bytes.
+
+        Raises:
+          UserError: something is damaged: which file, and what makes it anew.
+        """
+        number = size = 0
+        for path in sorted(self.cache.rglob("index.json")):
+            done = resident.verify(path.parent, f"rm -r {shlex.quote(str(path.parent))}; {self.command}", fully=True)
+            number, size = number + done[0], size + done[1]
+        if self.folder == self.cache:
+            with resident.required(self.cache, f"rm -r {shlex.quote(str(self.cache))}; {self.command}"):
+                done = digests.verify(self.cache, partial(_written, self.cache), fully=True)
+            number, size = number + done[0], size + done[1]
+        for path in sorted(self.cache.glob("statistics/*.json")):
+            with resident.required(path):
+                digests.read(path, lambda content: content)
+            number, size = number + 1, size + path.stat().st_size
+        for base in self.stored.values():
+            if isinstance(base.source, FileSource):
+                done = pictures.verify(base.source, base.facts)
+                number, size = number + done[0], size + done[1]
+        return number, size
+
     def report_errors(self, on_error: str) -> None:
         """Says which pictures cannot be decoded: with a warning ("leave_out") or a UserError ("error", or all)."""
         bad = self.undecodable()
         if not bad:
             return
         path = self.cache / "undecodable.txt"
-        path.write_text("".join(f"{name}\t{error}\n" for name, error in bad), encoding="utf-8")
+        with _writing_to(path):
+            files.write_text(path, "".join(f"{name}\t{error}\n" for name, error in bad))
         what = f"{len(bad)} of the pictures in {self.folder} cannot be decoded: " + _some(
             [f"{name} ({error})" for name, error in bad]
         )
@@ -286,33 +328,41 @@ def published(
       UserError: as `load`; also a folder for a set that is not read in place, or none for one that is.
     """
     source = _resolve(name)
+    command = f"inception-jax data {shlex.quote(name)}"
+    for flag, value in (("--folder", folder), ("--archives", archives), ("--data-dir", directory)):
+        command += f" {flag} {shlex.quote(str(value))}" if value is not None else ""
     if not _is_encoded(source):
         raise UserError(f"data set {name!r} is arrays, which need no preparation: train on it right away")
     if not _is_builder(source):
         if folder is None:
             raise UserError(f"data set {name!r} is read in place: name its folder, by --folder or --config.data.folder")
-        path = Path(folder).expanduser()
+        path = files.expand(folder, "the folder of pictures")
         listing = source(path, tuple(classes))
         where = "\0".join((str(path.resolve()), *classes))
         cache = _root(directory) / "folders" / f"{name}-{hashlib.sha256(where.encode()).hexdigest()[:8]}"
         with _writing_to(cache):
-            return _from_listing(name, listing, cache, hold_out, split_seed)
+            return _from_listing(name, listing, cache, hold_out, split_seed, command)
     for field, value in (("folder", folder), ("classes", classes), ("hold_out", hold_out)):
         if value:
             raise UserError(f"{field} is for pictures that are read in place, not for data set {name!r}")
-    builder = _prepared(name, source, directory, archives)
+    builder = _prepared(name, source, directory, archives, command)
     (image_key, image_feature), (label_key, label_feature) = _image_and_label(builder)
     cache = Path(builder.data_dir)
+    pictures.check_features(cache)
     bases = {}
     with _writing_to(cache):
         for split in builder.info.splits:
             records = RecordSource(cache, split, image_key)
-            labels = _record_labels(records, label_key, cache / "facts" / f"{split}_labels.npy")
+            path = cache / "facts" / f"{split}_labels.json"
+            with resident.required(cache, f"rm -r {shlex.quote(str(cache))}; {command}"):
+                labels = _record_labels(records, label_key, path, label_feature.num_classes or 0)
             facts = pictures.check(records, cache / "facts" / f"{split}.json")
             bases[split] = Base(records, labels, facts, np.arange(len(labels)), split)
     shape: Any = image_feature.shape
     channels = 1 if shape[-1] == 1 else 3
-    return Published(name, tuple(label_feature.names), bases, channels, cache, cache, version=str(builder.version))
+    return Published(
+        name, tuple(label_feature.names), bases, channels, cache, cache, command, version=str(builder.version)
+    )
 
 
 def prepare(name: str, *, directory: str | Path | None = None, archives: str | Path | None = None) -> Path:
@@ -329,7 +379,9 @@ def prepare(name: str, *, directory: str | Path | None = None, archives: str | P
     return found.cache
 
 
-def _from_listing(name: str, listing: Listing, cache: Path, hold_out: float | None, seed: int) -> Published:
+def _from_listing(
+    name: str, listing: Listing, cache: Path, hold_out: float | None, seed: int, command: str
+) -> Published:
     """Checks the pictures of a folder, says what changed in it, and holds out a test split where none is there."""
     bases, digest = {}, hashlib.sha256()
     now: dict[str, dict[str, str]] = {}
@@ -359,42 +411,50 @@ def _from_listing(name: str, listing: Listing, cache: Path, hold_out: float | No
             bases[split] = dataclasses.replace(train, order=order)
     elif hold_out:
         raise UserError(f"hold_out={hold_out:g} is not needed: {listing.root} has a test split")
-    return Published(name, listing.class_names, bases, 3, listing.root, cache, fingerprint)
+    return Published(name, listing.class_names, bases, 3, listing.root, cache, command, fingerprint)
 
 
 def _note_fingerprint(cache: Path, fingerprint: str, now: dict[str, dict[str, str]], root: Path) -> None:
     """Keeps what the folder holds, and warns where that is not what it held the last time."""
     listing, last = cache / "listings" / f"{fingerprint}.json.gz", cache / "last_listing.txt"
-    before = last.read_text() if last.is_file() else fingerprint
-    if not listing.is_file():
+    there = digests.is_file(listing)
+    if not there or _read_listing(listing) is None:
+        if there:
+            logger.warning("%s is damaged: it is made again", listing)
         listing.parent.mkdir(parents=True, exist_ok=True)
-        with resident.whole_file(listing) as path:
-            path.write_bytes(gzip.compress(json.dumps(now).encode(), mtime=0))
-    if before != fingerprint:
+        files.write_bytes(listing, gzip.compress(json.dumps(now).encode(), mtime=0))
+    before = last.read_bytes().decode(errors="replace") if digests.is_file(last) else None
+    if before == fingerprint:
+        return
+    if before is not None and not os.path.lexists(cache / "listings" / f"{before}.json.gz"):
+        logger.warning(
+            "%s is damaged, or what it names is gone: whether %s changed since it was last used is not known",
+            last,
+            root,
+        )
+    elif before is not None:
         logger.warning("%s is not what it was when it was last used: %s", root, changes(cache, before, fingerprint))
         for old in (cache / "decoded").glob("*"):
             if old.name != fingerprint:
                 shutil.rmtree(old, ignore_errors=True)
-    if before != fingerprint or not last.is_file():
-        with resident.whole_file(last) as path:
-            path.write_text(fingerprint)
+    files.write_text(last, fingerprint)
 
 
-def changes(cache: Path, before: str, now: str) -> str:
-    """What differs between a folder's pictures at two fingerprints, in words."""
-    try:
-        old, new = (
-            {
-                f"{split}\0{path}": what
-                for split, files in json.loads(
-                    gzip.decompress((cache / "listings" / f"{key}.json.gz").read_bytes())
-                ).items()
-                for path, what in files.items()
-            }
-            for key in (before, now)
-        )
-    except (OSError, ValueError):
+def changes(cache: Path | None, before: str, now: str) -> str:
+    """What differs between a data set at two fingerprints, in words.
+
+    Args:
+      cache: of a folder's pictures, what was kept of them; None of arrays, whose fingerprints say it.
+    """
+    if digests.PART in before and digests.PART in now:
+        return digests.differences(before, now)
+    listings = [cache / "listings" / f"{key}.json.gz" for key in (before, now)] if cache else []
+    if not listings or not all(map(os.path.lexists, listings)):
         return "what it held then is not known any more"
+    old, new = map(_read_listing, listings)
+    if old is None or new is None:
+        damaged = listings[0] if old is None else listings[1]
+        return f"what it held then is not known any more, as {damaged} is damaged"
     both = old.keys() & new.keys()
     lists = {
         "added": sorted(new.keys() - old.keys()),
@@ -406,6 +466,29 @@ def changes(cache: Path, before: str, now: str) -> str:
         for what, keys in lists.items()
         if keys
     )
+
+
+def _read_listing(path: Path) -> dict[str, str] | None:
+    """Class and content of each picture that a folder held, by split and path; None where it is damaged."""
+    try:
+        kept: dict[str, dict[str, str]] = json.loads(gzip.decompress(path.read_bytes()))
+        return {f"{split}\0{picture}": what for split, held in kept.items() for picture, what in held.items()}
+    except (OSError, ValueError, EOFError, AttributeError, zlib.error, RecursionError):
+        return None
+
+
+def _fingerprint(
+    found: Published, rows: Mapping[str, np.ndarray], ranges: Mapping[str, list[split_notation.Range]]
+) -> str:
+    """By which what a builder from outside wrote is known again, whatever its version says."""
+    parts = [digests.part("class names", len(found.class_names), digests.of_texts(found.class_names))]
+    for split, pieces in ranges.items():
+        chosen = [(found.bases[piece.base], rows[piece.base][piece.start : piece.stop]) for piece in pieces]
+        content = [base.facts.digests[row] for base, some in chosen for row in some.tolist()]
+        labels = [str(base.labels[row]) for base, some in chosen for row in some.tolist()]
+        for what, texts in (("pictures", content), ("labels", labels)):
+            parts.append(digests.part(f"{split} {what}", len(texts), digests.of_texts(texts)))
+    return digests.together(parts)
 
 
 def _some(names: Sequence[str]) -> str:
@@ -421,7 +504,7 @@ def _kept(base: Base, keep: str) -> np.ndarray:
 
 
 def _narrowed(
-    split: str,
+    what: str,
     parts: list[split_notation.Range],
     whole: Mapping[str, np.ndarray],
     rows: Mapping[str, np.ndarray],
@@ -434,7 +517,7 @@ def _narrowed(
         if before[start] < before[stop]:
             kept.append(split_notation.Range(base, int(before[start]), int(before[stop])))
     if not kept:
-        raise UserError(f"the {split} split has no picture to keep: keep={keep!r} leaves all of them out")
+        raise UserError(f"the {what} has no picture to keep: keep={keep!r} leaves all of them out")
     return kept
 
 
@@ -490,9 +573,13 @@ def _streamed_split(
 
 
 def _resident_split(
-    found: Published, form: Format, rows: Mapping[str, np.ndarray], parts: list[split_notation.Range]
+    found: Published,
+    form: Format,
+    rows: Mapping[str, np.ndarray],
+    parts: list[split_notation.Range],
+    *,
+    arrays: Mapping[str, Arrays],
 ) -> resident.Split:
-    _, arrays = resident.open_arrays(_decoded(found, form))
     stored, wholes = {}, {}
     for part in parts:
         base = found.bases[part.base]
@@ -513,19 +600,21 @@ def from_arrays(
 
     Args:
       train, validation, test: (images, labels) each: images uint8 `(n, height, width, channels)` or
-        `(n, height, width)`, labels integer `(n,)`, counted from 0.
-      class_names: by label; by default the labels' numbers, up to the largest one.
+        `(n, height, width)`, labels integer `(n,)` or `(n, 1)`, counted from 0. Arrays of other libraries and lists
+        are taken where NumPy makes such arrays of them.
+      class_names: by label, different texts; by default the labels' numbers, up to the largest one.
 
     Raises:
       UserError: anything else. Floating-point images are not converted, as their range is anybody's guess; the
-        message says how to.
+        message says how to. Images with their channels first are not turned round.
     """
-    given = {"train": train, "validation": validation, "test": test}
-    arrays: dict[str, Any] = {split: pair for split, pair in given.items() if pair is not None}
+    given = {"validation": validation, "test": test}
+    arrays: dict[str, Any] = {"train": train} | {split: pair for split, pair in given.items() if pair is not None}
     if class_names is not None:
         arrays["class_names"] = class_names
-    names, bases = _checked_arrays("arrays", arrays)
-    return Dataset("arrays", names, {split: resident.Split(*pair) for split, pair in bases.items()})
+    names, bases = arrays_in_hand.checked("arrays", arrays)
+    splits = {split: resident.Split(*pair) for split, pair in bases.items()}
+    return Dataset("arrays", names, splits, fingerprint=arrays_in_hand.fingerprint(names, splits))
 
 
 def _resolve(name: str) -> Any:
@@ -534,12 +623,13 @@ def _resolve(name: str) -> Any:
 
 
 def _call(name: str, source: Callable[..., Any]) -> Any:
+    rule = f"data set {name!r} must be a function that can be called without arguments, written in Python"
+    if not registry.is_function(source):  # looked at, not called: it may be anything
+        raise UserError(f"{rule}, a TFDS builder, or a dict of arrays")
     try:
         inspect.signature(source).bind()
-    except (TypeError, ValueError) as error:  # the latter where a function of C's says nothing of its arguments
-        raise UserError(
-            f"data set {name!r} must be a function that can be called without arguments: {error}"
-        ) from error
+    except TypeError as error:
+        raise UserError(f"{rule}: {error}") from error
     return source()
 
 
@@ -557,7 +647,7 @@ def _is_encoded(source: Any) -> bool:
 
 
 def _root(directory: str | Path | None) -> Path:
-    return Path(directory or os.environ.get("INCEPTION_JAX_DATA") or "~/.cache/inception_jax").expanduser()
+    return files.expand(directory or os.environ.get("INCEPTION_JAX_DATA") or "~/.cache/inception_jax")
 
 
 def _directory(name: str, source: type[tfds.core.DatasetBuilder], directory: str | Path | None) -> Path:
@@ -573,37 +663,61 @@ def _directory(name: str, source: type[tfds.core.DatasetBuilder], directory: str
 
 
 def _prepared(
-    name: str, source: type[tfds.core.DatasetBuilder], directory: str | Path | None, archives: str | Path | None
+    name: str,
+    source: type[tfds.core.DatasetBuilder],
+    directory: str | Path | None,
+    archives: str | Path | None,
+    command: str,
 ) -> tfds.core.DatasetBuilder:
     """The builder, its ArrayRecord files written."""
     directory = _directory(name, source, directory)
-    builder = source(data_dir=directory)
-    if _is_prepared(builder):
-        return builder
+    folder = _folder_of(source, directory)
+    if folder.exists():
+        return _opened(source, directory, command)
     if archives is not None:
-        archives = Path(archives).expanduser()
+        archives = files.expand(archives, "archives")
         if not archives.is_dir() or not any(archives.iterdir()):
             raise UserError(f"archives={str(archives)!r} is no folder with files in it")
-    logger.info("preparing %s in %s", name, builder.data_dir)
+    logger.info("preparing %s in %s", name, folder)
     with _writing_to(directory):
         directory.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=directory).close()
-    with resident.locked(directory / f".{builder.name}.lock"):  # one process prepares, the others wait for it
-        builder = source(data_dir=directory)
-        if _is_prepared(builder):
-            return builder
-        for left in Path(builder.data_dir).parent.glob("incomplete.*"):  # by one that was killed
+    with files.locked(directory / f".{source.name}.lock"):  # one process prepares, the others wait for it
+        if folder.exists():
+            return _opened(source, directory, command)
+        for left in folder.parent.glob("incomplete.*"):  # by one that was killed
             shutil.rmtree(left, ignore_errors=True)
-        with _quiet():
+        builder = source(data_dir=directory)
+        with _room_for(folder), _quiet():
             builder.download_and_prepare(
                 download_config=tfds.download.DownloadConfig(manual_dir=archives, try_download_gcs=False),
                 file_format="array_record",
             )
+        with _writing_to(folder):
+            digests.seal(folder, _written(folder))
     return source(data_dir=directory)
 
 
-def _is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
-    return (Path(builder.data_dir) / "dataset_info.json").is_file()  # TFDS renames the folder when it is complete
+def _folder_of(source: type[tfds.core.DatasetBuilder], directory: Path) -> Path:
+    """Where TFDS writes the data set: it renames the folder when it is complete."""
+    nowhere = directory / ".nowhere"  # since a builder reads what is there, damaged or not
+    return directory / Path(source(data_dir=nowhere).data_dir).relative_to(nowhere)
+
+
+def _written(folder: Path) -> list[str]:
+    """The files that TFDS wrote."""
+    return sorted(path.name for path in folder.iterdir() if path.is_file() and path.name not in OURS)
+
+
+def _opened(source: type[tfds.core.DatasetBuilder], directory: Path, command: str) -> tfds.core.DatasetBuilder:
+    """The builder of a data set that is prepared; its files are compared with their digests first."""
+    folder = _folder_of(source, directory)
+    with resident.required(folder, f"rm -r {shlex.quote(str(folder))}; {command}"):
+        digests.verify(folder, partial(_written, folder))
+        builder = source(data_dir=directory)
+        if not builder.info.splits:
+            raise ValueError("it names no splits")
+        return builder
 
 
 def _image_and_label(
@@ -629,21 +743,43 @@ def _image_and_label(
     return found[0], found[1]
 
 
-def _record_labels(records: RecordSource, key: str, path: Path) -> np.ndarray:
+def _record_labels(records: RecordSource, key: str, path: Path, num_classes: int) -> np.ndarray:
     """The labels of a split that TFDS wrote: int32 `(n,)`, kept in a file."""
-    if path.is_file():
-        with resident.required(path):
-            return np.load(path, allow_pickle=False)
+
+    def check(content: Any) -> np.ndarray:
+        labels = np.array(content)
+        if (
+            labels.shape != (len(records),)
+            or labels.dtype.kind != "i"
+            or np.any((labels < 0) | (labels >= num_classes))
+        ):
+            raise ValueError("no labels of the split")
+        return labels.astype(np.int32)
+
+    kept = digests.read_or_none(path, check)
+    if kept is not None:
+        return kept
     chunks = range(0, len(records), DECODE_CHUNK)
     read = records.records.__getitems__  # several at a time, which is faster
-    labels = np.array(
-        [example[key] for start in chunks for example in read(range(start, min(start + DECODE_CHUNK, len(records))))],
-        np.int32,
-    )
+    labels = [
+        int(example[key]) for start in chunks for example in read(range(start, min(start + DECODE_CHUNK, len(records))))
+    ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with resident.whole_file(path) as new, new.open("wb") as file:
-        np.save(file, labels)
-    return labels
+    digests.write(path, labels)
+    return check(labels)
+
+
+def _open_decoded(found: Published, form: Format) -> dict[str, Arrays]:
+    """The decoded images of this format and their labels, by the source's name."""
+    folder = _decoded(found, form)
+    again = f"rm -r {shlex.quote(str(folder))}; {found.command}"
+    _, arrays = resident.open_arrays(folder, again)
+    with resident.required(folder, again):
+        for stored, base in found.stored.items():
+            labels = base.labels[base.facts.decodable]
+            if len(labels) and not np.array_equal(arrays[stored][1], labels):
+                raise ValueError(f"{stored}_labels.npy holds other labels than the pictures have")
+    return arrays
 
 
 def _decoded(found: Published, form: Format) -> Path:
@@ -660,7 +796,7 @@ def _decoded(found: Published, form: Format) -> Path:
 
     def examples(base: Base, rows: np.ndarray, pool: ThreadPoolExecutor) -> Iterator[tuple[np.ndarray, int]]:
         def decode(chunk: np.ndarray) -> list[tuple[np.ndarray, int]]:
-            images = (pictures.decode(base.source, row, form) for row in chunk.tolist())
+            images = pictures.decode_all(base.source, chunk.tolist(), form)
             return list(zip(images, base.labels[chunk], strict=True))
 
         # Several to a thread, since small pictures take less time than handing them over; not all at once, since they
@@ -686,11 +822,26 @@ def _decoded(found: Published, form: Format) -> Path:
 def _writing_to(folder: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        raise UserError(
-            f"cannot write the data set to {folder}: {error.strerror or error}; choose another folder by --data-dir, "
+    except (OSError, WriteError) as error:
+        cause: Any = error.__cause__ if isinstance(error, WriteError) else error
+        kind = WriteError if files.no_room(cause) else UserError
+        raise kind(
+            f"cannot write the data set to {folder}: {cause.strerror or cause}; choose another folder by --data-dir, "
             "--config.data.directory (training) or $INCEPTION_JAX_DATA"
         ) from error
+
+
+@contextlib.contextmanager
+def _room_for(folder: Path) -> Iterator[None]:
+    """As `_writing_to`, but for a full disk alone, which the writer of ArrayRecord files names in its message."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if not files.no_room(error):
+            raise
+        code = (error.errno if isinstance(error, OSError) else None) or errno.ENOSPC
+        with _writing_to(folder):
+            raise OSError(code, os.strerror(code)) from error
 
 
 @contextlib.contextmanager
@@ -744,48 +895,3 @@ def _warn_of_duplicates(
                     first,
                     _some(names),
                 )
-
-
-def _checked_arrays(name: str, arrays: Mapping[str, Any]) -> tuple[tuple[str, ...], dict[str, Arrays]]:
-    """Class names, and images uint8 (n, h, w, c) with labels int32 (n,) by split, from what a person gave."""
-    if not isinstance(arrays, Mapping) or not any(split != "class_names" for split in arrays):
-        raise UserError(
-            f"data set {name!r} must be a TFDS builder or give {{'train': (images, labels), ...}}, not "
-            f"{type(arrays).__name__}"
-        )
-    bases = {
-        split: _checked_pair(f"{name}, {split!r}", pair) for split, pair in arrays.items() if split != "class_names"
-    }
-    shapes = {images.shape[1:] for images, _ in bases.values()}
-    if len(shapes) > 1:
-        raise UserError(f"the images of {name!r} must have one shape, but there are {sorted(shapes)}")
-    largest = max(int(labels.max()) for _, labels in bases.values())
-    class_names = tuple(map(str, arrays.get("class_names", range(largest + 1))))
-    if largest >= len(class_names):
-        raise UserError(f"{name!r} has {len(class_names)} class names, but the label {largest}: they count from 0")
-    return class_names, bases
-
-
-def _checked_pair(what: str, pair: Any) -> Arrays:
-    if not isinstance(pair, Sequence) or len(pair) != 2:
-        raise UserError(f"{what}: expected a pair (images, labels), got {type(pair).__name__}")
-    images, labels = map(np.asarray, pair)
-    if images.ndim not in (3, 4) or not images.size:
-        raise UserError(
-            f"{what}: images must be uint8 of shape (n, height, width, channels) or (n, height, width), "
-            f"not of shape {images.shape}"
-        )
-    if images.dtype != np.uint8:
-        raise UserError(
-            f"{what}: images must be uint8 from 0 to 255, not {images.dtype} from {images.min():g} to "
-            f"{images.max():g}; convert them, e.g. (255 * images).round().astype('uint8') for images from 0 to 1"
-        )
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        hint = "; of one-hot rows take labels.argmax(axis=1)" if labels.ndim == 2 else ""
-        raise UserError(f"{what}: labels must be integers of shape (n,), not {labels.dtype} {labels.shape}{hint}")
-    if len(labels) != len(images) or labels.min() < 0:
-        raise UserError(
-            f"{what}: there must be as many labels as images, from 0 on; there are {len(images)} images and "
-            f"{len(labels)} labels from {labels.min() if labels.size else 'none'}"
-        )
-    return images if images.ndim == 4 else images[..., None], labels.astype(np.int32)

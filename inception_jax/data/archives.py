@@ -6,7 +6,6 @@ import hashlib
 import os
 import ssl
 import tarfile
-import urllib.request
 import zlib
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -16,7 +15,9 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 from tensorflow_datasets.core.download.util import DownloadError
 
+from inception_jax import downloads
 from inception_jax.errors import UserError
+from inception_jax.files import no_room
 
 NAMES = {"md5": "MD5", "sha256": "SHA-256"}
 CONNECT_SECONDS = 10  # until a server counts as out of reach
@@ -75,23 +76,24 @@ def download(dl_manager: tfds.download.DownloadManager, urls: dict[str, str]) ->
     """The downloaded files, by the keys of `urls`.
 
     Raises:
-      UserError: the server is out of reach (found out in seconds; TFDS on its own tries for minutes), or what it
-        sent is not what TFDS knows of the address.
+      UserError: the server is out of reach (found out in seconds; TFDS on its own tries for minutes), leads on to an
+        unencrypted address, or what it sent is not what TFDS knows of the address.
     """
     for url in urls.values():
         try:
-            request = urllib.request.Request(url, method="HEAD")
-            with urllib.request.urlopen(request, timeout=CONNECT_SECONDS):
+            with downloads.open_url(url, method="HEAD", seconds=CONNECT_SECONDS):
                 break  # all files are on one server
-        except OSError as error:
-            reason = getattr(error, "reason", error)
-            if isinstance(reason, ssl.SSLError):
+        except (OSError, *downloads.FAILURES) as error:
+            if isinstance(getattr(error, "reason", error), ssl.SSLError):
                 break  # TFDS brings certificates of its own
+            reason = downloads.reason(error)
             raise UserError(f"cannot download {url} ({reason}); without a network, {USE_ARCHIVES}") from error
     try:
         paths: Any = dl_manager.download(urls)
         return {key: Path(path) for key, path in paths.items()}
     except (OSError, DownloadError, NonMatchingChecksumError) as error:
+        if isinstance(error, OSError) and no_room(error):
+            raise
         reason = str(error).splitlines()[0]
         raise UserError(f"the download failed ({reason}); try again, or {USE_ARCHIVES}") from error
 

@@ -2,18 +2,17 @@
 
 import contextlib
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Generator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from inception_jax.data import streaming
-from inception_jax.data.resident import Arrays, whole_file
-from inception_jax.errors import UserError
+from inception_jax.data import digests, streaming
+from inception_jax.data.resident import Arrays
+from inception_jax.errors import UserError, WriteError
 
 STATISTICS_BYTES = 2**26  # images read at a time; any number gives the same result
 # Of more examples than the first number, as many as the second, evenly spaced, stand for all: to decode a million of
@@ -51,8 +50,9 @@ class Dataset:
     Attributes:
       class_names: in the order of the labels.
       statistics_path: where `channel_statistics` are kept, if at all.
-      fingerprint: of the pictures in a person's folder, their names and classes; None for published sets and arrays.
-      cache: the folder where what was found out about such a folder is kept.
+      fingerprint: of the pictures in a person's folder, their names and classes; of the images, labels and class names
+        of each split of arrays and of builders from outside; None of published sets.
+      cache: the folder where what was found out about pictures is kept; None of arrays.
       version: of a published set, as its builder states it: another one may have other examples, splits or orders.
     """
 
@@ -79,17 +79,24 @@ class Dataset:
         The deviation is the population's, over all pixels of all images, or of `STATISTICS_EXAMPLES` of them where they
         are more than `STATISTICS_OF_ALL`. Both come from exact integer sums.
         """
-        if self.statistics_path and self.statistics_path.is_file():
-            mean, std = json.loads(self.statistics_path.read_text())
-            return np.array(mean), np.array(std)
+        check = partial(_as_statistics, channels=self.image_shape[-1])
+        kept = digests.read_or_none(self.statistics_path, check) if self.statistics_path else None
+        if kept:
+            return kept
         mean, std = _channel_statistics(self.splits["train"])
         if self.statistics_path:
             # A folder that may only be read costs the sums again next time, and nothing else.
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, WriteError):
                 self.statistics_path.parent.mkdir(parents=True, exist_ok=True)
-                with whole_file(self.statistics_path) as path:
-                    path.write_text(json.dumps([mean.tolist(), std.tolist()]))
+                digests.write(self.statistics_path, [mean.tolist(), std.tolist()])
         return mean, std
+
+
+def _as_statistics(content: Any, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    mean, std = (np.array(values, np.float64) for values in content)
+    if mean.shape != (channels,) or std.shape != (channels,) or not np.isfinite([mean, std]).all():
+        raise ValueError("no statistics of the channels")
+    return mean, std
 
 
 def _channel_statistics(split: Split) -> tuple[np.ndarray, np.ndarray]:

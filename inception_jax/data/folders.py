@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
+from inception_jax.data.images import FORMATS, SUFFIXES
 from inception_jax.errors import UserError, unknown_name
+from inception_jax.files import regular_file
 
-PICTURES = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm")
-)
+PICTURES = tuple(suffix for name in FORMATS for suffix in SUFFIXES[name])
 # What macOS, Synology's and Windows' file managers leave; names that begin with a dot are passed over, too.
 HIDDEN = frozenset(("__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini"))
 TABLES = (".csv", ".tsv")
@@ -193,7 +193,7 @@ def listing(root: Path, found: Found, classes: tuple[str, ...], hold_out: float 
     sizes: Counter[str] = Counter()
     for by_class in found.values():
         sizes.update({name: len(paths) for name, paths in by_class.items()})
-    _check_names(root, list(sizes))
+    check_names(root, list(sizes))
     check_once(classes)
     for name in classes:
         if name not in sizes:
@@ -205,7 +205,7 @@ def listing(root: Path, found: Found, classes: tuple[str, ...], hold_out: float 
         logger.warning("%s: classes without pictures are left out: %s", root, some(empty, CLASSES_SHOWN))
     chosen = classes or _sorted_classes(name for name in sizes if sizes[name])
     if not chosen:
-        raise UserError(f"{root} has no pictures ({', '.join(sorted(PICTURES))}): {LAYOUTS}")
+        raise UserError(f"{root} has no pictures ({', '.join(PICTURES)}): {LAYOUTS}")
     for split, by_class in found.items():
         strange = [name for name in chosen if by_class.get(name) and not found["train"].get(name)]
         if strange:
@@ -244,10 +244,10 @@ def _sorted_classes(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def _check_names(root: Path, names: list[str]) -> None:
+def check_names(root: Path | str, names: list[str]) -> None:
     """Says which names of classes cannot be written (a UserError), or differ in case alone (a warning)."""
     for name in names:
-        if not _is_utf8(name):
+        if not is_utf8(name):
             raise UserError(f"the name of the class {os.fsencode(name)!r} in {root} is not UTF-8: rename it")
     by_letters: dict[str, list[str]] = {}
     for name in sorted(names):
@@ -263,7 +263,7 @@ def check_once(classes: Sequence[str]) -> None:
         raise UserError(f"classes names {some(twice)} more than once")
 
 
-def _is_utf8(name: str) -> bool:
+def is_utf8(name: str) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in name)  # what Python makes of other bytes
 
 
@@ -403,7 +403,7 @@ def _read_table(path: Path, classes: tuple[str, ...]) -> Found:
     if path.suffix.lower() not in TABLES:
         raise UserError(f"{path} is no folder, and no table that ends in {' or '.join(TABLES)}: {LAYOUTS}")
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = regular_file(path).read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:

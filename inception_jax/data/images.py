@@ -1,21 +1,58 @@
-"""From encoded or given images to uint8 arrays of one size and one number of channels."""
+"""From encoded or given images to uint8 arrays of one size and one number of channels.
+
+All pictures of people and strangers are opened here, and nowhere else: which kinds of files are, how large they may be,
+and what becomes of their orientation, bits, palettes and transparency is decided once, for training, predictions, the
+server and published weights.
+"""
 
 import contextlib
 import dataclasses
+import importlib
 import io
 import math
-from collections.abc import Callable
+import os
+import stat
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
 
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 
 from inception_jax.errors import UserError, unknown_name
+from inception_jax.text import printable
 
+# Pillow's names of the formats that are opened, whatever a file's name ends in, and what the names of such files end
+# in. Among Pillow's others are some for which it starts programs, such as Ghostscript.
+SUFFIXES = {
+    "BMP": (".bmp",), "GIF": (".gif",), "JPEG": (".jpg", ".jpeg", ".jpe"), "PNG": (".png",),
+    "PPM": (".ppm", ".pgm", ".pnm"), "TIFF": (".tif", ".tiff"), "WEBP": (".webp",), "AVIF": (".avif",),
+}  # fmt: skip
+for _name in ("Avif", "Bmp", "Gif", "Jpeg", "Png", "Ppm", "Tiff", "WebP"):
+    importlib.import_module(f"PIL.{_name}ImagePlugin")  # registers its format
+FORMATS = tuple(  # not every build of Pillow has all
+    name for name in SUFFIXES if name not in ("AVIF", "WEBP") or features.check(name.lower())
+)
+# What is decoded at most. Twice Pillow's own bound, where it refuses, too: 179 million pixels, such as 13,377x13,377.
+MAX_PIXELS = 2 * 89_478_485
+PILLOWS_PIXELS = 89_478_485  # above, Pillow warns; such a picture takes up to 2 GB while it is decoded
+MAX_SIDE = 65_535  # pixels: a JPEG's; Pillow keeps a pointer for each row, whatever the width
+MAX_SCANS = 100  # of a JPEG: encoders write ten. Thousands fit into few bytes, and each passes over all pixels
+MAX_BYTES = 8 * MAX_PIXELS  # of a file: four channels of 16 bits, not compressed
+MAX_PIECES = 65_536  # strips or tiles of a TIFF: Pillow takes 0.3 KB and 8 us for each
+MAX_TAGS = 4096  # of a TIFF, or of EXIF data
+MAX_SHARING = 8  # bytes of their values for each byte of the file: more than 1 are damaged, which Pillow forgives
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 FITS = ("squash", "crop")
 GRAY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's
-START_OF_SCAN, APP1 = b"\xda", b"\xe1"  # of the JPEG standard; EXIF and XMP data are APP1
+# Of the JPEG standard. EXIF and XMP data are APP1; frames that are not progressive may be of one scan.
+START_OF_SCAN, APP1, ONE_SCAN, WITHOUT_SEGMENT = 0xDA, 0xE1, (0xC0, 0xC1, 0xC9), (0x01, *range(0xD0, 0xD9))
+# Of TIFF and EXIF: bytes of a value by its type, and the tags that say where more tags are.
+TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+TILE_WIDTH, TILE_LENGTH, STRIPS, TILES, MORE_TAGS = 322, 323, 273, 324, (34665, 34853, 40965)
+ROWS_AT_ONCE = 1 << 22  # pixels that are converted from 16 bits at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +100,77 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels o
 
 Crop = Callable[[int, int], Box]  # (height, width) of the picture as it is shown -> what is cut out of it
 
+Picture = bytes | str | os.PathLike[str] | Image.Image | np.ndarray
 
-def decode(content: bytes, form: Format, crop: Crop | None = None) -> np.ndarray:
+
+class TooLargeError(ValueError):
+    """A picture has more pixels, or is longer or wider, than is decoded."""
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """The content of a picture's file.
+
+    Raises:
+      OSError: it cannot be read.
+      ValueError: it is no regular file (a pipe would be waited for, a device never ends), or larger than any picture.
+    """
+    # Without waiting for whoever would write to a pipe.
+    with open(path, "rb", buffering=0, opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it is a pipe or a device, not a file")
+        if status.st_size > MAX_BYTES:
+            raise TooLargeError(f"it has {status.st_size:,} bytes; at most {MAX_BYTES:,} are read")
+        return file.read()
+
+
+def read_stream(stream: BinaryIO) -> bytes:
+    """What a stream holds, up to what is more than any picture has."""
+    content = bytearray()
+    while len(content) <= MAX_BYTES and (part := stream.read(1 << 20)):
+        content += part
+    return bytes(content)
+
+
+def open_picture(picture: Picture, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """A picture in red, green and blue, as it is shown.
+
+    Of whatever kind it is, it becomes the same: it is turned as its EXIF or XMP data says, 16 bits become 8, of an
+    animation the first frame counts, gray and palettes become colours, transparency is dropped.
+
+    Args:
+      picture: a file's path or its bytes; a Pillow image; or an array uint8 (height, width), (height, width, 1 or 3).
+      max_pixels: more are not decoded.
+
+    Raises:
+      UserError: it is no picture, or a larger one; the message names the file.
+    """
+    if isinstance(picture, np.ndarray):
+        shape = picture.shape
+        if picture.dtype != np.uint8 or not (picture.ndim == 2 or (picture.ndim == 3 and shape[2] in (1, 3))):
+            allowed = "uint8 of shape (height, width) or (height, width, 1 or 3)"
+            raise UserError(f"a picture must be {allowed}, not {picture.dtype} {shape}")
+        return Image.fromarray(picture.squeeze(-1) if shape[2:] == (1,) else picture).convert("RGB")
+    given = isinstance(picture, bytes | Image.Image)
+    try:
+        if isinstance(picture, Image.Image):
+            return _shown(picture, max_pixels).convert("RGB")
+        with _open_file(picture if isinstance(picture, bytes) else read_file(picture), max_pixels) as image:
+            return _shown(image, max_pixels, ours=True).convert("RGB")
+    except Exception as error:  # Pillow raises whatever a broken file makes it trip over
+        name = "given" if given else printable(os.fspath(picture))  # pyright: ignore[reportArgumentType]
+        raise UserError(f"cannot read the picture {name}: {reason(error)}") from error
+
+
+def reason(error: BaseException) -> str:
+    """Why a picture cannot be decoded, in a few words."""
+    text = str(getattr(error, "strerror", None) or error).splitlines()
+    if isinstance(error, UnidentifiedImageError):
+        return "it is no picture of a known kind"
+    return printable(text[0][:200]) if text else type(error).__name__
+
+
+def decode(content: bytes, form: Format, crop: Crop | None = None, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """An image file's bytes as uint8 `(height, width, channels)`.
 
     Pixels are Pillow's: JPEGs go through simplejpeg, which holds the same libjpeg-turbo and gives the same bytes in
@@ -74,22 +180,24 @@ def decode(content: bytes, form: Format, crop: Crop | None = None) -> np.ndarray
     Args:
       crop: what is cut out and resized to the square, instead of `form.fit`. Of a JPEG it is decoded at 1/2, 1/4 or 1/8
         of its size if that leaves it at least as large as the square: as good for training, and faster.
+      max_pixels: more are not decoded.
 
     Raises:
+      TooLargeError: it has more pixels, or a side is too long; nothing was decoded.
       OSError, ValueError, SyntaxError and others: what Pillow says of a file that it cannot decode.
     """
-    header = _jpeg_header(content)
+    header = _jpeg_header(content, max_pixels)
     if header and crop is None and _fits(header, form):
         with contextlib.suppress(ValueError):  # Pillow forgives more
             return simplejpeg.decode_jpeg(content, "GRAY" if form.channels == 1 else "RGB")
-    image, box = _open(content, header, crop, form.image_size)
+    image, box = _open(content, header, crop, form.image_size, max_pixels)
     mode = "L" if form.channels == 1 else "RGB"
     return _to_square(image if image.mode == mode else image.convert(mode), form, box)
 
 
-def convert(image: Image.Image, form: Format) -> np.ndarray:
+def convert(image: Image.Image, form: Format, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """As `decode`, of an image in hand."""
-    return _to_square(_to_bytes(image).convert("L" if form.channels == 1 else "RGB"), form, None)
+    return _to_square(_shown(image, max_pixels).convert("L" if form.channels == 1 else "RGB"), form, None)
 
 
 def convert_arrays(images: np.ndarray, form: Format) -> np.ndarray:
@@ -107,55 +215,208 @@ def convert_arrays(images: np.ndarray, form: Format) -> np.ndarray:
     return np.stack([convert(image, form) for image in pillow])
 
 
+def check_batch(images: Any, shape: tuple[int, int, int], *, any_size: bool = False) -> Any:
+    """Images for a network as training had them: uint8 (batch, height, width, channels); gray ones may lack channels.
+
+    Args:
+      shape: (height, width, channels) of the network's images.
+      any_size: whether other heights and widths are allowed, which most networks take.
+
+    Raises:
+      UserError: they are something else; the message says what to do.
+    """
+    expected = f"images must be an array uint8 (batch, {', '.join(map(str, shape))})"
+    if isinstance(images, bytes | str | os.PathLike | Image.Image):
+        raise UserError(
+            f"{expected}: for files and Pillow images use inception_jax.predict.predict(run, [picture, ...])"
+        )
+    try:
+        images = images if hasattr(images, "dtype") and hasattr(images, "shape") else np.asarray(images)
+    except ValueError:
+        raise UserError(f"{expected}: these have several shapes") from None
+    same_size = images.shape[1:] == shape or (any_size and images.ndim == 4 and images.shape[3] == shape[2])
+    if images.dtype == np.uint8 and same_size:
+        return images
+    if images.dtype == np.uint8 and images.ndim == 3 and (*images.shape[1:], 1) == shape:
+        return images[..., None]
+    hint = ""
+    if images.dtype == object:
+        hint = ": for files and Pillow images use inception_jax.predict.predict(run, pictures)"
+    elif images.dtype != np.uint8:
+        hint = "; convert them, e.g. (255 * images).round().astype('uint8') for images from 0 to 1"
+    elif images.shape == shape or (any_size and images.ndim == 3 and images.shape[2] == shape[2]):
+        hint = "; of one image, give images[None]"
+    elif images.ndim == 4 and images.shape[1:] == (shape[2], *shape[:2]):
+        hint = "; the channels go last: images.transpose(0, 2, 3, 1)"
+    elif images.ndim == 4 and images.shape[3] in (1, 3):
+        hint = "; inception_jax.data.images.convert_arrays(images, run.form) converts them as for training"
+    raise UserError(f"{expected}, not {images.dtype} {images.shape}{hint}")
+
+
 def verify(content: bytes) -> tuple[int, int, str]:
     """The (height, width, mode) of an image file that can be decoded to its end; the mode is Pillow's.
 
     Raises:
-      OSError, ValueError, SyntaxError and others: what Pillow says of one that cannot.
+      TooLargeError: it has more pixels than are decoded, or a side is too long.
+      OSError, ValueError, SyntaxError and others: what Pillow says of one that cannot be decoded.
     """
-    header = _jpeg_header(content)
+    header = _jpeg_header(content, MAX_PIXELS)
     if header:
         height, width, mode = header
         with contextlib.suppress(ValueError):  # Pillow forgives more
             # Every coefficient is read, at a fraction of the work.
             simplejpeg.decode_jpeg(content, "GRAY", min_height=-(-height // 8), min_width=-(-width // 8))
             return height, width, mode
-    with Image.open(io.BytesIO(content)) as image:
+    with _open_file(content, MAX_PIXELS) as image:
         mode = image.mode
-        shown = _to_bytes(image)
+        shown = _shown(image, MAX_PIXELS, ours=True)
         shown.convert("RGB")
         return shown.height, shown.width, mode
 
 
-def _jpeg_header(content: bytes) -> tuple[int, int, str] | None:
+def effort(content: bytes, *, max_pixels: int = MAX_PIXELS) -> int:
+    """The pixels that an image file's decoder passes over: its own, times the scans of a JPEG. Nothing is decoded.
+
+    Raises:
+      As `decode`, of what can be known from the file's head.
+    """
+    scans = _scans(content)
+    header = _jpeg_header(content, max_pixels)
+    if header:
+        return header[0] * header[1] * scans
+    with _open_file(content, max_pixels) as image:
+        return image.width * image.height * scans
+
+
+def _open_file(content: bytes, max_pixels: int) -> Image.Image:
+    """Pillow's picture of a file of which nothing but the head was read.
+
+    It is Image.open with `formats`, but for Pillow's bound: that warns without naming the file.
+    """
+    _check_tags(content, max_pixels)
+    _scans(content)
+    for name in FORMATS:
+        make, accepts = Image.OPEN[name]
+        try:
+            if accepts is not None and not accepts(content[:16]):
+                continue
+            image = make(io.BytesIO(content), "")
+        except (SyntaxError, IndexError, TypeError, struct.error):  # as in Image.open: another one may know it
+            continue
+        try:
+            _check_size(*image.size, max_pixels)
+        except TooLargeError:
+            image.close()
+            raise
+        return image
+    raise UnidentifiedImageError
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    """Raises TooLargeError."""
+    if width * height > max_pixels:
+        raise TooLargeError(f"it has {width}x{height} pixels; at most {max_pixels / 1e6:.4g} million are allowed")
+    if max(width, height) > MAX_SIDE:
+        raise TooLargeError(f"it has {width}x{height} pixels; at most {MAX_SIDE:,} on a side are allowed")
+
+
+def _check_tags(content: bytes, max_pixels: int) -> None:
+    """Raises ValueError if a TIFF, or EXIF data, has tags from which Pillow would make far more than it has bytes.
+
+    Its tiles must be within the bounds of pictures, its tiles or strips few, and its values not many times its bytes,
+    since any number of tags may point to the same ones.
+    """
+    if content[:2] not in (b"II", b"MM"):
+        return
+    order = "<" if content[:2] == b"II" else ">"
+    big = content[2:4] in (b"+\0", b"\0+")  # BigTIFF
+    pointer, head, entry = (struct.Struct(order + form) for form in (("Q", "Q", "HHQ") if big else ("L", "H", "HHL")))
+    size = entry.size + pointer.size
+    waiting, seen, values = [pointer.size], set(), 0  # where it says where tags are
+    while waiting:
+        place = waiting.pop()
+        place = pointer.unpack_from(content, place)[0] if place + pointer.size <= len(content) else len(content)
+        if place in seen or place + head.size > len(content):
+            continue
+        seen.add(place)
+        (number,) = head.unpack_from(content, place)
+        if number > MAX_TAGS or len(seen) > MAX_TAGS:
+            raise ValueError(f"it has more than {MAX_TAGS} tags")
+        first, tile = place + head.size, [1, 1]
+        for place in range(first, min(first + number * size, len(content) - size + 1), size):
+            tag, kind, count = entry.unpack_from(content, place)
+            values += min(TYPE_BYTES.get(kind, 1) * count, len(content))
+            if values > MAX_SHARING * len(content):
+                raise ValueError("its tags have far more values than it has bytes")
+            if tag in (STRIPS, TILES) and count > MAX_PIECES:
+                raise ValueError(f"it is in {count:,} pieces; at most {MAX_PIECES:,} are allowed")
+            if tag in (TILE_WIDTH, TILE_LENGTH):
+                number_form = order + ("H" if kind == 3 else "L")
+                (tile[tag - TILE_WIDTH],) = struct.unpack_from(number_form, content, place + entry.size)
+            if tag in MORE_TAGS:
+                waiting.append(place + entry.size)
+        _check_size(tile[0], tile[1], max_pixels)
+
+
+def _segments(content: bytes) -> Iterator[tuple[int, bytes]]:
+    """The markers of a JPEG and what they hold, up to the first scan's."""
+    place, marker = 2, None
+    while marker != START_OF_SCAN and content[place : place + 1] == b"\xff" and place + 4 <= len(content):
+        marker = content[place + 1]
+        if marker == 0xFF:  # a marker may begin with several
+            place += 1
+        elif marker in WITHOUT_SEGMENT:
+            place += 2
+        else:
+            end = place + 2 + int.from_bytes(content[place + 2 : place + 4])
+            yield marker, content[place + 4 : end]
+            place = end
+
+
+def _scans(content: bytes) -> int:
+    """How often a decoder passes over the pixels: a JPEG may have many scans. Raises ValueError if it has too many."""
+    if content[:2] != b"\xff\xd8":
+        return 1
+    components = None
+    for marker, segment in _segments(content):
+        if marker in ONE_SCAN:
+            components = segment[5:6]
+        elif marker == START_OF_SCAN and segment[:1] == components:  # all of them in the first one
+            return 1
+    scans = content.count(b"\xff\xda")
+    if scans > MAX_SCANS:
+        raise ValueError(f"it has {scans} scans; at most {MAX_SCANS} are allowed")
+    return max(scans, 1)
+
+
+def _jpeg_header(content: bytes, max_pixels: int) -> tuple[int, int, str] | None:
     """(height, width, mode) of a JPEG that simplejpeg decodes as Pillow does; None of any other file."""
     if content[:2] != b"\xff\xd8" or _may_be_turned(content):
         return None
+    _scans(content)
     try:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(content)
     except ValueError:
         return None
+    _check_size(int(width), int(height), max_pixels)
     return (int(height), int(width), "L" if colors == "Gray" else "RGB") if colors in ("Gray", "YCbCr") else None
 
 
 def _may_be_turned(content: bytes) -> bool:
     """Whether a JPEG says that it is to be shown turned or mirrored, or one cannot tell from here."""
-    place = 2
-    while content[place : place + 1] == b"\xff" and content[place + 1 : place + 2] != START_OF_SCAN:
-        end = place + 2 + int.from_bytes(content[place + 2 : place + 4])
-        if content[place + 1 : place + 2] == APP1:
-            segment = content[place + 4 : end]
+    for marker, segment in _segments(content):
+        if marker == APP1:
             if b"tiff:Orientation" in segment:  # XMP, which Pillow heeds, too
                 return True
             if segment.startswith(b"Exif"):
                 exif = Image.Exif()
                 try:
+                    _check_tags(segment[6:], MAX_PIXELS)
                     exif.load(segment)
                     if exif.get(ExifTags.Base.Orientation, 1) != 1:
                         return True
                 except Exception:  # whatever Pillow then makes of it
                     return True
-        place = end
     return False
 
 
@@ -172,7 +433,7 @@ def _fits(header: tuple[int, int, str], form: Format) -> bool:
 
 
 def _open(
-    content: bytes, header: tuple[int, int, str] | None, crop: Crop | None, wanted: int | None
+    content: bytes, header: tuple[int, int, str] | None, crop: Crop | None, wanted: int | None, max_pixels: int
 ) -> tuple[Image.Image, Box | None]:
     """The picture, or the part of it that is cut out, and the box in that.
 
@@ -192,8 +453,8 @@ def _open(
             )
             pixels = pixels.squeeze(-1) if mode == "L" else pixels
             return _part(pixels, box, factor) if box else (Image.fromarray(pixels), None)
-    with Image.open(io.BytesIO(content)) as image:
-        image = _to_bytes(image)
+    with _open_file(content, max_pixels) as image:
+        image = _shown(image, max_pixels, ours=True)
         if crop is None:
             return image, None
         pixels = np.asarray(image.convert("RGB") if image.mode not in ("L", "RGB") else image)
@@ -212,16 +473,54 @@ def _part(pixels: np.ndarray, box: Box, factor: int) -> tuple[Image.Image, Box]:
     return Image.fromarray(part), (left - x, top - y, right - x, bottom - y)
 
 
-def _to_bytes(image: Image.Image) -> Image.Image:
-    """The picture as it is to be shown, in a mode of 8 bits per channel."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits of gray, which Pillow would clip instead of scaling
-        values = np.asarray(image).astype(np.int64).clip(0, 65535)
-        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+def _shown(image: Image.Image, max_pixels: int, *, ours: bool = False) -> Image.Image:
+    """The picture as it is to be shown, in a mode of 8 bits per channel; one that is ours may change."""
+    _check_size(*image.size, max_pixels)
+    exif = image.info.get("exif", b"")
+    if isinstance(exif, bytes):
+        _check_tags(exif.removeprefix(b"Exif\0\0"), MAX_PIXELS)
+    with _without_pillows_bound(image):
+        image.load()
+        if ours:
+            ImageOps.exif_transpose(image, in_place=True)
+        else:
+            image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        return _to_8_bits(image)
     if image.mode == "F":
-        raise ValueError("floating-point pixels have no known range")
+        raise ValueError("floating-point pixels have no known range: save it with 8 or 16 bits")
     # With transparent palette entries Pillow warns unless it is RGBA first; alpha is dropped after it.
     return image.convert("RGBA") if "transparency" in image.info else image
+
+
+_one_at_a_time = threading.Lock()
+
+
+@contextlib.contextmanager
+def _without_pillows_bound(image: Image.Image) -> Iterator[None]:
+    """Ours is checked before, and Pillow's warning does not name the file. Huge pictures are decoded one at a time."""
+    if image.width * image.height <= PILLOWS_PIXELS:
+        yield
+        return
+    with _one_at_a_time:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Gray of 16 bits, which Pillow would clip instead of scaling."""
+    values = np.asarray(image)
+    pixels = np.empty(values.shape, np.uint8)
+    rows = max(1, ROWS_AT_ONCE // image.width)  # at once, since wider numbers take several times the memory
+    for start in range(0, len(values), rows):
+        part = values[start : start + rows].astype(np.int64)
+        if part.min() < 0 or part.max() > 65535:
+            raise ValueError("pixels of 32 bits have no known range: save it with 8 or 16 bits")
+        pixels[start : start + rows] = (part * 255 + 32767) // 65535
+    return Image.fromarray(pixels)
 
 
 def _to_square(image: Image.Image, form: Format, box: Box | None) -> np.ndarray:

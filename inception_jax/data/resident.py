@@ -2,17 +2,15 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
+from inception_jax.data import digests
 from inception_jax.errors import UserError
+from inception_jax.files import whole_folder
 
 Arrays = tuple[np.ndarray, np.ndarray]  # images uint8 (n, h, w, c), labels int32 (n,)
 
@@ -69,28 +67,52 @@ class Split:
         return np.take(self.images, rows, axis=0), np.take(self.labels, rows)
 
 
-def open_arrays(folder: Path) -> tuple[tuple[str, ...], dict[str, Arrays]]:
-    """The class names and the memory-mapped arrays per split that `write_arrays` wrote.
+def open_arrays(folder: Path, again: str = "") -> tuple[tuple[str, ...], dict[str, Arrays]]:
+    """The class names and the memory-mapped arrays per split that `write_arrays` wrote, compared with their digests.
+
+    Args:
+      again: what else the error says about making the folder again, such as a command.
 
     Raises:
       UserError: a file is missing or damaged, or holds a pickle, which is never read.
     """
-    with required(folder):
+    verify(folder, again)
+    with required(folder, again):
         index = json.loads((folder / "index.json").read_text())
-        arrays = {}
+        class_names, arrays = tuple(index["class_names"]), {}
         for split in index["splits"]:
             images = np.load(folder / f"{split}_images.npy", mmap_mode="r", allow_pickle=False)
-            arrays[split] = images, np.load(folder / f"{split}_labels.npy", allow_pickle=False)
-        return tuple(index["class_names"]), arrays
+            labels = np.load(folder / f"{split}_labels.npy", allow_pickle=False)
+            if images.ndim != 4 or images.dtype != np.uint8 or labels.shape != images.shape[:1]:
+                raise ValueError(f"{split}_images.npy and {split}_labels.npy do not belong together")
+            if labels.dtype != np.int32 or not 0 <= labels.min() <= labels.max() < len(class_names):
+                raise ValueError(f"{split}_labels.npy holds labels of no class")
+            arrays[split] = images, labels
+        return class_names, arrays
+
+
+def verify(folder: Path, again: str = "", *, fully: bool = False) -> tuple[int, int]:
+    """`digests.verify` for what `write_arrays` wrote. Raises UserError, see `open_arrays`."""
+    with required(folder, again):
+        return digests.verify(folder, lambda: sorted(path.name for path in folder.iterdir()), fully=fully)
 
 
 @contextlib.contextmanager
-def required(path: Path) -> Iterator[None]:
-    """Has a UserError say what to do where reading `path`, which is made again if it is not there, fails."""
+def required(path: Path, again: str = "") -> Iterator[None]:
+    """Has a UserError say what to do where reading `path`, which is made again if it is not there, fails.
+
+    Args:
+      again: what else it says about that, such as a command.
+    """
     try:
         yield
-    except (OSError, ValueError, EOFError, LookupError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}): remove it, and it is made again") from error
+    except Exception as error:  # what TFDS and the readers of its files raise is anybody's guess
+        if isinstance(error, UserError) and not isinstance(error, digests.DamagedError):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{path} is damaged ({reason}): remove it, and it is made again{again and ': '}{again}"
+        ) from error
 
 
 def write_arrays(folder: Path, class_names: tuple[str, ...], splits: Mapping[str, tuple[int, Iterator]]) -> None:
@@ -105,75 +127,18 @@ def write_arrays(folder: Path, class_names: tuple[str, ...], splits: Mapping[str
     with whole_folder(folder) as new:
         for split, (num_examples, examples) in splits.items():
             labels = np.zeros(num_examples, np.int32)
-            images = None
-            for row, (image, label) in zip(range(num_examples), examples, strict=True):
-                if images is None:
-                    images = np.lib.format.open_memmap(
-                        new / f"{split}_images.npy", "w+", np.uint8, (num_examples, *image.shape)
-                    )
-                images[row], labels[row] = image, label
-            if images is not None:
-                images.flush()
+            # Written, not memory-mapped: where a map finds no room on the disk, the process is killed.
+            with (new / f"{split}_images.npy").open("wb") as images:
+                for row, (image, label) in zip(range(num_examples), examples, strict=True):
+                    if row == 0:
+                        shape = image.shape
+                        header = {"descr": "|u1", "fortran_order": False, "shape": (num_examples, *shape)}
+                        np.lib.format.write_array_header_1_0(images, header)
+                    if image.shape != shape or image.dtype != np.uint8:
+                        raise ValueError(f"an image is {image.dtype} {image.shape}, the first one uint8 {shape}")
+                    images.write(np.ascontiguousarray(image).data)
+                    labels[row] = label
             np.save(new / f"{split}_labels.npy", labels)
         written = [split for split, (num_examples, _) in splits.items() if num_examples]  # .npy maps no empty array
         (new / "index.json").write_text(json.dumps({"class_names": class_names, "splits": written}))
-
-
-@contextlib.contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder to fill, which becomes `folder` at the end, unless another process's did in the meantime.
-
-    What a process that was killed left half-filled is removed by the next one.
-    """
-    new = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with locked(new.with_name(f"{new.name}.lock")):
-        for lock in folder.parent.glob(f".{folder.name}.*.lock"):
-            with contextlib.suppress(BlockingIOError), locked(lock, wait=False):  # else somebody is at work there
-                shutil.rmtree(lock.with_name(lock.name.removesuffix(".lock")), ignore_errors=True)
-        new.mkdir()
-        try:
-            yield new
-            try:
-                new.rename(folder)
-            except OSError:  # a folder that is not empty cannot be replaced
-                if not folder.is_dir():
-                    raise
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def locked(path: Path, wait: bool = True) -> Iterator[None]:
-    """Holds a lock, which the system takes from a process that ends in any way; its file is removed behind it.
-
-    Raises:
-      BlockingIOError: another one holds it and `wait` is False.
-    """
-    while True:
-        with path.open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            try:
-                mine = os.path.samestat(os.fstat(file.fileno()), path.stat())
-            except FileNotFoundError:
-                mine = False
-            if not mine:  # who held it before has removed the file
-                continue
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
-            return
-
-
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A file to write, which becomes `path` at the end."""
-    new = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        yield new
-        with new.open("rb") as file:
-            os.fsync(file.fileno())  # the name must not outlive the content when the power fails
-        os.replace(new, path)
-    finally:
-        new.unlink(missing_ok=True)
+        digests.seal(new, sorted(path.name for path in new.iterdir()))

@@ -1,5 +1,6 @@
 """Splits in TFDS's notation: which rows of which published split they are."""
 
+import logging
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -8,6 +9,8 @@ import tensorflow_datasets as tfds
 
 from inception_jax.data.resident import Arrays, Split
 from inception_jax.errors import UserError, unknown_name
+
+logger = logging.getLogger(__name__)
 
 
 class Range(NamedTuple):
@@ -55,16 +58,38 @@ def resolve_all(specs: Mapping[str, str], sizes: Mapping[str, int]) -> dict[str,
     """`resolve` for every split that is wanted; "" is none.
 
     "auto" is the published split of that name, in full; of validation, where it is not published, the last 10 % of the
-    training split, which is then cut to the other 90 %; of test, where it is not published, none.
+    training split, but at least one example, which is then cut to the others; of test, where it is not published, none.
+    Of a training split of one example there is no validation split, which a warning says.
+
+    Raises:
+      UserError: as `resolve`, and which split it is.
     """
     known = "validation" in sizes
+    at = min(resolve("train[:90%]", sizes)[0].stop, sizes["train"] - 1) if sizes.get("train") else 0
+    if not known and sizes.get("train") == 1 and specs.get("validation") == "auto":
+        logger.warning("the training split has one example: there is no validation split")
+        specs = {split: spec for split, spec in specs.items() if split != "validation"}
     auto = {
-        "train": "train" if known or specs.get("validation") != "auto" else "train[:90%]",
-        "validation": "validation" if known else "train[90%:]",
+        "train": "train" if known or specs.get("validation") != "auto" else f"train[:{at}]",
+        "validation": "validation" if known else f"train[{at}:]",
         "test": "test" if "test" in sizes else "",
     }
     chosen = {split: auto.get(split, split) if spec == "auto" else spec for split, spec in specs.items()}
-    return {split: resolve(spec, sizes) for split, spec in chosen.items() if spec}
+    ranges = {}
+    for split, spec in chosen.items():
+        if spec:
+            try:
+                ranges[split] = resolve(spec, sizes)
+            except UserError as error:
+                raise UserError(f"data.splits.{split}{by_itself(specs, split)}: {error}") from error
+    return ranges
+
+
+def by_itself(specs: Mapping[str, str], split: str) -> str:
+    """What a message adds about a split that nobody chose, and how to do without."""
+    if split == "train" or specs.get(split) != "auto":
+        return ""
+    return f", chosen by itself (--config.data.splits.{split}= does without it)"
 
 
 def cut(ranges: list[Range], bases: Mapping[str, Arrays]) -> Split:

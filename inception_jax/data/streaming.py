@@ -15,9 +15,12 @@ import os
 import signal
 import struct
 import sys
+import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import cache
+from multiprocessing.context import SpawnContext
+from typing import Any
 
 import numpy as np
 
@@ -25,12 +28,14 @@ from inception_jax.data import pictures
 from inception_jax.data.images import Box, Format
 from inception_jax.data.pictures import Source
 from inception_jax.data.resident import Arrays
-from inception_jax.errors import UserError
+from inception_jax.errors import LostError, UserError
 
 logger = logging.getLogger(__name__)
 
 CROP_ATTEMPTS = 10  # crops that are drawn before the central one is taken (torchvision)
 LOST_AT_ONCE = 3  # pictures: fewer, even if they are all of a small batch, may be lost by themselves
+UNGUARDED = 78  # exit code of a worker that runs its parent's script, which asks for workers in its turn
+CLOSE_SECONDS = 20.0  # in which workers may finish what they are at when nobody wants it any more
 DEATHS_IN_A_ROW = 3  # of worker processes, without a batch in between, after which no new ones are started
 PR_SET_PDEATHSIG = 1  # Linux's prctl: a signal for the child when its parent dies
 
@@ -226,19 +231,24 @@ def batches(
 
     Raises:
       UserError: that happened and the split does not leave such pictures out; or it happened to more than half of a
-        batch (and to three pictures at least), so that a folder is gone; or workers die again and again.
+        batch (and to three pictures at least), so that a folder is gone; or workers cannot start, since this is a
+        script without `if __name__ == "__main__":`.
+      LostError: workers die again and again.
     """
+    if num_workers:
+        end_unguarded_worker()
     load = _LoadBatch(split, positions, crop, steps_per_epoch)
     threads = os.cpu_count() or 1
     run, ahead = (_run_in_worker, 2 * num_workers) if num_workers else (load, threads + 1)
 
+    context = _Context()
+
     def start() -> Executor:
         if not num_workers:
             return ThreadPoolExecutor(threads, thread_name_prefix="batch")
-        # Spawned: a fork of a process in which JAX runs threads may hang.
         return ProcessPoolExecutor(
             num_workers,
-            mp_context=multiprocessing.get_context("spawn"),
+            mp_context=context,
             initializer=_start_worker,
             initargs=(load, os.getpid()),
         )
@@ -255,13 +265,18 @@ def batches(
             except BrokenExecutor as error:
                 deaths += 1
                 usual = "too little memory or a small /dev/shm is the usual cause"
-                if deaths == DEATHS_IN_A_ROW:
+                pool.shutdown(wait=True, cancel_futures=True)
+                if UNGUARDED in context.exit_codes():
                     raise UserError(
+                        f"data.num_workers={num_workers} starts processes, which begin by running this script again: "
+                        'wrap what it does in `if __name__ == "__main__":`, or set data.num_workers=0'
+                    ) from None
+                if deaths == DEATHS_IN_A_ROW:
+                    raise LostError(
                         f"processes that decode pictures died {deaths} times without a batch: {usual}. "
                         "Choose a smaller data.num_workers, or 0"
                     ) from error
                 logger.warning("a process that decodes pictures died: %s. New ones go on", usual)
-                pool.shutdown(wait=True, cancel_futures=True)
                 due.clear()
                 pool = start()
                 continue
@@ -273,7 +288,37 @@ def batches(
                 logger.warning("%s cannot be decoded any more: left out", name)
             yield images, labels, failed < 0
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        # A worker at a disk that does not answer must not keep a process alive that has failed.
+        close = threading.Thread(target=pool.shutdown, kwargs={"cancel_futures": True}, daemon=True)
+        close.start()
+        close.join(CLOSE_SECONDS)
+
+
+class _Context(SpawnContext):
+    """Starts processes, and knows by what they ended. Spawned: a fork of one in which JAX runs threads may hang."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._started: list[Any] = []
+
+    def Process(self, *args: Any, **options: Any) -> Any:  # noqa: N802 (the executor calls it)
+        process = SpawnContext.Process(*args, **options)
+        self._started.append(process)
+        return process
+
+    def exit_codes(self) -> set[int | None]:
+        return {process.exitcode for process in self._started}
+
+
+def end_unguarded_worker() -> None:
+    """Ends a process that is starting, runs its parent's script to do so, and is about to start processes itself.
+
+    Python does not allow that, and says so with a traceback from each of them; the parent says it in one line.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(UNGUARDED)
 
 
 _load: _LoadBatch  # a worker's own, sent once and not with every step

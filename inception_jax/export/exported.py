@@ -14,8 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 from jax import export as jax_export
+from jax.extend.mlir import ir
+from jax.extend.mlir.dialects import chlo, stablehlo
 
-from inception_jax.data.images import Format
+from inception_jax import files
+from inception_jax.data.images import Format, check_batch
 from inception_jax.errors import UserError, unknown_name
 from inception_jax.models.folding import fold_model, fold_variables
 from inception_jax.run import Inputs, Run, dtypes
@@ -31,6 +34,9 @@ TOLERANCES = {"stablehlo": 1e-5, "onnx": 1e-4}
 CHECKED_BATCHES = (1, 7)
 PRECISION = "highest"  # of products: accelerators round float32 factors to TF32 or bfloat16 unless they are told
 VERSION = 1  # of the JSON
+# What a StableHLO file may call of what is compiled into JAX: checks of shapes, placement, random bits. Among the rest
+# are calls that compile code which comes with them.
+CALLS = frozenset({"shape_assertion", "Sharding", "cu_threefry2x32_ffi", "hip_threefry2x32_ffi"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,15 +54,23 @@ class Exported:
     form: Format
     _call: Callable[[np.ndarray], np.ndarray]
 
+    def __repr__(self) -> str:
+        return f"Exported({str(self.path)!r}: {self.about['network']}, {len(self.class_names)} classes)"
+
     @property
     def class_names(self) -> tuple[str, ...]:
         """In the order of the logits."""
         return tuple(self.about["class_names"])
 
     def logits(self, images: np.ndarray) -> np.ndarray:
-        """uint8 images (batch, height, width, channels) to float32 logits (batch, classes)."""
+        """uint8 images (batch, height, width, channels) to float32 logits (batch, classes).
+
+        Raises:
+          UserError: the images are none that the network was trained on; the message says what to do.
+        """
+        images = check_batch(images, tuple(self.about["input"]["shape"][1:]))
         if self.about["input"]["dtype"] == "uint8":
-            return self._call(images)
+            return self._call(np.asarray(images))
         return self._call(np.asarray(_normalizer(self.about)(jnp.asarray(images))))
 
 
@@ -66,7 +80,8 @@ def export_run(
     """Writes a run's network, batch norm folded, in float32 and for batches of any size, and a JSON file beside it.
 
     The file is read back and compared with the run's own logits on random images, or those of its network in float32
-    where it computes in another type; if they differ it is removed. Products are of full precision on every platform.
+    where it computes in another type; if they differ it is removed, and what was there before stays. Products are of
+    full precision on every platform.
 
     Args:
       path: of the file; the JSON is at the same path with ".json" behind it.
@@ -88,7 +103,7 @@ def export_run(
     for platform in platforms:
         if platform not in PLATFORMS:
             raise unknown_name("platform", platform, PLATFORMS)
-    path = Path(path)
+    path = files.expand(path)
     beside = _beside(path)
     network, variables = _inference(run, input)
     shape = run.inputs.image_shape
@@ -104,30 +119,24 @@ def export_run(
         content = to_onnx(network, variables, shape, input)
     about = _about(run, format, input, tuple(platforms) if format == "stablehlo" else None)
     about["sha256"] = hashlib.sha256(content).hexdigest()
-    try:
-        path.write_bytes(content)
-        beside.write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-    try:
-        exported = load_exported(path)
+    with files.whole_files([path, beside]) as (new, new_beside):
+        new.write_bytes(content)
+        new_beside.write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        exported = _read(path, new, new_beside)
         difference = _difference(exported, run, network, variables, input)
         if not difference <= TOLERANCES[format]:
             raise UserError(
                 f"the logits of {path} differ from the network's by {difference:.1e} of the largest, more than "
                 f"{TOLERANCES[format]:g}: it was removed"
             )
-    except BaseException:
-        path.unlink(missing_ok=True)
-        beside.unlink(missing_ok=True)
-        raise
     return exported, difference
 
 
 def export_weights(run: Run, path: str | Path, format: str) -> dict[str, np.ndarray]:
     """Writes a run's weights under another library's names, see `weights.to_state_dict` and `write_state_dict`.
 
-    The file is read back; unless it gives the run's network every value that it has, bit by bit, it is removed.
+    The file is read back; unless it gives the run's network every value that it has, bit by bit, it is removed, and
+    what was there before stays.
 
     Args:
       path: of the file, which ends in .safetensors, .pth or .pt.
@@ -139,11 +148,11 @@ def export_weights(run: Run, path: str | Path, format: str) -> dict[str, np.ndar
     Raises:
       UserError: the library has no such network, the file cannot be written, or what was read back differs.
     """
-    path = Path(path).expanduser()
+    path = files.expand(path)
     tensors = to_state_dict(run.model, run.variables, format)
-    write_state_dict(path, tensors)
-    try:
-        again = from_state_dict(run.model, read_state_dict(path), format, image_shape=run.inputs.image_shape)
+
+    def check(new: Path) -> None:
+        again = from_state_dict(run.model, read_state_dict(new), format, image_shape=run.inputs.image_shape)
         found: dict[Any, Any] = flatten_dict(again)
         kept: dict[Any, Any] = flatten_dict({name: run.variables.get(name, {}) for name in ("params", "batch_stats")})
         differing = [place for place in found.keys() | kept.keys() if not _same(found.get(place), kept.get(place))]
@@ -152,9 +161,8 @@ def export_weights(run: Run, path: str | Path, format: str) -> dict[str, np.ndar
                 f"{len(differing)} of the arrays in {path} differ from the run's, such as {'/'.join(min(differing))}: "
                 "it was removed"
             )
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
+
+    write_state_dict(path, tensors, check)
     return tensors
 
 
@@ -168,10 +176,15 @@ def load_exported(path: str | Path) -> Exported:
     Raises:
       UserError: one of the two is missing or damaged, or they do not belong together; or a package is missing.
     """
-    path = Path(path)
-    about = _read_about(path)
+    path = files.expand(path)
+    return _read(path, path, _beside(path))
+
+
+def _read(path: Path, file: Path, beside: Path) -> Exported:
+    """The network that is `path`, or becomes it, from two files."""
+    about = _read_about(path, beside)
     try:
-        content = path.read_bytes()
+        content = files.regular_file(file).read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     if hashlib.sha256(content).hexdigest() != about["sha256"]:
@@ -225,15 +238,16 @@ def _beside(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
 
-def _read_about(path: Path) -> dict[str, Any]:
+def _read_about(path: Path, beside: Path) -> dict[str, Any]:
     """The JSON beside a file, with all that is read from it."""
-    beside = _beside(path)
     try:
-        about = json.loads(beside.read_text(encoding="utf-8"))
+        about = files.parse_json(beside.read_bytes())
         inputs, normalization = about["input"], about["normalization"]
         names = [about["class_names"], about["sha256"], about["preprocessing"], normalization["name"]]
         if about["version"] != VERSION or about["format"] not in FORMATS or inputs["dtype"] not in INPUTS:
             raise ValueError("it is of another version of this package")
+        if not all(isinstance(name, str) for name in names[0]):
+            raise ValueError("its classes' names are no texts")
         Format(**names[2])
         _normalizer(about)
     except OSError as error:
@@ -258,8 +272,27 @@ def _load_stablehlo(path: Path, content: bytes) -> Callable[[np.ndarray], np.nda
     platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
     if platform not in exported.platforms:
         raise UserError(f"{path} is for {' and '.join(exported.platforms)}, not for {platform}: export it anew")
+    strange = _calls(exported.mlir_module_serialized) - CALLS
+    if strange:
+        raise UserError(f"{path} calls {', '.join(sorted(strange))}, which is no operation of a network")
     call = jax.jit(exported.call)
     return lambda images: np.asarray(call(images), np.float32)
+
+
+def _calls(module: bytes) -> set[str]:
+    """The names of all that a serialised module calls outside of itself."""
+    found = set()
+
+    def look(operation: Any) -> ir.WalkResult:
+        if operation.name == "stablehlo.custom_call":
+            found.add(operation.attributes["call_target_name"].value)
+        return ir.WalkResult.ADVANCE
+
+    with ir.Context() as context:
+        for dialect in (stablehlo, chlo):
+            dialect.register_dialect(context)
+        stablehlo.deserialize_portable_artifact(context, module).operation.walk(look)
+    return found
 
 
 def _load_onnx(path: Path, content: bytes) -> Callable[[np.ndarray], np.ndarray]:

@@ -14,10 +14,13 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.transforms import Bbox
 
-from inception_jax.errors import UserError
+from inception_jax import files
+from inception_jax.errors import UserError, WriteError
 from inception_jax.inspection.cost import latency
+from inception_jax.inspection.figures import save_figure
 from inception_jax.inspection.formats import format_table, human, times
 from inception_jax.inspection.trace import trace_layers
+from inception_jax.text import chart_label
 
 
 class Accuracy(NamedTuple):
@@ -146,7 +149,7 @@ def bubble_chart(summaries: Sequence[Summary]) -> Figure:
     spread = max(max(y) - min(y), 1.0)
     axes.set_ylim(min(y) - 0.15 * spread, max(y) + 0.15 * spread)
     axes.set_xlabel("multiply-adds for one image, billions")
-    axes.set_ylabel(f"top-1 accuracy on {data[0]}, %")
+    axes.set_ylabel(f"top-1 accuracy on {chart_label(data[0])}, %")
     axes.grid(color="0.9", zorder=0)
     axes.spines[["top", "right"]].set_visible(False)
     unit = 10 ** math.floor(math.log10(largest))
@@ -169,12 +172,15 @@ def save_chart(summaries: Sequence[Summary], path: str | Path) -> None:
     """The bubble chart as a picture; the suffix says of which kind.
 
     Raises:
-      UserError: the file cannot be written, or no chart can be drawn (see `bubble_chart`).
+      UserError: the suffix is none of Matplotlib's, or no chart can be drawn (see `bubble_chart`).
+      WriteError: the file cannot be written.
     """
-    figure = bubble_chart(summaries)
+    path, figure = files.expand(path), bubble_chart(summaries)
     try:
-        figure.savefig(path)
-    except (OSError, ValueError) as error:
+        save_figure(figure, path if path.suffix else path.with_name(f"{path.name}.png"))
+    except WriteError as error:
+        raise WriteError(f"cannot write the chart {path}: {error}") from error.__cause__
+    except ValueError as error:  # the suffix
         raise UserError(f"cannot write the chart {path}: {error}") from error
 
 
@@ -197,8 +203,8 @@ def _label(
     frame = axes.get_window_extent(renderer)
     for index in sorted(range(len(names)), key=lambda index: areas[index]):
         text = axes.annotate(
-            names[index], (x[index], y[index]), (0, 0), textcoords="offset points", fontsize=8.5, va="center",
-            ha="center", color="0.15", zorder=3,
+            chart_label(names[index]), (x[index], y[index]), (0, 0), textcoords="offset points", fontsize=8.5,
+            va="center", ha="center", color="0.15", zorder=3,
         )  # fmt: skip
         width, height = text.get_window_extent(renderer).size
         candidates = []

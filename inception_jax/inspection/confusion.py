@@ -1,6 +1,7 @@
 """A confusion matrix as a picture or a table."""
 
 import csv
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,10 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from inception_jax.errors import UserError, WriteError
+from inception_jax import files
+from inception_jax.errors import UserError
+from inception_jax.inspection.figures import save_figure
+from inception_jax.text import chart_label, csv_cell
 
 PICTURES = (".png", ".pdf", ".svg")
 COUNTED = 20  # classes: with more, there is no room for counts in the cells
@@ -32,7 +36,7 @@ def confusion_chart(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
     few = number <= COUNTED
     cell, size = (0.5, 9) if few else (0.125, 6)  # inches, points
     side = max(3.0, cell * min(number, LABELLED))
-    names = [_label(name) for name in class_names]
+    names = [chart_label(name, LONGEST_NAME) for name in class_names]
     every = range(0, number, math.ceil(number / LABELLED))
     figure = Figure(figsize=(side + 2.5, side + 2), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
@@ -57,30 +61,26 @@ def confusion_chart(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
 def save_confusion(matrix: np.ndarray, class_names: Sequence[str], path: str | Path) -> None:
     """Writes a confusion matrix: as a picture (.png, .pdf or .svg), or its counts (.csv), a row for each true class.
 
+    In .csv a quote goes before names that a spreadsheet would take for formulas, see `text.csv_cell`.
+
     Raises:
       UserError: the suffix is another one.
       WriteError: the file cannot be written.
     """
-    path = Path(path)
+    path = files.expand(path)
     check_suffix(path)
-    try:
-        if path.suffix.lower() in PICTURES:
-            confusion_chart(matrix, class_names).savefig(path)
-            return
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["true class", *class_names])
-            writer.writerows([name, *row] for name, row in zip(class_names, matrix.tolist(), strict=True))
-    except OSError as error:
-        raise WriteError(f"cannot write {path}: {error.strerror or error}") from error
+    if path.suffix.lower() in PICTURES:
+        save_figure(confusion_chart(matrix, class_names), path)
+        return
+    names = list(map(csv_cell, class_names))
+    lines = io.StringIO()
+    writer = csv.writer(lines)
+    writer.writerow(["true class", *names])
+    writer.writerows([name, *row] for name, row in zip(names, matrix.tolist(), strict=True))
+    files.write_text(path, lines.getvalue())
 
 
 def check_suffix(path: Path) -> None:
     """Raises a UserError where `save_confusion` would not know what to write."""
     if path.suffix.lower() not in (".csv", *PICTURES):
         raise UserError(f"{path} is not allowed for a confusion matrix: it must end in .csv, {', '.join(PICTURES)}")
-
-
-def _label(name: str) -> str:
-    """A name as Matplotlib draws it: no formula."""
-    return (name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…").replace("$", r"\$")

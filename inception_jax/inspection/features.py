@@ -1,13 +1,16 @@
 """What a network sees: the outputs of its layers, and the places that speak for a class."""
 
+import contextlib
 import fnmatch
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 from flax import linen as nn
+from flax.errors import ScopeParamShapeError
 from flax.traverse_util import flatten_dict
 from jax import numpy as jnp
 from jaxtyping import Array, Float
@@ -30,13 +33,43 @@ def activations(
         part between slashes is matched for itself. None: all of the network's own submodules.
 
     Raises:
-      UserError: the network has no such layer; the message names the nearest.
+      UserError: the images are no inputs of the network, it has no such layer; the message names the nearest.
     """
-    images = jnp.asarray(images)
+    images = network_inputs(images)
     names = _names(trace_layers(model, images.shape[1:]))
     patterns = ["*"] if layers is None else [layers] if isinstance(layers, str) else layers
     wanted = tuple(dict.fromkeys(name for pattern in patterns for name in _match(pattern, names)))
-    return dict(zip(wanted, _activations(dict(variables), images, model=model, layers=wanted), strict=True))
+    with fitting(images):
+        found = _activations(dict(variables), images, model=model, layers=wanted)
+    return dict(zip(wanted, found, strict=True))
+
+
+def network_inputs(images: Any) -> jax.Array:
+    """Floating-point (batch, height, width, channels).
+
+    Raises:
+      UserError: the images are something else, such as uint8.
+    """
+    if not hasattr(images, "dtype"):
+        images = np.asarray(images)
+    if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
+        raise UserError(
+            "images must be the network's inputs, floating-point (batch, height, width, channels), not "
+            f"{images.dtype} {images.shape}: run.normalize(images) makes them of uint8 images"
+        )
+    return jnp.asarray(images)
+
+
+@contextlib.contextmanager
+def fitting(images: jax.Array) -> Iterator[None]:
+    """Raises UserError where the network's weights are for images of another shape."""
+    try:
+        yield
+    except ScopeParamShapeError as error:
+        why = str(error).splitlines()[0].partition(" (http")[0]
+        raise UserError(
+            f"images of {'x'.join(map(str, images.shape[1:]))} are not for these variables: {why}"
+        ) from error
 
 
 @partial(jax.jit, static_argnames=("model", "layers"))
@@ -77,9 +110,10 @@ def grad_cam(
       classes: one for all images, or one for each; None: each image's most probable one.
 
     Raises:
-      UserError: the network has no such layer, the layer has no maps, or a class is none of the network's.
+      UserError: the images are no inputs of the network, it has no such layer, the layer has no maps, or a class is
+        none of the network's.
     """
-    images = jnp.asarray(images)
+    images = network_inputs(images)
     rows = trace_layers(model, images.shape[1:])
     if layer is None:
         layer = _last_maps(rows)
@@ -87,12 +121,13 @@ def grad_cam(
         raise _unknown_layer(layer, names)
     elif not any(row.name == layer and len(row.output) == 3 for row in rows):
         raise UserError(f"layer {layer!r} returns no maps (batch, height, width, channels): choose another")
-    if classes is not None:
-        classes = jnp.broadcast_to(jnp.asarray(classes), images.shape[:1])
-        logits = as_outputs(jax.eval_shape(partial(model.apply, train=False), dict(variables), images)).logits
-        if not bool(((classes >= 0) & (classes < logits.shape[-1])).all()):
-            raise UserError(f"classes={classes.tolist()} is not allowed: they are from 0 to {logits.shape[-1] - 1}")
-    return _grad_cam(dict(variables), images, classes, model=model, layer=layer)
+    with fitting(images):
+        if classes is not None:
+            classes = jnp.broadcast_to(jnp.asarray(classes), images.shape[:1])
+            logits = as_outputs(jax.eval_shape(partial(model.apply, train=False), dict(variables), images)).logits
+            if not bool(((classes >= 0) & (classes < logits.shape[-1])).all()):
+                raise UserError(f"classes={classes.tolist()} is not allowed: they are from 0 to {logits.shape[-1] - 1}")
+        return _grad_cam(dict(variables), images, classes, model=model, layer=layer)
 
 
 @partial(jax.jit, static_argnames=("model", "layer"))

@@ -1,32 +1,42 @@
 """Tables as text, Markdown and CSV."""
 
-import csv
-import io
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from inception_jax.models.layers import check_choice
+from inception_jax.text import aligned, csv_line, printable, width
+
+if TYPE_CHECKING:
+    pass
 
 FORMATS = ("text", "markdown", "csv")
 
 
-def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], style: str = "text", left: int = 1) -> str:
+def format_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], style: str = "text", left: int = 1, *, rule: bool = True
+) -> str:
     """The table without a final line break; its first `left` columns are aligned to the left, the others to the right.
+
+    Cells may hold anything: each is `printable` on its line.
+
+    Args:
+      rule: as text, a line of hyphens below the header.
 
     Raises:
       UserError: the style is none of FORMATS.
     """
     check_choice("format", style, FORMATS)
     if style == "csv":
-        page = io.StringIO()
-        csv.writer(page, lineterminator="\n").writerows([header, *rows])
-        return page.getvalue().rstrip("\n")
+        return "\n".join(map(csv_line, [header, *rows]))
+    cells = [list(map(printable, row)) for row in (header, *rows)]
     if style == "markdown":
-        rule = ["---" if column < left else "---:" for column in range(len(header))]
-        return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+        cells.insert(1, ["---" if column < left else "---:" for column in range(len(header))])
+        return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+    widths = [max(map(width, column)) for column in zip(*cells, strict=True)]
+    if rule:
+        cells.insert(1, ["-" * columns for columns in widths])
     lines = (
-        "  ".join(cell.ljust(width) if i < left else cell.rjust(width) for i, (cell, width) in enumerate(cells))
-        for cells in (zip(row, widths, strict=True) for row in (header, ["-" * width for width in widths], *rows))
+        "  ".join(aligned(cell, widths[column], left=column < left) for column, cell in enumerate(row)) for row in cells
     )
     return "\n".join(line.rstrip() for line in lines)
 

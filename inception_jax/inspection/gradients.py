@@ -9,6 +9,7 @@ from flax import linen as nn
 from jax import numpy as jnp
 
 from inception_jax import losses
+from inception_jax.inspection.features import fitting, network_inputs
 from inception_jax.state import as_outputs
 
 
@@ -23,9 +24,13 @@ def gradient_norms(
       images: the network's inputs (batch, height, width, channels), normalised: `run.normalize(images)`.
       labels: int (batch,).
       aux_weight: weight of each auxiliary head's loss (Szegedy et al. 2015, section 5: 0.3).
+
+    Raises:
+      UserError: the images are no inputs of the network.
     """
-    variables, images = dict(variables), jnp.asarray(images)
-    norms = _norms(variables, images, jnp.asarray(labels), model=model, aux_weight=aux_weight)
+    variables, images = dict(variables), network_inputs(images)
+    with fitting(images):
+        norms = _norms(variables, images, jnp.asarray(labels), model=model, aux_weight=aux_weight)
     called = {name: float(norms[name]) for name in _calls(model, variables, images) if name in norms}
     return called | {name: float(norm) for name, norm in norms.items() if name not in called}
 

@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 from PIL import Image
 
+from inception_jax import files
 from inception_jax.errors import UserError, unknown_name
 
 # Least sides of a tile and of an image under a heat map, pixels: smaller ones are enlarged by a whole number.
@@ -30,13 +31,24 @@ class Picture:
     array: np.ndarray
 
     def save(self, path: str | Path) -> None:
-        """Writes it to a file, as PNG unless the suffix says otherwise."""
-        path = Path(path)
-        Image.fromarray(self.array).save(path, format=None if path.suffix else "PNG")
+        """Writes it to a file, as PNG unless the suffix says otherwise.
+
+        Raises:
+          UserError: pictures cannot be written in the suffix's format.
+          WriteError: the file cannot be written.
+        """
+        path = files.expand(path)
+        kind = Image.registered_extensions().get(path.suffix.lower()) if path.suffix else "PNG"
+        if kind not in Image.SAVE:
+            raise UserError(f"{path} is not allowed for a picture: it must end in .png, .jpg or another such suffix")
+        files.write_bytes(path, self._encoded(kind))
 
     def _repr_png_(self) -> bytes:
+        return self._encoded("PNG")
+
+    def _encoded(self, kind: str) -> bytes:
         page = io.BytesIO()
-        Image.fromarray(self.array).save(page, format="PNG")
+        Image.fromarray(self.array).save(page, format=kind)
         return page.getvalue()
 
     def __repr__(self) -> str:

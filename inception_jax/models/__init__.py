@@ -1,10 +1,11 @@
 """The networks, by name."""
 
+import dataclasses
 import fnmatch
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
-from types import MappingProxyType, UnionType
+from types import FunctionType, MappingProxyType, ModuleType, UnionType
 from typing import Any, Union, get_args, get_origin
 
 from flax import linen as nn
@@ -23,7 +24,7 @@ from inception_jax.models.resnet import ResNet
 from inception_jax.models.simple_cnn import SimpleCNN
 from inception_jax.models.tiny_vgg import TinyVGG
 from inception_jax.models.vgg import VGG
-from inception_jax.registry import resolve
+from inception_jax.registry import is_function, resolve
 
 __all__ = [
     "MODELS",
@@ -90,7 +91,9 @@ def create_model(
     """The Linen module of a registered name, or of "module:Name" outside the package.
 
     Its `__call__(images, *, train)` takes normalised images (batch, height, width, channels) and returns Outputs; a
-    network from outside may return the logits (batch, num_classes) alone.
+    network from outside may return the logits (batch, num_classes) alone. `Name` is such a module's class with the
+    field num_classes, or a function that takes num_classes, and perhaps options, and returns such a module. What it is
+    is looked at before it is called.
 
     Args:
       name: one of list_models(), or "module:Name".
@@ -103,29 +106,69 @@ def create_model(
       UserError: the name, or an option, is unknown; an option is not of its type; there is no module of that name.
     """
     constructor = resolve("model", name, MODELS)
-    no_network = UserError(f"model {name!r} is no network: name a Linen module that has the field num_classes")
-    try:
-        known = dict(inspect.signature(constructor).parameters)
-    except (TypeError, ValueError) as error:  # it cannot be called, or is a function of C's
-        raise no_network from error
+    no_network = UserError(
+        f"model {name!r} is no network: name a Linen module that has the field num_classes, or a function that takes "
+        "num_classes and returns such a module"
+    )
+    function = constructor.func if isinstance(constructor, partial) else constructor
+    linen = isinstance(function, type) and issubclass(function, nn.Module)
+    if not linen and not is_function(function):
+        raise no_network
+    signature = inspect.signature(constructor)
+    known = dict(signature.parameters)
     for fixed in constructor.keywords if isinstance(constructor, partial) else ():
-        del known[fixed]
+        known.pop(fixed, None)
+    for own in ("parent", "name") if linen else ():  # Linen's, not the network's
+        known.pop(own, None)
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
-    if "num_classes" not in known and not takes_any:
+    if "num_classes" not in known and not (takes_any and _uses_linen(function)):
         raise no_network
     for option, value in options.items():
         if option not in known and not takes_any:
-            raise unknown_name(f"option of {name}", option, known.keys() - {"num_classes", "parent", "name"})
+            raise unknown_name(f"option of {name}", option, known.keys() - {"num_classes"})
         if option in known and not _is_a(value, known[option].annotation):
             kind = inspect.formatannotation(known[option].annotation)
             raise UserError(f"model.{option}={value!r} is not allowed: {name} takes {kind}")
+    dtypes = {key: value for key, value in (("dtype", dtype), ("param_dtype", param_dtype)) if value is not None}
     # A small network from outside need not have the fields for data types.
-    dtypes = {"dtype": dtype, "param_dtype": param_dtype}
-    given = {key: value for key, value in dtypes.items() if value is not None and (key in known or takes_any)}
-    model = constructor(num_classes=num_classes, **given, **options)
+    given = {"num_classes": num_classes, **{key: dtypes[key] for key in dtypes.keys() & known.keys()}, **options}
+    try:
+        signature.bind(**given)
+    except TypeError as error:
+        raise UserError(
+            f"model {name!r} cannot be made: {error}; its options are config.model's other fields"
+        ) from error
+    if not takes_any:
+        model = constructor(**given)
+    else:
+        try:
+            model = constructor(**given)
+        except TypeError as error:  # it hands on what it is given, and there is no such option
+            raise UserError(f"model {name!r} cannot be made: {error}") from error
     if not isinstance(model, nn.Module):
-        raise no_network
+        raise UserError(f"model {name!r} is no network: it returns {type(model).__name__}, not a Linen module")
+    if takes_any:  # which types it hands on, nobody knows; those of its module that are still the defaults are set
+        fields = {field.name: field.default for field in dataclasses.fields(model)}
+        left = {key: dtypes[key] for key in dtypes.keys() & fields.keys() if getattr(model, key) is fields[key]}
+        model = model.clone(**left)
     return model
+
+
+def _uses_linen(function: Callable[..., Any]) -> bool:
+    """Whether a function that takes anything may be a network's: it, or its module, speaks of Flax or of this package.
+
+    Others that take anything are many in what is installed, and do with it whatever they like.
+    """
+    function = inspect.unwrap(getattr(function, "__func__", function))
+    names = [*function.__code__.co_names]  # what it imports itself is among them
+    for value in function.__globals__.values():
+        if isinstance(value, type) and issubclass(value, nn.Module):
+            return True
+        if isinstance(value, ModuleType):
+            names.append(value.__name__)
+        elif isinstance(value, type | FunctionType):
+            names.append(value.__module__)
+    return any(name and name.partition(".")[0] in ("flax", "inception_jax") for name in names)
 
 
 def _is_a(value: Any, annotation: Any) -> bool:
@@ -134,6 +177,8 @@ def _is_a(value: Any, annotation: Any) -> bool:
         return any(_is_a(value, kind) for kind in get_args(annotation))
     if get_origin(annotation) is tuple and get_args(annotation)[1:] == (...,):
         return isinstance(value, tuple) and all(_is_a(item, get_args(annotation)[0]) for item in value)
+    if annotation is inspect.Parameter.empty:
+        return True
     if annotation in (int, float) and isinstance(value, bool):
         return False
     if annotation is float:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from inception_jax import files
 from inception_jax.errors import UserError
 from inception_jax.report import records, sections
 from inception_jax.report.page import Page, Section, Text
@@ -31,20 +32,23 @@ def write_report(
       the file with the page.
 
     Raises:
-      UserError: a folder holds no run, one of its files is damaged, or the page cannot be written.
+      UserError: a folder holds no run, the page cannot be written, or a run's file is damaged; one of several runs is
+        then left out, with a warning.
     """
     folders = [run_folders] if isinstance(run_folders, str | Path) else list(run_folders)
-    found = [(findings or {}).get(folder) for folder in folders]
+    found = {Path(folder): what for folder, what in (findings or {}).items()}
     if len(folders) == 1:
-        page = run_page(read_record(folders[0]), found[0])
+        page = run_page(read_record(folders[0]), found.get(Path(folders[0])))
     else:
-        page = comparison_page(read_records(folders), found)
-    return page.write(Path(output) if output else default_output(folders, style), style)
+        runs = read_records(folders)
+        page = comparison_page(runs, [found.get(record.folder) for record in runs])
+    place = default_output(folders, style) if output is None else files.expand(output, "the report's path")
+    return page.write(place, style)
 
 
 def default_output(run_folders: Sequence[str | Path], style: str = "html") -> Path:
     """report.html, or for Markdown a folder `report`: the run's, or for several runs in the current folder."""
-    parent = Path(run_folders[0]) if len(run_folders) == 1 else Path()
+    parent = files.expand(run_folders[0]) if len(run_folders) == 1 else Path()
     return parent / ("report.html" if style == "html" else "report")
 
 

@@ -11,6 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from inception_jax.inspection.figures import write_figure
+from inception_jax.text import chart_label
+
 # Hues that keep apart on white, on black and for colour-blind eyes (after Okabe and Ito's palette).
 PALETTE = ("#1f8fd0", "#e0781e", "#12a37f", "#cc79a7", "#b59b00", "#6f7fe0", "#d1495b")
 DASHES = ("solid", (0, (5, 2)), (0, (1, 1.5)))  # for more lines than there are hues
@@ -55,7 +58,13 @@ def draw_curves(
         axes = figure.add_subplot()
         for name, points in curves.items():
             marked = [i for i, (x, _) in enumerate(points) if len(points) == 1 or x == (marks or {}).get(name)]
-            axes.plot(*zip(*points, strict=True), label=_label(name), marker="o", markevery=marked, **styles[name])
+            axes.plot(
+                *zip(*points, strict=True),
+                label=chart_label(name, LONGEST_LABEL),
+                marker="o",
+                markevery=marked,
+                **styles[name],
+            )
         values = [value for points in curves.values() for _, value in points]
         if min(values) > 0 and max(values) / min(values) > LOG_RATIO:
             axes.set_yscale("log")
@@ -68,18 +77,12 @@ def draw_curves(
         axes.grid(color=GREY, alpha=0.25, lw=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         if len(curves) > 1:
-            handles = [Line2D([], [], **styles[name], label=_label(name)) for name in curves]
+            handles = [Line2D([], [], **styles[name], label=chart_label(name, LONGEST_LABEL)) for name in curves]
             if below:
                 figure.legend(handles=handles, frameon=False, loc="outside lower left")
             else:
                 axes.legend(handles=handles, frameon=False)
     return figure
-
-
-def _label(name: str) -> str:
-    """A name as Matplotlib draws it: no formula, and not left out for an underscore in front."""
-    name = name if len(name) <= LONGEST_LABEL else f"{name[: LONGEST_LABEL - 1]}…"
-    return (f" {name}" if name.startswith("_") else name).replace("$", r"\$")
 
 
 def draw_matrix(matrix: np.ndarray) -> Figure:
@@ -103,7 +106,7 @@ def render(figure: Figure, kind: str) -> bytes:
     content = io.BytesIO()
     with matplotlib.rc_context(STYLE):  # some of it is made only now
         if kind == "svg":
-            figure.savefig(content, format=kind, transparent=True, metadata={"Date": None})
+            write_figure(figure, content, kind, transparent=True, metadata={"Date": None})
         else:
-            figure.savefig(content, format=kind, dpi=160)
+            write_figure(figure, content, kind, dpi=160)
     return content.getvalue()

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from inception_jax import evaluate
-from inception_jax.data.dataset import Dataset
 from inception_jax.errors import UserError
 from inception_jax.inspection.features import grad_cam
 from inception_jax.inspection.pictures import overlay
@@ -17,7 +16,6 @@ logger = logging.getLogger(__name__)
 
 MISTAKES = 18
 SAMPLE = 8  # pictures with their Grad-CAM
-SPLITS = ("test", "validation")  # the first that is there
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,18 +60,24 @@ class Findings:
 
 
 def examine(
-    folder: str | Path, *, split: str | None = None, checkpoint: str = "best", batch_size: int = 128
+    folder: str | Path,
+    *,
+    split: str | None = None,
+    checkpoint: str = "best",
+    batch_size: int = 128,
+    trust_code: bool = False,
 ) -> Findings:
     """What a run's network makes of a split of its own data.
 
     Args:
       split: None: test, or validation where there is no test split.
+      trust_code: see `run.load_run`.
 
     Raises:
       UserError: the run has no checkpoint, or the data is not at hand any more.
     """
-    run = load_run(folder, checkpoint)
-    split, dataset = _load(run, split)
+    run = load_run(folder, checkpoint, trust_code=trust_code)
+    split, dataset = evaluate.load_split(run, split, {})
     logger.info("%s: %s examples of the %s split", folder, f"{len(dataset.splits[split]):,}", split)
     found = evaluate.predictions(run, dataset, split, batch_size=batch_size)
     known = np.flatnonzero((found.labels >= 0) & found.decoded)
@@ -110,21 +114,6 @@ def examine(
         shown,
         why_not,
     )
-
-
-def _load(run: Run, split: str | None) -> tuple[str, Dataset]:
-    """The split's name and the data set; of no name, the first of SPLITS that is there."""
-    errors = []
-    for name in (split,) if split else SPLITS:
-        try:
-            dataset = evaluate.load_for(run, name, {})
-        except UserError as error:
-            errors.append(error)
-            continue
-        if name in dataset.splits and len(dataset.splits[name]):
-            return name, dataset
-        errors.append(UserError(f"{dataset.name} has no examples in a split {name!r}"))
-    raise errors[0]
 
 
 def _with_heat(run: Run, examples: list[Example]) -> list[Example]:

@@ -4,7 +4,6 @@ import base64
 import dataclasses
 import io
 import math
-import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -16,9 +15,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from inception_jax.errors import WriteError, unknown_name
+from inception_jax import files
+from inception_jax.errors import unknown_name
 from inception_jax.inspection.formats import format_table
 from inception_jax.report import drawing
+from inception_jax.text import page_text, printable
 
 FORMATS = ("html", "markdown")
 LARGEST = 224  # pixels: pictures are reduced to this side, so that a page with many stays small
@@ -94,14 +95,14 @@ class Picture:
             content = file.getvalue()
         return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
-    def save(self, path: Path) -> None:
-        """Writes it as PNG."""
+    def png(self) -> bytes:
+        """The content of a PNG file."""
         if isinstance(self.content, Figure):
-            path.write_bytes(drawing.render(self.content, "png"))
-            return
-        image = _pillow(self.content)
+            return drawing.render(self.content, "png")
+        image, file = _pillow(self.content), io.BytesIO()
         times = math.ceil(2 * PHOTO / max(image.size)) if self.small else 1
-        image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST).save(path, "PNG")
+        image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST).save(file, "PNG")
+        return file.getvalue()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,17 +164,25 @@ class Page:
           the file with the page.
 
         Raises:
-          UserError: it cannot be written, or the style is none of FORMATS.
+          UserError: the style is none of FORMATS.
+          WriteError: it cannot be written.
         """
         if style not in FORMATS:
             raise unknown_name("format", style, FORMATS)
+        if style == "html":
+            files.write_text(path, self.html())
+            return path
+        text, pictures = self._markdown()
         try:
-            if style == "html":
-                return _replace(path, self.html())
             path.mkdir(parents=True, exist_ok=True)
-            return _replace(path / "report.md", self._markdown(path))
         except OSError as error:
-            raise WriteError(f"cannot write the report {path}: {error.strerror or error}") from error
+            raise files.cannot_write(path, error) from error
+        page = path / "report.md"
+        with files.whole_files([page, *(path / name for name in pictures)]) as (new_page, *new_pictures):
+            new_page.write_text(text, encoding="utf-8", errors="backslashreplace")
+            for new, content in zip(new_pictures, pictures.values(), strict=True):
+                new.write_bytes(content)
+        return page
 
     def html(self) -> str:
         """One page with its pictures inside."""
@@ -183,14 +192,16 @@ class Page:
             trim_blocks=True,
             lstrip_blocks=True,
             undefined=jinja2.StrictUndefined,
+            finalize=page_text,
         )
         return environment.get_template("report.html").render(page=self, sections=self._filled())
 
     def _filled(self) -> list[Section]:
         return [section for section in self.sections if section.blocks]
 
-    def _markdown(self, folder: Path) -> str:
-        """The same page; its pictures are written into the folder."""
+    def _markdown(self) -> tuple[str, dict[str, bytes]]:
+        """The same page, and the PNG files beside it by their names."""
+        pictures: dict[str, bytes] = {}
         parts = [f"# {_plain(self.title)}", *(f"> {_plain(note)}" for note in self.notes)]
         numbers = Counter[str]()  # two sections may have the same anchor
         for section in self._filled():
@@ -206,9 +217,9 @@ class Page:
                     for picture in block.pictures:
                         numbers[section.anchor] += 1
                         name = f"{section.anchor}-{numbers[section.anchor]}.png"
-                        picture.save(folder / name)
+                        pictures[name] = picture.png()
                         parts.append(f"![{_plain(picture.alt)}]({name})\\\n{_plain(picture.caption)}")
-        return "\n\n".join(parts) + "\n"
+        return "\n\n".join(parts) + "\n", pictures
 
 
 def _pillow(content: np.ndarray) -> Image.Image:
@@ -231,13 +242,6 @@ def _markdown_table(table: Table) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text of which nothing is markup."""
-    escaped = re.sub(r"([\\`*\[\]|#])", r"\\\1", text).replace("&", "&amp;").replace("<", "&lt;")
-    return " ".join(escaped.split())
-
-
-def _replace(path: Path, content: str) -> Path:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(content, encoding="utf-8")
-    os.replace(partial, path)
-    return path
+    """Text of which nothing is markup, on one line."""
+    text = printable(" ".join(text.split()))
+    return re.sub(r"([\\`*\[\]|#$~])", r"\\\1", text).replace("&", "&amp;").replace("<", "&lt;")

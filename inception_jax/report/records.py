@@ -23,6 +23,10 @@ def measured(name: str, value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
+def _weights(which: str, epoch: float | None) -> str:
+    return which if epoch is None else f"{which} (epoch {epoch:g})"
+
+
 def config_notes(config: Mapping[str, Any]) -> list[str]:
     """What a reader has to know to judge the numbers: every choice that was made on the test split."""
     evaluate, schedule = config.get("evaluate", {}), config.get("schedule", {})
@@ -35,7 +39,9 @@ def config_notes(config: Mapping[str, Any]) -> list[str]:
         if evaluate.get("early_stopping_patience"):
             notes.append("Stopped on test data: early stopping watched the same metric.")
         if evaluate.get("stop_at"):
-            notes.append(f"Stopped on test data: the run was to end at {evaluate['watch']} {evaluate['stop_at']:g}.")
+            notes.append(
+                f"Stopped on test data: the run was to end at {evaluate['watch']} {show(evaluate['stop_at'])}."
+            )
     if schedule.get("name") == "plateau" and str(schedule.get("metric", "")).startswith("test_"):
         notes.append(f"Chosen on test data: the learning rate was lowered by {schedule['metric']}.")
     return notes
@@ -65,21 +71,21 @@ def results(record: Record) -> dict[str, dict[str, Mapping[str, float | None]]]:
     during training."""
     summary, best, rows = record.summary, record.best, record.rows
     if summary:
-        groups = {f"Last (epoch {summary['epochs']:g})": summary}
+        groups = {_weights("Last", summary.get("epochs")): summary}
         if best:
-            groups[f"Best (epoch {best['epoch']:g})"] = best
+            groups[_weights("Best", best.get("epoch"))] = best
         return {
             weights: {split: metrics[split] for split in SPLITS if metrics.get(split)}
             for weights, metrics in groups.items()
         }
     evaluate = record.config.get("evaluate", {})
     chosen = [("Last", rows[-1])] if rows else []
-    if watched := record.points(evaluate.get("watch", "")):
+    if watched := record.points(str(evaluate.get("watch", ""))):
         pick = min if evaluate.get("watch_mode") == "min" else max
         epoch, _ = pick(watched, key=lambda point: point[1])
         chosen.append(("Best", next(row for row in rows if row["epoch"] == epoch)))
     return {
-        f"{weights} (epoch {row['epoch']:g})": {
+        _weights(weights, row["epoch"]): {
             split: {name: row.get(f"{split}_{name}") for name in MEASURES} for split in SPLITS if f"{split}_loss" in row
         }
         for weights, row in chosen
@@ -93,7 +99,7 @@ def results_table(record: Record) -> Table:
     for weights, splits in results(record).items():
         rows += [[weights]] if splits else []
         for split, metrics in splits.items():
-            count = [f"{metrics['count']:,.0f}" for _ in counted]
+            count = ["-" if (number := metrics.get("count")) is None else f"{number:,.0f}" for _ in counted]
             rows.append([split, *(measured(name, metrics.get(name)) for name in MEASURES), *count])
     return Table("Results", ["Split", *MEASURES.values(), *(["Images"] if counted else [])], rows)
 

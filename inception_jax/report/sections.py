@@ -12,6 +12,7 @@ from inception_jax.report.drawing import GREY, PALETTE, Points, draw_curves, dra
 from inception_jax.report.page import Block, Cell, Facts, Picture, Pictures, Section, Table, Text
 from inception_jax.report.records import MEASURES, SPLITS, percent
 from inception_jax.runs import Record, show
+from inception_jax.text import printable
 
 if TYPE_CHECKING:
     from inception_jax.report.findings import Example, Findings
@@ -33,8 +34,9 @@ def results(record: Record) -> Section:
     table, best = records.results_table(record), record.best
     blocks: list[Block] = [table] if table.rows else []
     if best:
-        found = f"{best['value']:.4f}, step {best['step']:,}"
-        blocks.append(Text(f"The best weights are those with the best {best['metric']} ({found})."))
+        found = [f"{best['value']:.4f}"] if "value" in best else []
+        found += [f"step {best['step']:,}"] if "step" in best else []
+        blocks.append(Text(f"The best weights are those with the best {best['metric']} ({', '.join(found) or '-'})."))
     return Section("Results", blocks)
 
 
@@ -106,7 +108,8 @@ def facts(record: Record) -> Section:
 
 def versions(record: Record) -> Section:
     """Of the packages that computed the run."""
-    rows = sorted(((record.summary or {}).get("versions") or {}).items())
+    found = ((record.summary or {}).get("versions") or {}).items()
+    rows = sorted((package, show(version)) for package, version in found)
     return Section("Versions", [Table("Versions", ["Package", "Version"], rows, 2, "values")] if rows else [])
 
 
@@ -226,4 +229,6 @@ def _heated(example: "Example") -> Picture:
 
 
 def _caption(example: "Example") -> str:
-    return f"true: {example.label}\npredicted: {example.predicted}, {percent(example.probability)}"
+    return (
+        f"true: {printable(example.label)}\npredicted: {printable(example.predicted)}, {percent(example.probability)}"
+    )

@@ -1,6 +1,7 @@
 """What a study measures of a network after its training: costs, other data, gradients, unlabelled pictures."""
 
 import csv
+import io
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -9,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from inception_jax import evaluate, inspection, predict, run
+from inception_jax import evaluate, files, inspection, predict, run
 from inception_jax.data.folders import Scan
 from inception_jax.errors import UserError
 from inception_jax.studies.definitions import CrossEvaluation
 from inception_jax.studies.plan import read_json
 from inception_jax.studies.results import EXTRAS, Result, Table
+from inception_jax.text import csv_cell
 
 logger = logging.getLogger(__name__)
 
@@ -62,10 +64,10 @@ def _measure(result: Result, table: Table) -> None:
     missing = {key: part for key, part in parts.items() if key not in known}
     if not missing:
         return
-    trained = run.load_run(folder)
+    trained = run.load_run(folder, own=result.planned.load_config())
     for part in missing.values():
         known |= part(trained)
-        run.write_json(folder / EXTRAS, known)
+        files.write_json(folder / EXTRAS, known)
 
 
 def _same_seed(table: Table, variation: str, result: Result) -> Result | None:
@@ -86,7 +88,8 @@ def _gradients(trained: run.Run) -> dict[str, Any]:
     images, labels = split.gather(np.arange(min(GRADIENT_IMAGES, len(split))))
     inputs, weight = trained.normalize(images), trained.config.loss.aux_weight
     optimizer, _ = run.build_optimizer(trained.config, 1)
-    initial = run.new_state(trained.config, trained.model, optimizer, trained.inputs.image_shape)
+    key = run.initial_key(trained.config, trained.named_streams)
+    initial = run.new_state(trained.config, trained.model, optimizer, trained.inputs.image_shape, key)
     at = {"start": {"params": initial.params, "batch_stats": initial.batch_stats}, "end": trained.variables}
     return {
         "gradient_norms": {
@@ -122,14 +125,14 @@ def _metrics(prefix: str, means: Mapping[str, float]) -> dict[str, Any]:
 def _pair(name: str, color: run.Run, other: Result) -> dict[str, Any]:
     """The two networks as one, on all pictures of the first one's test split, whichever each was trained on."""
     fields = _all_pictures(color)
-    gray = run.load_run(other.planned.folder)
+    gray = run.load_run(other.planned.folder, own=other.planned.load_config())
     routed = evaluate.routed(_predictions(color, "test", fields), _predictions(gray, "test", fields))
     return _by_color(f"{name}.", routed)
 
 
 def _all_pictures(trained: run.Run) -> dict[str, Any]:
     """The run's own data, none of it left out for its colours."""
-    return evaluate.source_fields(trained.config) | {"keep": "all"}
+    return evaluate.own_source_fields(trained) | {"keep": "all"}
 
 
 def _by_color(prefix: str, predictions: evaluate.Predictions) -> dict[str, Any]:
@@ -142,17 +145,19 @@ def _by_color(prefix: str, predictions: evaluate.Predictions) -> dict[str, Any]:
 def _unlabelled(result: Result, below: str) -> list[Path]:
     """The unlabelled pictures that are at hand."""
     section = result.planned.load_config().data
-    roots = [Path(root, below) for root in (section.folder, section.archives) if root and below]
+    roots = [files.expand(root) / below for root in (section.folder, section.archives) if root and below]
     folder = next((root for root in roots if root.is_dir()), None)
     return [folder / name for name in Scan(folder).pictures(folder)] if folder else []
 
 
 def _predict(trained: run.Run, pictures: Sequence[Path]) -> dict[str, Any]:
     """The classes of unlabelled pictures, as a file with a line for each."""
-    with (trained.folder / PREDICTIONS).open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["picture", "class", "probability"])
-        for found in predict.predict(trained, pictures, top=1):
-            if found.error is None:
-                writer.writerow([Path(found.name).name, found.classes[0], f"{found.probabilities[0]:.6f}"])
+    lines = io.StringIO()
+    writer = csv.writer(lines)
+    writer.writerow(["picture", "class", "probability"])
+    for found in predict.predict(trained, pictures, top=1):
+        if found.error is None:
+            cells = csv_cell(Path(found.name).name), csv_cell(found.classes[0])
+            writer.writerow([*cells, f"{found.probabilities[0]:.6f}"])
+    files.write_text(trained.folder / PREDICTIONS, lines.getvalue())
     return {"predicted_pictures": len(pictures)}

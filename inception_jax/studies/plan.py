@@ -14,7 +14,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from inception_jax import config_files
+from inception_jax import config_files, files
 from inception_jax.config import Config, validate
 from inception_jax.errors import UserError, unknown_name
 from inception_jax.studies.definitions import Form, Range, Search, Study, Variation
@@ -43,8 +43,8 @@ class PlannedRun:
         return [f"--config={self.config}", *fields]
 
     def command(self, folder: Path | None = None) -> list[str]:
-        """What trains it."""
-        return [sys.executable, "-m", "inception_jax.main", *self.flags, f"--workdir={folder or self.folder}"]
+        """What trains it; -P: modules in the current folder come behind the installed ones, not before them."""
+        return [sys.executable, "-P", "-m", "inception_jax.main", *self.flags, f"--workdir={folder or self.folder}"]
 
     def shown(self) -> str:
         """The same for people, from a folder in which the study's own is at hand."""
@@ -55,7 +55,7 @@ class PlannedRun:
         return self._config(self.flags[1:])
 
     def _config(self, flags: list[str]) -> Config:
-        config = config_files.load_config(config_files.find_config(self.config))
+        config = config_files.load_config(*config_files.find_config_and_argument(self.config))
         config_files.override(config, ["", *flags])
         return config
 
@@ -103,11 +103,10 @@ def load_study(name_or_path: str) -> tuple[str, Study]:
     Raises:
       UserError: there is none, or the file fails.
     """
-    path, shipped = Path(name_or_path), shipped_studies()
+    shipped = shipped_studies()
+    path = shipped.get(name_or_path) or files.expand(name_or_path, "the study")
     if not path.is_file():
-        if name_or_path not in shipped:
-            raise unknown_name("study", name_or_path, shipped)
-        path = shipped[name_or_path]
+        raise unknown_name("study", name_or_path, shipped)
     study = config_files.run_file(path, "get_study")
     if not isinstance(study, Study):
         raise UserError(f"study file {path} needs a function get_study() that returns an inception_jax.studies.Study")
@@ -240,10 +239,10 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
       UserError: it is damaged.
     """
-    try:
-        return json.loads(path.read_text()) if path.is_file() else {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged: {error}") from error
+    content = files.read_json(path) if path.is_file() else {}
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged: it holds no fields")
+    return content
 
 
 def start(planned: PlannedRun) -> None:
@@ -252,7 +251,7 @@ def start(planned: PlannedRun) -> None:
     Raises:
       UserError: the place holds a run with another config.
     """
-    from inception_jax.run import config_differences, write_json  # with JAX, which a plan alone does without
+    from inception_jax.run import config_differences  # with JAX, which a plan alone does without
 
     note = planned.folder.with_suffix(".json")
     config = planned.load_config()
@@ -261,4 +260,4 @@ def start(planned: PlannedRun) -> None:
             f"{planned.folder} holds a run with another config: {'; '.join(differences)}. Choose another --workdir"
         )
     planned.folder.parent.mkdir(parents=True, exist_ok=True)
-    write_json(note, json.loads(config.to_json()))
+    files.write_json(note, json.loads(config.to_json()))

@@ -16,8 +16,10 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from inception_jax.run import write_json
+from inception_jax import files
+from inception_jax.inspection.figures import save_figure
 from inception_jax.studies.results import Estimate, Result, Table, Verdict
+from inception_jax.text import chart_label, page_text, printable_lines
 
 # Okabe and Ito's palette, which colour-blind eyes tell apart, without its yellow and black.
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
@@ -30,6 +32,7 @@ WORDS = {
 }  # fmt: skip
 SELECTED_ON_TEST = "†"
 STEEP = 20  # a loss's highest over its lowest, beyond which its axis is logarithmic
+PDF: dict[str, Any] = {"transparent": True, "metadata": {"CreationDate": None}}  # the same bytes every time
 SMALLER_BY = {"parameters": 1e6, "multiply_adds": 1e6}  # shown in millions
 
 
@@ -50,18 +53,21 @@ def write_report(table: Table, failures: Mapping[Path, str] | None = None) -> Pa
     plan = table.plan
     folder = plan.folder
     watched = _watched_test(table)
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    try:
+        (folder / "figures").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise files.cannot_write(folder, error) from error
     pictures = []
     for column in plan.study.curves:
         curves = _curves(table, column)
         if curves:
             figure = _draw_curves(curves, column)
-            _save(figure, folder / "figures" / f"{column}.pdf")
+            save_figure(figure, folder / "figures" / f"{column}.pdf", **PDF)
             pictures.append((column, _described(curves, column), figure))
     norms = _gradient_norms(table)
     if norms:
         figure = _draw_norms(norms)
-        _save(figure, folder / "figures" / "gradient_norms.pdf")
+        save_figure(figure, folder / "figures" / "gradient_norms.pdf", **PDF)
         words = (
             "The gradient's norm in each layer, before and after training: the median over the seeds, and their range"
         )
@@ -93,15 +99,16 @@ def write_report(table: Table, failures: Mapping[Path, str] | None = None) -> Pa
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        finalize=page_text,
     )
     environment.filters |= {"tex": _tex, "tex_command": _tex_command}
     shown = [{"title": _label(name), "alt": alt, "source": _data_uri(figure)} for name, alt, figure in pictures]
     page = folder / "report.html"
-    page.write_text(environment.get_template("study.html").render(pictures=shown, **content), encoding="utf-8")
-    files = [(name, alt, f"figures/{name}.pdf") for name, alt, _ in pictures]
-    tex = environment.get_template("study.tex").render(pictures=files, **content)
-    (folder / "report.tex").write_text(tex, encoding="utf-8")
-    write_json(folder / "results.json", as_json(table))
+    files.write_text(page, environment.get_template("study.html").render(pictures=shown, **content))
+    drawings = [(name, alt, f"figures/{name}.pdf") for name, alt, _ in pictures]
+    tex = environment.get_template("study.tex").render(pictures=drawings, **content)
+    files.write_text(folder / "report.tex", tex)
+    files.write_json(folder / "results.json", as_json(table))
     return page
 
 
@@ -323,7 +330,7 @@ def _draw_curves(curves: Mapping[str, Curve], column: str) -> Figure:
     scale = 100 if _kind(column) in SHARES else 1
     for (name, (epochs, means, low, high)), look in zip(curves.items(), _looks(len(curves)), strict=True):
         marker = "o" if len(epochs) == 1 else None
-        axes.plot(epochs, [scale * value for value in means], label=name, marker=marker, **look)
+        axes.plot(epochs, [scale * value for value in means], label=chart_label(name), marker=marker, **look)
         if low != high:
             bounds = ([scale * value for value in values] for values in (low, high))
             axes.fill_between(epochs, *bounds, color=look["color"], alpha=0.15, lw=0)
@@ -361,7 +368,7 @@ def _draw_norms(norms: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
     layers = list(dict.fromkeys(layer for by_layer in norms.values() for layer in by_layer))
     for (name, by_layer), look in zip(norms.items(), _looks(len(norms)), strict=True):
         seeds = [by_layer.get(layer, [math.nan]) for layer in layers]
-        axes.plot(layers, [*map(statistics.median, seeds)], label=name, marker=".", **look)
+        axes.plot(layers, [*map(statistics.median, seeds)], label=chart_label(name), marker=".", **look)
         axes.fill_between(layers, [*map(min, seeds)], [*map(max, seeds)], color=look["color"], alpha=0.15, lw=0)
     axes.set_yscale("log")
     axes.set_ylabel("norm of the gradient")
@@ -375,10 +382,6 @@ def _data_uri(figure: Figure) -> str:
     with matplotlib.rc_context({"svg.hashsalt": "inception_jax"}):
         figure.savefig(picture, format="svg", transparent=True, metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(picture.getvalue()).decode()
-
-
-def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, transparent=True, metadata={"CreationDate": None})
 
 
 def _hardware(table: Table) -> list[str]:
@@ -405,7 +408,7 @@ _TEX = {
 def _tex(text: Any) -> str:
     """Text for LaTeX."""
     # Two hyphens would become a dash, in the typewriter font, too.
-    return re.sub(r"-(?=-)", "-{}", "".join(_TEX.get(character, character) for character in str(text)))
+    return re.sub(r"-(?=-)", "-{}", "".join(_TEX.get(character, character) for character in printable_lines(str(text))))
 
 
 def _tex_command(text: Any) -> str:

@@ -1,19 +1,24 @@
 """What the runs of a study found: measures by name, means over seeds, and verdicts on claims."""
 
 import dataclasses
+import logging
 import math
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import scipy.stats
 
+from inception_jax.errors import UserError
+from inception_jax.runs import read_summary
 from inception_jax.studies.definitions import Claim, Minimum
 from inception_jax.studies.plan import Plan, PlannedRun, read_json, state_of
 from inception_jax.writers import Row, read_metrics
+
+logger = logging.getLogger(__name__)
 
 EXTRAS = "study.json"  # in a run's folder: what was measured after its training
 CONFIDENCE = 0.95
@@ -34,15 +39,17 @@ class Result:
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        return read_json(self.planned.folder / "summary.json")
+        return _unless_damaged(lambda: read_summary(self.planned.folder) or {}, {})
 
     @cached_property
     def rows(self) -> list[Row]:
-        return read_metrics(self.planned.folder / "metrics.csv") if self.state != "missing" else []
+        if self.state == "missing":
+            return []
+        return _unless_damaged(lambda: read_metrics(self.planned.folder / "metrics.csv"), [])
 
     @cached_property
     def extras(self) -> dict[str, Any]:
-        return read_json(self.planned.folder / EXTRAS)
+        return _unless_damaged(lambda: read_json(self.planned.folder / EXTRAS), {})
 
     @property
     def images(self) -> int:
@@ -210,16 +217,25 @@ class Table:
         return {seed: value for seed, value in found.items() if math.isfinite(value)}
 
 
-def read_table(plan: Plan, failures: Mapping[Path, str] | None = None) -> Table:
-    """What there is of a plan's runs.
+def _unless_damaged(read: Callable[[], Any], default: Any) -> Any:
+    """What is read of one run, or, where its file is damaged, the default and a warning: the others are shown."""
+    try:
+        return read()
+    except UserError as error:
+        logger.warning("left out: %s", error)
+        return default
 
-    Raises:
-      UserError: a file of a run is damaged.
-    """
+
+def read_table(plan: Plan, failures: Mapping[Path, str] | None = None) -> Table:
+    """What there is of a plan's runs; what is damaged is named in a warning and left out."""
     failures = failures or {}
     results: dict[str, list[Result]] = {}
     for planned in plan.runs:
         result = Result(planned, state_of(planned), failures.get(planned.folder, ""))
+        if result.state == "complete" and not {"steps", "epochs", "best"} <= result.summary.keys():
+            damage = f"{planned.folder / 'summary.json'} is damaged"
+            logger.warning("%s: this run is left out", damage)
+            result = Result(planned, "begun", damage)
         results.setdefault(planned.variation, []).append(result)
     for name, pair in plan.study.pairs.items():
         if pair.color in results and pair.grayscale in results:

@@ -102,7 +102,7 @@ def _started(command: list[str], output, gpu: str | None = None) -> Iterator[sub
     environment = os.environ | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu is not None else {})
     # In a session of its own: Ctrl-C reaches this program, which asks the runs to save.
     process = subprocess.Popen(
-        [sys.executable, "-c", END_WITH_PARENT, *command],
+        [sys.executable, "-P", "-c", END_WITH_PARENT, *command],
         stdout=output, stderr=output, env=environment, start_new_session=True,
     )  # fmt: skip
     try:

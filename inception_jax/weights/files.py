@@ -2,14 +2,15 @@
 
 import importlib.util
 import io
+import logging
 import math
 import mmap
 import os
-import pickletools
-import tempfile
+import re
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -18,11 +19,41 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from inception_jax import files
 from inception_jax.errors import UserError
+from inception_jax.files import parse_json, regular_file, whole_file
+from inception_jax.text import printable
+from inception_jax.weights.pickles import Foreign, Reader, Storage, Tensor
+
+logger = logging.getLogger(__name__)
 
 EXPECTED = "expected a PyTorch state dict (.pth, .pt) or a .safetensors file"
-WRAPPERS = ("state_dict", "model_state_dict", "model")  # where training programs keep the network's tensors
-PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
+# Where training programs keep the network's tensors, the likeliest first; averages of them come last.
+USUAL = (
+    "state_dict", "model_state_dict", "model_state", "model", "network", "net", "module", "weights", "params",
+    "parameters", "state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "params_ema", "ema",
+)  # fmt: skip
+DEEPEST = 8  # dicts in dicts that are looked into
+MOST_PARTS, MOST_DICTS = 1000, 10_000  # dicts and lists that are looked into: of each, and of all; each takes 300 bytes
+LISTED = 10  # dicts that an error spells out
+# How names begin in DataParallel, torch.compile and FSDP, and in the classes that people wrap networks with.
+PREFIXES = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "model.", "backbone.", "net.", "network.", "encoder.")
+WRAPPED = re.compile(r"(?:\.(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module))+\.")
+NOT_READ = {
+    "torch._utils._rebuild_qtensor": "a quantized tensor",
+    "torch._utils._rebuild_sparse_tensor": "a sparse tensor",
+    "torch._utils._rebuild_nested_tensor": "a nested tensor",
+    "torch._utils._rebuild_meta_tensor_no_storage": "a tensor without values (on PyTorch's meta device)",
+    "torch._utils._rebuild_device_tensor_from_numpy": "a tensor of another device",
+    "torch._C._set_tensor_metadata": "a tensor that is conjugated or negated as it is read",
+}
+SAFETENSORS_DTYPES = {
+    "F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype("<i8"), "I32": np.dtype("<i4"), "I16": np.dtype("<i2"), "I8": np.dtype("i1"),
+    "U64": np.dtype("<u8"), "U32": np.dtype("<u4"), "U16": np.dtype("<u2"), "U8": np.dtype("u1"), "BOOL": np.dtype("?"),
+    "C64": np.dtype("<c8"), "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn), "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
+}  # fmt: skip
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle in the files of PyTorch before 1.6
 # What damaged files raise on the way; a UserError passes.
 DAMAGE = (
@@ -34,25 +65,29 @@ DAMAGE = (
 def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     """The tensors of a file by their names, whatever its suffix.
 
-    A .pth file may be of PyTorch's zip format or of the older stream of pickles, and may hold the tensors inside
-    {"state_dict": ...} or {"model": ...}; "module." before every name is taken off. Its pickles are decoded by
-    `pickletools`, and of the operations and globals in them only those of dicts, lists, numbers, texts and tensors are
-    known, each by a function of this module: nothing is imported, nothing of the file's is called.
+    A .pth file may be of PyTorch's zip format or of the older stream of pickles. The network's tensors may stand in
+    other dicts, such as {"state_dict": ...} or {"model": ...}, and beside anything else; of several dicts of tensors
+    one with a usual name is taken, and a warning says which. "module.", "_orig_mod." and the like before every name
+    are taken off. Nothing is imported, and nothing of the file's is called (see `pickles`).
+
+    Memory: that of the numbers, which are read once, and at most `pickles.BYTES_PER_BYTE` bytes for each byte of the
+    file's pickles.
 
     Raises:
-      UserError: the file is no such file, is damaged, or asks for anything else.
+      UserError: the file is no such file, is damaged, holds no dict of tensors, or several without a usual name, or
+        one that is not dense or not real.
     """
-    path = Path(path).expanduser()
+    path = files.expand(path)
     try:
-        with path.open("rb") as file:
+        with regular_file(path).open("rb") as file:
             head, size = file.read(512), file.seek(0, os.SEEK_END)
             if head.startswith(b"PK\x03\x04"):
                 tensors = _read_zip(path, file, size)
             elif head.startswith(b"\x80"):
                 with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                    tensors = _read_legacy(path, data, size)
+                    tensors = _read_legacy(path, data)
             elif head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size:
-                tensors = _read_safetensors(path)
+                tensors = _read_safetensors(path, file)
             else:
                 raise UserError(f"{path} {_kind(head)}: {EXPECTED}")
     except UserError:
@@ -61,42 +96,45 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except DAMAGE as error:
         raise UserError(f"{path} is damaged or was cut off ({_one_line(error)}): get it again") from error
-    if not all(name.isprintable() for name in tensors):  # errors show names
-        raise UserError(f"{path} is damaged: the name of a tensor has unprintable characters")
-    for prefix in PREFIXES:
-        if all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
-    return tensors
+    for name, value in tensors.items():
+        if not name.isprintable():  # errors show names
+            raise UserError(f"{path} is damaged: the name of a tensor has unprintable characters")
+        if value.dtype.kind == "c":
+            raise UserError(f"{path}: {name} is of complex numbers ({value.dtype}), and weights are real ones")
+    return _without_wrappers(tensors)
 
 
-def write_state_dict(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
+def write_state_dict(
+    path: str | Path, tensors: Mapping[str, np.ndarray], check: Callable[[Path], None] = lambda new: None
+) -> None:
     """Writes a .safetensors file or, with PyTorch at hand, a .pth or .pt file; the file appears when it is whole.
 
+    Args:
+      check: is given the new file before it becomes `path`, and may raise.
+
     Raises:
-      UserError: another suffix, PyTorch is missing, or the file cannot be written.
+      UserError: another suffix, or PyTorch is missing.
+      WriteError: the file cannot be written.
     """
-    path = Path(path).expanduser()
+    path = files.expand(path)
     arrays = {name: np.array(value, order="C") for name, value in tensors.items()}  # PyTorch warns of read-only ones
 
-    def write(temporary: str) -> None:
+    def content() -> bytes:  # in memory, since both libraries hide in errors of their own that the disk is full
         if path.suffix == ".safetensors":
-            safetensors.numpy.save_file(arrays, temporary, metadata={"format": "pt"})
-        else:
-            import torch
+            return safetensors.numpy.save(arrays, metadata={"format": "pt"})
+        import torch
 
-            torch.save({name: torch.from_numpy(value) for name, value in arrays.items()}, temporary)
+        file = io.BytesIO()
+        torch.save({name: torch.from_numpy(value) for name, value in arrays.items()}, file)
+        return file.getvalue()
 
     if path.suffix not in (".safetensors", ".pth", ".pt"):
         raise UserError(f"{path}: a file of weights ends in .safetensors, .pth or .pt")
     if path.suffix != ".safetensors" and importlib.util.find_spec("torch") is None:
         raise UserError(f"{path}: {path.suffix} files are written by PyTorch, which is missing: choose .safetensors")
-    try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
-            temporary = os.path.join(folder, path.name)
-            write(temporary)
-            os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    with whole_file(path) as new:
+        new.write_bytes(content())
+        check(new)
 
 
 def _kind(head: bytes) -> str:
@@ -126,183 +164,21 @@ def _kind(head: bytes) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return printable(" ".join(str(error).split())[:200]) or type(error).__name__
 
 
-# The values of a pickle.
+# Where the tensors are.
 
 
-class _Storage(NamedTuple):
-    """Numbers that lie elsewhere in the file, of which tensors are views; `start` is where the storage's own begin."""
-
-    key: str
-    dtype: np.dtype
-    numel: int
-    start: int = 0
-
-
-class _Tensor(NamedTuple):
-    """A tensor whose numbers have not been read; offset and strides in elements."""
-
-    storage: _Storage
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-
-def _tensor(storage, offset, shape, strides, *_) -> _Tensor:
-    if not (isinstance(storage, _Storage) and len(shape) == len(strides)):
-        raise ValueError("a tensor without storage, shape and strides")
-    for number in (offset, *shape, *strides):
-        if not isinstance(number, int) or number < 0:
-            raise ValueError(f"a tensor of shape {shape}, strides {strides} and offset {offset}")
-    return _Tensor(storage, offset, tuple(shape), tuple(strides))
-
-
-def _parameter(data, *_) -> _Tensor:
-    if not isinstance(data, _Tensor):
-        raise ValueError("a parameter without a tensor")
-    return data
-
-
-def _dict(items=()) -> dict:
-    result = {}
-    _set_items(result, [part for pair in items for part in pair])
-    return result
-
-
-# All that the pickles of a state dict name, by module and name as they stand there.
-GLOBALS: Mapping[str, Any] = {
-    "collections OrderedDict": _dict,
-    "torch._utils _rebuild_tensor": _tensor,
-    "torch._utils _rebuild_tensor_v2": _tensor,
-    "torch._utils _rebuild_parameter": _parameter,
-    "torch.nn.parameter Parameter": _parameter,
-    "torch Size": tuple,
-    "torch device": lambda *_: None,
-    "torch BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
-    "torch HalfStorage": np.dtype("<f2"),
-    "torch FloatStorage": np.dtype("<f4"),
-    "torch DoubleStorage": np.dtype("<f8"),
-    "torch CharStorage": np.dtype("<i1"),
-    "torch ByteStorage": np.dtype("<u1"),
-    "torch ShortStorage": np.dtype("<i2"),
-    "torch IntStorage": np.dtype("<i4"),
-    "torch LongStorage": np.dtype("<i8"),
-    "torch BoolStorage": np.dtype("?"),
-}
-CONSTANTS = (
-    "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINSTRING",
-    "SHORT_BINSTRING",
-)  # fmt: skip
-VALUES = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-EMPTIES = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
-TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-
-
-def _unpickle(path: Path, file: Any) -> Any:
-    """The value of the pickle at which the file stands; storages and tensors are noted, not read.
-
-    Raises:
-      UserError: it names or does what no state dict needs.
-      one of DAMAGE: it cannot be decoded.
-    """
-    stack, marks, memo = [], [], {}
-
-    def pop_to_mark() -> list:
-        mark = marks.pop()
-        items = stack[mark:]
-        del stack[mark:]
-        return items
-
-    def find(name: str) -> Any:
-        if name not in GLOBALS:
-            name = name.replace(" ", ".") if name.isprintable() else ascii(name)
+def _tensors(path: Path, content: Any, reader: Reader, read: Callable[[Storage], bytes]) -> dict[str, np.ndarray]:
+    """The arrays of the state dict in a pickle; `read` gives the bytes of a storage, which tensors may share."""
+    found = _state_dict(path, content, reader)
+    for name, value in found.items():
+        if isinstance(value, Foreign):
+            kind = NOT_READ.get(value.name, f"a tensor that only {printable(value.name)} can make")
             raise UserError(
-                f"{path} asks for {name}, and of a .pth file only dicts of tensors are read, so that nothing in it is "
-                "executed: in PyTorch, save model.state_dict() alone"
+                f"{path}: {printable(name)} is {kind}, and dense tensors of real numbers are read: save it as one"
             )
-        return GLOBALS[name]
-
-    for opcode, argument, _ in pickletools.genops(file):
-        name: str = opcode.name
-        value: Any = argument
-        if name in CONSTANTS:
-            stack.append(value)
-        elif name in VALUES:
-            stack.append(VALUES[name])
-        elif name in EMPTIES:
-            stack.append(EMPTIES[name]())
-        elif name in TUPLES:
-            items = stack[-TUPLES[name] :]
-            del stack[-TUPLES[name] :]
-            stack.append(tuple(items))
-        elif name == "TUPLE":
-            stack.append(tuple(pop_to_mark()))
-        elif name == "MARK":
-            marks.append(len(stack))
-        elif name == "APPEND":
-            item = stack.pop()
-            stack[-1].append(item)
-        elif name == "APPENDS":
-            items = pop_to_mark()
-            stack[-1].extend(items)
-        elif name in ("SETITEM", "SETITEMS"):
-            items = [stack.pop(), stack.pop()][::-1] if name == "SETITEM" else pop_to_mark()
-            _set_items(stack[-1], items)
-        elif name in ("BINPUT", "LONG_BINPUT"):
-            memo[value] = stack[-1]
-        elif name == "MEMOIZE":
-            memo[len(memo)] = stack[-1]
-        elif name in ("BINGET", "LONG_BINGET"):
-            stack.append(memo[value])
-        elif name == "GLOBAL":
-            stack.append(find(value))
-        elif name == "STACK_GLOBAL":
-            attribute, module = stack.pop(), stack.pop()
-            stack.append(find(f"{module} {attribute}"))
-        elif name == "BINPERSID":
-            stack.append(_storage(*stack.pop()))
-        elif name == "REDUCE":
-            arguments, function = stack.pop(), stack.pop()
-            stack.append(function(*arguments))  # only those in GLOBALS can be called
-        elif name == "BUILD":
-            stack.pop()  # attributes, such as a state dict's _metadata
-        elif name == "STOP":
-            return stack.pop()
-        elif name not in ("PROTO", "FRAME"):
-            raise UserError(
-                f"{path} holds a pickle with the operation {name}, which no state dict needs: "
-                "in PyTorch, save model.state_dict() alone"
-            )
-    raise EOFError("a pickle without an end")
-
-
-def _set_items(target: dict, items: list) -> None:
-    """Pairs, one after the other, into a dict. Keys are what state dicts have: others can take forever to hash."""
-    if type(target) is not dict or not all(isinstance(key, str | int) for key in items[::2]):
-        raise ValueError("a dict with unusual keys")
-    target.update(zip(items[::2], items[1::2], strict=True))
-
-
-def _storage(kind, dtype, key, location, numel, view=None) -> _Storage:
-    if kind != "storage" or not isinstance(dtype, np.dtype) or not isinstance(key, str) or not isinstance(numel, int):
-        raise ValueError("a storage without type, key and size")
-    return _Storage(key, dtype, numel, view[1] if view else 0)
-
-
-def _tensors(path: Path, content: Any, read: Callable[[_Storage], bytes]) -> dict[str, np.ndarray]:
-    """The arrays of a state dict; `read` gives the bytes of a storage, which several tensors may share."""
-    for wrapper in WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    found = {
-        name: value
-        for name, value in (content.items() if isinstance(content, dict) else ())
-        if isinstance(name, str) and isinstance(value, _Tensor)
-    }
-    if not found:
-        raise UserError(f"{path} holds no dict of tensors, but {type(content).__name__}: {EXPECTED}")
     storages: dict[str, bytes] = {}
     for tensor in found.values():
         if tensor.storage.key not in storages:
@@ -310,20 +186,123 @@ def _tensors(path: Path, content: Any, read: Callable[[_Storage], bytes]) -> dic
     return {name: _array(tensor, storages[tensor.storage.key]) for name, tensor in found.items()}
 
 
-def _array(tensor: _Tensor, data: bytes) -> np.ndarray:
+def _state_dict(path: Path, content: Any, reader: Reader) -> dict[str, Any]:
+    """The dict of tensors (or of what would be some) that is the network's.
+
+    Raises:
+      UserError: there is none, or there are several, none of which has a usual name.
+    """
+    candidates = [_Candidate(where, tensors) for where, tensors in _dicts_of_tensors(content)]
+    if not candidates and reader.foreign:
+        raise _asks_for(path, reader.foreign)
+    if not candidates:
+        raise UserError(f"{path} holds no dict of tensors, but {type(content).__name__}: {EXPECTED}")
+    candidates.sort(key=_Candidate.rank)
+    first, *others = [candidate for candidate in candidates if candidate.is_network == candidates[0].is_network]
+    if any(other.rank() == first.rank() for other in others):
+        raise UserError(
+            f"{path} holds several dicts of tensors, and their names do not say which one is the network's: "
+            f"{_listed([first, *others])}: in PyTorch, save the one that you want alone"
+        )
+    if others:
+        logger.warning("%s: reading %s; it also holds %s", path, first, _listed(others))
+    return first.tensors
+
+
+def _asks_for(path: Path, name: str) -> UserError:
+    return UserError(
+        f"{path} asks for {printable(name)}, and of a .pth file only dicts of tensors are read, so that nothing in it "
+        "is executed: in PyTorch, save model.state_dict() alone"
+    )
+
+
+class _Candidate(NamedTuple):
+    """A dict with tensors, and the keys on the way to it."""
+
+    where: tuple[str | int, ...]
+    tensors: dict[str, Any]
+
+    def __str__(self) -> str:
+        name = printable(".".join(str(key)[:50] for key in self.where)) or "the whole"
+        return f"{name} ({len(self.tensors)} tensor{'s' * (len(self.tensors) != 1)})"
+
+    @property
+    def is_network(self) -> bool:
+        return any(
+            name.rpartition(".")[2] in ("weight", "bias", "running_mean") and isinstance(value, Tensor)
+            for name, value in self.tensors.items()
+        )
+
+    def rank(self) -> tuple[int, ...]:
+        """What sorts the likeliest first: a usual name, the nearest to the top; the top itself; all others alike."""
+        last = self.where[-1] if self.where else None
+        if last in USUAL:
+            return (not self.is_network, 0, len(self.where), USUAL.index(last))
+        return (not self.is_network, 2 if self.where else 1)
+
+
+def _listed(candidates: list[_Candidate]) -> str:
+    more = f" and {len(candidates) - LISTED} more" if len(candidates) > LISTED else ""
+    return ", ".join(map(str, candidates[:LISTED])) + more
+
+
+def _dicts_of_tensors(content: Any) -> Iterator[tuple[tuple[str | int, ...], dict[str, Any]]]:
+    """The tensors of each dict that has any, and the keys that lead to it; those of optimizers are left out."""
+    queue: deque[tuple[tuple[str | int, ...], Any]] = deque([((), content)])
+    seen = {id(content)}
+    while queue:
+        where, value = queue.popleft()
+        value = value.items if isinstance(value, Foreign) else value
+        if not isinstance(value, dict | list | tuple):
+            continue
+        if isinstance(value, dict):
+            if "state" in value and ("param_groups" in value or "hypers" in value):  # PyTorch's optimizers and fastai's
+                continue
+            tensors = {name: item for name, item in value.items() if isinstance(name, str) and _is_tensor(item)}
+            if tensors:
+                yield where, tensors
+        most = min(len(seen) + MOST_PARTS, MOST_DICTS) if len(where) < DEEPEST else 0
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            if isinstance(part, dict | list | tuple | Foreign) and id(part) not in seen and len(seen) < most:
+                seen.add(id(part))
+                queue.append(((*where, key), part))
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor) or (isinstance(value, Foreign) and value.is_tensor)
+
+
+def _array(tensor: Tensor, data: bytes) -> np.ndarray:
     """A view, never beyond the storage, and never larger than it (a stride of 0 would make it so)."""
-    storage, shape, strides = tensor.storage, tensor.shape, tensor.strides
+    storage, shape, strides, itemsize = tensor.storage, tensor.shape, tensor.strides, tensor.dtype.itemsize
     if len(data) != storage.numel * storage.dtype.itemsize:
         raise ValueError(f"storage {storage.key} has {len(data)} bytes, not {storage.numel} of {storage.dtype}")
     if math.prod(shape) == 0:
-        return np.zeros(shape, storage.dtype)
+        return np.zeros(shape, tensor.dtype)
+    numel = len(data) // itemsize
     start = storage.start + tensor.offset
     last = start + sum((side - 1) * stride for side, stride in zip(shape, strides, strict=True))
-    if last >= storage.numel or math.prod(shape) > storage.numel:
-        raise ValueError(f"a tensor of shape {shape} reaches beyond its storage of {storage.numel}")
-    numbers = np.frombuffer(data, storage.dtype)[start:]
-    steps = [stride * storage.dtype.itemsize for stride in strides]
-    return np.lib.stride_tricks.as_strided(numbers, shape, steps, writeable=False)
+    if last >= numel or math.prod(shape) > numel:
+        raise ValueError(f"a tensor of shape {shape} reaches beyond its storage of {numel}")
+    return np.ndarray(shape, tensor.dtype, data, start * itemsize, [stride * itemsize for stride in strides])
+
+
+def _without_wrappers(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Without what wrappers put into the names, in any order and number: "_orig_mod.module.conv1.weight".
+
+    At the start of names it goes off if all have it but for numbers of the wrapper's own, such as `n_averaged`, which
+    go with it. Within names it goes off wherever it is: a part was wrapped ("features.module.0.weight").
+    """
+    while True:
+        whole = [name for name, value in tensors.items() if value.ndim] or list(tensors)
+        prefix = next((prefix for prefix in PREFIXES if all(name.startswith(prefix) for name in whole)), None)
+        if prefix is None:
+            break
+        tensors = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    names = {name: WRAPPED.sub(".", name) for name in tensors}
+    if len(set(names.values())) < len(names):
+        return tensors
+    return {names[name]: value for name, value in tensors.items()}
 
 
 # The three kinds of files.
@@ -340,58 +319,64 @@ def _read_zip(path: Path, file: BinaryIO, size: int) -> dict[str, np.ndarray]:
             if all(name.endswith(".npy") for name in names):
                 kind = "NumPy archive"
             raise UserError(f"{path} is a {kind}, not a state dict: {EXPECTED}")
+        members = archive.infolist()
+        total = sum(max(member.file_size, member.compress_size) for member in members)  # too many if some overlap
 
         def read(name: str) -> bytes:
             member = archive.getinfo(root + name)
-            if member.compress_type != zipfile.ZIP_STORED or member.file_size > size:  # PyTorch never packs them
+            if member.compress_type != zipfile.ZIP_STORED or total > size:  # PyTorch never packs them
                 raise ValueError(f"{name} is packed or too large")
             return archive.read(member)
 
         if f"{root}byteorder" in names and read("byteorder") != b"little":
             raise UserError(f"{path} was written on a big-endian machine: save it as .safetensors there")
-        content = _unpickle(path, io.BytesIO(read("data.pkl")))
-        return _tensors(path, content, lambda storage: read(f"data/{storage.key}"))
+        reader = Reader(path, io.BytesIO(read("data.pkl")))
+        return _tensors(path, reader.read(), reader, lambda storage: read(f"data/{storage.key}"))
 
 
-def _read_legacy(path: Path, data: mmap.mmap, size: int) -> dict[str, np.ndarray]:
+def _read_legacy(path: Path, data: mmap.mmap) -> dict[str, np.ndarray]:
     """PyTorch's format before 1.6: five pickles (magic number, version, machine, content, keys), then the storages."""
-    if _unpickle(path, data) != LEGACY_MAGIC:
+    reader = Reader(path, data)
+    if reader.read() != LEGACY_MAGIC:
+        if reader.foreign:
+            raise _asks_for(path, reader.foreign)
         raise UserError(f"{path} is a pickle, but not PyTorch's: {EXPECTED}")
-    _unpickle(path, data)
-    if not _unpickle(path, data)["little_endian"]:
+    reader.read()
+    if not reader.read()["little_endian"]:
         raise UserError(f"{path} was written on a big-endian machine: save it as .safetensors there")
-    content = _unpickle(path, data)
-    places: dict[str, int] = {}
-    # The numbers of elements stand before the elements, whose size only the tensors tell.
-    itemsizes = {storage.key: storage.dtype.itemsize for storage in _storages(content)}
-    for key in _unpickle(path, data):
-        numel = int.from_bytes(data.read(8), "little")
-        places[key] = data.tell()
-        data.seek(numel * itemsizes[key], os.SEEK_CUR)
+    content = reader.read()
+    places: dict[str, tuple[int, int]] = {}
+    for key in reader.read():
+        # The number of elements stands before the elements, whose size only the tensors tell.
+        length = int.from_bytes(data.read(8), "little") * reader.storages[key].itemsize
+        places[key] = data.tell(), length
+        data.seek(length, os.SEEK_CUR)
 
-    def read(storage: _Storage) -> bytes:
-        place = places[storage.key]
-        return data[place : place + storage.numel * storage.dtype.itemsize]
+    def read(storage: Storage) -> bytes:
+        place, length = places[storage.key]  # each has its own, so that all together are no more than the file
+        return data[place : place + length]
 
-    return _tensors(path, content, read)
-
-
-def _storages(content: Any) -> list[_Storage]:
-    """Those of all tensors in dicts, lists and tuples."""
-    found, queue, seen = [], [content], set()
-    while queue:
-        value = queue.pop()
-        if isinstance(value, _Tensor):
-            found.append(value.storage)
-        elif isinstance(value, dict | list | tuple) and id(value) not in seen:
-            seen.add(id(value))
-            queue += value.values() if isinstance(value, dict) else value
-    return found
+    return _tensors(path, content, reader, read)
 
 
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    with safetensors.safe_open(path, framework="numpy") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
-    if not tensors:
+def _read_safetensors(path: Path, file: BinaryIO) -> dict[str, np.ndarray]:
+    with safetensors.safe_open(path, framework="numpy"):
+        pass  # the header is whole, and every tensor has its own place in the file
+    file.seek(0)
+    header: dict[str, Any] = parse_json(file.read(int.from_bytes(file.read(8), "little")))
+    header.pop("__metadata__", None)
+    if not header:
         raise UserError(f"{path} holds no tensor: {EXPECTED}")
-    return tensors
+    for name, entry in header.items():
+        if entry["dtype"] not in SAFETENSORS_DTYPES:
+            raise UserError(
+                f"{path}: {printable(name)} is of type {entry['dtype']}, which is not read; known: "
+                f"{', '.join(SAFETENSORS_DTYPES)}"
+            )
+    data = file.read()
+    return {
+        name: np.frombuffer(
+            data, SAFETENSORS_DTYPES[entry["dtype"]], math.prod(entry["shape"]), entry["data_offsets"][0]
+        ).reshape(entry["shape"])
+        for name, entry in header.items()
+    }

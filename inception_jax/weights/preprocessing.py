@@ -1,19 +1,18 @@
 """From a picture of any size to what pretrained networks read."""
 
 import dataclasses
+import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
 from inception_jax import synsets
+from inception_jax.data.images import MAX_PIXELS, Picture, open_picture
 from inception_jax.errors import UserError
 
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-
-Picture = Image.Image | np.ndarray | str | Path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,13 +37,17 @@ class Preprocessing:
     def __call__(self, picture: Picture) -> Float[np.ndarray, "crop crop 3"]:
         """A Pillow image, an array uint8 (height, width), (height, width, 1 or 3), or a file, to the network's input.
 
+        Pictures are opened as for training, see `data.images.open_picture`.
+
         Raises:
-          UserError: it is no picture.
+          UserError: it is no picture, too large, or too long for its width.
         """
         image = open_picture(picture)
         short, long = sorted(image.size)
         short, long = self.resize, int(self.resize * long / short)
         size = (short, long) if image.width <= image.height else (long, short)
+        if long * short > MAX_PIXELS:
+            raise UserError(f"a picture of {image.width}x{image.height} pixels is too long to be made {short} wide")
         if image.size != size:
             image = image.resize(size, INTERPOLATIONS[self.interpolation])
         left, top = (round((side - self.crop) / 2) for side in size)
@@ -53,30 +56,11 @@ class Preprocessing:
 
     def batch(self, pictures: Picture | Sequence[Picture]) -> Float[np.ndarray, "batch crop crop 3"]:
         """The inputs of one picture or several; an array of four axes is several."""
-        if isinstance(pictures, Image.Image | str | Path) or (isinstance(pictures, np.ndarray) and pictures.ndim < 4):
+        if isinstance(pictures, bytes | Image.Image | str | os.PathLike) or (
+            isinstance(pictures, np.ndarray) and pictures.ndim < 4
+        ):
             pictures = [pictures]
         return np.stack([self(picture) for picture in pictures])
-
-
-def open_picture(picture: Picture) -> Image.Image:
-    """The picture in red, green and blue; gray is repeated, transparency dropped.
-
-    Raises:
-      UserError: it is no picture.
-    """
-    if isinstance(picture, np.ndarray):
-        shape = picture.shape
-        if picture.dtype != np.uint8 or not (picture.ndim == 2 or (picture.ndim == 3 and shape[2] in (1, 3))):
-            allowed = "uint8 of shape (height, width) or (height, width, 1 or 3)"
-            raise UserError(f"a picture must be {allowed}, not {picture.dtype} {shape}")
-        return Image.fromarray(picture.squeeze(-1) if shape[2:] == (1,) else picture).convert("RGB")
-    if isinstance(picture, Image.Image):
-        return picture.convert("RGB")
-    try:
-        with Image.open(picture) as image:
-            return image.convert("RGB")
-    except Exception as error:  # Pillow raises whatever a broken file makes it trip over
-        raise UserError(f"cannot read the picture {picture}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def imagenet_classes() -> tuple[str, ...]:

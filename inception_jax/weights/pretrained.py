@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import numpy as jnp
 from jaxtyping import Float
 
-from inception_jax import models
+from inception_jax import files, models
 from inception_jax.errors import UserError, unknown_name
 from inception_jax.models.folding import fold_model, inference_variables
 from inception_jax.weights.convert import count_classes, from_state_dict, identify, recognize, registered_name
@@ -41,8 +41,17 @@ class Pretrained:
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        return f"Pretrained({type(self.model).__name__}, {len(self.class_names)} classes, {self.preprocessing})"
+
     def logits(self, pictures: Picture | Sequence[Picture]) -> Float[np.ndarray, "batch classes"]:
-        """Of one picture or several: files, Pillow images, arrays uint8 (height, width, 3), each of any size."""
+        """Of one picture or several: files, Pillow images, arrays uint8 (height, width, 3), each of any size.
+
+        They are opened as for training: turned as their EXIF data says, 16 bits become 8.
+
+        Raises:
+          UserError: one is no picture, or too large.
+        """
         model, variables = self._folded
         return np.asarray(_logits(variables, self.preprocessing.batch(pictures), model))
 
@@ -187,7 +196,7 @@ def find_network(source: str) -> tuple[str, dict[str, Any], Preprocessing | None
     published = _published(source)
     if published:
         format, name = published.format, published.model
-    elif Path(source).suffix in SUFFIXES or Path(source).expanduser().is_file():
+    elif Path(source).suffix in SUFFIXES or files.expand(source).is_file():
         tensors = read_state_dict(source)
         found = identify({name: tensor.shape for name, tensor in tensors.items()})
         if found is None:
@@ -205,7 +214,7 @@ def _published(source: str | Path) -> PublishedWeights | None:
     """What is published under a name, or what a file is a copy of."""
     if str(source) in PRETRAINED:
         return PRETRAINED[str(source)]
-    path = Path(source).expanduser()
+    path = files.expand(source)
     return next((weights for weights in PRETRAINED.values() if is_copy(path, weights)), None)
 
 
@@ -213,7 +222,7 @@ def _read(source: str | Path, model: nn.Module) -> _Source:
     if source in NAMINGS:
         source = f"{source}:{registered_name(model)}"
     published = _published(source)
-    if published is None and Path(source).suffix not in SUFFIXES and not Path(source).expanduser().exists():
+    if published is None and Path(source).suffix not in SUFFIXES and not files.expand(source).exists():
         libraries = {name.partition(":")[0] for name in PRETRAINED}
         raise unknown_name("weights (and no file)", str(source), {*libraries, *PRETRAINED})
     tensors = read_state_dict(fetch(published) if published and str(source) in PRETRAINED else source)

@@ -2,26 +2,25 @@
 
 import dataclasses
 import hashlib
-import http.client
 import logging
 import os
-import sys
-import tempfile
-import urllib.error
-import urllib.request
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from tqdm import tqdm
-
-from inception_jax.errors import UserError, unknown_name
+from inception_jax import files
+from inception_jax.downloads import FAILURES, download, reason
+from inception_jax.errors import UserError, WriteError, unknown_name
+from inception_jax.files import cannot_write, regular_file, whole_file, write_text
+from inception_jax.text import complain
 from inception_jax.weights.preprocessing import Preprocessing
 
 logger = logging.getLogger(__name__)
 
-CONNECT_SECONDS = 20  # without an answer, until a server counts as out of reach
-CHUNK = 2**20  # bytes read at a time
+DIGITS = 64  # of a SHA-256 in hexadecimal
+MOST_BYTES = 2**31  # of a file; the largest that is published, VGG-19's, has 575 MB
+MOST_SECONDS = 4 * 3600.0  # of a download: the largest at 40 KB/s
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
@@ -173,69 +172,112 @@ def published(name: str) -> PublishedWeights:
 
 def cache_folder() -> Path:
     """Where published files are kept: weights/ in $INCEPTION_JAX_DATA, else in ~/.cache/inception_jax."""
-    return Path(os.environ.get("INCEPTION_JAX_DATA") or "~/.cache/inception_jax").expanduser() / "weights"
+    return files.expand(os.environ.get("INCEPTION_JAX_DATA") or "~/.cache/inception_jax") / "weights"
 
 
 def fetch(weights: PublishedWeights) -> Path:
     """The file, downloaded unless it is in `cache_folder()`; its digest is verified either way.
 
+    Where only the beginning of the digest was published, the whole one is shown and kept beside the file when it is
+    first seen, and verified from then on.
+
     Raises:
       UserError: the server is out of reach (the message says how to put the file there by hand), the file is not the
-        published one, or the folder cannot be written.
+        published one, or is another one than at first.
+      WriteError: the folder cannot be written.
     """
-    path = cache_folder() / weights.url.rpartition("/")[2]
-    if path.is_file():
-        if not _digest(path).startswith(weights.sha256):
+    path = cache_folder() / _name(weights)
+    if path.exists():
+        try:
+            digest = _digest(path)
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+        if not digest.startswith(weights.sha256):
             raise UserError(f"{path} is not the published file, whose SHA-256 begins with {weights.sha256}: remove it")
+        _check_first_seen(weights, digest, str(path), "remove the file, or what was kept if you know that one is right")
         return path
-    message = f"downloading {weights.url} to {path}; licence: {weights.licence}"
-    if logger.isEnabledFor(logging.INFO):
-        logger.info(message)
-    else:  # at the REPL, where nothing has set up logging
-        print(message, file=sys.stderr)
+    _tell(f"downloading {weights.url} to {path}; licence: {weights.licence}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            temporary = Path(folder, path.name)
-            _download(weights.url, temporary, path)
-            digest = _digest(temporary)
-            if not digest.startswith(weights.sha256):
-                raise UserError(
-                    f"{weights.url} is not the published file: its SHA-256 is {digest}, which does not begin with "
-                    f"{weights.sha256}; it was removed"
-                )
-            os.replace(temporary, path)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        raise cannot_write(path, error) from error
+    with whole_file(path) as new:
+        try:
+            download(weights.url, new, most_bytes=MOST_BYTES, most_seconds=MOST_SECONDS)
+        except FAILURES as error:
+            raise UserError(
+                f"cannot download {weights.url} ({reason(error)}): without a network, fetch it elsewhere and put it at "
+                f"{path}"
+            ) from error
+        digest = _digest(new)
+        if not digest.startswith(weights.sha256):
+            raise UserError(
+                f"{weights.url} is not the published file: its SHA-256 is {digest}, which does not begin with "
+                f"{weights.sha256}; it was removed"
+            )
+        _check_first_seen(weights, digest, weights.url, "it was removed")
     return path
 
 
 def is_copy(path: Path, weights: PublishedWeights) -> bool:
     """Whether a file is the published one: it has its name and its digest."""
     try:
-        return path.name == weights.url.rpartition("/")[2] and _digest(path).startswith(weights.sha256)
+        if path.name != _name(weights) or not path.is_file():
+            return False
+        return _digest(path).startswith(_first_seen(weights) or weights.sha256)
     except OSError:
         return False
 
 
-def _download(url: str, temporary: Path, path: Path) -> None:
-    try:
-        with urllib.request.urlopen(url, timeout=CONNECT_SECONDS) as answer:
-            size = int(answer.headers.get("Content-Length") or 0)
-            with (
-                temporary.open("wb") as file,
-                tqdm(total=size or None, unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar,
-            ):
-                while chunk := answer.read(CHUNK):
-                    file.write(chunk)
-                    bar.update(len(chunk))
-    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
-        reason = getattr(error, "reason", error)
+def _name(weights: PublishedWeights) -> str:
+    return weights.url.rpartition("/")[2]
+
+
+def _kept(weights: PublishedWeights) -> Path:
+    """Where the digest of a file that was first seen is kept, as sha256sum writes it."""
+    return cache_folder() / f"{_name(weights)}.sha256"
+
+
+def _first_seen(weights: PublishedWeights) -> str | None:
+    """The whole digest that the file had when it was first seen; None: it was not, or the whole one is published.
+
+    Raises:
+      UserError: what was kept is damaged.
+    """
+    kept = _kept(weights)
+    if len(weights.sha256) == DIGITS or not kept.exists():
+        return None
+    text = regular_file(kept).read_bytes()[: 2 * DIGITS].decode("ascii", "replace").split(" ")[0]
+    if not re.fullmatch(f"[0-9a-f]{{{DIGITS}}}", text):
+        raise UserError(f"{kept} is damaged: remove it, and the file's digest is kept anew")
+    return text
+
+
+def _check_first_seen(weights: PublishedWeights, digest: str, what: str, advice: str) -> None:
+    """Keeps the digest at the first time, and raises UserError if it is another one later."""
+    if len(weights.sha256) == DIGITS:
+        return
+    first = _first_seen(weights)
+    if first is None:
+        _tell(f"SHA-256 of {_name(weights)}: {digest}; it is kept beside the file, which has to have it from now on")
+        try:
+            write_text(_kept(weights), f"{digest}  {_name(weights)}\n")
+        except WriteError as error:  # a cache that others may only read
+            logger.warning("%s; so the file's digest is not verified the next time", error)
+    elif first != digest:
         raise UserError(
-            f"cannot download {url} ({reason}): without a network, fetch it elsewhere and put it at {path}"
-        ) from error
+            f"{what} is another file than at first: its SHA-256 is {digest}, and what was kept in {_kept(weights)} is "
+            f"{first}: {advice}"
+        )
+
+
+def _tell(message: str) -> None:
+    if logger.isEnabledFor(logging.INFO):
+        logger.info(message)
+    else:  # at the REPL, where nothing has set up logging
+        complain(message)
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
+    with regular_file(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -79,7 +79,7 @@ def finished(tmp_path, monkeypatch):
     model = create_model("simple_cnn", num_classes=2, stage_features=(4,))
     inputs = Inputs(("dark", "light"), (6, 9, 1), (0.5,), (0.2,))
     variables = random_variables(module_shapes(model, (1, 6, 9, 1))[1])
-    monkeypatch.setattr(run, "load_run", lambda folder: Run(tmp_path, config, model, variables, inputs, 1))
+    monkeypatch.setattr(run, "load_run", lambda folder, **_: Run(tmp_path, config, model, variables, inputs, 1))
     return tmp_path
 
 

@@ -58,9 +58,9 @@ def test_digits_read_by_tfds_equal_the_decoded_arrays(digits):
 
 
 @pytest.mark.slow
-def test_mnist_equals_its_files(originals, tmp_path):
-    data.prepare("mnist", directory=tmp_path, archives=originals)
-    dataset = data.load("mnist", directory=tmp_path, splits={"train": "train", "test": "test"})
+def test_mnist_equals_its_files(originals, prepared):
+    data.prepare("mnist", archives=originals)
+    dataset = data.load("mnist", splits={"train": "train", "test": "test"})
     assert dataset.image_shape == (28, 28, 1)
     assert dataset.class_names == tuple("0123456789")
     for split, prefix, count in (("train", "train", 60_000), ("test", "t10k", 10_000)):
@@ -76,9 +76,9 @@ def test_mnist_equals_its_files(originals, tmp_path):
 
 
 @pytest.mark.slow
-def test_cifar10_equals_its_files(originals, tmp_path):
-    data.prepare("cifar10", directory=tmp_path, archives=originals)
-    dataset = data.load("cifar10", directory=tmp_path, splits={"train": "train", "test": "test"})
+def test_cifar10_equals_its_files(originals, prepared):
+    data.prepare("cifar10", archives=originals)
+    dataset = data.load("cifar10", splits={"train": "train", "test": "test"})
     assert dataset.image_shape == (32, 32, 3)
     assert dataset.class_names[3] == "cat"
     folder = originals / "cifar-10-batches-bin"

@@ -181,7 +181,7 @@ def test_preparation_prints_nothing(tmp_path, capfd):
 
 
 @pytest.mark.parametrize(
-    ("splits", "shared"),
+    ("splits", "number"),
     [
         ({"train": "train", "validation": "train[90%:]"}, 144),
         ({"train": "all", "test": "test"}, 355),
@@ -189,11 +189,11 @@ def test_preparation_prints_nothing(tmp_path, capfd):
         ({"train": "train[:50%]", "validation": "test", "test": "test"}, 0),
     ],
 )
-def test_shared_examples_are_warned_of(splits, shared, digits, caplog):
+def test_shared_examples_are_warned_of(splits, number, digits, caplog):
     with caplog.at_level(logging.WARNING):
         data.load("digits", directory=digits, splits=splits)
-    assert len(caplog.messages) == (shared > 0)
-    assert all(f"share {shared} examples" in message for message in caplog.messages)
+    assert len(caplog.messages) == (number > 0)
+    assert all(f"share {number} examples" in message for message in caplog.messages)
 
 
 def test_a_builder_from_outside(module, tmp_path):

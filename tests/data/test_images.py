@@ -1,15 +1,22 @@
 """Decoding, against Pillow: pictures as people have them, in every mode, and what is no picture."""
 
+import ast
 import io
+import os
+import struct
+import tracemalloc
 import warnings
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from inception_jax.data import images
+from inception_jax.data import folders, images, pictures
 from inception_jax.data.images import Format
 from inception_jax.errors import UserError
+from inception_jax.weights import Preprocessing
 
 RNG = np.random.default_rng(0)
 # Smooth enough for JPEG to be faithful, different along both axes.
@@ -88,7 +95,7 @@ def test_exif_data_that_says_something_else_costs_nothing(monkeypatch):
     for content in (plain, turned(1), turned_by_xmp):
         np.testing.assert_array_equal(images.decode(content, Format()), pillow(content))
     assert images.decode(turned_by_xmp, Format()).shape == (56, 40, 3)
-    monkeypatch.setattr(images.Image, "open", None)
+    monkeypatch.setattr(images, "_open_file", None)
     for content in (plain, turned(1)):
         images.decode(content, Format())
 
@@ -210,3 +217,250 @@ def test_real_photographs(originals):
         assert np.abs(images.decode(content, Format(96), lambda height, width, box=box: box) - crop).mean() < 4
     assert len(modes) == 70
     assert modes.count("L") == 6
+
+
+# One opener: the same bounds, formats and decisions, whatever a picture comes as.
+
+PACKAGE = Path(images.__file__).parent.parent
+MARKED = [*PLAIN, "16 bits", "16-bit tiff", "by XMP", "palette with alpha"]
+
+
+def marked(name: str) -> bytes:
+    if name == "16 bits":
+        return encoded(Image.fromarray(np.linspace(0, 65535, 600).astype(np.uint16).reshape(20, 30)), "PNG")
+    if name == "16-bit tiff":
+        return encoded(Image.fromarray(np.linspace(0, 65535, 600).astype(np.uint16).reshape(20, 30)), "TIFF")
+    if name == "by XMP":
+        return encoded(RGB, "JPEG", xmp=b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><d tiff:Orientation="6"/></x:xmpmeta>')
+    if name == "palette with alpha":
+        return encoded(RGB.quantize(16), "PNG", transparency=bytes(range(16)))
+    return PLAIN[name]
+
+
+@pytest.mark.parametrize("name", MARKED)
+def test_files_bytes_and_images_in_hand_become_the_same(name, tmp_path):
+    content = marked(name)
+    (tmp_path / "picture").write_bytes(content)
+    expected = images.decode(content, Format())
+    with Image.open(io.BytesIO(content)) as lazy, Image.open(io.BytesIO(content)) as loaded:
+        loaded.load()
+        before = loaded.size, loaded.mode, dict(loaded.info)
+        for given in (content, tmp_path / "picture", str(tmp_path / "picture"), lazy, loaded):
+            np.testing.assert_array_equal(images.open_picture(given), expected)
+        for given in (lazy, loaded):
+            np.testing.assert_array_equal(images.convert(given, Format()), expected)
+        assert before == (loaded.size, loaded.mode, dict(loaded.info))  # it is its owner's
+    inputs = Preprocessing(20, 16, (0.0,) * 3, (1.0,) * 3)
+    np.testing.assert_array_equal(inputs(tmp_path / "picture"), inputs(expected))
+
+
+@pytest.mark.parametrize("pixels", [np.full((4, 4), 0.5, np.float32), np.full((4, 4), 70_000, np.int32)])
+def test_pixels_without_a_known_range_are_refused(pixels):
+    image = Image.fromarray(pixels)
+    for given in (image, encoded(image, "TIFF")):
+        with pytest.raises(UserError, match="no known range: save it with 8 or 16 bits"):
+            images.open_picture(given)
+
+
+def tiff(width, height, *more, pieces=1):
+    """A gray TIFF with a tag for each (number, type, count, value), and room for as many offsets of pieces."""
+    tags = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), *more]
+    head = b"II*\0" + struct.pack("<LH", 8, len(tags))
+    return head + b"".join(struct.pack("<HHLL", *tag) for tag in tags) + bytes(4) + bytes(4 * pieces)
+
+
+def png(width, height, *chunks):
+    parts = [(b"IHDR", struct.pack(">LLBBBBB", width, height, 8, 0, 0, 0, 0)), *chunks, (b"IDAT", zlib.compress(b""))]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">L", len(body)) + kind + body + struct.pack(">L", zlib.crc32(kind + body)) for kind, body in parts
+    )
+
+
+def with_bytes(content, place, new):
+    return content[:place] + new + content[place + len(new) :]
+
+
+def head(kind, width, height):
+    """A file whose head says that it has that size, and hardly any more."""
+    if kind == "PNG":
+        return png(width, height)
+    if kind == "JPEG":
+        return with_bytes(PLAIN["jpeg"], PLAIN["jpeg"].index(b"\xff\xc0") + 5, struct.pack(">HH", height, width))
+    if kind == "turned JPEG":
+        content = turned(6)
+        return with_bytes(content, content.index(b"\xff\xc0") + 5, struct.pack(">HH", height, width))
+    if kind == "GIF":
+        return with_bytes(PLAIN["gif"], 6, struct.pack("<HH", width, height))
+    if kind == "BMP":
+        return with_bytes(PLAIN["bmp"], 18, struct.pack("<LL", width, height))
+    if kind == "TIFF":
+        return tiff(width, height, (273, 4, 1, 0), (279, 4, 1, 0))
+    return b"P6 %d %d 255\n" % (width, height) + bytes(10)
+
+
+@pytest.mark.parametrize("size", [(14_000, 14_000), (60, 65_536), (65_536, 60)], ids=str)
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "turned JPEG", "GIF", "BMP", "TIFF", "PPM"])
+def test_one_bound_for_every_kind_before_anything_is_decoded(kind, size, monkeypatch):
+    if "JPEG" in kind or kind == "GIF":  # whose sides cannot be longer
+        size = min(size[0], 65_535), min(size[1], 65_535)
+        monkeypatch.setattr(images, "MAX_SIDE", 65_534)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", None)
+    monkeypatch.setattr(images.simplejpeg, "decode_jpeg", None)
+    content = head(kind, *size)
+    for read in (images.verify, images.effort, lambda content: images.decode(content, Format(8))):
+        with pytest.raises(images.TooLargeError, match=f"it has {size[0]}x{size[1]} pixels; at most"):
+            read(content)
+    with pytest.raises(UserError, match=r"picture given: it has .* pixels; at most 0.00\d* million"):
+        images.open_picture(head(kind, 56, 40), max_pixels=2000)
+
+
+def test_webp_is_bounded_before_its_decoder_is_made():
+    canvas = b"VP8X" + struct.pack("<L", 10) + bytes(4) + (16_382).to_bytes(3, "little") * 2
+    body = b"WEBP" + canvas + PLAIN["webp"][12:]
+    with pytest.raises((images.TooLargeError, Image.DecompressionBombError)):
+        images.verify(b"RIFF" + struct.pack("<L", len(body)) + body)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "GIF", "JPEG"])
+def test_pillows_own_warning_is_not_shown(kind, monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
+    monkeypatch.setattr(images, "PILLOWS_PIXELS", 2000)
+    content = encoded(RGB, kind) if kind != "JPEG" else turned(3)
+    images.decode(content, Format(8))  # a warning is an error here
+    assert Image.MAX_IMAGE_PIXELS == 2000
+    (tmp_path / "large.jpg").write_bytes(content)
+    pictures.check(pictures.FileSource.of(tmp_path, ["large.jpg"]), tmp_path / "facts")
+    assert "take long to decode, such as large.jpg" in caplog.text
+
+
+SHOWING = (345, 4, 1, 0)  # a tag of no consequence
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        tiff(2000, 2000, (322, 4, 1, 1), (323, 4, 1, 1), (324, 4, 100_000, 94), pieces=100_000),
+        tiff(10, 10, (322, 4, 1, 40_000), (323, 4, 1, 12_000), (324, 4, 1, 94), (325, 4, 1, 4)),
+        tiff(10, 10, *((40_000 + number, 1, 100_000, 8) for number in range(100)), pieces=25_000),
+        tiff(10, 10, *[SHOWING] * 5000),
+        png(10, 10, (b"eXIf", tiff(1, 1, *((40_000 + number, 1, 60_000, 8) for number in range(100)), pieces=15_000))),
+        png(10, 10, (b"iCCP", b"x\0\0" + zlib.compress(bytes(30_000_000)))),
+        png(10, 10, (b"zTXt", b"x\0\0" + zlib.compress(bytes(30_000_000)))),
+    ],
+    ids=["small tiles", "large tile", "tags that share bytes", "many tags", "EXIF data", "profile", "text"],
+)
+def test_what_would_become_far_more_than_it_has_bytes_is_refused(content):
+    tracemalloc.start()
+    try:
+        with pytest.raises((ValueError, SyntaxError, OSError)):
+            images.verify(content)
+        assert tracemalloc.get_traced_memory()[1] < 30e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_jpeg_of_many_scans_is_refused():
+    progressive, plain = PLAIN["progressive jpeg"], PLAIN["jpeg"]
+    more = b"\xff\xda\x00\x02" * 200
+    frame = progressive.index(b"\xff\xc2")
+    filled = progressive[:frame] + b"\xff\xff" + progressive[frame:]
+    for content in (progressive[:-2] + more, filled[:-2] + more, turned(6).replace(b"\xff\xc0", b"\xff\xc2") + more):
+        for read in (images.verify, images.effort, lambda content: images.decode(content, Format(8))):
+            with pytest.raises(ValueError, match="scans; at most 100 are allowed"):
+                read(content)
+    assert images.effort(plain) == images.effort(plain + more) == 40 * 56  # they are behind its end
+    assert images.effort(progressive) == 40 * 56 * progressive.count(b"\xff\xda")
+
+
+@pytest.mark.parametrize("kind", ["EPS", "ICO", "JPEG2000", "PCX", "TGA", "SGI", "ICNS", "DDS", "PDF"])
+def test_other_kinds_are_refused_and_named(kind, tmp_path):
+    content = encoded(RGB.resize((32, 32)), kind)
+    path = tmp_path / "cat.jpg"
+    path.write_bytes(content)
+    for read in (images.verify, lambda content: images.decode(content, Format(8))):
+        with pytest.raises(UnidentifiedImageError):
+            read(content)
+    with pytest.raises(UserError, match=r"cannot read the picture .*cat.jpg: it is no picture of a known kind"):
+        Preprocessing(8, 8, (0.0,) * 3, (1.0,) * 3)(path)
+    facts = pictures.check(pictures.FileSource.of(tmp_path, ["cat.jpg"]), tmp_path / "facts")
+    assert facts.errors == ["it is no picture of a known kind"]
+
+
+def test_nothing_else_opens_pictures():
+    for path in PACKAGE.rglob("*.py"):
+        if path.name == "images.py":
+            continue
+        text = path.read_text()
+        assert "import simplejpeg" not in text, path
+        for node in ast.walk(ast.parse(text)) if "PIL" in text else ():
+            opens = (
+                isinstance(node, ast.Attribute) and node.attr == "open" and ast.unparse(node.value).endswith("Image")
+            )
+            assert not opens, f"{path}:{node.lineno} opens a picture by itself"
+
+
+def test_names_and_formats_agree(tmp_path):
+    assert set(folders.PICTURES) == {suffix for kind in images.FORMATS for suffix in images.SUFFIXES[kind]}
+    for kind in images.FORMATS:
+        for suffix in images.SUFFIXES[kind]:
+            RGB.save(tmp_path / f"picture{suffix}", kind)
+            assert images.open_picture(tmp_path / f"picture{suffix}").size == RGB.size
+
+
+def test_pipes_devices_and_folders_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "zero.jpg").symlink_to("/dev/zero")
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    (tmp_path / "gone.jpg").symlink_to("nowhere")
+    with (tmp_path / "sparse.jpg").open("wb") as file:
+        file.truncate(images.MAX_BYTES + 1)
+    names = ["pipe.jpg", "folder.jpg", "zero.jpg", "loop.jpg", "gone.jpg", "sparse.jpg"]
+    facts = pictures.check(pictures.FileSource.of(tmp_path, names), tmp_path / "facts")
+    reasons = [
+        "a pipe or a device",
+        "directory",
+        "a pipe or a device",
+        "symbolic links",
+        "No such file",
+        "bytes; at most",
+    ]
+    for name, why, expected in zip(names, facts.errors, reasons, strict=True):
+        assert expected in why
+        with pytest.raises(UserError, match=f"{name}: .*{expected}"):
+            images.open_picture(tmp_path / name)
+
+
+def test_a_picture_too_long_for_its_width_is_refused():
+    with pytest.raises(UserError, match="1x60000 pixels is too long to be made 256 wide"):
+        Preprocessing(256, 224, (0.0,) * 3, (1.0,) * 3)(np.zeros((60_000, 1), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (np.zeros((2, 4, 5, 3)), r"not float64 \(2, 4, 5, 3\); convert them, e.g. \(255 \* images\)"),
+        (np.zeros((2, 4, 5, 3), bool), "not bool"),
+        (np.zeros((2, 3, 4, 5), np.uint8), r"the channels go last: images.transpose\(0, 2, 3, 1\)"),
+        (np.zeros((4, 5, 3), np.uint8), r"of one image, give images\[None\]"),
+        (np.zeros((2, 8, 10, 3), np.uint8), "convert_arrays"),
+        (np.zeros((2, 4, 5, 1), np.uint8), "convert_arrays"),
+        (np.zeros((2, 4, 5, 4), np.uint8), r"not uint8 \(2, 4, 5, 4\)"),
+        (np.zeros((2, 4, 5), np.uint8), r"not uint8 \(2, 4, 5\)"),
+        ("picture.png", "for files and Pillow images use"),
+        ([Path("picture.png")], "for files and Pillow images use"),
+        (RGB, "for files and Pillow images use"),
+        ([np.zeros((4, 5, 3), np.uint8), np.zeros((5, 4, 3), np.uint8)], "these have several shapes"),
+        (3, "not int64"),
+    ],
+)
+def test_batches_that_training_never_had_are_refused(given, message):
+    with pytest.raises(UserError, match=r"images must be an array uint8 \(batch, 4, 5, 3\).*" + message) as error:
+        images.check_batch(given, (4, 5, 3))
+    assert "\n" not in str(error.value)
+
+
+def test_batches_as_training_had_them_are_taken():
+    batch = np.zeros((2, 4, 5, 1), np.uint8)
+    for given in (batch, list(batch), batch[..., 0], batch[:0]):
+        assert images.check_batch(given, (4, 5, 1)).shape == (len(given), 4, 5, 1)

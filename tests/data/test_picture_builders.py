@@ -248,11 +248,12 @@ def test_a_uc_merced_that_is_not_whole(merced, tmp_path):
     refused("lacks 10 of the published files: river/river00.tif, river/river01.tif, river/river02.tif, ...: get it")
 
 
-def test_tiny_imagenet_equals_its_files(originals, tmp_path):
+@pytest.mark.slow
+def test_tiny_imagenet_equals_its_files(originals, prepared):
     root = originals / "tiny-imagenet-200"
     if not root.is_dir():
         pytest.skip("there is no tiny-imagenet-200")
-    folder = data.prepare("tiny_imagenet", directory=tmp_path, archives=root)
+    folder = data.prepare("tiny_imagenet", archives=root)
     words = dict(line.split("\t") for line in (root / "words.txt").read_text().splitlines())
     synsets = sorted(path.name for path in (root / "train").iterdir())
     assert tfds.builder_from_directory(folder).info.features["label"].names == [
@@ -266,7 +267,7 @@ def test_tiny_imagenet_equals_its_files(originals, tmp_path):
     assert all(name.split("/")[1] == synsets[label] for _, label, name in train)
     of_file = dict(line.split("\t")[:2] for line in (root / "val" / "val_annotations.txt").read_text().splitlines())
     assert all(of_file[name.split("/")[-1]] == synsets[label] for _, label, name in test)
-    last = data.load("tiny_imagenet", directory=tmp_path, splits={"train": "train[90%:]"}).splits["train"]
+    last = data.load("tiny_imagenet", splits={"train": "train[90%:]"}).splits["train"]
     _, labels = last.gather(np.arange(len(last)))
     assert np.bincount(labels).tolist() == [50] * len(synsets)
 

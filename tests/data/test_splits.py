@@ -91,3 +91,38 @@ def test_shared_examples_are_counted(spec, other):
     others = set(members(other))
     expected = sum(member in others for member in members(spec))
     assert splits.count_shared(splits.resolve(spec, SIZES), splits.resolve(other, SIZES)) == expected
+
+
+AUTO = {"train": "auto", "validation": "auto", "test": "auto"}
+
+
+@pytest.mark.parametrize("number", [*range(1, 31), 95, 99, 1000, 1442])
+def test_the_validation_split_that_is_chosen_takes_one_example_at_least(number, caplog):
+    ranges = splits.resolve_all(AUTO, {"train": number})
+    (train,) = ranges["train"]
+    if number == 1:
+        assert ranges == {"train": [("train", 0, 1)]}
+        assert caplog.messages == ["the training split has one example: there is no validation split"]
+        return
+    (validation,) = ranges["validation"]
+    assert [train.start, train.stop, validation.stop] == [0, validation.start, number]
+    assert 1 <= train.stop < number
+    tenths = splits.resolve("train[:90%]", {"train": number})
+    assert [train] == tenths or (number < 10 and train.stop == number - 1)  # as it was wherever it was something
+    assert caplog.messages == []
+
+
+def test_a_part_that_is_named_has_the_validation_split_that_is_chosen():
+    ranges = splits.resolve_all({"train": "train[:50%]", "validation": "auto"}, {"train": 4, "test": 2})
+    assert ranges == {"train": [("train", 0, 2)], "validation": [("train", 3, 4)]}
+    ranges = splits.resolve_all(AUTO, {"train": 4, "validation": 1, "test": 2})
+    assert ranges == {"train": [("train", 0, 4)], "validation": [("validation", 0, 1)], "test": [("test", 0, 2)]}
+
+
+def test_an_error_says_of_which_split_it_is_and_whether_it_was_chosen():
+    with pytest.raises(UserError, match=r"^data\.splits\.test: unknown split 'tset'"):
+        splits.resolve_all(AUTO | {"test": "tset"}, SIZES)
+    with pytest.raises(
+        UserError, match=r"^data\.splits\.validation, chosen by itself \(--config\.data\.splits\.validation= does"
+    ):
+        splits.resolve_all(AUTO | {"train": "test"}, {"test": 20})

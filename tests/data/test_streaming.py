@@ -21,7 +21,7 @@ from inception_jax import data
 from inception_jax.data import dataset, order, streaming
 from inception_jax.data.dataset import eval_batches, train_batches
 from inception_jax.data.streaming import RandomCrop
-from inception_jax.errors import UserError
+from inception_jax.errors import LostError, UserError
 
 SIDES = [(20, 30), (31, 17), (24, 24), (40, 64)]
 CROP = RandomCrop(3, (0.1, 1.0), (3 / 4, 4 / 3))
@@ -250,10 +250,38 @@ def test_workers_that_are_killed_are_replaced(load, caplog):
     assert "too little memory or a small /dev/shm" in caplog.messages[-1]
 
 
+@pytest.mark.parametrize("guarded", [False, True])
+def test_a_script_without_a_main_guard_is_told_so(guarded, folder, tmp_path):
+    script = """
+        from inception_jax import data
+        from inception_jax.data.dataset import train_batches
+        import numpy as np
+
+        {guard}
+            dataset = data.load("image_folder", directory={directory!r}, folder={folder!r}, image_size=16,
+                                pipeline="streaming")
+            number = len(list(train_batches(dataset.splits["train"], np.atleast_1d, 0, 3, num_workers=2)))
+            print("batches", number)
+    """
+    guard = 'if __name__ == "__main__":' if guarded else "if True:"
+    script = script.format(guard=guard, directory=str(tmp_path / "prepared"), folder=str(folder))
+    (tmp_path / "script.py").write_text(textwrap.dedent(script))
+    ended = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True, timeout=120)
+    if guarded:
+        assert (ended.returncode, ended.stdout) == (0, "batches 3\n"), ended.stderr
+        return
+    assert ended.stderr.count("Traceback") == 1  # the script's own, of the error
+    assert ended.stderr.splitlines()[-1] == (
+        "inception_jax.errors.UserError: data.num_workers=2 starts processes, which begin by running this script "
+        'again: wrap what it does in `if __name__ == "__main__":`, or set data.num_workers=0'
+    )
+    assert "memory" not in ended.stderr
+
+
 def test_workers_that_die_again_and_again_are_an_error(load, caplog):
     split = load(pipeline="streaming").splits["train"]
     with pytest.raises(
-        UserError, match=r"died 3 times without a batch: too little memory .* smaller data\.num_workers"
+        LostError, match=r"died 3 times without a batch: too little memory .* smaller data\.num_workers"
     ):
         next(train_batches(split, os._exit, 1, 10, num_workers=1))
     assert len(caplog.messages) == 2

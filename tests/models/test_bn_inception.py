@@ -76,12 +76,6 @@ def test_a_module_trains_and_evaluates(name):
     assert_trains_and_evaluates(BranchedModule(module(FIGURE_5[name])), (4, 4, 4, 8))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("stem", "size"), [("imagenet", 32), ("small", 8)])
-def test_trains_and_evaluates(stem, size):
-    assert_trains_and_evaluates(BNInception(3, stem=stem), (4, size, size, 3))
-
-
 def test_folding_changes_nothing_in_a_module():
     assert_folding_changes_nothing(BranchedModule(module(FIGURE_5["inception_3c"])), (2, 4, 4, 8))
 

@@ -98,12 +98,6 @@ def test_folding_changes_nothing_in_a_module():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("stem", "size"), [("imagenet", 75), ("small", 8)])
-def test_trains_and_evaluates(stem, size):
-    assert_trains_and_evaluates(InceptionResNetV2((1, 1, 2), 3, stem=stem), (4, size, size, 3))
-
-
-@pytest.mark.slow
 def test_folding_changes_nothing():
     assert_folding_changes_nothing(InceptionResNetV2((1, 1, 2), 3, stem="small"), (2, 8, 8, 3))
 
@@ -128,6 +122,7 @@ def test_logits_equal_timms(repeats):
 
 @pytest.mark.slow
 def test_gradients_equal_timms():
-    model = InceptionResNetV2((10, 20, 10), 10)
+    """At the fewest modules of each kind: more of them repeat its gradient."""
+    model = InceptionResNetV2((1, 1, 2), 10)
     convert = partial(peer_variables, model, format="timm")
-    assert_gradients_equal(model, convert, timms((10, 20, 10), 10), (1, 107, 107, 3))
+    assert_gradients_equal(model, convert, timms((1, 1, 2), 10), (1, 107, 107, 3))

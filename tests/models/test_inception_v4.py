@@ -78,12 +78,6 @@ def test_folding_changes_nothing_in_a_module():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("stem", "size"), [("imagenet", 75), ("small", 8)])
-def test_trains_and_evaluates(stem, size):
-    assert_trains_and_evaluates(InceptionV4((1, 1, 1), 3, stem=stem), (4, size, size, 3))
-
-
-@pytest.mark.slow
 def test_folding_changes_nothing():
     assert_folding_changes_nothing(InceptionV4((1, 1, 1), 3, stem="small"), (2, 8, 8, 3))
 
@@ -108,6 +102,7 @@ def test_logits_equal_timms(repeats):
 
 @pytest.mark.slow
 def test_gradients_equal_timms():
-    model = InceptionV4((4, 7, 3), 10)
+    """At one module of each kind: more of them repeat its gradient."""
+    model = InceptionV4((1, 1, 1), 10)
     convert = partial(peer_variables, model, format="timm")
-    assert_gradients_equal(model, convert, timms((4, 7, 3), 10), (1, 107, 107, 3))
+    assert_gradients_equal(model, convert, timms((1, 1, 1), 10), (1, 107, 107, 3))

@@ -119,11 +119,6 @@ def test_a_simple_cnn_trains_and_evaluates():
     assert_trains_and_evaluates(model, (4, 16, 16, 3))
 
 
-def test_googlenet_trains_and_evaluates():
-    """All its modules and heads; on maps of one pixel, which are the cheapest."""
-    assert_trains_and_evaluates(create_model("googlenet", num_classes=3, aux_heads=True), (4, 1, 1, 3))
-
-
 def test_simple_cnn_has_the_parameters_of_its_docstring():
     _, variables = shapes("simple_cnn", size=32, num_classes=10)
     assert count(variables) == 1_174_826
@@ -214,12 +209,11 @@ def test_logits_equal_torchvisions(aux_heads):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("aux_heads", [False, True])
-def test_gradients_equal_torchvisions(aux_heads):
+def test_gradients_equal_torchvisions():
     torchvision = import_torchvision()
-    peer = torchvision.models.googlenet(num_classes=10, aux_logits=aux_heads, init_weights=False, transform_input=False)
+    peer = torchvision.models.googlenet(num_classes=10, aux_logits=True, init_weights=False, transform_input=False)
     randomize(peer)
-    model = create_model("googlenet", num_classes=10, kernel_5x5=3, aux_heads=aux_heads)
+    model = create_model("googlenet", num_classes=10, kernel_5x5=3, aux_heads=True)
     convert = partial(peer_variables, model, format="torchvision")
     assert_gradients_equal(model, convert, peer, (2, 67, 64, 3))
 

@@ -25,9 +25,10 @@ def loaded(monkeypatch):
     """Stands for trained networks and their data; the fields that data was asked for with."""
     asked = []
 
-    def load_run(folder):
+    def load_run(folder, own=None):
         config = json.loads((folder / "config.json").read_text())
-        return SimpleNamespace(folder=folder, config=ConfigDict(config), class_names=("cat", "dog"))
+        config = ConfigDict(config)
+        return SimpleNamespace(folder=folder, config=config, trusts_data=False, class_names=("cat", "dog"))
 
     def load_for(trained, split, fields):
         asked.append(fields)

@@ -52,6 +52,29 @@ def test_measures(tmp_path, measure, value):
     assert result.measure(measure) == pytest.approx(value, nan_ok=True)
 
 
+@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"best": "\\ud800"}', b"\xff", b"[]", b'{"best": 3}'])
+@pytest.mark.parametrize("name", ["summary.json", "metrics.csv", EXTRAS])
+def test_a_damaged_file_of_one_run_is_named_and_the_others_count(tmp_path, name, content, caplog):
+    plan = fake_plan(tmp_path, narrow=(0.8, 0.7, 0.6))
+    (plan.runs[0].folder / name).write_bytes(content + b"\n")
+    table = read_table(plan)
+    first, *others = table.results["narrow"]
+    measured = "best_test_top1" if name == "summary.json" else "highest_test_top1"
+    assert [result.measure(measured) for result in others] == pytest.approx(
+        [0.7, 0.6] if name == "summary.json" else [0.71, 0.61]
+    )
+    if name == "summary.json":
+        assert first.state == "begun"
+        assert "summary.json is damaged" in first.failure
+    elif name == "metrics.csv":
+        assert math.isnan(first.measure("highest_test_top1"))
+    else:
+        assert math.isnan(first.measure("cifar10_top1")) or content == b'{"best": 3}'
+    if (name, content) != (EXTRAS, b'{"best": 3}'):  # which may hold anything
+        assert caplog.messages
+        assert all(len(message.splitlines()) == 1 and name in message for message in caplog.messages)
+
+
 CLOSE, APART, SPREAD = (0.80, 0.81, 0.805), (0.90, 0.92, 0.91), (0.5, 0.9, 0.8)
 
 

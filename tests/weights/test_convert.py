@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from flax import linen as nn
-from networks import assert_logits_equal, module_shapes, peer_variables, random_variables, randomize
+from networks import DEEPER, assert_logits_equal, module_shapes, peer_variables, random_variables, randomize
 from peers import import_timm, import_torchvision
 
 from inception_jax.errors import UserError
@@ -39,26 +39,24 @@ def fitting(format, name, **options):
 
 
 def fitting_names(format):
-    """Of what is registered, that which the library has, too; of the large VGGs and ResNets one of each kind."""
-    left_out = ("googlenet_naive", "resnet34", "resnet101", "resnet152", "vgg13", "vgg16", "vgg19")
+    """Of what is registered, that which the library has, too; of VGGs and ResNets one of each kind."""
+    left_out = {"googlenet_naive", "vgg11", *DEEPER}
     return [
-        name
-        for name in MODELS
-        if format in formats(create_model(name, num_classes=CLASSES)) and not name.startswith(left_out)
+        name for name in MODELS if format in formats(create_model(name, num_classes=CLASSES)) and name not in left_out
     ]
 
 
-def slow(*case):
-    return pytest.param(*case, marks=pytest.mark.slow)
+def case(format, name, options, peer_options):
+    """One of each library is tried by default."""
+    quick = (format, name) in (("torchvision", "resnet18"), ("timm", "inception_v3")) and not options
+    return pytest.param(format, name, options, peer_options, marks=[] if quick else pytest.mark.slow)
 
 
 PEERS = [
-    ("torchvision", "resnet18", {}, {}),
-    ("timm", "inception_v3", {}, {}),
-    *(slow(format, name, {}, {}) for format in ("torchvision", "timm") for name in fitting_names(format)),
-    slow("torchvision", "googlenet", {"aux_heads": True}, {}),
-    slow("torchvision", "inception_v3", {"aux_heads": True}, {}),
-    slow("timm", "inception_v3", {"aux_heads": True}, {"aux_logits": True}),
+    *(case(format, name, {}, {}) for format in ("torchvision", "timm") for name in fitting_names(format)),
+    case("torchvision", "googlenet", {"aux_heads": True}, {}),
+    case("torchvision", "inception_v3", {"aux_heads": True}, {}),
+    case("timm", "inception_v3", {"aux_heads": True}, {"aux_logits": True}),
 ]
 
 

@@ -109,7 +109,7 @@ def test_every_kind_of_picture_is_taken(tmp_path):
         (np.zeros((8, 8, 4), np.uint8), r"not uint8 \(8, 8, 4\)"),
         (np.zeros(8, np.uint8), r"not uint8 \(8,\)"),
         ("missing.jpg", "cannot read the picture missing.jpg: No such file"),
-        (__file__, "cannot read the picture .*: cannot identify image file"),
+        (__file__, "cannot read the picture .*: it is no picture of a known kind"),
     ],
 )
 def test_what_is_no_picture_is_named(picture, message):
@@ -161,7 +161,7 @@ def test_logits_of_photographs_are_torchvisions(photographs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["alexnet", "inception_v3", "resnet50", "vgg11_bn"])
+@pytest.mark.parametrize("name", ["alexnet", "inception_v3", "resnet50"])
 def test_logits_of_photographs_are_torchvisions_for_other_networks(photographs, name):
     models = import_torchvision().models
     options = {"transform_input": True, "aux_logits": False, "init_weights": False} if name == "inception_v3" else {}
@@ -170,9 +170,8 @@ def test_logits_of_photographs_are_torchvisions_for_other_networks(photographs, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["inception_v4", "inception_resnet_v2"])
-def test_logits_of_photographs_are_timms(photographs, name):
+def test_logits_of_photographs_are_timms(photographs):
     timm = import_timm()
-    peer = timm.create_model(name)
+    peer = timm.create_model("inception_v4")
     prepare = timm.data.create_transform(**timm.data.resolve_data_config(pretrained_cfg=peer.pretrained_cfg))
-    assert_logits_are_the_peers(f"timm:{name}", peer, prepare, photographs)
+    assert_logits_are_the_peers("timm:inception_v4", peer, prepare, photographs)

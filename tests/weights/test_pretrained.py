@@ -1,8 +1,10 @@
 """Weights by name, from a server on this machine, and by file: what comes out, and what is said when they do not."""
 
+import dataclasses
 import hashlib
 import http.server
 import logging
+import os
 import re
 import threading
 
@@ -18,7 +20,7 @@ from inception_jax import models, weights
 from inception_jax.errors import UserError
 from inception_jax.models import list_models
 from inception_jax.weights import PRETRAINED, Preprocessing, create_model, imagenet_classes, init_from, pretrained
-from inception_jax.weights.published import PublishedWeights, fetch
+from inception_jax.weights.published import PublishedWeights, fetch, is_copy
 
 PREPROCESSING = Preprocessing(36, 32, (0.4, 0.4, 0.4), (0.2, 0.2, 0.2))
 
@@ -227,9 +229,61 @@ def weights_folder(tmp_path):
     return sorted(path.name for path in (tmp_path / "data" / "weights").iterdir())
 
 
-def test_eight_digits_of_the_digest_are_enough(server, tmp_path):
+def test_eight_digits_of_the_digest_are_enough(server, tmp_path, capsys):
+    """The whole one is shown and kept when the file is first seen."""
     whole = server.publish()
-    assert fetch(server.publish(sha256=whole.sha256[:8])) == tmp_path / "data" / "weights" / "resnet18.safetensors"
+    path = tmp_path / "data" / "weights" / "resnet18.safetensors"
+    for shown in (True, False):
+        assert fetch(server.publish(sha256=whole.sha256[:8])) == path
+        assert (f"SHA-256 of resnet18.safetensors: {whole.sha256}; it is kept" in capsys.readouterr().err) == shown
+    assert path.with_name("resnet18.safetensors.sha256").read_text() == f"{whole.sha256}  resnet18.safetensors\n"
+    assert weights_folder(tmp_path) == ["resnet18.safetensors", "resnet18.safetensors.sha256"]
+
+
+@pytest.fixture
+def first_seen(server, tmp_path):
+    """What is published with an empty beginning of its digest, after another file of that name was seen."""
+    folder = tmp_path / "data" / "weights"
+    folder.mkdir(parents=True)
+    (folder / "resnet18.safetensors.sha256").write_text(f"{'0' * 64}  resnet18.safetensors\n")
+    published = server.publish()
+    return dataclasses.replace(published, sha256=published.sha256[:8])
+
+
+def test_another_file_than_at_first_is_refused(server, first_seen, files, tmp_path):
+    folder = tmp_path / "data" / "weights"
+    digest = server.publish().sha256
+    kept = f"another file than at first: its SHA-256 is {digest}, and what was kept in .*sha256 is {'0' * 64}: "
+    with pytest.raises(UserError, match=rf"{first_seen.url} is {kept}it was removed"):
+        fetch(first_seen)
+    assert weights_folder(tmp_path) == ["resnet18.safetensors.sha256"]
+    path = folder / "resnet18.safetensors"
+    path.write_bytes((files / "resnet18.safetensors").read_bytes())
+    with pytest.raises(UserError, match=rf"{path} is {kept}remove the file"):
+        fetch(first_seen)
+    assert not is_copy(path, first_seen)
+    (folder / "resnet18.safetensors.sha256").write_text(f"{digest}  resnet18.safetensors\n")
+    assert fetch(first_seen) == path
+    assert is_copy(path, first_seen)
+
+
+def test_a_digest_that_was_kept_and_damaged_is_named(first_seen, tmp_path):
+    for damage in ("", "0" * 63, "x" * 64, "0" * 10**6):
+        (tmp_path / "data" / "weights" / "resnet18.safetensors.sha256").write_text(damage)
+        with pytest.raises(UserError, match=r"resnet18\.safetensors\.sha256 is damaged: remove it"):
+            fetch(first_seen)
+
+
+def test_a_whole_digest_needs_no_other(server, tmp_path):
+    fetch(server.publish())
+    assert weights_folder(tmp_path) == ["resnet18.safetensors"]
+
+
+def test_a_pipe_in_the_cache_is_refused(server, tmp_path):
+    (tmp_path / "data" / "weights").mkdir(parents=True)
+    os.mkfifo(tmp_path / "data" / "weights" / "resnet18.safetensors")
+    with pytest.raises(UserError, match="is a named pipe, not a regular file"):
+        fetch(server.publish())
 
 
 def test_another_file_than_the_published_one_is_removed(server, tmp_path):

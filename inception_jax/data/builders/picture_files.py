@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from inception_jax.data import archives, images, pictures
+from inception_jax.data import archives, images
 from inception_jax.data.archives import Content
 from inception_jax.errors import UserError
 
@@ -41,7 +41,7 @@ class Files:
         self.require([name])
         try:
             return self.content(name)
-        except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile) as error:
             raise UserError(f"{name} in {self.where} cannot be read ({error}): get it again") from error
 
     def read_rows(self, name: str, columns: int) -> list[list[str]]:
@@ -58,7 +58,7 @@ class Files:
         try:
             height, width, _ = images.verify(content)
         except Exception as error:  # Pillow raises whatever a broken file makes it trip over
-            why = pictures.reason(error) if content else "it is empty"
+            why = images.reason(error) if content else "it is empty"
             raise UserError(f"{name} in {self.where} cannot be decoded ({why}): get it again") from error
         return content, (height, width)
 
@@ -70,7 +70,7 @@ def in_folder(root: Path) -> Files:
         for folder, _, names in os.walk(root, followlinks=True)
         for name in names
     )
-    return Files(root, frozenset(found), lambda name: (root / name).read_bytes())
+    return Files(root, frozenset(found), lambda name: images.read_file(root / name))
 
 
 def in_zip(path: Path, content: Content, root: str) -> Files:

@@ -1,15 +1,13 @@
 """The UC Merced land use pictures."""
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
-from PIL import Image
 from tensorflow_datasets.core.registered import skip_registration
 
-from inception_jax.data import archives
+from inception_jax.data import archives, images
 from inception_jax.data.archives import Content
 from inception_jax.data.builders import picture_files
 from inception_jax.data.builders.picture_files import Files
@@ -107,8 +105,7 @@ with skip_registration():
                 content, _ = files.read_picture(name)
                 image: Any = content  # TFDS stores bytes as they are, and an image as PNG
                 if name.endswith(".tif"):
-                    with Image.open(io.BytesIO(content)) as opened:
-                        image = opened.convert("RGB")
+                    image = images.open_picture(content)
                 yield index, {"image": image, "label": label, "file_name": name}
 
 

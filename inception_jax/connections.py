@@ -1,0 +1,203 @@
+"""What comes before a request is answered: who may ask, under which name, how much they send, and how long it takes."""
+
+import contextlib
+import dataclasses
+import hmac
+import ipaddress
+import json
+import re
+import resource
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from inception_jax.errors import UserError
+
+MAX_HEAD = 32_768  # bytes of a request's head, and of what is between requests
+HEADER_BYTES = 32  # that a header counts beside its text, since it takes memory of its own
+HEAD_SECONDS = 5.0  # from the connection, or the answer before, to the end of a head
+LINGER_SECONDS = 1.0  # that a refused client has to read why
+# Open ones; beyond, those that have waited longest for the rest of a request are closed. Half of the files allowed.
+MAX_CONNECTIONS = min(256, max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
+
+
+class Connection(HttpToolsProtocol):
+    """A client's connection, as uvicorn has it, but with bounds on what comes before a request is whole.
+
+    A head is complete within HEAD_SECONDS and MAX_HEAD bytes, else it is refused with 408 or 431. Beyond
+    MAX_CONNECTIONS the one makes room that has waited longest: for a head, or else for the rest of a body.
+    """
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self.head_bytes = self.silent_bytes = 0  # silent are those that have not yet become a header or a body
+        self.begun = self.refused = False
+        self.timer = None
+        self._await_head()
+        if len(self.connections) > MAX_CONNECTIONS:
+            self._make_room()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.refused:
+            return
+        self.silent_bytes += len(data)
+        super().data_received(data)
+        if max(self.head_bytes, self.silent_bytes) > MAX_HEAD:
+            self._refuse(431, f"a request's head may have {MAX_HEAD} bytes")
+
+    def on_message_begin(self) -> None:
+        self.begun, self.head_bytes, self.silent_bytes = True, 0, 0
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        self.head_bytes += len(url)
+        self.silent_bytes = 0
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:  # also those behind a body in chunks
+        self.head_bytes += len(name) + len(value) + HEADER_BYTES
+        self.silent_bytes = 0
+        if self.head_bytes <= MAX_HEAD:
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self.silent_bytes = 0
+        if self.head_bytes > MAX_HEAD:
+            self._refuse(431, f"a request's head may have {MAX_HEAD} bytes")
+        elif not self.refused:
+            self._stop_timer()
+            self.since = self.loop.time()
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self.silent_bytes = 0
+        if not self.refused:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self.begun, self.silent_bytes = False, 0
+        if not self.refused:
+            super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.timeout_keep_alive_task is not None or self.transport.is_closing():  # no request waits behind it
+            self._await_head()
+
+    def _await_head(self) -> None:
+        self._stop_timer()
+        self.since = self.loop.time()
+        self.timer = self.loop.call_later(HEAD_SECONDS, self._be_late)
+
+    def _stop_timer(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+    def _be_late(self) -> None:
+        if self.begun and not self.transport.is_closing():
+            self._refuse(408, f"the head of a request must arrive within {HEAD_SECONDS:g} s")
+        else:
+            self.transport.abort()  # even if an answer is waiting that nobody reads
+
+    def _make_room(self) -> None:
+        heads = [other for other in self.connections if other is not self and other.timer is not None]  # pyright: ignore[reportAttributeAccessIssue]
+        bodies = [other for other in self.connections if other is not self and other.cycle and other.cycle.more_body]  # pyright: ignore[reportAttributeAccessIssue]
+        if heads or bodies:
+            min(heads or bodies, key=lambda other: other.since).transport.abort()  # pyright: ignore[reportAttributeAccessIssue]
+        else:
+            self._refuse(503, "too many requests are waiting: try again")
+
+    def _refuse(self, status: int, why: str) -> None:
+        """Says why, and closes; a client that has not read it yet would lose it if that were at once."""
+        if self.refused or self.transport.is_closing():
+            return
+        self.refused = True
+        if self.cycle is not None and not self.cycle.response_complete:  # within another answer
+            self.transport.abort()
+            return
+        body = json.dumps({"error": why}).encode()
+        head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: application/json\r\n"
+        self.transport.write(f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body)
+        self._stop_timer()
+        self.timer = self.loop.call_later(LINGER_SECONDS, self.transport.abort)
+        self.since = self.loop.time()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+
+
+@dataclasses.dataclass(frozen=True)
+class Access:
+    """Who is answered.
+
+    Attributes:
+      names: of this machine, in lower case, that requests may be addressed to, beside those of loopback and the address
+        that they came to. Another name is that of a page elsewhere, whose owner has made it lead here (DNS rebinding).
+      token: that requests must bring along; None: none.
+    """
+
+    names: frozenset[str] = frozenset()
+    token: str | None = None
+
+    def refusal(self, headers: Iterable[tuple[bytes, bytes]], local: str, *, secret: bool) -> tuple[int, str] | None:
+        """The status and the reason why a request is not answered; None: it is.
+
+        Args:
+          local: the address that it came to.
+          secret: whether the answer is for those alone who know the token.
+        """
+        hosts = [value for name, value in headers if name == b"host"]
+        if len(hosts) != 1 or (name := host_name(hosts[0].decode("latin-1"))) is None:
+            return 400, "a request must have one header Host, with a name or an address"
+        if name not in self.names and not _is_here(name, local):
+            return 421, f"this server is not {name}: it can be made so by --allowed-host"
+        if self.token is None or not secret:
+            return None
+        given = [value for name, value in headers if name == b"authorization"]
+        scheme, _, token = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
+        if scheme.lower() == b"bearer" and hmac.compare_digest(token.strip(), self.token.encode()):
+            return None
+        return 401, "a token is needed: send the header Authorization: Bearer TOKEN"
+
+
+def host_name(value: str) -> str | None:
+    """The name or address in a header Host, in lower case, without its port; None where there is none."""
+    found = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{0,5})?", value.strip())
+    return found[1].lower().strip("[]").removesuffix(".") or None if found else None
+
+
+def allowed_names(given: Iterable[str], bound: str) -> frozenset[str]:
+    """The names that requests may be addressed to.
+
+    Args:
+      given: by the person who starts the server.
+      bound: what it was told to listen on.
+
+    Raises:
+      UserError: one is no name or address.
+    """
+    names = set()
+    for name in (*given, bound):
+        with contextlib.suppress(ValueError):
+            name = f"[{ipaddress.IPv6Address(name)}]"
+        found = host_name(name)
+        if found is None or (":" in name and name[0] != "["):
+            raise UserError(f"the host {name!r} is not allowed: give a name or an address, without a port")
+        names.add(found)
+    return frozenset(names)
+
+
+def _is_here(name: str, local: str) -> bool:
+    if name == "localhost":
+        return True
+    try:
+        address = ipaddress.ip_address(name)
+        return address.is_loopback or address == ipaddress.ip_address(local.partition("%")[0])
+    except ValueError:
+        return False
