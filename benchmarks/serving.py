@@ -91,7 +91,7 @@ def send(port: int, files: list[bytes], requests: int, concurrency: int) -> tupl
             left.pop()
             content = chosen.choice(files)
             begun = time.perf_counter()
-            writer.write(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(content))
+            writer.write(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(content))
             writer.write(content)
             head = await reader.readuntil(b"\r\n\r\n")
             length = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
