@@ -273,7 +273,7 @@ def held(folder: Path, what: str, work: str, *, wait: bool = False) -> Iterator[
     with contextlib.ExitStack() as exits:
         try:
             waits = False
-            # A process that was forked off lets go at its first instruction: where the other one was killed just before.
+            # Where the other one was killed just after it forked: its child lets go at its first instruction.
             soon = time.monotonic() + 2
             while True:
                 exits.callback(_remove_empty, [above for above in (folder, *folder.parents) if not above.exists()])
@@ -282,7 +282,7 @@ def held(folder: Path, what: str, work: str, *, wait: bool = False) -> Iterator[
                     file = exits.enter_context(locked(path, wait=waits))
                     break
                 except BlockingIOError:
-                    if time.monotonic() < soon:
+                    if not wait and time.monotonic() < soon:
                         time.sleep(0.05)
                         continue
                     other = f"another process{_holder(path)} {work} in {folder}"
