@@ -27,7 +27,7 @@ from inception_jax.data import augment, images
 from inception_jax.data.dataset import Dataset
 from inception_jax.data.images import check_batch
 from inception_jax.errors import UserError, WriteError, unknown_name
-from inception_jax.models import create_model
+from inception_jax.models import create_model, folding
 from inception_jax.models.folding import fold_model, inference_variables
 from inception_jax.weights.names import naming, nearest_options
 
@@ -443,16 +443,11 @@ class Run:
     def logits(self, images: np.ndarray) -> np.ndarray:
         """uint8 images (batch, height, width, channels) to logits (batch, classes). Raises as `normalize`."""
         model, variables = self._for_inference
-        return np.asarray(_logits(variables, self.normalize(images), model), np.float32)
+        return np.asarray(folding.logits(model, variables, self.normalize(images)), np.float32)
 
     @cached_property
     def _for_inference(self) -> tuple[nn.Module, dict[str, Any]]:
         return fold_model(self.model), jax.jit(partial(inference_variables, self.model))(self.variables)
-
-
-@partial(jax.jit, static_argnames="model")  # compiled once for a network, not at every call
-def _logits(variables: dict[str, Any], inputs: jax.Array, model: nn.Module) -> jax.Array:
-    return state.as_outputs(model.apply(variables, inputs, train=False)).logits
 
 
 def load_run(

@@ -10,7 +10,7 @@ from flax import linen as nn
 from jax import numpy as jnp
 
 from inception_jax import metrics
-from inception_jax.models.layers import Outputs
+from inception_jax.models.layers import as_outputs
 from inception_jax.schedules import PlateauState, init_plateau
 
 # For jax.jit: an initialisation runs once, and takes a quarter to a fifth of the time to compile with few of LLVM's
@@ -90,11 +90,6 @@ def create_state(
         )
 
     return jax.jit(create)(key)
-
-
-def as_outputs(outputs: Any) -> Outputs:
-    """A network's result as Outputs: one from outside the package may return its logits alone."""
-    return outputs if isinstance(outputs, Outputs) else Outputs(outputs)
 
 
 def count_parameters(params: Any) -> int:

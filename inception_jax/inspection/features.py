@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from inception_jax.errors import UserError, unknown_name
 from inception_jax.inspection.trace import Row, trace_layers
-from inception_jax.state import as_outputs
+from inception_jax.models.layers import as_outputs
 
 
 def activations(

@@ -10,7 +10,7 @@ from jax import numpy as jnp
 
 from inception_jax import losses
 from inception_jax.inspection.features import fitting, network_inputs
-from inception_jax.state import as_outputs
+from inception_jax.models.layers import as_outputs
 
 
 def gradient_norms(

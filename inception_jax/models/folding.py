@@ -1,13 +1,17 @@
 """Batch norm as part of the convolutions before it, and what else inference need not compute at every call."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 from flax import linen as nn
 from jax import lax
+from jax import numpy as jnp
+from jax.typing import ArrayLike
 
 from inception_jax import ops
+from inception_jax.models.layers import as_outputs
 
 
 def fold_batch_norm(model: nn.Module, variables: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
@@ -35,11 +39,22 @@ def fold_variables(model: nn.Module, variables: Mapping[str, Any]) -> dict[str, 
 
 
 def inference_variables(model: nn.Module, variables: Mapping[str, Any]) -> dict[str, Any]:
-    """What `fold_variables` gives, on CPUs with the collection "transformed": what `ops.transform_kernel` makes of the
-    kernels, four times as large as they; can be jitted."""
+    """What `fold_variables` gives, prepared for many calls; can be jitted.
+
+    Where the network computes in bfloat16, the convolutions' parameters are that already. In float32 on CPUs there is
+    the collection "transformed": what `ops.transform_kernel` makes of the kernels, four times as large as they.
+    """
     folded = fold_variables(model, variables)
+    if getattr(model, "dtype", None) == jnp.bfloat16:
+        return folded | {"params": _narrow(folded["params"])}
     transformed = _transform(folded["params"]) if jax.default_backend() == "cpu" else {}
     return folded | {"transformed": transformed} if transformed else folded
+
+
+def _narrow(params: Mapping[str, Any]) -> dict[str, Any]:
+    if params.keys() == {"conv"}:
+        return jax.tree.map(lambda x: x.astype(jnp.bfloat16), dict(params))
+    return {name: _narrow(node) if isinstance(node, Mapping) else node for name, node in params.items()}
 
 
 def _transform(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -49,6 +64,19 @@ def _transform(params: Mapping[str, Any]) -> dict[str, Any]:
         return {} if transformed is None else {"kernel": transformed}
     nodes = {name: _transform(node) for name, node in params.items() if isinstance(node, Mapping)}
     return {name: node for name, node in nodes.items() if node}
+
+
+def logits(model: nn.Module, variables: Mapping[str, Any], inputs: ArrayLike) -> jax.Array:
+    """A network's logits (batch, classes) for inputs (batch, height, width, channels), compiled once for a network."""
+    return _compiled(getattr(model, "dtype", None))(variables, inputs, model)
+
+
+@functools.cache
+def _compiled(dtype):
+    def apply(variables, inputs, model):
+        return as_outputs(model.apply(variables, inputs, train=False)).logits
+
+    return jax.jit(apply, static_argnames="model", compiler_options=ops.compiler_options(dtype))
 
 
 def _has_batch_norm(model: nn.Module) -> bool:

@@ -49,6 +49,11 @@ class Outputs:
     aux: dict[str, jax.Array] = flax.struct.field(default_factory=dict)
 
 
+def as_outputs(outputs: Any) -> Outputs:
+    """A network's result as Outputs: one from outside the package may return its logits alone."""
+    return outputs if isinstance(outputs, Outputs) else Outputs(outputs)
+
+
 def check_choice(kind: str, value: Any, allowed: Sequence) -> None:
     """Raises UserError unless the option `kind` has one of its `allowed` values."""
     if value not in allowed:
@@ -84,6 +89,44 @@ def check_norm_epsilon(epsilon: float) -> None:
     """Raises UserError for an epsilon of batch norm with which even maps become NaN, or all maps 0."""
     if not 1e-12 <= epsilon <= 1:
         raise UserError(f"norm_epsilon={epsilon} is not allowed: it must be from 1e-12 to 1")
+
+
+class BatchNorm(nn.Module):
+    """`flax.linen.BatchNorm` over all axes but the last, with its variables, on `ops.batch_norm` in training.
+
+    Attributes:
+      relu: whether a ReLU follows.
+      zero_init: whether the scales start at 0 rather than 1.
+      dtype: of the result; None: that of the inputs and parameters.
+    """
+
+    epsilon: float = 1e-3
+    momentum: float = 0.9
+    relu: bool = False
+    zero_init: bool = False
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """(batch, ..., channels) to the same shape."""
+        shape = x.shape[-1:]
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        mean = self.variable("batch_stats", "mean", jnp.zeros, shape, wide)
+        variance = self.variable("batch_stats", "var", jnp.ones, shape, wide)
+        scale_init = nn.initializers.zeros if self.zero_init else nn.initializers.ones
+        scale = self.param("scale", scale_init, shape, self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, shape, self.param_dtype)
+        if train:
+            (x,) = promote_dtype(x, dtype=self.dtype or jnp.result_type(x, scale))
+            y, batch_mean, batch_variance = ops.batch_norm(x, scale, bias, self.epsilon, relu=self.relu)
+            if not self.is_initializing():
+                for average, new in ((mean, batch_mean), (variance, batch_variance)):
+                    average.value = self.momentum * average.value + (1 - self.momentum) * new
+            return y
+        slope = lax.rsqrt(variance.value + self.epsilon) * scale
+        y = (x - mean.value) * slope + bias
+        return (nn.relu(y) if self.relu else y).astype(self.dtype or jnp.result_type(x, scale))
 
 
 class ConvUnit(nn.Module):
@@ -143,16 +186,17 @@ class ConvUnit(nn.Module):
             name="conv",
         )(x)
         if batch_norm:
-            x = nn.BatchNorm(
-                use_running_average=not train,
-                momentum=0.9,
-                epsilon=self.norm_epsilon,
+            x = BatchNorm(
+                self.norm_epsilon,
+                relu=self.activation is nn.relu,
+                zero_init=self.zero_init,
                 dtype=self.dtype,
                 param_dtype=self.param_dtype,
-                scale_init=nn.initializers.zeros if self.zero_init else nn.initializers.ones,
                 name="norm",
-            )(x)
-        return self.activation(x) if self.activation else x
+            )(x, train)
+            if self.activation is nn.relu:
+                return ops.alone(x)
+        return ops.alone(self.activation(x) if self.activation else x)
 
 
 def apply_siblings(units: Sequence[ConvUnit], x: jax.Array, train: bool) -> list[jax.Array]:

@@ -11,6 +11,7 @@ from jax import numpy as jnp
 from inception_jax import ops
 from inception_jax.models.layers import (
     INITIALIZERS,
+    BatchNorm,
     ConvUnit,
     Dtype,
     MaxPool,
@@ -104,7 +105,7 @@ class TinyVGG(nn.Module):
         def norm(x: jax.Array, name: str) -> jax.Array:
             if not table.batch_norm:
                 return x
-            return nn.BatchNorm(not train, momentum=0.9, epsilon=self.norm_epsilon, name=name, **common)(x)
+            return BatchNorm(self.norm_epsilon, name=name, **common)(x, train)
 
         conv = partial(ConvUnit, norm="none", initializer=initializer, **common)
         x = images

@@ -16,7 +16,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from inception_jax.errors import unknown_name
-from inception_jax.ops import winograd
+from inception_jax.ops import onednn, winograd
 
 Pair = tuple[int, int]
 Pads = tuple[Pair, Pair]
@@ -137,6 +137,17 @@ def transform_kernel(
     return winograd.transform_kernel(kernel) if _has_winograd(kernel.shape, kernel.dtype) else None
 
 
+def alone(x: Array) -> Array:
+    """x itself. On a CPU nothing that reads it becomes one operation with what computes it, if it is bfloat16.
+
+    JAX 0.12 hands whole subgraphs that end in a sum to YNNPACK; with several convolutions in bfloat16 in one of them,
+    the result is NaN or any number (seen with 0.12.0; in float32, and where oneDNN takes the convolutions, never).
+    """
+    if x.dtype != jnp.bfloat16:
+        return x
+    return lax.platform_dependent(x, cpu=lax.optimization_barrier, default=lambda x: x)
+
+
 def sibling_convs(
     x: Float[Array, "batch height width in_channels"],
     kernels: Sequence[Float[Array, "1 1 in_channels out_channels"]],
@@ -243,7 +254,13 @@ def _lax_kernel_gradient(x, dy, kernel_shape, **args) -> Array:
 # What follows runs on CPUs only.
 
 
+def _suits_onednn(dtype) -> bool:
+    return dtype == jnp.bfloat16 and onednn.suits_cpu()
+
+
 def _cpu_forward(x, kernel, strides: Pair, pads: Pads, precision) -> Array:
+    if _suits_onednn(x.dtype):
+        return _plain_conv(x, kernel, strides, pads, precision)
     if _is_pointwise(kernel.shape, pads):
         return _dot(x[:, :: strides[0], :: strides[1]], kernel[0, 0], precision)
     if _suits_winograd(x, kernel.shape, strides, precision):
@@ -255,9 +272,7 @@ def _cpu_forward(x, kernel, strides: Pair, pads: Pads, precision) -> Array:
             part = _dot(x[:, rows.inputs, columns.inputs], kernel[i, j], precision).astype(y.dtype)
             y = y + _place(part, (rows.outputs, columns.outputs), out_sizes)
         return y.astype(x.dtype)
-    if _over_the_cliff(x.shape, kernel.shape):
-        return _lax_conv(_pad(x, pads), kernel, strides, ((0, 0), (0, 0)), precision)
-    return _lax_conv(x, kernel, strides, pads, precision)
+    return _plain_conv(x, kernel, strides, pads, precision)
 
 
 def _cpu_gradients(x, kernel, dy, strides: Pair, pads: Pads, precision) -> tuple[Array, Array]:
@@ -268,6 +283,8 @@ def _cpu_gradients(x, kernel, dy, strides: Pair, pads: Pads, precision) -> tuple
 
 
 def _cpu_input_gradient(kernel, dy, x_shape, strides: Pair, pads: Pads, precision) -> Array:
+    if _suits_onednn(dy.dtype):
+        return _flipped_conv(kernel, dy, x_shape, strides, pads, precision)
     if _is_pointwise(kernel.shape, pads) or _is_tiny(x_shape, kernel.shape):
         dx = jnp.zeros((), jnp.promote_types(dy.dtype, jnp.float32))
         for i, j, rows, columns in _contacts(x_shape[1:3], dy.shape[1:3], kernel.shape, strides, pads):
@@ -281,9 +298,30 @@ def _cpu_input_gradient(kernel, dy, x_shape, strides: Pair, pads: Pads, precisio
     return _lax_input_gradient(kernel, dy, x_shape, strides=strides, pads=pads, precision=precision)
 
 
+def _flipped_conv(kernel, dy, x_shape, strides: Pair, pads: Pads, precision) -> Array:
+    """The gradient with respect to the input as a plain convolution: oneDNN does not take a transposed one."""
+    if strides != (1, 1):
+        config = ((0, 0, 0), *((0, 0, stride - 1) for stride in strides), (0, 0, 0))
+        dy = lax.optimization_barrier(lax.pad(dy, jnp.zeros((), dy.dtype), config))
+    back = [
+        (k - 1 - low, size - got + low)
+        for k, (low, _), size, got in zip(kernel.shape, pads, x_shape[1:3], dy.shape[1:3], strict=False)
+    ]
+    return _plain_conv(dy, kernel[::-1, ::-1].swapaxes(2, 3), (1, 1), (back[0], back[1]), precision)
+
+
+def _plain_conv(x, kernel, strides: Pair, pads: Pads, precision) -> Array:
+    """`lax`'s, such that XLA does not exchange the operands where the kernel is larger than the map."""
+    if _over_the_cliff(x.shape, kernel.shape):
+        x, pads = _pad(x, pads), ((0, 0), (0, 0))
+    return _lax_conv(x, kernel, strides, pads, precision)
+
+
 def _cpu_kernel_gradient(x, dy, kernel_shape, strides: Pair, pads: Pads, precision) -> Array:
     if _is_pointwise(kernel_shape, pads):
         return _outer(x[:, :: strides[0], :: strides[1]], dy, precision)[None, None]
+    if _suits_onednn(x.dtype):
+        return _lax_kernel_gradient(x, dy, kernel_shape, strides=strides, pads=pads, precision=precision)
     largest = max(x.shape[1:3])
     # Matrix products of fewer channels are too thin to be worth one per offset, unless the map is tiny.
     if largest > 2 and min(kernel_shape[2:]) < 64:
@@ -365,6 +403,8 @@ def _dot(x: Array, kernel: Array, precision) -> Array:
 
 def _outer(x: Array, dy: Array, precision) -> Array:
     """Sum over examples and pixels of the products of channels, (in_channels, out_channels)."""
+    if _suits_onednn(x.dtype):  # which needs no transposed x, but only takes two dimensions
+        return lax.dot_general(x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1]), (((0,), (0,)), ((), ())))
     # XLA transposes x for this product; the barrier keeps what computes x out of that loop, whose stride is long.
     return lax.dot_general(lax.optimization_barrier(x), dy, (((0, 1, 2), (0, 1, 2)), ((), ())), precision=precision)
 

@@ -1,6 +1,8 @@
-"""Local response normalisation, with a gradient that is as cheap as its value."""
+"""Batch and local response normalisation, with gradients that take few passes over the maps."""
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,107 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from inception_jax.errors import unknown_name
+
+
+def batch_norm(
+    x: Float[Array, "*batch channels"],
+    scale: Float[Array, " channels"],
+    bias: Float[Array, " channels"],
+    epsilon: float = 1e-3,
+    *,
+    relu: bool = False,
+    implementation: str = "auto",
+) -> tuple[Float[Array, "*batch channels"], Float[Array, " channels"], Float[Array, " channels"]]:
+    """Batch normalisation in training (Ioffe & Szegedy 2015, Algorithm 1), with the statistics of the batch.
+
+    Args:
+        x: maps or features, in any float type.
+        scale: gamma of the paper, one for each channel.
+        bias: beta of the paper, one for each channel.
+        epsilon: added to the variance.
+        relu: whether a ReLU follows, which costs nothing here.
+        implementation: "auto" has a gradient of its own; "lax" leaves it to JAX, which can also differentiate it
+            forwards (`jax.jvp`).
+
+    Returns:
+        The normalised maps in x's type, the mean and the variance of each channel (the biased one, as
+        `flax.linen.BatchNorm` has it) in at least float32, the type of all sums.
+
+    Raises UserError for an unknown implementation.
+    """
+    if implementation not in ("auto", "lax"):
+        raise unknown_name("implementation", implementation, ("auto", "lax"))
+    if implementation == "lax":
+        return _normalize(x, scale, bias, epsilon, relu)
+    return _batch_norm(x, scale, bias, epsilon, relu)
+
+
+def _apart(*arrays: Array) -> tuple[Array, ...]:
+    """The same arrays, whose conversion to float32 XLA's CPU back end cannot share with an earlier one.
+
+    Shared conversions and products are written to memory, whole maps of them in float32, and read again; one that has
+    a single reader becomes part of it. Sums over 16 x 112 x 112 x 64 in bfloat16: 0.8 ms instead of 12.
+    """
+    return lax.optimization_barrier(arrays)
+
+
+def _together(*arrays: Array) -> tuple[Array, ...]:
+    return arrays
+
+
+def _normalize(x, scale, bias, epsilon: float, relu: bool, apart: Callable = _together) -> tuple[Array, Array, Array]:
+    wide, axes = jnp.promote_types(x.dtype, jnp.float32), tuple(range(x.ndim - 1))
+    mean = jnp.mean(x.astype(wide), axes)
+    (again,) = apart(x)
+    variance = jnp.maximum(jnp.mean(jnp.square(again.astype(wide)), axes) - jnp.square(mean), 0)
+    slope = lax.rsqrt(variance + epsilon) * scale
+    last, slope, offset = apart(x, slope, bias - mean * slope)
+    y = last.astype(wide) * slope + offset
+    return (jnp.maximum(y, 0) if relu else y).astype(x.dtype), mean, variance
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _batch_norm(x: Array, scale: Array, bias: Array, epsilon: float, relu: bool) -> tuple[Array, Array, Array]:
+    normalize = functools.partial(_normalize, epsilon=epsilon, relu=relu)
+    return lax.platform_dependent(x, scale, bias, cpu=functools.partial(normalize, apart=_apart), default=normalize)
+
+
+def _batch_norm_forward(x, scale, bias, epsilon, relu):
+    results: Any = _batch_norm(x, scale, bias, epsilon, relu)
+    y, mean, variance = results
+    return (y, mean, variance), (x, scale, bias, mean, variance)
+
+
+def _batch_norm_backward(epsilon, relu, residuals, gradients):
+    pull_back = functools.partial(_pull_back, epsilon=epsilon, relu=relu)
+    cpu = functools.partial(pull_back, apart=_apart)
+    return lax.platform_dependent(*residuals, *gradients, cpu=cpu, default=pull_back)
+
+
+_batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
+
+
+def _pull_back(
+    x, scale, bias, mean, variance, dy, d_mean, d_variance, *, epsilon: float, relu: bool, apart: Callable = _together
+) -> tuple[Array, Array, Array]:
+    """The gradients with respect to x, scale and bias: two sums over the maps, then a weighted sum of dy and x."""
+    wide, axes, count = mean.dtype, tuple(range(x.ndim - 1)), x.size // x.shape[-1]
+    deviation = lax.rsqrt(variance + epsilon)
+    slope = deviation * scale
+    x, dy = apart(x, dy)
+    if relu:
+        before = x.astype(wide) * slope + (bias - mean * slope)
+        dy = jnp.where(before > 0, dy, 0)
+        x, dy = apart(x, dy)
+    d_bias = dy.astype(wide).sum(axes)
+    first, second = apart(x, dy)
+    products = (first.astype(wide) * second.astype(wide)).sum(axes)
+    d_scale = (products - mean * d_bias) * deviation
+    of_x = (2 * d_variance - slope * deviation * d_scale) / count
+    constant = (d_mean - slope * d_bias) / count - mean * of_x
+    first, second, slope, of_x, constant = apart(x, dy, slope, of_x, constant)
+    dx = second.astype(wide) * slope + first.astype(wide) * of_x + constant
+    return dx.astype(x.dtype), d_scale.astype(scale.dtype), d_bias.astype(bias.dtype)
 
 
 def local_response_norm(

@@ -1,17 +1,20 @@
 """Pooling of NHWC maps that is fast on CPUs too, and equal to `lax` and PyTorch in value and gradient.
 
-XLA's CPU back end scatters the gradient of max pooling element by element. Here a pool is a maximum along the width and
-then one along the height, each over shifted slices; each remembers where in its window the winner stood, and
-the gradient sums shifted, masked copies. On other platforms `lax.reduce_window` stays in charge; the choice is made
-when the program is lowered, so that one exported program serves them all.
+XLA's CPU back end scatters the gradient of max pooling element by element. Here a pool is the maximum of shifted slices
+of the padded maps; where a gradient is wanted it remembers where in its window the winner stood, and the gradient sums
+shifted, masked copies. Floats are compared as integers of their width, in the same order: a maximum of floats also
+looks for NaN, and that of bfloat16 is computed in float32. 3x3 windows over 16 x 28 x 28 x 256 in bfloat16 take 0.6 ms
+instead of 6.6 (two cores). On other platforms `lax.reduce_window` stays in charge; the choice is made when the program
+is lowered, so that one exported program serves them all.
 """
 
 import functools
-import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -20,8 +23,8 @@ from inception_jax.errors import UserError, unknown_name
 Pair = tuple[int, int]
 Padding = str | Sequence[tuple[int, int]]
 
-# Wider windows would unroll into that many slices; none of the networks has any.
-_WIDEST_SLICED_WINDOW = 8
+# A window is unrolled into a slice for each of its pixels; none of the networks has a wider one than 3x3.
+_WIDEST_SLICED_WINDOW = 5
 
 
 def max_pool(
@@ -164,37 +167,33 @@ def _reduce_window_max(x: Array, window: Pair, strides: Pair, pads: tuple[Pair, 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def _max_pool(x: Array, window: Pair, strides: Pair, pads: tuple[Pair, Pair]) -> Array:
     def sliced(x):
-        for axis in (2, 1):
-            # Without the barrier each slice would repeat the padding, one test of bounds per element.
-            padded = lax.optimization_barrier(_pad_axis(x, axis, *pads[axis - 1], -math.inf))
-            x = functools.reduce(jnp.maximum, _window_slices(padded, axis, window[axis - 1], strides[axis - 1]))
-        return x
+        return _from_ordered(functools.reduce(jnp.maximum, _window_pixels(x, window, strides, pads)), x.dtype)
 
     default = functools.partial(_reduce_window_max, window=window, strides=strides, pads=pads)
     return lax.platform_dependent(x, cpu=sliced, default=default)
 
 
 def _max_pool_forward(x, window, strides, pads):
-    def sliced(x):
-        rows, columns = _max_and_winner(x, 2, window[1], strides[1], pads[1])
-        y, winning_rows = _max_and_winner(rows, 1, window[0], strides[0], pads[0])
-        return y, winning_rows, columns
+    y: Any = _max_pool(x, window, strides, pads)  # which can be differentiated again
 
-    def default(x):
-        # Only the CPU's gradient reads the winners; every platform must return the same types.
-        _, *winners = jax.eval_shape(sliced, x)
-        return _reduce_window_max(x, window, strides, pads), *(jnp.zeros(w.shape, w.dtype) for w in winners)
+    def winners(x):
+        best, *others = _window_pixels(x, window, strides, pads)
+        winner = jnp.zeros(best.shape, jnp.int8)
+        for position, candidate in enumerate(others, start=1):
+            winner = jnp.where(candidate > best, jnp.int8(position), winner)
+            best = jnp.maximum(best, candidate)
+        return winner
 
-    y, *winners = lax.platform_dependent(x, cpu=sliced, default=default)
-    return y, (x, *winners)
+    # Only the CPU's gradient reads the winners; every platform must return the same types.
+    winner = lax.platform_dependent(x, cpu=winners, default=lambda x: jnp.zeros(y.shape, jnp.int8))
+    return y, (x, winner)
 
 
 def _max_pool_backward(window, strides, pads, residuals, dy):
-    def sliced(x, winning_rows, columns, dy):
-        d_rows = _scatter_to_winners(dy, winning_rows, 1, x.shape[1], window[0], strides[0], pads[0][0])
-        return _scatter_to_winners(d_rows, columns, 2, x.shape[2], window[1], strides[1], pads[1][0])
+    def sliced(x, winner, dy):
+        return _give_to_winners(dy, winner, x.shape[1:3], window, strides, pads)
 
-    def default(x, winning_rows, columns, dy):
+    def default(x, winner, dy):
         _, pullback = jax.vjp(lambda x: _reduce_window_max(x, window, strides, pads), x)
         return pullback(dy)[0]
 
@@ -204,38 +203,72 @@ def _max_pool_backward(window, strides, pads, residuals, dy):
 _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
-def _max_and_winner(x: Array, axis: int, size: int, stride: int, pads: Pair) -> tuple[Array, Array]:
-    """Windows' maxima along `axis`, and the position in the window of the first of them."""
-    padded = lax.optimization_barrier(_pad_axis(x, axis, *pads, -math.inf))
-    best, *candidates = _window_slices(padded, axis, size, stride)
-    winner = jnp.zeros(best.shape, jnp.int8)
-    for position, candidate in enumerate(candidates, start=1):
-        winner = jnp.where(candidate > best, jnp.int8(position), winner)
-        best = jnp.maximum(best, candidate)
-    return best, winner
+def _to_ordered(x: Array) -> Array:
+    """Floats as integers of their width in the same order; NaN is above all others, and 0 and -0 are the same."""
+    kind = np.dtype(f"int{x.dtype.itemsize * 8}").type
+    bits = lax.bitcast_convert_type(x, kind)
+    sign = bits >> (8 * x.dtype.itemsize - 1)  # 0 or -1
+    magnitude = bits & np.iinfo(kind).max
+    infinity = np.array(np.inf, x.dtype).view(kind)
+    return jnp.where(magnitude > infinity, magnitude, (magnitude ^ sign) - sign)
 
 
-def _scatter_to_winners(
-    dy: Array, winner: Array, axis: int, in_size: int, size: int, stride: int, pad_low: int
+def _from_ordered(ordered: Array, dtype) -> Array:
+    kind = ordered.dtype.type
+    sign = ordered >> (8 * ordered.dtype.itemsize - 1)
+    return lax.bitcast_convert_type(((ordered ^ sign) - sign) | (sign & np.iinfo(kind).min), dtype)
+
+
+def _window_pixels(x: Array, window: Pair, strides: Pair, pads: tuple[Pair, Pair]) -> list[Array]:
+    """For each pixel of the window, row by row, what all windows have there, as ordered integers."""
+    lowest = _to_ordered(jnp.array(-jnp.inf, x.dtype))
+    # Without the barrier each slice would repeat the padding, one test of bounds per element.
+    padded = lax.optimization_barrier(lax.pad(_to_ordered(x), lowest, _padding_config(pads)))
+    rows = _window_slices(padded, 1, window[0], strides[0])
+    return [pixel for row in rows for pixel in _window_slices(row, 2, window[1], strides[1])]
+
+
+def _padding_config(pads: tuple[Pair, Pair]) -> list[tuple[int, int, int]]:
+    return [(0, 0, 0), *((low, high, 0) for low, high in pads), (0, 0, 0)]
+
+
+def _give_to_winners(
+    dy: Array, winner: Array, sizes: tuple[int, int], window: Pair, strides: Pair, pads: tuple[Pair, Pair]
 ) -> Array:
     """The transpose of picking the winners: each window's `dy` goes to its winner, overlapping windows add up.
 
-    Input pixel `stride * q + phase - pad_low` is position `phase + stride * m` of window `q - m`, so each phase is a
-    sum over m of shifted, masked copies; the phases are interleaved at the end.
+    Along an axis, pixel `stride * q + phase - pad_low` is position `phase + stride * m` of window `q - m`, so what a
+    pixel gets is a sum over m, of both axes, of shifted copies of `dy`, masked by where the winner has that position.
     """
-    out_size = dy.shape[axis]
-    reach = -(-size // stride)  # windows that overlap a pixel, at most
-    length = max(-(-(in_size + pad_low) // stride), out_size)
-    front, back = reach - 1, length - out_size
-    dy = _pad_axis(dy, axis, front, back, 0)
-    winner = _pad_axis(winner, axis, front, back, -1)
-    phases = []
-    for phase in range(stride):
-        total = jnp.zeros((), dy.dtype)
-        for m, position in enumerate(range(phase, size, stride)):
-            start = front - m
-            here = lax.slice_in_dim(winner, start, start + length, axis=axis) == position
-            total = total + jnp.where(here, lax.slice_in_dim(dy, start, start + length, axis=axis), 0)
-        phases.append(jnp.broadcast_to(total, (*dy.shape[:axis], length, *dy.shape[axis + 1 :])))
-    interleaved = jnp.stack(phases, axis + 1).reshape(*dy.shape[:axis], length * stride, *dy.shape[axis + 1 :])
-    return lax.slice_in_dim(interleaved, pad_low, pad_low + in_size, axis=axis)
+    lows = [low for low, _ in pads]
+    lengths = [-(-(size + low) // stride) for size, low, stride in zip(sizes, lows, strides, strict=True)]
+    # Windows over a pixel, at most.
+    reaches = [-(-size // stride) for size, stride in zip(window, strides, strict=True)]
+    around = [
+        (reach - 1, max(length - out, 0)) for reach, length, out in zip(reaches, lengths, dy.shape[1:3], strict=True)
+    ]
+    config = _padding_config((around[0], around[1]))
+    dy, winner = lax.optimization_barrier(
+        (lax.pad(dy, jnp.zeros((), dy.dtype), config), lax.pad(winner, jnp.int8(-1), config))
+    )
+
+    def windows_over(x: Array, shifts: Pair) -> Array:  # of every pixel, `shifts` windows back
+        for axis in (0, 1):
+            start, stride = reaches[axis] - 1 - shifts[axis], strides[axis]
+            x = lax.slice_in_dim(x, start, start + lengths[axis], axis=axis + 1)
+            if stride > 1:
+                x = jnp.repeat(x, stride, axis + 1)
+            x = lax.slice_in_dim(x, lows[axis], lows[axis] + sizes[axis], axis=axis + 1)
+        return x
+
+    total = jnp.zeros((), jnp.promote_types(dy.dtype, jnp.float32))
+    for shifts in np.ndindex(*reaches):
+        rows, columns = (
+            (np.arange(size) + low) % stride + stride * m
+            for size, low, stride, m in zip(sizes, lows, strides, shifts, strict=True)
+        )
+        inside = (rows[:, None] < window[0]) & (columns < window[1])
+        positions = np.where(inside, rows[:, None] * window[1] + columns, -2).astype(np.int8)[:, :, None]
+        mine = windows_over(winner, shifts) == (positions[0, 0, 0] if strides == (1, 1) else positions)
+        total = total + jnp.where(mine, windows_over(dy, shifts), 0).astype(total.dtype)
+    return total.astype(dy.dtype)

@@ -15,6 +15,7 @@ from jaxtyping import Float
 
 from inception_jax import files, models
 from inception_jax.errors import UserError, unknown_name
+from inception_jax.models import folding
 from inception_jax.models.folding import fold_model, inference_variables
 from inception_jax.weights.convert import count_classes, from_state_dict, identify, recognize, registered_name
 from inception_jax.weights.files import read_state_dict
@@ -53,7 +54,7 @@ class Pretrained:
           UserError: one is no picture, or too large.
         """
         model, variables = self._folded
-        return np.asarray(_logits(variables, self.preprocessing.batch(pictures), model))
+        return np.asarray(folding.logits(model, variables, self.preprocessing.batch(pictures)))
 
     def predict(self, pictures: Picture | Sequence[Picture]) -> Float[np.ndarray, "batch classes"]:
         """The probabilities of the classes."""
@@ -62,12 +63,6 @@ class Pretrained:
     @cached_property
     def _folded(self) -> tuple[nn.Module, dict[str, Any]]:
         return fold_model(self.model), jax.jit(partial(inference_variables, self.model))(self.variables)
-
-
-@partial(jax.jit, static_argnames="model")
-def _logits(variables: dict[str, Any], inputs: jax.Array, model: nn.Module) -> jax.Array:
-    outputs: Any = model.apply(variables, inputs, train=False)
-    return outputs.logits
 
 
 @overload

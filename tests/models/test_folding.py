@@ -6,11 +6,12 @@ import jax
 import numpy as np
 import pytest
 from flax import linen as nn
+from jax import numpy as jnp
 from networks import module_shapes, random_variables
 
 from inception_jax import fold_batch_norm
 from inception_jax.models import ResNet, create_model
-from inception_jax.models.folding import fold_model, inference_variables
+from inception_jax.models.folding import fold_model, fold_variables, inference_variables
 from inception_jax.models.googlenet import Inception, InceptionModule
 from inception_jax.models.layers import ConvUnit
 
@@ -79,6 +80,19 @@ def test_kernels_transformed_before_are_what_inference_uses():
     apply = jax.jit(partial(fold_model(model).apply, train=False))
     others = {**prepared, "transformed": jax.tree.map(np.zeros_like, transformed)}
     assert not np.allclose(apply(others, images).logits, apply(prepared, images).logits)
+
+
+def test_in_bfloat16_the_convolutions_are_that_already_and_the_logits_the_same():
+    model = create_model("googlenet", num_classes=5, norm="batch", dtype=jnp.bfloat16)
+    images = np.random.default_rng(0).standard_normal((1, 32, 32, 3), np.float32)
+    variables = random_variables(module_shapes(model, images.shape)[1])
+    prepared = inference_variables(model, variables)
+    assert prepared["params"]["inception_3a"]["conv_3x3"]["conv"]["kernel"].dtype == jnp.bfloat16
+    assert prepared["params"]["fc"]["kernel"].dtype == jnp.float32
+    apply = jax.jit(partial(fold_model(model).apply, train=False))
+    np.testing.assert_array_equal(
+        apply(prepared, images).logits, apply(fold_variables(model, variables), images).logits
+    )
 
 
 def test_leaves_networks_without_batch_norm_as_they_are():

@@ -89,9 +89,25 @@ def test_max_pool_in_ceil_mode_equals_torch(size, window, stride, pad):
     np.testing.assert_allclose(gradient, images.grad.numpy().transpose(0, 2, 3, 1), rtol=1e-5, atol=1e-6)
 
 
-def test_max_pool_passes_on_what_is_not_a_number():
-    x = jnp.ones((1, 4, 4, 1)).at[0, 1, 1, 0].set(jnp.nan)
-    assert np.isnan(ops.max_pool(x)).sum() == 9
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_max_pool_passes_on_what_is_not_a_number(dtype, sign):
+    """A processor's own NaN, as of 0 / 0, has the sign bit."""
+    nan = jnp.asarray(np.copysign(np.nan, sign), dtype)
+    x = jnp.ones((1, 4, 4, 1), dtype).at[0, 1, 1, 0].set(nan)
+    assert np.isnan(np.asarray(ops.max_pool(x), np.float32)).sum() == 9
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_max_pool_of_infinities_and_signed_zeros(dtype):
+    """0 and -0 are equal: the first one wins, whatever its sign."""
+    x = jnp.asarray([[[-0.0, 0.0, -jnp.inf, -jnp.inf, jnp.inf, -1e-3]]], dtype).swapaxes(1, 2).reshape(1, 1, 6, 1)
+    pool = functools.partial(ops.max_pool, window=(1, 2), strides=(1, 2))
+    y, gradient = value_and_gradient(pool, x)
+    np.testing.assert_array_equal(np.asarray(y, np.float32).ravel(), [0, -np.inf, np.inf])
+    by_lax = value_and_gradient(functools.partial(pool, implementation="lax"), x)[1]
+    windows = np.asarray([gradient, by_lax], np.float32).reshape(2, 3, 2)  # of two -inf, either may win
+    np.testing.assert_array_equal(*windows[:, [0, 2]])
 
 
 def test_max_pool_transformations():

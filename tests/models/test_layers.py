@@ -1,0 +1,37 @@
+"""Our batch norm against Linen's: the same variables, results and statistics."""
+
+import jax
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax import numpy as jnp
+
+from inception_jax.models.layers import BatchNorm
+
+
+@pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
+@pytest.mark.parametrize("relu", [False, True])
+def test_batch_norm_is_linens(relu, dtype):
+    random = np.random.default_rng(0)
+    x = jnp.asarray(random.normal(0.5, 2, (4, 6, 5, 3)), dtype or jnp.float32)
+    ours = BatchNorm(1e-3, relu=relu, zero_init=True, dtype=dtype)
+    theirs = nn.BatchNorm(momentum=0.9, epsilon=1e-3, scale_init=nn.initializers.zeros, dtype=dtype)
+    variables = ours.init(jax.random.key(0), x, False)
+    wanted = theirs.init(jax.random.key(0), x, use_running_average=True)
+    assert jax.tree.structure(variables) == jax.tree.structure(wanted)
+    jax.tree.map(np.testing.assert_array_equal, variables, wanted)
+    variables = jax.tree.map(lambda leaf: jnp.asarray(random.uniform(0.5, 1.5, leaf.shape), leaf.dtype), variables)
+
+    def expected(use_running_average):
+        y, updated = theirs.apply(variables, x, use_running_average=use_running_average, mutable=["batch_stats"])
+        return nn.relu(y) if relu else y, updated
+
+    rtol = 1e-5 if dtype is None else 1e-2
+    for train in (False, True):
+        (y, updated), (linens, linens_updated) = (
+            ours.apply(variables, x, train, mutable=["batch_stats"]),
+            expected(not train),
+        )
+        assert y.dtype == linens.dtype
+        np.testing.assert_allclose(np.asarray(y, np.float32), np.asarray(linens, np.float32), rtol=rtol, atol=rtol)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), updated, linens_updated)

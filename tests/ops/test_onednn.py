@@ -1,0 +1,110 @@
+"""When programs for the CPU are compiled with oneDNN's convolutions, and where bfloat16 is fast."""
+
+import functools
+import importlib.metadata
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from inception_jax import ops
+from inception_jax.ops import onednn
+
+NEW, OLD = "0.12.0", "0.10.2"
+PLAIN, WIDE, WITH_UNITS = {"avx2"}, {"avx2", "avx512f"}, {"avx2", "avx512f", "avx512_bf16"}
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    def set_up(version, flags, devices=1, platform="cpu"):
+        monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
+        monkeypatch.setattr(onednn, "processor_flags", lambda: frozenset(flags))
+        monkeypatch.setattr(jax, "local_device_count", lambda: devices)
+        monkeypatch.setattr(jax, "default_backend", lambda: platform)
+
+    return set_up
+
+
+@pytest.mark.parametrize(
+    ("version", "flags", "fast"),
+    [(NEW, WITH_UNITS, True), (NEW, WIDE | {"amx_bf16"}, True), (OLD, WITH_UNITS, False), (NEW, WIDE, False)],
+)
+def test_where_bfloat16_is_faster(machine, version, flags, fast):
+    machine(version, flags)
+    assert ops.fast_bfloat16() == fast
+
+
+@pytest.mark.parametrize(
+    ("version", "flags", "devices", "platform", "used"),
+    [
+        (NEW, WIDE, 1, "cpu", True),
+        (NEW, WIDE, 8, "cpu", False),
+        (NEW, WIDE, 1, "gpu", False),
+        (NEW, PLAIN, 1, "cpu", False),
+        (NEW, set(), 1, "cpu", False),
+        (OLD, WITH_UNITS, 1, "cpu", False),
+    ],
+)
+def test_the_compilers_options(machine, version, flags, devices, platform, used):
+    machine(version, flags, devices, platform)
+    assert bool(ops.compiler_options(jnp.bfloat16)) == used
+    assert not ops.compiler_options(jnp.float32)
+    assert not ops.compiler_options(None)
+
+
+def exact(function, *arguments):
+    with jax.enable_x64(True):
+        return [np.asarray(each) for each in function(*(jnp.asarray(each, jnp.float64) for each in arguments))]
+
+
+# Programs with oneDNN's convolutions cannot be kept, and JAX says so.
+pytestmark = pytest.mark.filterwarnings("ignore:Error writing persistent compilation cache entry")
+
+
+@pytest.mark.skipif(not onednn.suits_cpu(), reason="needs jaxlib 0.12 and AVX-512")
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "channels"),
+    [(8, 1, 1, (64, 96)), (7, 1, 2, (16, 32)), (2, 3, 1, (64, 96)), (4, 5, 1, (16, 32)), (9, 3, 2, (32, 64)),
+     (8, 3, 1, (64, 96)), (8, 5, 1, (16, 32)), (16, 7, 2, (3, 64)), (3, 5, 2, (16, 32))],
+)  # fmt: skip
+def test_compiled_with_onednn_it_is_the_same_convolution(size, kernel, stride, channels):
+    """Value and gradients, and all of them are oneDNN's: none is left to XLA's slow ones."""
+    random = np.random.default_rng(0)
+    x = jnp.asarray(random.normal(size=(4, size, size, channels[0])), jnp.bfloat16)
+    weights = jnp.asarray(random.normal(size=(kernel, kernel, *channels)), jnp.bfloat16)
+    pads = ((kernel // 2,) * 2,) * 2
+
+    def run(implementation, x, weights, dy):
+        conv = functools.partial(ops.conv, strides=(stride,) * 2, padding=pads, implementation=implementation)
+        y, pull_back = jax.vjp(conv, x, weights)
+        return y, *pull_back(dy)
+
+    shape = jax.eval_shape(functools.partial(ops.conv, strides=(stride,) * 2, padding=pads), x, weights).shape
+    dy = jnp.asarray(random.normal(size=shape), jnp.bfloat16)
+    program = jax.jit(functools.partial(run, "auto")).lower(x, weights, dy).compile(onednn._OPTIONS)
+    text = program.as_text()
+    assert "__onednn$" in text
+    assert " convolution(" not in text
+    wanted = exact(functools.partial(run, "lax"), x, weights, dy)
+    for found, each in zip(program(x, weights, dy), wanted, strict=True):
+        assert np.linalg.norm(np.asarray(found, np.float64) - each) < 8e-3 * np.linalg.norm(each)
+
+
+@pytest.mark.parametrize("options", [{}, onednn._OPTIONS if onednn.suits_cpu() else {}])
+def test_a_chain_of_convolutions_in_bfloat16_that_ends_in_a_mean(options):
+    """JAX 0.12 computes NaN, or any number, where nothing keeps them apart."""
+    random = np.random.default_rng(0)
+    x = random.standard_normal((4, 16, 16, 64), np.float32)
+    weights = random.standard_normal((3, 3, 64, 64), np.float32) / 24
+
+    def network(x, weights):
+        for _ in range(2):
+            y = ops.alone(jax.nn.relu(ops.conv(x, weights)))
+            x = jax.nn.relu(ops.alone(ops.conv(y, weights)) + x)
+        return x.astype(jnp.float32).mean((1, 2))
+
+    program = jax.jit(network).lower(*(jnp.asarray(each, jnp.bfloat16) for each in (x, weights)))
+    found = program.compile(options)(*(jnp.asarray(each, jnp.bfloat16) for each in (x, weights)))
+    wanted = jax.jit(network)(x, weights)
+    assert np.linalg.norm(found - wanted) < 1e-2 * np.linalg.norm(wanted)
