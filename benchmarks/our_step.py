@@ -14,7 +14,7 @@ import numpy as np
 from jax import numpy as jnp
 from worker import Side, serve
 
-from inception_jax import process, steps
+from inception_jax import ops, process, steps
 from inception_jax.models import create_model
 from inception_jax.models.folding import fold_model, inference_variables
 from inception_jax.optimizers import make_optimizer
@@ -32,16 +32,15 @@ class OurSide(Side):
         versions["python"] = platform.python_version()
         return {"versions": versions, "gpu": jax.devices()[0].device_kind if self.on_gpu else None}
 
-    def matrix_product(self, side: int) -> Callable[[], Any]:
-        x = jax.random.normal(jax.random.key(0), (side, side), jnp.bfloat16 if self.on_gpu else jnp.float32)
-        multiply = jax.jit(jnp.matmul)
+    def matrix_product(self, side: int, dtype: str) -> Callable[[], Any]:
+        x = jax.random.normal(jax.random.key(0), (side, side), jnp.dtype(dtype))
+        multiply = jax.jit(jnp.matmul, compiler_options=ops.compiler_options(dtype))
         return lambda: multiply(x, x).block_until_ready()
 
-    def make(self, name: str, batch: int, side: int, mode: str, small_stem: bool) -> dict[str, Any]:
+    def make(self, name: str, batch: int, side: int, mode: str, small_stem: bool, dtype: str) -> dict[str, Any]:
         before = self.memory_before()
         options = {"stem": "small"} if small_stem else {}
-        dtype = jnp.bfloat16 if self.on_gpu else jnp.float32
-        model = create_model(name, num_classes=1000, dtype=dtype, dropout_rate=0.0, **options)
+        model = create_model(name, num_classes=1000, dtype=jnp.dtype(dtype), dropout_rate=0.0, **options)
         optimizer = make_optimizer("sgd", 0.01, momentum=0.9)
         random = np.random.default_rng(0)
         images = jax.device_put(random.standard_normal((batch, side, side, 3), np.float32))
@@ -57,12 +56,13 @@ class OurSide(Side):
                 program = partial(
                     steps.train_step, model=model, optimizer=optimizer, prepare=lambda key, images: images
                 )
-                program = jax.jit(program, donate_argnames="state").lower(template, images, labels, key).compile()
+                program = jax.jit(program, donate_argnames="state").lower(template, images, labels, key)
             else:
                 fold = jax.jit(partial(inference_variables, model))
                 program = partial(steps.predict_step, model=fold_model(model), prepare=lambda images: images)
                 folded = jax.eval_shape(fold, template.variables)
-                program = jax.jit(program).lower(folded, images).compile()
+                program = jax.jit(program).lower(folded, images)
+            program = program.compile(ops.compiler_options(dtype))
         state = initial.result()
 
         def train() -> jax.Array:

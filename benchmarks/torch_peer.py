@@ -74,8 +74,8 @@ class TorchSide(Side):
         versions["python"] = platform.python_version()
         return {"versions": versions, "gpu": torch.cuda.get_device_name() if self.on_gpu else None}
 
-    def matrix_product(self, side: int) -> Callable[[], Any]:
-        x = torch.randn(side, side, device=self._device, dtype=torch.bfloat16 if self.on_gpu else torch.float32)
+    def matrix_product(self, side: int, dtype: str) -> Callable[[], Any]:
+        x = torch.randn(side, side, device=self._device, dtype=getattr(torch, dtype))
 
         def multiply() -> None:
             torch.matmul(x, x)
@@ -83,8 +83,11 @@ class TorchSide(Side):
 
         return multiply
 
-    def make(self, name: str, batch: int, side: int, mode: str, small_stem: bool, compiled: bool) -> dict[str, Any]:
+    def make(
+        self, name: str, batch: int, side: int, mode: str, small_stem: bool, dtype: str, compiled: bool
+    ) -> dict[str, Any]:
         before = self.memory_before()
+        self._dtype = dtype
         torch.manual_seed(0)
         network = make_network(name, small_stem).to(self._device)
         network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (PyTorch's stubs lack it)
@@ -102,7 +105,7 @@ class TorchSide(Side):
         return torch.optim.SGD(self._eager.parameters(), lr=0.01, momentum=0.9, **{kind: True})
 
     def _step(self) -> None:
-        precision = torch.autocast(self._device, torch.bfloat16, enabled=self.on_gpu)
+        precision = torch.autocast(self._device, torch.bfloat16, enabled=self._dtype == "bfloat16")
         if self._optimizer is None:
             with torch.inference_mode(), precision:
                 self._network(self._images).softmax(1)

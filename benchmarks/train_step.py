@@ -2,8 +2,8 @@
 
 Every side is a process of its own, and one works at a time; they take turns in rounds, so that what else the machine
 does meets all of them. The networks are equal (their numbers of parameters are compared), as are the batch, the
-optimiser (SGD, momentum 0.9), the threads and the allocator's huge pages; dropout is 0. On a CPU everything is float32,
-on a GPU the networks compute in bfloat16. Prints Markdown.
+optimiser (SGD, momentum 0.9), the threads and the allocator's huge pages; dropout is 0. The networks compute in
+--dtype, PyTorch's by autocast. Prints Markdown.
 """
 
 import argparse
@@ -32,6 +32,7 @@ examples, in the repository's root:
   python benchmarks/train_step.py --json train_step.json
   python benchmarks/train_step.py --models googlenet --shapes 64x32 --rounds 3 --peers eager
   python benchmarks/train_step.py --peer-python ../torch/bin/python --models vgg11 --modes inference
+  python benchmarks/train_step.py --models googlenet --dtype bfloat16 --peers eager
   python benchmarks/train_step.py --device gpu --shapes 256x224 512x224
 """
 FOLDER = Path(__file__).parent
@@ -59,6 +60,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--rounds", type=int, default=7)
     add("--seconds", type=float, default=1.0, help="of steps of each side in a round, at least two steps (default: 1)")
     add("--device", choices=("auto", "cpu", "gpu"), default="auto", help="auto: a GPU that both sides see, or the CPU")
+    add(
+        "--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: bfloat16 on a GPU, else float32"
+    )
     add("--threads", type=int, help="cores to use, on Linux (default: all)")
     add("--peer-python", default=sys.executable, help="the Python that has PyTorch (default: this one)")
     add("--json", type=Path, help="file for everything, every round included")
@@ -97,15 +101,18 @@ def describe(options: argparse.Namespace) -> dict[str, Any]:
     if options.device == "gpu" and not all(gpus):
         raise SystemExit(f"error: no GPU is seen by {' and '.join(s for s in sides if not found[s]['gpu'])}")
     device = "gpu" if all(gpus) else "cpu"
+    if options.dtype == "auto":
+        options.dtype = "bfloat16" if device == "gpu" else "float32"
     flops = {}
     for side in sides:
         with start(side, device, options) as worker:
-            flops[side] = worker.ask("matrix_flops")
+            flops[side] = worker.ask("matrix_flops", dtype=options.dtype)
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     models = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
     return {
         "device": device,
+        "dtype": options.dtype,
         "gpu": gpus[0] if device == "gpu" else None,
         "cpu": models[0] if models else platform.processor(),
         "cores": cores(),
@@ -121,6 +128,7 @@ def measure(model: str, shape: str, mode: str, device: str, options: argparse.Na
     batch, length = map(int, shape.split("x"))
     small_stem = model.startswith("resnet") and length <= 32
     arguments = {"name": model, "batch": batch, "side": length, "mode": mode, "small_stem": small_stem}
+    arguments["dtype"] = options.dtype
     first_step, facts, left_out, rounds = {}, {}, {}, []
     workers: dict[str, Worker] = {}
 
@@ -206,7 +214,7 @@ def machine_line(machine: dict[str, Any]) -> str:
     load = machine["load_average"][0]
     busy = load > machine["cores"] / 4
     return (
-        f"{device}, {'bfloat16' if machine['gpu'] else 'float32'}. JAX {versions['ours']['jax']} against PyTorch "
+        f"{device}, {machine['dtype']}. JAX {versions['ours']['jax']} against PyTorch "
         f"{versions['eager']['torch']}, whose matrix products reach {flops['ours'] / 1e9:,.0f} and "
         f"{flops['eager'] / 1e9:,.0f} GFLOP/s; the peak is the higher one. Load average when "
         f"this began: {load:.1f}{', TOO HIGH: PyTorch suffers more than we from what else runs' if busy else ''}."

@@ -86,7 +86,7 @@ class Side:
 
     A subclass has `describe()`, `make(name, batch, side, mode, ...)`, which runs the first step and returns the number
     of parameters and what `memory_before()` was, `steps(number)`, which waits for the last one, and
-    `matrix_product(side)`. The device is the one that the library sees: the environment hides the others.
+    `matrix_product(side, dtype)`. The device is the one that the library sees: the environment hides the others.
     """
 
     on_gpu = False
@@ -95,17 +95,17 @@ class Side:
     def steps(self, number: int) -> None:
         raise NotImplementedError
 
-    def matrix_product(self, side: int) -> Callable[[], Any]:
-        """A function that multiplies two square matrices and waits; float32, on a GPU bfloat16.
+    def matrix_product(self, side: int, dtype: str) -> Callable[[], Any]:
+        """A function that multiplies two square matrices of that type, "float32" or "bfloat16", and waits.
 
         Of random numbers: on equal ones a GPU draws less power and is faster.
         """
         raise NotImplementedError
 
-    def matrix_flops(self) -> float:
+    def matrix_flops(self, dtype: str) -> float:
         """The most floating-point operations per second that a large matrix product was seen to do."""
         side = 8192 if self.on_gpu else 3072
-        multiply = self.matrix_product(side)
+        multiply = self.matrix_product(side, dtype)
         multiply()
         return 2 * side**3 / min(seconds(multiply) for _ in range(8))
 

@@ -8,6 +8,7 @@ import platform
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, NoReturn
@@ -55,6 +56,8 @@ def use_compilation_cache() -> None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "inception_jax", "xla")
         jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    # Programs with oneDNN's convolutions cannot be kept (JAX 0.12); they are compiled anew each time.
+    warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry for .* std::bad_alloc")
 
 
 def leave(exit_code: int) -> NoReturn:

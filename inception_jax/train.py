@@ -24,7 +24,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from inception_jax import data, files, metrics, multihost, process, run, schedules, sharding, steps
+from inception_jax import data, files, metrics, multihost, ops, process, run, schedules, sharding, steps
 from inception_jax.checkpoints import Checkpoints, saved_steps
 from inception_jax.config import Config, validate
 from inception_jax.data import order, streaming
@@ -365,7 +365,12 @@ def _train(
             average_decay=config.average_decay,
         )
         votes = Votes(mesh, stop_requested)
-        train_step = jax.jit(votes.counted(step_fn), donate_argnames="state", out_shardings=everywhere)
+        train_step = jax.jit(
+            votes.counted(step_fn),
+            donate_argnames="state",
+            out_shardings=everywhere,
+            compiler_options=ops.compiler_options(dtype),
+        )
         first_writes = multihost.is_first()
         batches = source = exits.enter_context(closing(_batches(config, dataset, mesh, first_step, total_steps)))
         key = run.training_key(config, record.named_streams)
@@ -698,7 +703,8 @@ class Evaluator:
         # Several processes would have to agree first; they finish what they evaluate.
         self._stop_requested = stop_requested if multihost.count() == 1 else lambda: 0
         self._inference_variables = jax.jit(partial(inference_variables, model))
-        self._eval_step = jax.jit(partial(steps.eval_step, model=fold_model(model), prepare=prepare))
+        evaluate = partial(steps.eval_step, model=fold_model(model), prepare=prepare)
+        self._eval_step = jax.jit(evaluate, compiler_options=ops.compiler_options(getattr(model, "dtype", None)))
         self._compiled = False
         self.seconds = 0.0
 
@@ -966,6 +972,8 @@ def _log_start(
     device = mesh.devices.flat[0]
     processes = f", {multihost.count()} processes" if multihost.count() > 1 else ""
     logger.info("device: %s, %s%s", _describe_devices(mesh), np.dtype(dtype).name, processes)
+    if device.platform == "cpu" and dtype == np.float32 and ops.fast_bfloat16():
+        logger.info("this processor has units for bfloat16: --config.compute_dtype=bfloat16 is faster in long runs")
     if device.platform == "cpu" and (shutil.which("nvidia-smi") or Path("/proc/driver/nvidia").exists()):
         logger.warning("a GPU is there and unused: this JAX has no CUDA; pip install 'inception-jax[cuda]'")
     height, width, channels = dataset.image_shape

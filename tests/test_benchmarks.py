@@ -23,7 +23,7 @@ class Peer(Side):
     def describe(self):
         return {{"versions": {{"torch": "2.0"}}, "gpu": None}}
 
-    def matrix_product(self, side):
+    def matrix_product(self, side, dtype):
         return lambda: time.sleep(0.001)
 
     def make(self, compiled, **arguments):
