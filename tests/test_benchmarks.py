@@ -136,9 +136,10 @@ def test_the_peer_has_our_networks(train_step, name, side, options):
 
 
 @pytest.mark.slow
-def test_the_peer_trains(train_step):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_peer_trains(train_step, dtype):
     import_torchvision()
-    arguments = {"name": "resnet18", "batch": 2, "side": 32, "small_stem": True, "compiled": False}
+    arguments = {"name": "resnet18", "batch": 2, "side": 32, "small_stem": True, "dtype": dtype, "compiled": False}
     flops = {}
     for mode in ("train", "inference"):
         with train_step.start("eager", "cpu", train_step.parse_arguments([])) as worker:
