@@ -53,8 +53,10 @@ class Prediction:
     error: str | None = None
 
 
-def load_classifier(source: str | Path, checkpoint: str = "best", *, trust_code: bool = False) -> Classifier:
-    """The network of a run's folder (`trust_code`: see `run.load_run`) or of an exported file.
+def load_classifier(
+    source: str | Path, checkpoint: str = "best", *, dtype: str | None = None, trust_code: bool = False
+) -> Classifier:
+    """The network of a run's folder (`dtype`, `trust_code`: see `run.load_run`) or of an exported file.
 
     Raises:
       UserError: it is neither, or cannot be read.
@@ -63,10 +65,14 @@ def load_classifier(source: str | Path, checkpoint: str = "best", *, trust_code:
     if source.suffix in (".stablehlo", ".onnx"):
         from inception_jax.export import load_exported
 
+        if dtype is not None:
+            raise UserError(
+                f"dtype={dtype} is for a run's folder: {source} computes in the type that it was exported in"
+            )
         return load_exported(source)
     from inception_jax.run import load_run
 
-    return load_run(source, checkpoint, trust_code=trust_code)
+    return load_run(source, checkpoint, dtype=dtype, trust_code=trust_code)
 
 
 def find_pictures(places: Iterable[str | Path]) -> Iterator[str]:

@@ -31,6 +31,7 @@ from inception_jax.models import create_model, folding
 from inception_jax.models.folding import fold_model, inference_variables
 from inception_jax.weights.names import naming, nearest_options
 
+INFERENCE_TYPES = ("float32", "bfloat16")
 logger = logging.getLogger(__name__)
 
 # Where things are, how they are shown and what is done when something fails may differ when a run goes on; what is
@@ -451,7 +452,12 @@ class Run:
 
 
 def load_run(
-    folder: str | Path, checkpoint: str = "best", *, trust_code: bool = False, own: Config | None = None
+    folder: str | Path,
+    checkpoint: str = "best",
+    *,
+    dtype: str | None = None,
+    trust_code: bool = False,
+    own: Config | None = None,
 ) -> Run:
     """The network of a run's folder, at its "best" checkpoint (the latest where none is the best yet) or its "latest".
 
@@ -462,12 +468,15 @@ def load_run(
     module's class, or a function that makes a network or a data set.
 
     Args:
+      dtype: "float32" or "bfloat16", for the network to compute in; None: what it was trained in, where the config
+        says "auto" what training would use on this machine.
       trust_code: that the network and the data set may be code outside the package, "module:Name": for folders of
         people whom you would let run programs here.
       own: a config from the person who started the program, who thereby trusts the code that it names.
 
     Raises:
-      UserError: the folder holds no run, or no checkpoint of it is whole; or the best one is damaged or gone.
+      UserError: the folder holds no run, or no checkpoint of it is whole; or the best one is damaged or gone; or the
+        network has no choice of `dtype`.
       UntrustedError: its network is code that is not trusted.
     """
     folder = files.expand(folder, "the run's folder")
@@ -495,6 +504,12 @@ def load_run(
             if checkpoint == "latest" or step == checkpoints.latest_step():
                 raise
             raise UserError(f"{error}: 'latest' is that of step {checkpoints.latest_step()}") from error
+    if dtype is not None:
+        if dtype not in INFERENCE_TYPES:
+            raise unknown_name("dtype", dtype, INFERENCE_TYPES)
+        if not hasattr(model, "dtype"):
+            raise UserError(f"dtype={dtype} cannot be had: {config.model.name} has no field dtype")
+        model = model.clone(dtype=jnp.dtype(dtype).type)
     epoch, named_streams = step / progress["steps_per_epoch"], progress.get("named_streams", False)
     fingerprint = progress.get("fingerprint")
     return Run(

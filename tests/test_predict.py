@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pytest
+from jax import numpy as jnp
 from PIL import Image
 
 from inception_jax.commands import main
@@ -113,6 +114,33 @@ def test_a_picture_comes_from_standard_input(trained, pictures, capsys, monkeypa
     given, named = (json.loads(line) for line in capsys.readouterr().out.splitlines())
     assert (given.pop("picture"), named.pop("picture")) == ("-", str(pictures / "a.png"))
     assert given == named
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_network_computes_in_the_type_that_is_asked_for(trained, classifier, dtype):
+    pixels = np.random.default_rng(0).integers(0, 256, (3, *classifier.inputs.image_shape), np.uint8)
+    other = load_classifier(trained, dtype=dtype)
+    assert other.model.dtype == jnp.dtype(dtype)
+    found, wanted = other.predict(pixels), classifier.predict(pixels)
+    np.testing.assert_allclose(found, wanted, atol=1e-6 if dtype == "float32" else 0.03)
+    assert (found == wanted).all() == (dtype == "float32")
+
+
+def test_the_commands_take_a_type(trained, pictures, capsys):
+    picture = str(pictures / "a.png")
+    assert main(["predict", str(trained), picture, "--json"]) == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert main(["predict", str(trained), picture, "--json", "--dtype", "bfloat16"]) == 0
+    rounded = json.loads(capsys.readouterr().out)
+    assert rounded != plain
+    for one, other in zip(rounded["classes"][:1], plain["classes"][:1], strict=True):
+        assert one["name"] == other["name"]
+        assert one["probability"] == pytest.approx(other["probability"], abs=0.03)
+    for command in (["predict", str(trained), picture], ["evaluate", str(trained)], ["serve", str(trained)]):
+        assert main([*command, "--dtype", "float16"]) == 2
+        assert "unknown dtype 'float16'" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"nowhere\.onnx computes in the type that it was exported in"):
+        load_classifier("nowhere.onnx", dtype="float32")
 
 
 def test_mistakes_are_answered_in_one_line(trained, pictures, tmp_path, capsys):

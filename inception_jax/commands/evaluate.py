@@ -67,6 +67,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--predictions", metavar="FILE", type=flags.path, help="what is said of each example: .npz or .csv"
     )
     flags.add_network(parser)
+    flags.add_dtype(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.set_defaults(run=run)
 
@@ -100,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
 
     def predict(folder: Path, fields: dict[str, Any], split: str | None) -> tuple[Any, Any, Any, str]:
         with log_to_stderr():
-            trained = load_run(folder, args.checkpoint, trust_code=args.trust_code)
+            trained = load_run(folder, args.checkpoint, dtype=args.dtype, trust_code=args.trust_code)
             split, dataset = evaluate.load_split(trained, split, fields, tta=args.tta)
             found = evaluate.predictions(
                 trained, dataset, split, class_map=class_map, batch_size=args.batch_size, tta=args.tta

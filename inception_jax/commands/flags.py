@@ -67,6 +67,13 @@ def add_network(parser: argparse.ArgumentParser, batch_size: int = 128) -> None:
     parser.add_argument("--batch-size", type=int, default=batch_size, help="(default: %(default)s)")
 
 
+def add_dtype(parser: argparse.ArgumentParser) -> None:
+    """The type in which a run's network computes."""
+    parser.add_argument(
+        "--dtype", metavar="TYPE", help="float32 or bfloat16, for the network to compute in (default: as in training)"
+    )
+
+
 def add_trust(parser: argparse.ArgumentParser) -> None:
     """Whether a run's folder may name code."""
     parser.add_argument(

@@ -46,6 +46,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--top", type=int, default=5, metavar="N", help="classes that are named (default: 5)")
     flags.add_network(parser, batch_size=32)
+    flags.add_dtype(parser)
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="a line of JSON for each picture")
     form.add_argument("--csv", action="store_true", help="a line for each picture and class: picture,rank,class,...")
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     from inception_jax.predict import find_pictures, load_classifier, predict
 
     process.use_compilation_cache()
-    classifier = load_classifier(args.source, args.checkpoint, trust_code=args.trust_code)
+    classifier = load_classifier(args.source, args.checkpoint, dtype=args.dtype, trust_code=args.trust_code)
     with log_to_stderr():
         names = find_pictures(args.pictures)
         first = list(itertools.islice(names, LOOKED_AT))

@@ -40,6 +40,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("source", metavar="RUN", type=flags.path, help="folder of a run, or an exported file")
     flags.add_checkpoint(parser)
+    flags.add_dtype(parser)
     parser.add_argument("--host", default="127.0.0.1", help="(default: 127.0.0.1, for this machine alone)")
     parser.add_argument("--port", type=int, default=8000, help="0: any that is free (default: 8000)")
     parser.add_argument(
@@ -100,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
                     "those who know the token are answered, or --no-token"
                 )
             complain(f"warning: on {args.host} other machines reach it, and it asks nobody who they are")
-        classifier = load_classifier(args.source, args.checkpoint, trust_code=args.trust_code)
+        classifier = load_classifier(args.source, args.checkpoint, dtype=args.dtype, trust_code=args.trust_code)
         app = serving.create_app(classifier, args.source.resolve().name, limits, access)
         say(printable(f"serving {args.source} on {serving.address_of(listening)} (Ctrl-C ends it)"), flush=True)
         serving.serve(app, listening, args.timeout_s)
