@@ -116,6 +116,8 @@ def test_what_a_command_cannot_write_leaves_what_was_there(
 ):
     monkeypatch.setenv("INCEPTION_JAX_DATA", str(digits))
     monkeypatch.setattr("inception_jax.studies.extras.measure_all", lambda table: {})
+    if command.endswith(".pth"):
+        pytest.importorskip("torch", reason="PyTorch is in the extra 'peers'")
     (tmp_path / "widths.py").write_text(STUDY)
     if command.startswith("study"):
         fake_plan(disk / "studies", wide=(0.90, 0.92, 0.91), narrow=(0.80, 0.81, 0.805))

@@ -175,7 +175,7 @@ def test_no_field_of_a_folders_config_makes_a_command_import_or_call_anything(co
         assert answer(READERS[command], runs, tmp_path / "run", capsys)[0] in (0, 2)
 
 
-@pytest.mark.parametrize("name", ["logging:basicConfig", "os:system", "setuptools:setup", "subprocess:Popen",
+@pytest.mark.parametrize("name", ["logging:basicConfig", "os:system", "pip:main", "subprocess:Popen",
                                   "canary:Net", "planted_too:os.system", "planted_too:Dense"])  # fmt: skip
 def test_trusted_or_not_what_is_no_network_is_not_called(name, canary, runs, tmp_path):
     (tmp_path / "run" / "planted_too.py").write_text("import os\nfrom flax.linen import Dense\n")

@@ -4,7 +4,6 @@ import logging
 
 import numpy as np
 import pytest
-import torch
 
 from inception_jax import data
 from inception_jax.data import digests
@@ -25,7 +24,6 @@ def labels_of(labels, **options):
         LABELS[:, None].astype(np.uint8),
         LABELS.tolist(),
         LABELS.astype(np.uint64),
-        torch.from_numpy(LABELS),
         np.ma.masked_array(LABELS, mask=False),
     ],
 )
@@ -33,6 +31,13 @@ def test_labels_that_are_taken(labels):
     got = labels_of(labels)
     np.testing.assert_array_equal(got, LABELS)
     assert got.dtype == np.int32
+
+
+def test_labels_of_pytorch():
+    torch = pytest.importorskip("torch", reason="PyTorch is in the extra 'peers'")
+    np.testing.assert_array_equal(labels_of(torch.from_numpy(LABELS)), LABELS)
+    with pytest.raises(UserError, match=r"labels.* cannot be made into one array"):
+        labels_of(torch.zeros(12, requires_grad=True))
 
 
 @pytest.mark.parametrize(
@@ -60,7 +65,6 @@ def test_labels_that_are_taken(labels):
         (np.ma.masked_array(LABELS, mask=LABELS == 2), "masked entries"),
         ([], "one number for each image"),
         ([[0], [1, 2]], "cannot be made into one array"),
-        (torch.zeros(12, requires_grad=True), "cannot be made into one array"),
         ({"a": 1}, "must be an array, not dict"),
         ("labels", "must be an array, not str"),
         (None, "None is given"),
