@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -54,7 +54,7 @@ class Prediction:
 
 
 def load_classifier(
-    source: str | Path, checkpoint: str = "best", *, dtype: str | None = None, trust_code: bool = False
+    source: str | Path, checkpoint: str = "best", *, dtype: Any = None, trust_code: bool = False
 ) -> Classifier:
     """The network of a run's folder (`dtype`, `trust_code`: see `run.load_run`) or of an exported file.
 

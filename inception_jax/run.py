@@ -455,7 +455,7 @@ def load_run(
     folder: str | Path,
     checkpoint: str = "best",
     *,
-    dtype: str | None = None,
+    dtype: Any = None,
     trust_code: bool = False,
     own: Config | None = None,
 ) -> Run:
@@ -468,8 +468,8 @@ def load_run(
     module's class, or a function that makes a network or a data set.
 
     Args:
-      dtype: "float32" or "bfloat16", for the network to compute in; None: what it was trained in, where the config
-        says "auto" what training would use on this machine.
+      dtype: "float32" or "bfloat16", or JAX's type of that name, for the network to compute in; None: what it was
+        trained in, where the config says "auto" what training would use on this machine.
       trust_code: that the network and the data set may be code outside the package, "module:Name": for folders of
         people whom you would let run programs here.
       own: a config from the person who started the program, who thereby trusts the code that it names.
@@ -505,8 +505,10 @@ def load_run(
                 raise
             raise UserError(f"{error}: 'latest' is that of step {checkpoints.latest_step()}") from error
     if dtype is not None:
+        with contextlib.suppress(TypeError):  # what is none is named as it was given
+            dtype = jnp.dtype(dtype).name
         if dtype not in INFERENCE_TYPES:
-            raise unknown_name("dtype", dtype, INFERENCE_TYPES)
+            raise unknown_name("dtype", str(dtype), INFERENCE_TYPES)
         if not hasattr(model, "dtype"):
             raise UserError(f"dtype={dtype} cannot be had: {config.model.name} has no field dtype")
         model = model.clone(dtype=jnp.dtype(dtype).type)

@@ -116,7 +116,7 @@ def test_a_picture_comes_from_standard_input(trained, pictures, capsys, monkeypa
     assert given == named
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", jnp.bfloat16])
 def test_the_network_computes_in_the_type_that_is_asked_for(trained, classifier, dtype):
     pixels = np.random.default_rng(0).integers(0, 256, (3, *classifier.inputs.image_shape), np.uint8)
     other = load_classifier(trained, dtype=dtype)
@@ -124,6 +124,12 @@ def test_the_network_computes_in_the_type_that_is_asked_for(trained, classifier,
     found, wanted = other.predict(pixels), classifier.predict(pixels)
     np.testing.assert_allclose(found, wanted, atol=1e-6 if dtype == "float32" else 0.03)
     assert (found == wanted).all() == (dtype == "float32")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "half a byte", jnp.int8, 32])
+def test_a_type_that_no_network_computes_in(trained, dtype):
+    with pytest.raises(UserError, match=r"unknown dtype .*Known: bfloat16, float32"):
+        load_classifier(trained, dtype=dtype)
 
 
 def test_the_commands_take_a_type(trained, pictures, capsys):

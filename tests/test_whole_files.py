@@ -196,27 +196,10 @@ def test_a_lock_whose_text_says_nothing_holds_too(tmp_path, content):
         assert str(error.value).isprintable()
 
 
-def test_waiting_goes_on_where_the_other_ended_and_says_so(tmp_path, caplog):
-    caplog.set_level(logging.WARNING)
+@contextlib.contextmanager
+def held_for_a_moment(folder):
+    """Another thread holds the folder, and lets go by itself; its thread, and the event that says so."""
     entered, leave = threading.Event(), threading.Event()
-
-    def other():
-        with held(tmp_path):
-            entered.set()
-            leave.wait(30)
-
-    thread = threading.Thread(target=other)
-    thread.start()
-    entered.wait(30)
-    threading.Timer(0.3, leave.set).start()
-    with held(tmp_path, wait=True):
-        assert leave.is_set()
-        assert f"trains in {tmp_path}: waiting for it to end" in caplog.text
-    thread.join()
-
-
-def test_a_folder_that_the_other_one_removes_is_made_again(tmp_path):
-    folder, entered, leave = tmp_path / "run", threading.Event(), threading.Event()
 
     def other():
         with held(folder):
@@ -227,7 +210,20 @@ def test_a_folder_that_the_other_one_removes_is_made_again(tmp_path):
     thread.start()
     entered.wait(30)
     threading.Timer(0.3, leave.set).start()
-    with held(folder, wait=True):
+    yield thread, leave
+    thread.join()
+
+
+def test_waiting_goes_on_where_the_other_ended_and_says_so(tmp_path, caplog):
+    caplog.set_level(logging.WARNING)
+    with held_for_a_moment(tmp_path) as (_, leave), held(tmp_path, wait=True):
+        assert leave.is_set()
+        assert f"trains in {tmp_path}: waiting for it to end" in caplog.text
+
+
+def test_a_folder_that_the_other_one_removes_is_made_again(tmp_path):
+    folder = tmp_path / "run"
+    with held_for_a_moment(folder) as (thread, _), held(folder, wait=True):
         thread.join()
         assert (folder / ".lock").exists()
 
@@ -243,10 +239,12 @@ def test_where_there_are_no_locks_a_warning_says_so(tmp_path, monkeypatch, caplo
     assert (tmp_path / "data" / "file").exists()
 
 
-def test_a_forked_process_does_not_hold_the_folder_on(tmp_path):
-    """As a pool of workers that outlives its parent, which was killed."""
+@pytest.mark.parametrize("late", [0, 0.5])
+def test_a_forked_process_does_not_hold_the_folder_on(tmp_path, late):
+    """As a pool of workers that outlives its parent, which was killed, maybe before they began: `late` seconds."""
     fork = "    child = os.fork()\n    if not child:\n        time.sleep(60)\n    print(child, flush=True)\n"
-    program = HOLD.replace("import sys", "import os, sys").replace('    print("held", flush=True)\n', fork)
+    late_start = f"import os\nimport time\nos.register_at_fork(after_in_child=lambda: time.sleep({late}))\n"
+    program = late_start + HOLD.replace('    print("held", flush=True)\n', fork)
     with subprocess.Popen([sys.executable, "-c", program, tmp_path], stdout=subprocess.PIPE, text=True) as parent:
         child = int(parent.stdout.readline())
         parent.kill()

@@ -185,18 +185,18 @@ class ConvUnit(nn.Module):
             conv_general_dilated=convolve if convolved is None else lambda *_, **__: convolved,
             name="conv",
         )(x)
+        activation = self.activation
         if batch_norm:
             x = BatchNorm(
                 self.norm_epsilon,
-                relu=self.activation is nn.relu,
+                relu=activation is nn.relu,
                 zero_init=self.zero_init,
                 dtype=self.dtype,
                 param_dtype=self.param_dtype,
                 name="norm",
             )(x, train)
-            if self.activation is nn.relu:
-                return ops.alone(x)
-        return ops.alone(self.activation(x) if self.activation else x)
+            activation = None if activation is nn.relu else activation
+        return ops.alone(activation(x) if activation else x)
 
 
 def apply_siblings(units: Sequence[ConvUnit], x: jax.Array, train: bool) -> list[jax.Array]:

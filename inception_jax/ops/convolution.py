@@ -292,9 +292,7 @@ def _cpu_input_gradient(kernel, dy, x_shape, strides: Pair, pads: Pads, precisio
             dx = dx + _place(part, (rows.inputs, columns.inputs), x_shape[1:3])
         return dx.astype(dy.dtype)
     if strides == (1, 1) and _over_the_cliff(dy.shape, kernel.shape):
-        flipped = kernel[::-1, ::-1].swapaxes(2, 3)
-        back = [(k - 1 - low, k - 1 - high) for k, (low, high) in zip(kernel.shape, pads, strict=False)]
-        return _lax_conv(_pad(dy, (back[0], back[1])), flipped, (1, 1), ((0, 0), (0, 0)), precision)
+        return _flipped_conv(kernel, dy, x_shape, strides, pads, precision)
     return _lax_input_gradient(kernel, dy, x_shape, strides=strides, pads=pads, precision=precision)
 
 
