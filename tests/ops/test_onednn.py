@@ -108,3 +108,22 @@ def test_a_chain_of_convolutions_in_bfloat16_that_ends_in_a_mean(options):
     found = program.compile(options)(*(jnp.asarray(each, jnp.bfloat16) for each in (x, weights)))
     wanted = jax.jit(network)(x, weights)
     assert np.linalg.norm(found - wanted) < 1e-2 * np.linalg.norm(wanted)
+
+
+@pytest.mark.parametrize(("number", "size"), [(8, 40), (17, 40), (130, 3), (128, 3)])
+def test_the_kernels_gradient_is_summed_over_parts_of_the_batch(monkeypatch, number, size):
+    """Also of a last part that is smaller; the sum is float32's, and only the result is rounded."""
+    monkeypatch.setattr(onednn, "suits_cpu", lambda: True)
+    random = np.random.default_rng(0)
+    x = jnp.asarray(random.normal(size=(number, size, size, 4)), jnp.bfloat16)
+    kernel = jnp.asarray(random.normal(size=(3, 3, 4, 4)), jnp.bfloat16)
+    dy = jnp.asarray(random.normal(size=(number, size, size, 4)), jnp.bfloat16)
+
+    def gradient(implementation, x, kernel, dy):
+        conv = functools.partial(ops.conv, padding=((1, 1), (1, 1)), implementation=implementation)
+        return jax.vjp(conv, x, kernel)[1](dy)[1:]
+
+    (got,) = jax.jit(functools.partial(gradient, "auto"))(x, kernel, dy)
+    (expected,) = exact(functools.partial(gradient, "lax"), x, kernel, dy)
+    assert got.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(got, np.float64), expected, rtol=2**-8, atol=2**-8 * np.abs(expected).max())
