@@ -42,6 +42,7 @@ FIELDS: dict[str, dict[str, object]] = {
     "resnet50": DEEP | {"data.image_size": 16},
     "resnet*": {"model.stem": "small"},
     "simple_cnn": ADAM,
+    "small_inception": {},
     # Without batch norm, small kernels let many updates pass before anything is learnt.
     "tiny_vgg_[ac]": ADAM | {"data.image_size": 32, "model.initializer": "he_normal"},
     "tiny_vgg*": ADAM | {"data.image_size": 32},

@@ -22,6 +22,7 @@ from inception_jax.models.inception_v4 import InceptionV4
 from inception_jax.models.layers import Outputs
 from inception_jax.models.resnet import ResNet
 from inception_jax.models.simple_cnn import SimpleCNN
+from inception_jax.models.small_inception import SmallInception
 from inception_jax.models.tiny_vgg import TinyVGG
 from inception_jax.models.vgg import VGG
 from inception_jax.registry import is_function, resolve
@@ -39,6 +40,7 @@ __all__ = [
     "Outputs",
     "ResNet",
     "SimpleCNN",
+    "SmallInception",
     "TinyVGG",
     "create_model",
     "fold_batch_norm",
@@ -62,6 +64,7 @@ MODELS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
         "resnet101": partial(ResNet, *resnet.TABLE_1[101]),
         "resnet152": partial(ResNet, *resnet.TABLE_1[152]),
         "simple_cnn": SimpleCNN,
+        "small_inception": SmallInception,
         "tiny_vgg_a": partial(TinyVGG, tiny_vgg.TABLES["A"]),
         "tiny_vgg_b": partial(TinyVGG, tiny_vgg.TABLES["B"]),
         "tiny_vgg_c": partial(TinyVGG, tiny_vgg.TABLES["C"]),

@@ -24,6 +24,7 @@ PARAMETERS = {
     "resnet34": 21_797_672,
     "resnet50": 25_557_032,
     "simple_cnn": 1_429_256,
+    "small_inception": 1_956_584,
     "tiny_vgg_a": 12_632_904,
     "tiny_vgg_b": 12_637_960,
     "tiny_vgg_c": 12_632_904,

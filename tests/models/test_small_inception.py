@@ -1,0 +1,52 @@
+"""The small Inception network for 32x32 pictures."""
+
+import jax
+import numpy as np
+import pytest
+from networks import assert_trains_and_evaluates, count, shapes
+
+from inception_jax.errors import UserError
+from inception_jax.models import create_model
+
+
+def test_has_the_parameters_of_its_docstring():
+    _, variables = shapes("small_inception", size=32, num_classes=10)
+    assert count(variables) == 1_702_154
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_trains_and_evaluates(channels):
+    model = create_model("small_inception", num_classes=3, stage_features=(8, 12))
+    assert_trains_and_evaluates(model, (4, 16, 16, channels))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_its_first_maps_are_whitened_squares_in_both_signs(channels):
+    """Natural pictures have neighbours that are alike: here sums of noise."""
+    noise = np.random.default_rng(0).standard_normal((16, 36, 36, channels))
+    images = sum(noise[:, i : i + 32, j : j + 32] for i in range(4) for j in range(4))
+    images = np.asarray(images + 2 * images.mean(-1, keepdims=True), np.float32)
+    model = create_model("small_inception", num_classes=3, stage_features=(4,))
+    variables = model.init(jax.random.key(0), images, train=True)
+    _, state = model.apply(
+        variables,
+        images,
+        train=True,
+        mutable=["intermediates", "batch_stats"],
+        capture_intermediates=lambda module, _: module.name == "whiten",
+    )
+    maps = np.asarray(state["intermediates"]["whiten"]["__call__"][0])
+    assert maps.shape == (16, 31, 31, 8 * channels)
+    whole = maps[..., : 4 * channels] - maps[..., 4 * channels :]  # both signs, each after a ReLU
+    assert (maps >= 0).all()
+    assert not (maps[..., : 4 * channels] * maps[..., 4 * channels :]).any()
+    correlations = np.corrcoef(whole.reshape(-1, 4 * channels).T)
+    np.testing.assert_allclose(whole.std((0, 1, 2)), 1, atol=0.01)
+    assert np.abs(correlations - np.eye(4 * channels)).max() < 0.1
+    pixels = np.stack([images[:, i : i + 31, j : j + 31] for i in (0, 1) for j in (0, 1)], -1).reshape(-1, 4 * channels)
+    assert np.abs(np.corrcoef(pixels.T) - np.eye(4 * channels)).max() > 0.7
+
+
+def test_features_that_have_no_quarter_are_refused():
+    with pytest.raises(UserError, match=r"stage_features=\(64, 6\) is not allowed: it must be multiples of 4"):
+        shapes("small_inception", size=32, num_classes=10, stage_features=(64, 6))
