@@ -15,6 +15,7 @@ def get_config():
     config.batch_size = 64
     config.num_epochs = 12
     config.average_decay = 0.95
+    config.compute_dtype = "float32"  # as measured
 
     config.model.name = "googlenet"
     config.model.norm = "batch"

@@ -13,6 +13,7 @@ def get_config():
     config = default_config()
     config.batch_size = 128
     config.num_epochs = 6
+    config.compute_dtype = "float32"  # as measured
 
     config.model.name = "googlenet"
     config.model.norm = "batch"

@@ -108,6 +108,9 @@ def config_differences(kept: Config, given: Config) -> list[str]:
     """
     default, old, new = (_flatten(json.loads(config.to_json())) for config in (default_config(), kept, given))
     old = {field: default[field] for field in default.keys() & new.keys()} | old
+    given = new.get("compute_dtype")
+    if old.get("compute_dtype") == "auto" != given and given == jnp.dtype(dtypes("auto")[0]).name:
+        old["compute_dtype"] = new["compute_dtype"]  # recipes that said "auto" name the type now
     return [
         f"{field} was {old.get(field)!r}, now {new.get(field)!r}"
         for field in sorted(old.keys() | new.keys())
@@ -192,7 +195,10 @@ def load_data(config: Config) -> Dataset:
 
 
 def dtypes(compute_dtype: str) -> tuple[Any, Any]:
-    """The data types of the computation, and of parameters, images and statistics, for config.compute_dtype."""
+    """The data types of the computation, and of parameters, images and statistics, for config.compute_dtype.
+
+    "auto" is float32 on CPUs and bfloat16 elsewhere; a run's training decides it better, see `precision`.
+    """
     if compute_dtype not in CHOICES["compute_dtype"]:
         raise unknown_name("compute_dtype", compute_dtype, CHOICES["compute_dtype"])
     if compute_dtype == "float64":

@@ -33,6 +33,7 @@ from inception_jax.distributed import agreement
 from inception_jax.distributed.watch import moved, waiting
 from inception_jax.errors import UserError
 from inception_jax.models.folding import fold_model, inference_variables
+from inception_jax.precision import choose_compute_dtype
 from inception_jax.profiling import Profiler
 from inception_jax.state import INIT_COMPILER_OPTIONS, TrainState, count_parameters
 from inception_jax.text import printable
@@ -283,13 +284,14 @@ def _train(
 ) -> dict[str, Any]:
     started = time.monotonic()
     config = _with_splits_there(config, dataset)
-    dtype, image_dtype = run.dtypes(config.compute_dtype)
     mesh = sharding.make_mesh(config.num_devices)
     sharding.check_divides(mesh, config.batch_size // config.accumulation_steps, "batch_size / accumulation_steps")
     steps_per_epoch = order.steps_per_epoch(len(dataset.splits["train"]), config.batch_size)
     total_steps = config.num_epochs * steps_per_epoch
 
     config = run.with_options_of_weights(config, len(dataset.class_names))
+    config, why = choose_compute_dtype(config, folder, len(dataset.class_names), dataset.image_shape)
+    dtype, image_dtype = run.dtypes(config.compute_dtype)
     model = run.build_model(config, len(dataset.class_names))
     initial_key = run.initial_key(config)
     mean, std, initial = config.data.mean, config.data.std, None
@@ -352,7 +354,9 @@ def _train(
                 )
         first_step = 0 if restored is None else int(restored.step)
         resumed_step = None if restored is None else first_step
-        _log_start(folder, dataset, mesh, dtype, template, first_step, total_steps)
+        _log_start(
+            folder, dataset, mesh, np.dtype(dtype).name + (why and f" ({why})"), template, first_step, total_steps
+        )
         step_fn = partial(
             steps.train_step,
             model=model,
@@ -964,14 +968,14 @@ def _log_start(
     folder: Path,
     dataset: Dataset,
     mesh: Mesh,
-    dtype: Any,
+    dtype: str,
     state: TrainState,
     first_step: int,
     total_steps: int,
 ) -> None:
     device = mesh.devices.flat[0]
     processes = f", {multihost.count()} processes" if multihost.count() > 1 else ""
-    logger.info("device: %s, %s%s", _describe_devices(mesh), np.dtype(dtype).name, processes)
+    logger.info("device: %s, %s%s", _describe_devices(mesh), dtype, processes)
     if device.platform == "cpu" and (shutil.which("nvidia-smi") or Path("/proc/driver/nvidia").exists()):
         logger.warning("a GPU is there and unused: this JAX has no CUDA; pip install 'inception-jax[cuda]'")
     height, width, channels = dataset.image_shape
@@ -981,9 +985,6 @@ def _log_start(
     logger.info(
         "data: %s, %s images of %dx%dx%d, %d classes, %s", dataset.name, counts, height, width, channels, classes, how
     )
-    # Of 32 pixels, float32 is the faster one; and a program in bfloat16 is compiled at every start.
-    if device.platform == "cpu" and dtype == np.float32 and min(height, width) >= 64 and ops.fast_bfloat16():
-        logger.info("long runs on such images are faster with --config.compute_dtype=bfloat16 on this processor")
     logger.info("parameters: %s", f"{count_parameters(state.params):,}")
     if first_step:
         logger.info("run: %s goes on after step %d of %d", folder, first_step, total_steps)

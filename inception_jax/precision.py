@@ -1,0 +1,79 @@
+"""The type that a network computes in where the config leaves the choice open (compute_dtype="auto")."""
+
+import copy
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax import numpy as jnp
+from jax.extend.core import jaxprs_in_params
+
+from inception_jax import ops
+from inception_jax.config import Config
+from inception_jax.run import build_model, read_config
+
+# Of a mean convolution in a step; below, bfloat16 is the slower type on a CPU that has units for it: what is around
+# oneDNN's operations takes longer than they save. GoogLeNet, 64 images: 0.77 times float32's speed with 37 million
+# (32 pixels), 1.27 with 140 million (64 pixels).
+LEAST_MULTIPLY_ADDS = 125_000_000
+
+
+def choose_compute_dtype(
+    config: Config, folder: Path, num_classes: int, image_shape: tuple[int, int, int]
+) -> tuple[Config, str]:
+    """The config with its compute_dtype decided, and why it is that one, in a few words; "" where the config says so.
+
+    A run goes on in the type that it has begun in; one of before has kept "auto", and stays with what that is, see
+    `run.dtypes`. A new one takes bfloat16 on accelerators, and from JAX 0.12 on on CPUs that have units for it
+    (avx512_bf16 or amx_bf16) if its convolutions are large enough to gain by it; else float32.
+
+    Args:
+      folder: of the run.
+      image_shape: (height, width, channels).
+    """
+    if config.compute_dtype != "auto":
+        return config, ""
+    if (folder / "config.json").is_file():
+        dtype, why = read_config(folder / "config.json").compute_dtype, "as the run began"
+    else:
+        dtype, why = _fastest(config, num_classes, image_shape)
+    config = copy.deepcopy(config)
+    config.compute_dtype = dtype
+    return config, why
+
+
+def _fastest(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -> tuple[str, str]:
+    if jax.default_backend() != "cpu":
+        return "bfloat16", "an accelerator is fastest so"
+    if jax.local_device_count() > 1 or not ops.fast_bfloat16():
+        return "float32", "this JAX or processor is slow in bfloat16"
+    if multiply_adds_of_convolutions(config, num_classes, image_shape) < LEAST_MULTIPLY_ADDS:
+        return "float32", "the convolutions are too small to gain by bfloat16"
+    return "bfloat16", "faster on this processor; compiled at every start"
+
+
+def multiply_adds_of_convolutions(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -> float:
+    """Of the forward pass of a micro-batch, the mean over the network's convolutions; 0 where it has none."""
+    model = build_model(config, num_classes)
+    images = jnp.zeros((1, *image_shape))
+    jaxpr = jax.make_jaxpr(partial(model.init, train=False))(jax.random.key(0), images)
+    counts = [_multiply_adds(equation) for equation in _convolutions(jaxpr.jaxpr)]
+    batch = config.batch_size // config.accumulation_steps
+    return batch * float(np.mean(counts)) if counts else 0.0
+
+
+def _convolutions(jaxpr: Any) -> Iterator[Any]:
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "conv_general_dilated":
+            yield equation
+        for inner in jaxprs_in_params(equation.params):
+            yield from _convolutions(inner)
+
+
+def _multiply_adds(equation: Any) -> float:
+    kernel, maps = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
+    out_features = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
+    return float(np.prod(maps, dtype=float) * np.prod(kernel, dtype=float) / out_features)
