@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -203,6 +204,52 @@ def test_a_file_that_computes_something_else_is_removed(original, tmp_path, monk
 def test_what_onnx_is_not_known_to_have_is_named():
     with pytest.raises(UserError, match="cannot be written as ONNX: it has sin"):
         to_onnx(lambda variables, images: jax.numpy.sin(images), {}, (4, 4, 3), "float32")
+
+
+def branching(variables, images):
+    """Two branches behind a convolution, and what can be done with their maps in any order of axes."""
+    convolve = partial(jax.lax.conv_general_dilated, window_strides=(1, 1), padding="SAME")
+    numbers = ("NHWC", "HWIO", "NHWC")
+    kernels, bias = variables["kernels"], variables["bias"]
+    x = convolve(images, kernels[0], dimension_numbers=numbers)
+    branches = [nn.relu(convolve(x, kernel, dimension_numbers=numbers) + bias) for kernel in kernels[1:]]
+    pooled = nn.max_pool(branches[0], (3, 3), (2, 2), "SAME")
+    other = jax.lax.slice_in_dim(jax.lax.slice_in_dim(branches[1], 0, None, 2, axis=1), 0, None, 2, axis=2)
+    joined = jax.numpy.concatenate([pooled, other], axis=-1)
+    joined = jax.numpy.pad(joined, ((0, 0), (1, 0), (0, 2), (0, 0)))
+    first, second = jax.numpy.split(joined, 2, axis=-1)
+    return (first**2 / (1 + second) - first).mean((1, 2))
+
+
+def test_maps_are_transposed_where_they_come_in_alone():
+    onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    random = np.random.default_rng(0)
+    kernels = [random.standard_normal((3, 3, 3, 3), np.float32) for _ in range(3)]
+    variables = {"kernels": kernels, "bias": random.standard_normal(3, np.float32)}
+    content = to_onnx(branching, variables, (9, 7, 3), "float32")
+    kinds = [node.op_type for node in onnx.load_from_string(content).graph.node]
+    assert (kinds.count("Transpose"), kinds.count("Relu"), kinds.count("Max")) == (1, 2, 0)
+    images = random.standard_normal((2, 9, 7, 3), np.float32)
+    (found,) = onnxruntime.InferenceSession(content).run(None, {"images": images})
+    close(found, np.asarray(branching(variables, images)), 1e-5)
+
+
+def test_maps_are_transposed_back_for_what_needs_their_order():
+    onnxruntime = pytest.importorskip("onnxruntime")
+    kernel = np.random.default_rng(0).standard_normal((3, 3, 3, 4), np.float32)
+
+    def flattening(variables, images):
+        x = jax.lax.conv_general_dilated(
+            images, variables["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return jax.numpy.concatenate(
+            [x.reshape(x.shape[0], -1), x.sum((1, 3)), x.max((2, 3)), nn.relu(x).mean(3).sum(1)], 1
+        )
+
+    content = to_onnx(flattening, {"kernel": kernel}, (5, 7, 3), "float32")
+    images = np.random.default_rng(1).standard_normal((2, 5, 7, 3), np.float32)
+    (found,) = onnxruntime.InferenceSession(content).run(None, {"images": images})
+    close(found, np.asarray(flattening({"kernel": kernel}, images)), 1e-5)
 
 
 def test_the_command_says_what_is_in_the_file(trained, tmp_path, capsys):

@@ -2,6 +2,10 @@
 
 The converters that there are would force old versions of other packages on our users, and the networks here need few
 primitives. What depends on the platform (`ops`) is written as for accelerators, in XLA's own convolutions and windows.
+
+Our maps are NHWC, ONNX's operators want NCHW. What comes out of one stays NCHW through all that can be computed so, and
+is transposed where it cannot: runtimes fuse a convolution with the bias and the ReLU behind it only if nothing is
+between them, and not all of them take out transpositions that cancel.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,6 +21,7 @@ from inception_jax.errors import UserError
 
 OPSET, IR_VERSION = 17, 8  # of 2022: onnxruntime 1.14 and later read it
 TO_NCHW, TO_NHWC = (0, 3, 1, 2), (0, 2, 3, 1)
+AXIS_IN_NCHW = (0, 2, 3, 1)  # of each axis of NHWC
 ELEMENTWISE = {
     "add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "max": "Max", "min": "Min", "pow": "Pow", "neg": "Neg",
     "exp": "Exp", "log": "Log", "sqrt": "Sqrt", "tanh": "Tanh", "logistic": "Sigmoid", "abs": "Abs", "erf": "Erf",
@@ -81,6 +86,9 @@ class _Graph:
         self._constants: dict[Any, str] = {}
         self._kept: list[np.ndarray] = []  # so that no other array gets the identity of one that is known
         self._broadcast: set[str] = set()  # what is smaller than its shape says, by NumPy's rules
+        self._values: dict[str, np.ndarray] = {}  # of what was broadcast, where it is a constant
+        self._nchw: dict[str, str] = {}  # the names of what is there in NCHW, by those in NHWC
+        self._postponed: set[str] = set()  # of the latter those that nothing has asked for yet
 
     def inline(self, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Value]) -> list[Value]:
         """Writes a jaxpr; returns its outputs."""
@@ -107,8 +115,13 @@ class _Graph:
         self.nodes.append(self._onnx.helper.make_node(kind, given, outputs, name=name, **attributes))
 
     def _name(self, value: Value) -> str:
-        """A constant becomes an initializer, once."""
+        """A constant becomes an initializer, once; maps in NCHW become NHWC when this is first asked for."""
         if isinstance(value, str):
+            if value in self._values:
+                return self._name(self._values[value])
+            if value in self._postponed:
+                self._postponed.remove(value)
+                self.add("Transpose", [self._nchw[value]], output=value, perm=list(TO_NHWC))
             return value
         key = (id(value),) if value.size > 64 else (value.dtype.str, value.shape, value.tobytes())
         if key not in self._constants:
@@ -139,8 +152,13 @@ class _Graph:
         if primitive in SAME:
             return inputs
         if primitive in ELEMENTWISE or primitive == "select_n":
-            select = primitive == "select_n"
-            result = self._select_n(equation, *inputs) if select else self.add(ELEMENTWISE[primitive], inputs)
+            if primitive == "select_n":
+                result = self._select_n(equation, *inputs)
+            elif primitive == "max" and any(_is_zero(value) for value in inputs):
+                (x,) = (value for value in inputs if not _is_zero(value))
+                result = self._elementwise("Relu", [x])  # which runtimes fuse with a convolution
+            else:
+                result = self._elementwise(ELEMENTWISE[primitive], inputs)
             if all(value in self._broadcast for value in inputs if isinstance(value, str)):
                 self._broadcast.add(result)
             return [result]
@@ -150,31 +168,66 @@ class _Graph:
         if any(value in self._broadcast for value in inputs if isinstance(value, str)):
             raise _unknown(f"{primitive} of what was broadcast over the batch")
         if primitive in REDUCTIONS:
-            result = self.add(REDUCTIONS[primitive], inputs, axes=list(params["axes"]), keepdims=0)
+            x, axes = self._to_reduce(inputs[0], params["axes"])
+            result = self.add(REDUCTIONS[primitive], [x], axes=axes, keepdims=0)
         else:
             assert write is not None
             result = write(equation, *inputs)
         return result if isinstance(result, list) else [result]
 
+    def _elementwise(self, kind: str, inputs: Sequence[Value], **attributes: Any) -> str:
+        """An operator on each element, in NCHW if one of the inputs is there, and the others can be."""
+        if any(map(self._is_nchw, inputs)):
+            first = [self._channels_first(value) for value in inputs]
+            known = [value for value in first if value is not None]
+            if len(known) == len(first):
+                return self._from_nchw(self.add(kind, known, **attributes))
+        return self.add(kind, inputs, **attributes)
+
+    def _channels_first(self, value: Value) -> Value | None:
+        """The same in NCHW, if that takes no operation."""
+        if isinstance(value, str):
+            if value not in self._values:
+                return self._nchw.get(value)
+            value = self._values[value]
+        return value.transpose(TO_NCHW) if value.ndim == 4 else value if value.ndim == 0 else None
+
+    def _from_nchw(self, maps: str) -> str:
+        """The name in NHWC of what is there in NCHW."""
+        name = f"{maps}_nhwc"
+        self._nchw[name] = maps
+        self._postponed.add(name)
+        return name
+
+    def _is_nchw(self, *values: Value) -> bool:
+        """Whether all of them are there in NCHW."""
+        return all(isinstance(value, str) and value in self._nchw for value in values)
+
+    def _to_reduce(self, x: Value, axes: Sequence[int]) -> tuple[Value, list[int]]:
+        """What is reduced and over which axes: maps in NCHW where the order of the axes that stay is the same."""
+        if self._is_nchw(x) and {1, 2} <= set(axes):
+            return self._nchw[x], [AXIS_IN_NCHW[axis] for axis in axes]
+        return x, list(axes)
+
     # One method for each primitive that is no plain operator of ONNX.
 
     def _square(self, equation, x):
-        return self.add("Mul", [x, x])
+        return self._elementwise("Mul", [x, x])
 
     def _integer_pow(self, equation, x):
-        return self.add("Pow", [x, np.asarray(equation.params["y"], equation.invars[0].aval.dtype)])
+        return self._elementwise("Pow", [x, np.asarray(equation.params["y"], equation.invars[0].aval.dtype)])
 
     def _rsqrt(self, equation, x):
-        return self.add("Reciprocal", [self.add("Sqrt", [x])])
+        return self._elementwise("Reciprocal", [self._elementwise("Sqrt", [x])])
 
     def _convert_element_type(self, equation, x):
         kind = self._onnx.helper.np_dtype_to_tensor_dtype(np.dtype(equation.params["new_dtype"]))
-        return self.add("Cast", [x], to=kind)
+        return self._elementwise("Cast", [x], to=kind)
 
     def _select_n(self, equation, which, *cases):
         if len(cases) != 2:
             raise _unknown("a choice of more than two")
-        return self.add("Where", [which, cases[1], cases[0]])
+        return self._elementwise("Where", [which, cases[1], cases[0]])
 
     def _reshape(self, equation, x):
         return self.add("Reshape", [x, _sizes(equation.outvars[0].aval.shape)])
@@ -187,6 +240,11 @@ class _Graph:
         sizes = [1] * len(shape)
         for place, size in zip(places, source, strict=True):
             sizes[place] = size
+        if isinstance(x, np.ndarray):  # of which there is one for each image
+            name = f"broadcast_{len(self._values)}"
+            self._values[name] = x.reshape(sizes)
+            self._broadcast.add(name)
+            return name
         x = self.add("Reshape", [x, _sizes(sizes)])
         if all(isinstance(size, int) for size in shape):
             return self.add("Expand", [x, np.asarray(shape, np.int64)])
@@ -197,7 +255,11 @@ class _Graph:
         return self.add("Transpose", [x], perm=list(equation.params["permutation"]))
 
     def _concatenate(self, equation, *parts):
-        return self.add("Concat", parts, axis=equation.params["dimension"])
+        axis = equation.params["dimension"]
+        if self._is_nchw(*parts):
+            maps = self.add("Concat", [self._nchw[part] for part in parts], axis=AXIS_IN_NCHW[axis])
+            return self._from_nchw(maps)
+        return self.add("Concat", parts, axis=axis)
 
     def _stack(self, equation, *parts):
         axis = equation.params["axis"]
@@ -207,8 +269,11 @@ class _Graph:
 
     def _split(self, equation, x):
         sizes, name = np.asarray(equation.params["sizes"], np.int64), f"Split_{len(self.nodes)}"
-        parts = [f"{name}_{index}" for index in range(len(sizes))]
-        self._add("Split", [x, sizes], parts, name, {"axis": equation.params["axis"]})
+        parts, axis = [f"{name}_{index}" for index in range(len(sizes))], equation.params["axis"]
+        if self._is_nchw(x):
+            self._add("Split", [self._nchw[x], sizes], parts, name, {"axis": AXIS_IN_NCHW[axis]})
+            return list(map(self._from_nchw, parts))
+        self._add("Split", [x, sizes], parts, name, {"axis": axis})
         return parts
 
     def _slice(self, equation, x):
@@ -223,17 +288,27 @@ class _Graph:
         ]
         if not rows:
             return x
-        return self.add("Slice", [x, *(np.asarray(column, np.int64) for column in zip(*rows, strict=True))])
+        first, nchw = x, self._is_nchw(x)
+        if nchw:
+            first = self._nchw[x]
+            rows = [(start, limit, AXIS_IN_NCHW[axis], stride) for start, limit, axis, stride in rows]
+        result = self.add("Slice", [first, *(np.asarray(column, np.int64) for column in zip(*rows, strict=True))])
+        return self._from_nchw(result) if nchw else result
 
     def _pad(self, equation, x, value):
         config = equation.params["padding_config"]
         if any(interior for _, _, interior in config):
             raise _unknown("padding between elements")
+        nchw = self._is_nchw(x)
+        if nchw:
+            x, config = self._nchw[x], [config[axis] for axis in TO_NCHW]
         pads = np.asarray([low for low, _, _ in config] + [high for _, high, _ in config], np.int64)
-        return self.add("Pad", [x, pads, value])  # negative ones cut off, as in JAX
+        result = self.add("Pad", [x, pads, value])  # negative ones cut off, as in JAX
+        return self._from_nchw(result) if nchw else result
 
     def _reduce_sum(self, equation, x):
-        return self.add("ReduceSum", [x, np.asarray(equation.params["axes"], np.int64)], keepdims=0)
+        x, axes = self._to_reduce(x, equation.params["axes"])
+        return self.add("ReduceSum", [x, np.asarray(axes, np.int64)], keepdims=0)
 
     def _dot_general(self, equation, x, y):
         (x_axes, y_axes), (x_batch, y_batch) = equation.params["dimension_numbers"]
@@ -275,11 +350,16 @@ class _Graph:
         )
 
     def _in_nchw(self, kind: str, inputs: list[Value], window, strides, pads, **attributes: Any) -> str:
-        """An operator of ONNX on windows of NHWC maps; runtimes drop what of two transpositions cancels."""
+        """An operator of ONNX on windows of NHWC maps."""
         if window[0] != 1 or window[3] != 1 or any(low or high for low, high in (pads[0], pads[3])):
             raise _unknown("windows over images or channels")
         (top, bottom), (left, right) = pads[1:3]
-        maps = self.add("Transpose", inputs[:1], perm=list(TO_NCHW))
+        x = inputs[0]
+        maps = self._nchw.get(x) if isinstance(x, str) else None
+        if maps is None:
+            maps = self.add("Transpose", [x], perm=list(TO_NCHW))
+            if isinstance(x, str):
+                self._nchw[x] = maps
         if min(top, bottom, left, right) < 0:  # ONNX does not cut off here
             cut = np.asarray([0, 0, min(top, 0), min(left, 0), 0, 0, min(bottom, 0), min(right, 0)], np.int64)
             maps = self.add("Pad", [maps, cut])
@@ -292,7 +372,11 @@ class _Graph:
             pads=pads,
             **attributes,
         )
-        return self.add("Transpose", [maps], perm=list(TO_NHWC))
+        return self._from_nchw(maps)
+
+
+def _is_zero(value: Value) -> bool:
+    return isinstance(value, np.ndarray) and value.shape == () and value == 0
 
 
 def _is_constant(equation: Any) -> bool:
