@@ -45,6 +45,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--concurrency", type=int, default=16, help="requests at once (default: %(default)s)")
     parser.add_argument("--max-batch", type=int, default=8, help="of the server (default: %(default)s)")
     parser.add_argument("--max-wait-ms", type=float, default=5.0, help="of the server (default: %(default)s)")
+    parser.add_argument("--engine", default="jax", help="of both sides, see serve --help (default: %(default)s)")
     return parser.parse_args(argv)
 
 
@@ -141,7 +142,7 @@ def bare(run, images: np.ndarray, batch: int) -> float:
 
 def main(argv: list[str] | None = None) -> int:
     """Prints the numbers; 1 if a request failed."""
-    from inception_jax import process
+    from inception_jax import engines, process
     from inception_jax.data.images import decode
     from inception_jax.run import load_run
 
@@ -150,10 +151,11 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as workdir:
         folder = Path(workdir, "run")
         make_run(folder, options.network, options.image_size)
-        run = load_run(folder, "latest")
+        run = engines.use(load_run(folder, "latest"), options.engine, batch_size=options.max_batch)
         files = pictures(options.image_size)
         images = np.stack([decode(content, run.form) for content in files])
         limits = [f"--max-batch={options.max_batch}", f"--max-wait-ms={options.max_wait_ms}"]
+        limits.append(f"--engine={options.engine}")
         code = "import sys; from inception_jax import commands; sys.exit(commands.main(sys.argv[1:]))"
         command = [sys.executable, "-c", code, "serve", str(folder), "--checkpoint=latest", "--port=0", *limits]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:

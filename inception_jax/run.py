@@ -394,6 +394,7 @@ class Run:
       named_streams: from which key its first weights were drawn, see `initial_key`.
       trusts_data: whether its data set may be code from outside the package, see `load_run`.
       fingerprint: of the data that it was trained on, see `Dataset.fingerprint`; None where that is not known.
+      engine: what computes logits of uint8 images of the run's own size instead of JAX, see `engines.use`.
     """
 
     folder: Path
@@ -407,6 +408,7 @@ class Run:
     named_streams: bool = True
     trusts_data: bool = False
     fingerprint: str | None = None
+    engine: Callable[[np.ndarray], np.ndarray] | None = None
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.inputs.image_shape))
@@ -449,6 +451,10 @@ class Run:
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """uint8 images (batch, height, width, channels) to logits (batch, classes). Raises as `normalize`."""
+        if self.engine is not None:
+            images = check_batch(images, self.inputs.image_shape, any_size=True)
+            if images.shape[1:] == self.inputs.image_shape:
+                return self.engine(np.ascontiguousarray(images))
         model, variables = self._for_inference
         return np.asarray(folding.logits(model, variables, self.normalize(images)), np.float32)
 

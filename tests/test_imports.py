@@ -14,7 +14,7 @@ LAYERS = (
     {"data", "checkpoints", "schedules", "optimizers", "sharding", "writers", "state", "profiling"},
     {"steps", "weights", "inspection"},
     {"run"},
-    {"evaluate", "export", "predict", "contact_sheet", "runs"},
+    {"evaluate", "export", "predict", "engines", "contact_sheet", "runs"},
     {"compare", "connections", "report", "serving"},
     {"train"},
     {"studies"},

@@ -330,7 +330,7 @@ def test_the_command_ends_well(trained, number):
         "-c",
         "import sys; from inception_jax import commands; sys.exit(commands.main(sys.argv[1:]))",
     ]
-    arguments = ["serve", str(trained), "--port=0", "--host=0.0.0.0", "--no-token"]
+    arguments = ["serve", str(trained), "--port=0", "--host=0.0.0.0", "--no-token", "--engine=jax"]
     with subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             port = int(re.search(r"http://0\.0\.0\.0:(\d+)/", process.stdout.readline())[1])

@@ -74,6 +74,16 @@ def add_dtype(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_engine(parser: argparse.ArgumentParser, auto: str) -> None:
+    """What computes the logits on a CPU; `auto` says when that tries engines out."""
+    parser.add_argument(
+        "--engine",
+        default="auto",
+        metavar="NAME",
+        help=f"on a CPU: jax, onnxruntime, openvino, or auto, {auto} (default: auto)",
+    )
+
+
 def add_trust(parser: argparse.ArgumentParser) -> None:
     """Whether a run's folder may name code."""
     parser.add_argument(

@@ -20,6 +20,7 @@ examples:
   inception-jax predict runs/my_pictures new_pictures --csv > classes.csv
   curl -s https://example.org/fox.jpg | inception-jax predict runs/my_pictures - --json
   inception-jax predict runs/my_pictures/googlenet.stablehlo fox.jpg
+  inception-jax predict runs/my_pictures new_pictures --engine onnxruntime
 
 In CSV a quote goes before names that a spreadsheet would take for formulas, such as =1+1, and before those that begin
 with a quote.
@@ -28,7 +29,10 @@ Pictures are read as for training. One that cannot be read is named on stderr an
 then 1.
 """
 NAME_WIDTH = 40  # beyond, a name pushes its row to the right
-LOOKED_AT = 1000  # names, for the width of their column
+LOOKED_AT = 1000  # names, for the width of their column, and for whether there are many
+# From so many pictures on, of so many pixels on a side, a trial of engines, some seconds with the graph that they need,
+# may save more time than it takes.
+WORTHWHILE, WORTHWHILE_SIDE = LOOKED_AT, 128
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -47,6 +51,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--top", type=int, default=5, metavar="N", help="classes that are named (default: 5)")
     flags.add_network(parser, batch_size=32)
     flags.add_dtype(parser)
+    flags.add_engine(
+        parser,
+        f"which of {WORTHWHILE:,} pictures and more of {WORTHWHILE_SIDE} pixels or larger tries first which of those "
+        "that are installed is the fastest, and else is jax",
+    )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="a line of JSON for each picture")
     form.add_argument("--csv", action="store_true", help="a line for each picture and class: picture,rank,class,...")
@@ -56,6 +65,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints a row for each picture; 1 if one could not be read."""
     # Imported only now: help is answered without waiting for JAX.
+    from inception_jax import engines
     from inception_jax.data.images import read_stream
     from inception_jax.predict import find_pictures, load_classifier, predict
 
@@ -64,6 +74,9 @@ def run(args: argparse.Namespace) -> int:
     with log_to_stderr():
         names = find_pictures(args.pictures)
         first = list(itertools.islice(names, LOOKED_AT))
+        many = len(first) >= WORTHWHILE and (classifier.form.image_size or 0) >= WORTHWHILE_SIDE
+        if args.engine != "auto" or many:
+            classifier = engines.use(classifier, args.engine, batch_size=args.batch_size)
         sources = (read_stream(sys.stdin.buffer) if name == "-" else name for name in itertools.chain(first, names))
         if args.json:
             show = _as_json

@@ -7,6 +7,7 @@ from pathlib import Path
 from inception_jax import process
 from inception_jax.commands import flags
 from inception_jax.errors import UserError
+from inception_jax.process import log_to_stderr
 from inception_jax.text import complain, printable, say
 
 TOKEN = "INCEPTION_JAX_TOKEN"
@@ -15,6 +16,7 @@ EXAMPLES = """\
 examples:
   inception-jax serve runs/googlenet_digits
   inception-jax serve runs/my_pictures --port 0 --max-batch 32 --max-wait-ms 10
+  inception-jax serve runs/my_pictures --dtype bfloat16 --engine openvino
 
 Its page takes a picture; programs send one to /predict:
   curl --data-binary @picture.jpg 'http://127.0.0.1:8000/predict?top=3'
@@ -41,6 +43,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("source", metavar="RUN", type=flags.path, help="folder of a run, or an exported file")
     flags.add_checkpoint(parser)
     flags.add_dtype(parser)
+    flags.add_engine(parser, "which tries at the start which of those that are installed is the fastest")
     parser.add_argument("--host", default="127.0.0.1", help="(default: 127.0.0.1, for this machine alone)")
     parser.add_argument("--port", type=int, default=8000, help="0: any that is free (default: 8000)")
     parser.add_argument(
@@ -84,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(
             f"serve needs {error.name}, which is not installed: pip install 'inception-jax[serve]'"
         ) from None
+    from inception_jax import engines
     from inception_jax.connections import Access, allowed_names
     from inception_jax.predict import load_classifier
 
@@ -102,6 +106,8 @@ def run(args: argparse.Namespace) -> int:
                 )
             complain(f"warning: on {args.host} other machines reach it, and it asks nobody who they are")
         classifier = load_classifier(args.source, args.checkpoint, dtype=args.dtype, trust_code=args.trust_code)
+        with log_to_stderr():
+            classifier = engines.use(classifier, args.engine, batch_size=args.max_batch)
         app = serving.create_app(classifier, args.source.resolve().name, limits, access)
         say(printable(f"serving {args.source} on {serving.address_of(listening)} (Ctrl-C ends it)"), flush=True)
         serving.serve(app, listening, args.timeout_s)

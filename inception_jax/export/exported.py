@@ -73,6 +73,14 @@ class Exported:
             return self._call(np.asarray(images))
         return self._call(np.asarray(_normalizer(self.about)(jnp.asarray(images))))
 
+    def read(self) -> bytes:
+        """The file's content, which must be what it was.
+
+        Raises:
+          UserError: it cannot be read, or is damaged.
+        """
+        return _read_content(self.path, self.path, self.about)
+
 
 def export_run(
     run: Run, path: str | Path, format: str, *, input: str = "float32", platforms: Sequence[str] = ("cpu", "cuda")
@@ -183,14 +191,32 @@ def load_exported(path: str | Path) -> Exported:
 def _read(path: Path, file: Path, beside: Path) -> Exported:
     """The network that is `path`, or becomes it, from two files."""
     about = _read_about(path, beside)
+    content = _read_content(path, file, about)
+    load = _load_stablehlo if about["format"] == "stablehlo" else _load_onnx
+    return Exported(path, about, Format(**about["preprocessing"]), load(path, content))
+
+
+def _read_content(path: Path, file: Path, about: dict[str, Any]) -> bytes:
+    """The bytes of a file that is `path`, or becomes it."""
     try:
         content = files.regular_file(file).read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     if hashlib.sha256(content).hexdigest() != about["sha256"]:
         raise UserError(f"{path} is damaged, or {_beside(path).name} belongs to another file")
-    load = _load_stablehlo if about["format"] == "stablehlo" else _load_onnx
-    return Exported(path, about, Format(**about["preprocessing"]), load(path, content))
+    return content
+
+
+def run_as_onnx(run: Run, input: str = "uint8") -> bytes:
+    """A run's network as `export_run` writes it in ONNX, in memory and not compared with anything.
+
+    Raises:
+      UserError: it cannot be written so, or the package onnx is missing.
+    """
+    from inception_jax.export.onnx_graph import to_onnx
+
+    network, variables = _inference(run, input)
+    return to_onnx(network, variables, run.inputs.image_shape, input)
 
 
 def _inference(run: Run, input: str) -> tuple[Callable[[Any, jax.Array], jax.Array], Any]:

@@ -1,0 +1,286 @@
+"""Inference on CPUs by ONNX Runtime and OpenVINO, from the graph that this package exports, in place of JAX.
+
+A network in use gives logits for images, whoever computes them: `use` returns the same network with another engine
+behind its `logits`. No engine is used before its logits were held against the network's own.
+"""
+
+import dataclasses
+import importlib.util
+import logging
+import os
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+import jax
+import numpy as np
+from jax import numpy as jnp
+
+from inception_jax.errors import UserError, unknown_name
+from inception_jax.export import Exported, run_as_onnx
+from inception_jax.predict import Classifier
+from inception_jax.run import Run
+
+Engine = Callable[[np.ndarray], np.ndarray]  # images as the graph has them to logits; threads may share it
+
+# The types that each computes in, by its own names.
+TYPES = {"onnxruntime": {"float32": ""}, "openvino": {"float32": "f32", "bfloat16": "bf16"}}
+# Largest difference of an engine's logits from the network's own, of the largest of these. In float32 engines add up in
+# another order: 3e-6 of GoogLeNet's. In bfloat16 they also round at other places: 0.02.
+TOLERANCES = {"float32": 1e-4, "bfloat16": 0.05}
+CHECKED = 4  # images that an engine's logits are compared on, where no trial needs more
+TRIAL_SECONDS = 1.5  # that a trial takes, or one round of all engines if that is longer
+TRIAL_ROUNDS = 7
+MARGIN = 1.05  # of JAX's speed that another engine must have to be chosen
+COARSE = 8  # pixels on a side of the areas of equal colour in half of the images that are tried
+
+logger = logging.getLogger(__name__)
+
+
+def use(classifier: Classifier, engine: str = "auto", *, batch_size: int) -> Classifier:
+    """The same network with `engine` behind its `logits`; a line in the log says what "auto" has chosen, and why.
+
+    Images of another size than the network was trained at, which `Run.logits` takes too, stay JAX's.
+
+    Args:
+      engine: "jax"; "onnxruntime", in float32; "openvino", in float32 or bfloat16, as the network computes; or "auto":
+        of those that are installed and give the network's logits the fastest in a short trial, which is JAX where it
+        uses an accelerator.
+      batch_size: images at once in the trial. Others may come later.
+
+    Raises:
+      UserError: batch_size is below 1; the engine is unknown or not installed, does not compute in the network's type,
+        is not for what was loaded, or gives other logits than the network's. "auto" leaves such ones out, and says so.
+    """
+    if engine not in ("auto", "jax", *ENGINES):
+        raise unknown_name("engine", engine, ["auto", "jax", *ENGINES])
+    if not isinstance(classifier, Run | Exported):
+        raise UserError(f"engine={engine} is for runs and exported files, not for {type(classifier).__name__}")
+    if batch_size < 1:
+        raise UserError(f"batch_size={batch_size} is not allowed: it must be at least 1")
+    own = _own_engine(classifier)
+    if engine == own:
+        return classifier
+    if engine == "auto":
+        return _choose(classifier, own, batch_size)
+    if isinstance(classifier, Exported) and (own == "jax" or engine == "jax"):
+        form = "stablehlo" if engine == "jax" else "onnx"
+        raise UserError(f"engine={engine} is not for {classifier.path}: give the run's folder, or a .{form} file")
+    if jax.default_backend() != "cpu":
+        raise UserError(
+            f"engine={engine} computes on CPUs, and JAX uses the {jax.default_backend()} here: leave the engine out, "
+            "or set JAX_PLATFORMS=cpu"
+        )
+    if _dtype(classifier) not in TYPES[engine]:
+        raise UserError(
+            f"engine={engine} computes in {' or '.join(TYPES[engine])}, the network in {_dtype(classifier)}: choose "
+            "another engine, or dtype=float32"
+        )
+    made = _make(classifier, engine, _graph(classifier))
+    images = _examples(_image_shape(classifier), CHECKED)
+    _check(engine, made, classifier.logits(images), images, _dtype(classifier))
+    return made
+
+
+def _choose(classifier: Run | Exported, own: str, batch_size: int) -> Run | Exported:
+    """Of the network with its own engine and with others the fastest that gives its logits."""
+    if jax.default_backend() != "cpu" or (isinstance(classifier, Exported) and own == "jax"):
+        return classifier
+    dtype = _dtype(classifier)
+    others = [name for name in ENGINES if name != own and dtype in TYPES[name]]
+    installed = [name for name in others if importlib.util.find_spec(name)]
+    if not installed:
+        why = f"not installed: {', '.join(others)}" if others else f"others do not compute in {dtype}"
+        logger.info("engine: %s; %s", own, why)
+        return classifier
+    try:
+        graph = _graph(classifier)
+    except UserError as error:
+        logger.info("engine: %s; %s", own, error)
+        return classifier
+    images = _examples(_image_shape(classifier), batch_size)
+    expected, found = classifier.logits(images), {own: classifier}
+    for name in installed:
+        try:
+            made = _make(classifier, name, graph)
+            _check(name, made, expected, images, dtype)
+            found[name] = made
+        except UserError as error:
+            logger.warning("%s", error)
+    if len(found) == 1:
+        logger.info("engine: %s", own)
+        return classifier
+    rates = trial({name: each.logits for name, each in found.items()}, images)
+    fastest = max(found, key=lambda name: rates[name] / (1 if name == own else MARGIN))
+    slower = ", ".join(f"{name} {rates[name]:,.4g}" for name in found if name != fastest)
+    logger.info("engine: %s, %s images/s (%s)", fastest, f"{rates[fastest]:,.4g}", slower)
+    return found[fastest]
+
+
+def trial(engines: Mapping[str, Engine], images: np.ndarray) -> dict[str, float]:
+    """Images per second of each: the median of some rounds in which they take turns, once each was called before."""
+    took: dict[str, list[float]] = {name: [] for name in engines}
+    end = time.perf_counter() + TRIAL_SECONDS
+    for number in range(TRIAL_ROUNDS):
+        if number and time.perf_counter() > end:
+            break
+        for name, call in engines.items():
+            began = time.perf_counter()
+            call(images)
+            took[name].append(time.perf_counter() - began)
+    return {name: len(images) / statistics.median(seconds) for name, seconds in took.items()}
+
+
+def _own_engine(classifier: Run | Exported) -> str:
+    """What computes its logits as long as nothing else is asked for."""
+    return "onnxruntime" if isinstance(classifier, Exported) and classifier.about["format"] == "onnx" else "jax"
+
+
+def _image_shape(classifier: Run | Exported) -> tuple[int, int, int]:
+    if isinstance(classifier, Exported):
+        return tuple(classifier.about["input"]["shape"][1:])
+    return classifier.inputs.image_shape
+
+
+def _dtype(classifier: Run | Exported) -> str:
+    """The type that the network computes in. Files are written in float32; a network without the field is, too."""
+    dtype = getattr(classifier.model, "dtype", None) if isinstance(classifier, Run) else None
+    return jnp.dtype(jnp.float32 if dtype is None else dtype).name
+
+
+def _graph(classifier: Run | Exported) -> bytes:
+    """The network in ONNX, from images as they are stored or as an exported file has them.
+
+    Raises:
+      UserError: it cannot be written so, or a file cannot be read.
+    """
+    if isinstance(classifier, Exported):
+        return classifier.read()
+    try:
+        return run_as_onnx(classifier)
+    except UserError:
+        raise
+    except Exception as error:  # whatever somebody's own network makes of a batch of unknown size
+        raise UserError(f"the network cannot be written as ONNX: {_in_short(error)}") from error
+
+
+def _in_short(error: Exception) -> str:
+    """For errors that are other libraries': their kind, and the first line of what they say."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def _make(classifier: Run | Exported, engine: str, graph: bytes) -> Any:
+    """The network with that engine behind its logits.
+
+    Raises:
+      UserError: it is not installed, or cannot compute this network, or not in its type on this processor.
+    """
+    try:
+        call = ENGINES[engine](graph, _dtype(classifier))
+    except UserError:
+        raise
+    except Exception as error:  # each has errors of its own
+        raise UserError(f"engine={engine} cannot compute this network: {_in_short(error)}") from error
+    if isinstance(classifier, Run):
+        return dataclasses.replace(classifier, engine=call)
+    return dataclasses.replace(classifier, _call=call)
+
+
+def _check(engine: str, made: Classifier, expected: np.ndarray, images: np.ndarray, dtype: str) -> None:
+    """Raises UserError where its logits are not those that are expected, also of another number of images."""
+    for number in sorted({1, len(images)}):
+        try:
+            found = made.logits(images[:number])
+        except Exception as error:  # each has errors of its own
+            raise UserError(f"engine={engine} cannot compute this network: {_in_short(error)}") from error
+        wanted = expected[:number]
+        if found.shape != wanted.shape:
+            raise UserError(f"engine={engine} gives logits of shape {found.shape}, not {wanted.shape}")
+        difference = float(np.abs(found - wanted).max() / max(np.abs(wanted).max(), 1e-30))
+        if not difference <= TOLERANCES[dtype]:
+            raise UserError(
+                f"engine={engine} is not used: its logits differ from the network's own by {difference:.1e} of the "
+                f"largest, more than {TOLERANCES[dtype]:g}, which is allowed in {dtype}"
+            )
+
+
+def _examples(image_shape: tuple[int, int, int], number: int) -> np.ndarray:
+    """uint8 images, the same every time: noise, which has no areas of one colour, and such that consist of them."""
+    height, width, channels = image_shape
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (number, *image_shape), np.uint8)
+    small = random.integers(0, 256, (number, -(-height // COARSE), -(-width // COARSE), channels), np.uint8)
+    coarse = small.repeat(COARSE, axis=1).repeat(COARSE, axis=2)[:, :height, :width]
+    images[::2] = coarse[::2]
+    return images
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        raise UserError(
+            f"engine={name} needs the package {name}, which is not installed: pip install 'inception-jax[{name}]'"
+        ) from None
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _onnxruntime(graph: bytes, dtype: str) -> Engine:
+    onnxruntime = _import("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = _cores()  # its own choice ties threads to cores, on which others decode
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # between two batches cores are the others'
+    options.log_severity_level = 3  # errors alone
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    return lambda images: np.asarray(session.run(["logits"], {"images": images})[0], np.float32)
+
+
+def _openvino(graph: bytes, dtype: str) -> Engine:
+    core = import_openvino().Core()
+    if dtype == "bfloat16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise UserError("engine=openvino does not compute in bfloat16 on this processor: choose dtype=float32")
+    settings = {
+        "INFERENCE_PRECISION_HINT": TYPES["openvino"][dtype],
+        "PERFORMANCE_HINT": "LATENCY",  # all cores at one batch: there is one at a time
+        "INFERENCE_NUM_THREADS": _cores(),
+        "ENABLE_CPU_PINNING": False,  # other threads decode
+    }
+    compiled = core.compile_model(core.read_model(graph), "CPU", settings)
+    classes = compiled.output("logits").get_partial_shape()[1].get_length()
+    request, lock = compiled.create_infer_request(), threading.Lock()
+
+    def call(images: np.ndarray) -> np.ndarray:
+        if not len(images):  # of which a request gives the logits that it gave before
+            return np.zeros((0, classes), np.float32)
+        with lock:  # it has one place for its results, of which this is a copy
+            return np.asarray(request.infer({"images": images}, share_inputs=True)["logits"], np.float32)
+
+    return call
+
+
+def import_openvino() -> ModuleType:
+    """OpenVINO without its telemetry, which at import would report it to its makers, from a new process.
+
+    Raises:
+      UserError: it is not installed.
+    """
+    name = "openvino_telemetry"
+    if "openvino" in sys.modules or name in sys.modules:
+        return _import("openvino")
+    sys.modules[name] = None  # pyright: ignore[reportArgumentType] (it then does without: it need not be there)
+    try:
+        return _import("openvino")
+    finally:
+        del sys.modules[name]
+
+
+ENGINES: Mapping[str, Callable[[bytes, str], Engine]] = {"onnxruntime": _onnxruntime, "openvino": _openvino}
