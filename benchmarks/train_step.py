@@ -1,9 +1,11 @@
-"""One training step, or one prediction, against PyTorch's: speed, memory, time to the first step.
+"""One training step, or one prediction, against others': speed, memory, time to the first step.
 
 Every side is a process of its own, and one works at a time; they take turns in rounds, so that what else the machine
 does meets all of them. The networks are equal (their numbers of parameters are compared), as are the batch, the
 optimiser (SGD, momentum 0.9), the threads and the allocator's huge pages; dropout is 0. The networks compute in
---dtype, PyTorch's by autocast. Prints Markdown.
+--dtype, PyTorch's by autocast. Inference can also be held against ONNX Runtime's (float32 alone) and OpenVINO's, of the
+graph that this package exports, and --auto measures ours once more with the engine that `predict` and `serve` choose:
+there from images as they are stored, all the others begin with normalised ones. Prints Markdown.
 """
 
 import argparse
@@ -33,18 +35,28 @@ examples, in the repository's root:
   python benchmarks/train_step.py --models googlenet --shapes 64x32 --rounds 3 --peers eager
   python benchmarks/train_step.py --peer-python ../torch/bin/python --models vgg11 --modes inference
   python benchmarks/train_step.py --models googlenet --dtype bfloat16 --peers eager
+  python benchmarks/train_step.py --models googlenet --modes inference --auto --peers eager onnxruntime openvino
   python benchmarks/train_step.py --device gpu --shapes 256x224 512x224
 """
 FOLDER = Path(__file__).parent
-SCRIPTS = {"ours": FOLDER / "our_step.py", "eager": FOLDER / "torch_peer.py", "compile": FOLDER / "torch_peer.py"}
+SCRIPTS = {
+    "ours": FOLDER / "our_step.py",
+    "auto": FOLDER / "auto_step.py",
+    **dict.fromkeys(("eager", "compile"), FOLDER / "torch_peer.py"),
+    **dict.fromkeys(("onnxruntime", "openvino"), FOLDER / "engine_peer.py"),
+}
+OURS, TORCH, ENGINES = ("ours", "auto"), ("eager", "compile"), ("onnxruntime", "openvino")
 DEFAULTS = {  # models, shapes
     "cpu": (("googlenet", "resnet18", "resnet50", "vgg11"), ("64x32", "64x64", "16x224")),
     "gpu": (("googlenet", "resnet50"), ("256x224",)),
 }
 SPEED_HEADER = (
-    "model", "batch x side", "mode", "ours, images/s", "eager", "torch.compile", "ours / better peer (min to max)",
-    "of the peak: ours, peer", "memory, MB: ours, peer (before the network)", "ours / peer",
+    "model", "batch x side", "mode", "ours, images/s", "auto", "eager", "torch.compile", "ONNX Runtime", "OpenVINO",
+    "ours / best peer (min to max)", "of the peak: ours, peer", "memory, MB: ours, peer (before the network)",
+    "ours / peer",
 )  # fmt: skip
+SIDES = ("ours", "auto", "eager", "compile", "onnxruntime", "openvino")  # in the table's order
+RATIO_HEADER = ("model", "batch x side", "mode", "one", "other", "one / other (min to max)")
 START_HEADER = ("model", "batch x side", "ours, nothing compiled before", "ours, again", "eager", "torch.compile")
 
 
@@ -56,7 +68,14 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--models", nargs="+", help="of torchvision's names (default: googlenet resnet18 resnet50 vgg11)")
     add("--shapes", nargs="+", type=shape, help="BATCHxSIDE (default: 64x32 64x64 16x224; on a GPU 256x224)")
     add("--modes", nargs="+", choices=("train", "inference"), default=["train", "inference"])
-    add("--peers", nargs="+", choices=("eager", "compile"), default=["eager", "compile"])
+    add(
+        "--peers",
+        nargs="+",
+        choices=(*TORCH, *ENGINES),
+        default=["eager", "compile"],
+        help="the latter two for inference on a CPU, by this Python's packages (default: eager compile)",
+    )
+    add("--auto", action="store_true", help="for inference on a CPU also ours with the engine that auto chooses")
     add("--rounds", type=int, default=7)
     add("--seconds", type=float, default=1.0, help="of steps of each side in a round, at least two steps (default: 1)")
     add("--device", choices=("auto", "cpu", "gpu"), default="auto", help="auto: a GPU that both sides see, or the CPU")
@@ -86,12 +105,13 @@ def start(side: str, device: str, options: argparse.Namespace, cache: str = "") 
         environment |= {"JAX_COMPILATION_CACHE_DIR": cache, "TORCHINDUCTOR_CACHE_DIR": cache}
     if device == "cpu":
         environment |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    return Worker(sys.executable if side == "ours" else options.peer_python, SCRIPTS[side], environment)
+    python = options.peer_python if side in TORCH else sys.executable
+    return Worker(python, SCRIPTS[side], environment, *([side] if side in ENGINES else []))
 
 
 def describe(options: argparse.Namespace) -> dict[str, Any]:
     """The machine: what the sides are made of, the device they share, and how fast it multiplies matrices."""
-    sides = ("ours", "eager")
+    sides = ["ours", *(["eager"] if set(TORCH) & set(options.peers) else [])]
     load = os.getloadavg()  # before our own
     found = {}
     for side in sides:
@@ -101,6 +121,9 @@ def describe(options: argparse.Namespace) -> dict[str, Any]:
     if options.device == "gpu" and not all(gpus):
         raise SystemExit(f"error: no GPU is seen by {' and '.join(s for s in sides if not found[s]['gpu'])}")
     device = "gpu" if all(gpus) else "cpu"
+    for side in [side for side in ENGINES if side in options.peers]:
+        with start(side, "cpu", options) as worker, contextlib.suppress(WorkerError):  # it is left out, with a note
+            found[side] = worker.ask("describe")
     if options.dtype == "auto":
         options.dtype = "bfloat16" if device == "gpu" else "float32"
     flops = {}
@@ -118,7 +141,7 @@ def describe(options: argparse.Namespace) -> dict[str, Any]:
         "cores": cores(),
         "load_average": load,
         "platform": platform.platform(),
-        "versions": {side: found[side]["versions"] for side in sides},
+        "versions": {side: known["versions"] for side, known in found.items()},
         "matrix_flops": flops,
     }
 
@@ -133,13 +156,25 @@ def measure(model: str, shape: str, mode: str, device: str, options: argparse.Na
     workers: dict[str, Worker] = {}
 
     def make(worker: Worker, side: str, label: str) -> None:
-        facts[side] = worker.ask("make", **arguments, **({} if side == "ours" else {"compiled": side == "compile"}))
+        given = arguments | ({"compiled": side == "compile"} if side in TORCH else {})
+        if side in ENGINES:
+            given = {"path": graph, "batch": batch, "side": length, "dtype": options.dtype}
+        facts[side] = worker.ask("make", **given)
         first_step[label] = time.perf_counter() - worker.started
 
     with tempfile.TemporaryDirectory() as cache, contextlib.ExitStack() as stack:
+        graph = str(Path(cache, "network.onnx"))
         with start("ours", device, options, cache) as worker:
             make(worker, "ours", "cold")
-        for side in ("ours", *options.peers):
+        sides = ["ours", *(["auto"] if options.auto else []), *options.peers]
+        if mode != "inference" or device != "cpu":
+            sides = [side for side in sides if side not in ("auto", *ENGINES)]
+        if set(ENGINES) & set(sides):
+            with start("auto", device, options, cache) as worker:
+                parameters = worker.ask("export", path=graph, **arguments)
+            if parameters != facts["ours"]["parameters"]:
+                raise SystemExit(f"error: the graph of {model} has {parameters} parameters: {facts}")
+        for side in sides:
             worker = stack.enter_context(start(side, device, options, cache))
             try:
                 make(worker, side, "warm" if side == "ours" else side)
@@ -147,11 +182,11 @@ def measure(model: str, shape: str, mode: str, device: str, options: argparse.Na
                 facts[side]["peak_memory"] = worker.ask("peak_memory")
                 workers[side] = worker
             except WorkerError as error:
-                if side != "compile" or options.peers == ["compile"]:
+                if side not in ("compile", *ENGINES) or options.peers == [side]:
                     raise
                 left_out[side] = error.reason
                 facts.pop(side, None)
-        if len({fact["parameters"] for fact in facts.values()}) > 1:
+        if len({fact["parameters"] for fact in facts.values() if "parameters" in fact}) > 1:
             raise SystemExit(f"error: the sides' {model} differ: {facts}")
         for number in range(options.rounds):
             order = list(workers)[:: 1 if number % 2 == 0 else -1]
@@ -162,6 +197,7 @@ def measure(model: str, shape: str, mode: str, device: str, options: argparse.Na
         "shape": shape,
         "mode": mode,
         "images_per_second": {side: statistics.median(round[side] for round in rounds) for side in workers},
+        "ratios": ratios(rounds),
         "first_step_seconds": first_step,
         "sides": facts,
         "left_out": left_out,
@@ -169,13 +205,36 @@ def measure(model: str, shape: str, mode: str, device: str, options: argparse.Na
     }
 
 
+def ratios(rounds: list[dict[str, float]]) -> dict[str, dict[str, list[float]]]:
+    """Of each of ours to each of the peers, the median over the rounds, the lowest and the highest."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for one, other in itertools.product(OURS, (*TORCH, *ENGINES)):
+        each = [round[one] / round[other] for round in rounds if one in round and other in round]
+        if each:
+            found.setdefault(one, {})[other] = [statistics.median(each), min(each), max(each)]
+    return found
+
+
+def ratio_rows(case: dict[str, Any]) -> list[list[str]]:
+    """The rows under RATIO_HEADER."""
+    return [
+        [case["model"], case["shape"], case["mode"], one, other, f"{middle:.2f} ({low:.2f} to {high:.2f})"]
+        for one, others in ratios(case["rounds"]).items()
+        for other, (middle, low, high) in others.items()
+    ]
+
+
 def speed_row(case: dict[str, Any], peak_flops: float) -> list[str]:
-    """A row under SPEED_HEADER. The better peer is the one with the higher median; it is compared in every round."""
+    """A row under SPEED_HEADER. The best peer is the one with the highest median; it is compared in every round."""
     rates, facts = case["images_per_second"], case["sides"]
-    peer = max((side for side in rates if side != "ours"), key=lambda side: rates[side])
-    ratios = [round["ours"] / round[peer] for round in case["rounds"]]
-    flops_per_image = facts[peer]["flops"] / int(case["shape"].split("x")[0])
-    shares = [f"{rates[side] * flops_per_image / peak_flops:.0%}" for side in ("ours", peer)]
+    peer = max((side for side in rates if side not in OURS), key=lambda side: rates[side], default=None)
+    if peer is None:
+        rest = [f"{rates[side]:,.4g}" if side in rates else "-" for side in SIDES]
+        return [case["model"], case["shape"], case["mode"], *rest, *["-"] * (len(SPEED_HEADER) - 3 - len(rest))]
+    middle, low, high = ratios(case["rounds"])["ours"][peer]
+    flops = next((facts[side]["flops"] for side in facts if "flops" in facts[side]), None)  # PyTorch counts them
+    flops_per_image = (flops or 0) / int(case["shape"].split("x")[0])
+    shares = [f"{rates[side] * flops_per_image / peak_flops:.0%}" if flops else "-" for side in ("ours", peer)]
     memory = [facts[side]["peak_memory"] for side in ("ours", peer)]
     before = [facts[side]["memory_before"] for side in ("ours", peer)]
     known = all(memory)
@@ -183,8 +242,8 @@ def speed_row(case: dict[str, Any], peak_flops: float) -> list[str]:
         case["model"],
         case["shape"],
         case["mode"],
-        *(f"{rates[side]:,.4g}" if side in rates else "-" for side in ("ours", "eager", "compile")),
-        f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+        *(f"{rates[side]:,.4g}" if side in rates else "-" for side in SIDES),
+        f"{middle:.2f} ({low:.2f} to {high:.2f})",
         ", ".join(shares),
         ", ".join(f"{peak / 1e6:,.0f} ({own / 1e6:,.0f})" for peak, own in zip(memory, before, strict=True))
         if known
@@ -213,11 +272,17 @@ def machine_line(machine: dict[str, Any]) -> str:
     device = machine["gpu"] or f"{machine['cores']} cores of {machine['cpu']}"
     load = machine["load_average"][0]
     busy = load > machine["cores"] / 4
+    names = {
+        "eager": ("PyTorch", "torch"),
+        "onnxruntime": ("ONNX Runtime", "onnxruntime"),
+        "openvino": ("OpenVINO", "openvino"),
+    }
+    peers = [f"{name} {versions[side][package]}" for side, (name, package) in names.items() if side in versions]
+    products = ", ".join(f"{flops[side] / 1e9:,.0f} by {'JAX' if side == 'ours' else names[side][0]}" for side in flops)
     return (
-        f"{device}, {machine['dtype']}. JAX {versions['ours']['jax']} against PyTorch "
-        f"{versions['eager']['torch']}, whose matrix products reach {flops['ours'] / 1e9:,.0f} and "
-        f"{flops['eager'] / 1e9:,.0f} GFLOP/s; the peak is the higher one. Load average when "
-        f"this began: {load:.1f}{', TOO HIGH: PyTorch suffers more than we from what else runs' if busy else ''}."
+        f"{device}, {machine['dtype']}. JAX {versions['ours']['jax']} against {', '.join(peers)}. Matrix products "
+        f"reach so many GFLOP/s: {products}; the peak is the highest. Load average when this began: "
+        f"{load:.1f}{', TOO HIGH: PyTorch suffers more than we from what else runs' if busy else ''}."
     )
 
 
@@ -231,15 +296,21 @@ def main(argv: list[str] | None = None) -> None:
     models, shapes = DEFAULTS[machine["device"]]
     peak_flops = max(machine["matrix_flops"].values())
     print(machine_line(machine), header_lines(SPEED_HEADER), sep="\n\n", flush=True)
+    modes = options.modes if set(TORCH) & set(options.peers) else ["inference"]  # engines do not train
     cases, notes = [], []
-    for model, shape, mode in itertools.product(options.models or models, options.shapes or shapes, options.modes):
+    for model, shape, mode in itertools.product(options.models or models, options.shapes or shapes, modes):
         case = measure(model, shape, mode, machine["device"], options)
         cases.append(case)
         notes += [f"{model} {shape} {mode}: no {side}: {reason}" for side, reason in case["left_out"].items()]
+        notes += [f"{model} {shape} {mode}: {line}" for line in case["sides"].get("auto", {}).get("said", [])]
         print(table_line(speed_row(case, peak_flops)), flush=True)
         if options.json:  # after every case: what was measured is kept if the rest is not
             everything = {"command": [sys.executable, *sys.argv], "machine": machine, "cases": cases}
             options.json.write_text(json.dumps(everything, indent=1) + "\n")
+    rows = [row for case in cases for row in ratio_rows(case)]
+    if len(rows) > len(cases):
+        print(f"\nEach of ours to each of the others, round by round:\n\n{header_lines(RATIO_HEADER)}")
+        print(*map(table_line, rows), sep="\n")
     training = [case for case in cases if case["mode"] == "train"]
     if training:
         print(f"\nFrom the start of the process to the end of the first training step:\n\n{header_lines(START_HEADER)}")

@@ -31,13 +31,13 @@ class WorkerError(Exception):
 
 
 class Worker:
-    """The asking end: starts `python script` and keeps it until the block ends."""
+    """The asking end: starts `python script arguments` and keeps it until the block ends."""
 
-    def __init__(self, python: str, script: Path, environment: dict[str, str]):
+    def __init__(self, python: str, script: Path, environment: dict[str, str], *arguments: str):
         self.started = time.perf_counter()
         self._name = f"{python} {script}"
         self._process = subprocess.Popen(
-            [python, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            [python, str(script), *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
 
     def ask(self, method: str, **arguments: Any) -> Any:

@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from types import ModuleType
-from typing import Any
 
 import jax
 import numpy as np
@@ -62,6 +61,8 @@ def use(classifier: Classifier, engine: str = "auto", *, batch_size: int) -> Cla
         raise UserError(f"engine={engine} is for runs and exported files, not for {type(classifier).__name__}")
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size} is not allowed: it must be at least 1")
+    if classifier.engine is not None:
+        classifier = dataclasses.replace(classifier, engine=None)
     own = _own_engine(classifier)
     if engine == own:
         return classifier
@@ -173,7 +174,7 @@ def _in_short(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-def _make(classifier: Run | Exported, engine: str, graph: bytes) -> Any:
+def _make(classifier: Run | Exported, engine: str, graph: bytes) -> Run | Exported:
     """The network with that engine behind its logits.
 
     Raises:
@@ -185,9 +186,7 @@ def _make(classifier: Run | Exported, engine: str, graph: bytes) -> Any:
         raise
     except Exception as error:  # each has errors of its own
         raise UserError(f"engine={engine} cannot compute this network: {_in_short(error)}") from error
-    if isinstance(classifier, Run):
-        return dataclasses.replace(classifier, engine=call)
-    return dataclasses.replace(classifier, _call=call)
+    return dataclasses.replace(classifier, engine=call)
 
 
 def _check(engine: str, made: Classifier, expected: np.ndarray, images: np.ndarray, dtype: str) -> None:

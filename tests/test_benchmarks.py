@@ -109,9 +109,82 @@ def test_a_row_compares_with_the_better_peer_round_by_round(train_step):
         "rounds": [{"ours": 10.0, "eager": 8.0, "compile": 12.5}, {"ours": 9.0, "eager": 8.0, "compile": 10.0}],
     }
     assert train_step.speed_row(case, 100e9) == [
-        "googlenet", "4x32", "train", "10", "8", "12.5", "0.85 (0.80 to 0.90)", "20%, 25%", "500 (200), 400 (300)",
-        "1.25",
+        "googlenet", "4x32", "train", "10", "-", "8", "12.5", "-", "-", "0.85 (0.80 to 0.90)", "20%, 25%",
+        "500 (200), 400 (300)", "1.25",
     ]  # fmt: skip
+    names = ["googlenet", "4x32", "train"]
+    assert train_step.ratio_rows(case) == [
+        [*names, "ours", "eager", "1.19 (1.12 to 1.25)"],
+        [*names, "ours", "compile", "0.85 (0.80 to 0.90)"],
+    ]
+
+
+ENGINE = """
+import sys, time
+sys.path.insert(0, {folder!r})
+from worker import Side, serve
+
+name = (sys.argv[1:] or ["jax"])[0]
+
+class Peer(Side):
+    def describe(self):
+        return {{"versions": {{name: "1.0"}}, "gpu": None}}
+
+    def matrix_product(self, side, dtype):
+        return lambda: time.sleep(0.001)
+
+    def make(self, dtype, path=None, **arguments):
+        if name == "jax":
+            return {{"parameters": {parameters}, "memory_before": self.memory_before()}}
+        assert open(path, "rb").read(4)
+        if name == "onnxruntime" and dtype != "float32":
+            raise ValueError("not in that type")
+        return {{"memory_before": self.memory_before()}}
+
+    def steps(self, number):
+        time.sleep(0.01 * number)
+
+serve(Peer())
+"""
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_inference_is_measured_against_engines(train_step, tmp_path, monkeypatch, capsys, dtype):
+    pytest.importorskip("onnx", reason="onnx is in the extras 'onnxruntime' and 'openvino'")
+    peer = tmp_path / "peer.py"
+    peer.write_text(ENGINE.format(folder=str(BENCHMARKS), parameters=parameters_of("simple_cnn", 16)))
+    stand_ins = dict.fromkeys(("ours", "onnxruntime", "openvino"), peer)
+    monkeypatch.setattr(train_step, "SCRIPTS", train_step.SCRIPTS | stand_ins)
+    flags = "--models simple_cnn --shapes 2x16 --rounds 2 --seconds 0.05 --device cpu --auto"
+    flags += f" --peers onnxruntime openvino --dtype {dtype} --json {tmp_path / 'out.json'}"
+    train_step.main(flags.split())
+
+    (case,) = json.loads((tmp_path / "out.json").read_text())["cases"]
+    sides = {"ours", "auto", "onnxruntime", "openvino"} - ({"onnxruntime"} if dtype == "bfloat16" else set())
+    assert case["mode"] == "inference"
+    assert [set(rates) for rates in case["rounds"]] == [sides] * 2
+    low, high = sorted(rates["auto"] / rates["openvino"] for rates in case["rounds"])
+    assert case["ratios"]["auto"]["openvino"] == [pytest.approx((low + high) / 2), low, high]
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("| simple_cnn | 2x16 | inference | auto | openvino | ") for line in lines) == 1
+    assert ("simple_cnn 2x16 inference: no onnxruntime: ValueError: not in that type" in lines) == (dtype == "bfloat16")
+    assert any(line.startswith("simple_cnn 2x16 inference: engine: ") for line in lines)
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_the_engines_compute_what_is_exported(train_step, tmp_path, engine):
+    for package in ("onnx", engine):
+        pytest.importorskip(package, reason=f"{package} is in the extra {engine!r}")
+    options = train_step.parse_arguments([])
+    graph = str(tmp_path / "network.onnx")
+    arguments = {"name": "simple_cnn", "batch": 2, "side": 16, "mode": "inference", "small_stem": False}
+    with train_step.start("auto", "cpu", options) as worker:
+        assert worker.ask("export", path=graph, dtype="float32", **arguments) == parameters_of("simple_cnn", 16)
+    with train_step.start(engine, "cpu", options) as worker:
+        assert engine in worker.ask("describe")["versions"]
+        worker.ask("make", path=graph, batch=2, side=16, dtype="float32")
+        assert worker.ask("warm_up").get("hint", "LATENCY") in ("LATENCY", "THROUGHPUT")
+        assert worker.ask("measure", duration=0.0)[0] == 2
 
 
 @pytest.mark.parametrize(

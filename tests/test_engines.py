@@ -180,7 +180,7 @@ def test_an_engine_that_computes_something_else_is_not_used(original, engine, mo
     with pytest.raises(UserError, match=rf"engine={engine} is not used: its logits differ .* more than 0.0001, which"):
         engines.use(original, engine, batch_size=4)
     with caplog.at_level(logging.INFO):
-        assert engines.use(original, "auto", batch_size=4) is original
+        assert engines.use(original, "auto", batch_size=4).engine is None
     warning, line = caplog.messages
     assert f"engine={engine} is not used: its logits differ" in warning
     assert line == "engine: jax"
@@ -215,7 +215,7 @@ def test_auto_leaves_out_what_fails(original, all_installed, monkeypatch, caplog
 
     all_installed(original, onnxruntime=(broken,), openvino=(lambda logits: logits * np.nan,))
     with caplog.at_level(logging.INFO):
-        assert engines.use(original, "auto", batch_size=4) is original
+        assert engines.use(original, "auto", batch_size=4).engine is None
     assert "engine=onnxruntime cannot compute this network: RuntimeError: no memory" in caplog.messages
     assert "differ from the network's own by nan" in caplog.text
     assert caplog.messages[-1] == "engine: jax"
@@ -234,14 +234,14 @@ def test_auto_without_other_engines_is_jax_at_once(original, monkeypatch, caplog
     monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(run.Run, "logits", None)  # is not called
     with caplog.at_level(logging.INFO):
-        assert engines.use(original, "auto", batch_size=4) is original
+        assert engines.use(original, "auto", batch_size=4).engine is None
     assert caplog.messages == ["engine: jax; not installed: onnxruntime, openvino"]
 
 
 def test_on_an_accelerator_jax_computes(original, all_installed, monkeypatch):
     all_installed(original)
     monkeypatch.setattr(engines.jax, "default_backend", lambda: "gpu")
-    assert engines.use(original, "auto", batch_size=4) is original
+    assert engines.use(original, "auto", batch_size=4).engine is None
     with pytest.raises(UserError, match="engine=openvino computes on CPUs, and JAX uses the gpu here"):
         engines.use(original, "openvino", batch_size=4)
 
@@ -273,7 +273,7 @@ def test_networks_that_onnx_cannot_hold_stay_with_jax(network, all_installed, ca
     with pytest.raises(UserError, match="the network cannot be written as ONNX: "):
         engines.use(original, "openvino", batch_size=4)
     with caplog.at_level(logging.INFO):
-        assert engines.use(original, "auto", batch_size=4) is original
+        assert engines.use(original, "auto", batch_size=4).engine is None
     (line,) = caplog.messages
     assert line.startswith("engine: jax; the network cannot be written as ONNX: ")
     assert len(line.splitlines()) == 1
@@ -310,13 +310,15 @@ def test_an_exported_file_has_engines_too(exported, name, engine):
     other = engines.use(original, engine, batch_size=4)
     images = np.random.default_rng(1).integers(0, 256, (3, 8, 8, 1), np.uint8)
     assert error_of(other.logits(images), original.logits(images)) < FLOAT32_ERROR
-    assert other._call is not original._call
-    assert engines.use(original, "onnxruntime", batch_size=4) is original
+    assert other.engine is not None
+    for again in (original, other):
+        own = engines.use(again, "onnxruntime", batch_size=4)
+        assert (own.engine, own._call) == (None, original._call)
 
 
 def test_a_file_of_another_format_is_refused(exported):
     stablehlo, onnx = (load_classifier(exported / name) for name in ("network.stablehlo", "uint8.onnx"))
-    assert engines.use(stablehlo, "auto", batch_size=4) is stablehlo
+    assert engines.use(stablehlo, "auto", batch_size=4).engine is None
     with pytest.raises(UserError, match=r"engine=openvino is not for .*network.stablehlo: .* or a \.onnx file"):
         engines.use(stablehlo, "openvino", batch_size=4)
     with pytest.raises(UserError, match=r"engine=jax is not for .*uint8.onnx: give the run's folder, or a \.stablehlo"):
@@ -397,3 +399,4 @@ def test_a_run_is_the_same_with_another_engine(original, all_installed):
     names = [field.name for field in dataclasses.fields(run.Run) if field.name != "engine"]
     assert all(getattr(other, name) is getattr(original, name) for name in names)
     assert original.engine is None
+    assert engines.use(other, "jax", batch_size=4).engine is None

@@ -47,12 +47,14 @@ class Exported:
       path: of the file.
       about: the JSON beside it.
       form: how a picture of any size becomes an image.
+      engine: what computes logits of the network's inputs instead of JAX or ONNX Runtime, see `engines.use`.
     """
 
     path: Path
     about: dict[str, Any]
     form: Format
     _call: Callable[[np.ndarray], np.ndarray]
+    engine: Callable[[np.ndarray], np.ndarray] | None = None
 
     def __repr__(self) -> str:
         return f"Exported({str(self.path)!r}: {self.about['network']}, {len(self.class_names)} classes)"
@@ -69,9 +71,10 @@ class Exported:
           UserError: the images are none that the network was trained on; the message says what to do.
         """
         images = check_batch(images, tuple(self.about["input"]["shape"][1:]))
+        call = self.engine or self._call
         if self.about["input"]["dtype"] == "uint8":
-            return self._call(np.asarray(images))
-        return self._call(np.asarray(_normalizer(self.about)(jnp.asarray(images))))
+            return call(np.ascontiguousarray(images))
+        return call(np.asarray(_normalizer(self.about)(jnp.asarray(images))))
 
     def read(self) -> bytes:
         """The file's content, which must be what it was.

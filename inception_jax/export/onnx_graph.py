@@ -205,7 +205,7 @@ class _Graph:
 
     def _to_reduce(self, x: Value, axes: Sequence[int]) -> tuple[Value, list[int]]:
         """What is reduced and over which axes: maps in NCHW where the order of the axes that stay is the same."""
-        if self._is_nchw(x) and {1, 2} <= set(axes):
+        if isinstance(x, str) and x in self._nchw and {1, 2} <= set(axes):
             return self._nchw[x], [AXIS_IN_NCHW[axis] for axis in axes]
         return x, list(axes)
 
