@@ -19,7 +19,10 @@ class EngineSide(Side):
 
     def describe(self) -> dict[str, Any]:
         library = __import__(self.package)
-        return {"versions": {self.package: library.__version__, "python": platform.python_version()}, "gpu": None}
+        return {
+            "versions": {self.package: library.__version__.partition("-")[0], "python": platform.python_version()},
+            "gpu": None,
+        }
 
     def make(self, path: str, batch: int, side: int, dtype: str) -> dict[str, Any]:
         """Loads the graph; `path` is of an ONNX file whose input "images" is float32 (batch, side, side, 3)."""
