@@ -115,7 +115,6 @@ class BranchedModule(nn.Module):
     branches: Branches
     norm: str = "batch"
     norm_epsilon: float = 1e-3
-    activation: Callable[[jax.Array], jax.Array] = nn.relu
     initializer: str = "he_normal"
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
@@ -127,7 +126,6 @@ class BranchedModule(nn.Module):
             ConvUnit,
             norm=self.norm,
             norm_epsilon=self.norm_epsilon,
-            activation=self.activation,
             initializer=self.initializer,
             dtype=self.dtype,
             param_dtype=self.param_dtype,

@@ -97,6 +97,7 @@ class BatchNorm(nn.Module):
     Attributes:
       relu: whether a ReLU follows.
       zero_init: whether the scales start at 0 rather than 1.
+      bias_factor: what the parameter "bias" is multiplied by: with SGD, the biases learn its square times as fast.
       dtype: of the result; None: that of the inputs and parameters.
     """
 
@@ -104,6 +105,7 @@ class BatchNorm(nn.Module):
     momentum: float = 0.9
     relu: bool = False
     zero_init: bool = False
+    bias_factor: float = 1.0
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
@@ -117,6 +119,7 @@ class BatchNorm(nn.Module):
         scale_init = nn.initializers.zeros if self.zero_init else nn.initializers.ones
         scale = self.param("scale", scale_init, shape, self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, shape, self.param_dtype)
+        bias = bias if self.bias_factor == 1 else self.bias_factor * bias
         if train:
             (x,) = promote_dtype(x, dtype=self.dtype or jnp.result_type(x, scale))
             y, batch_mean, batch_variance = ops.batch_norm(x, scale, bias, self.epsilon, relu=self.relu)

@@ -50,3 +50,23 @@ def test_its_first_maps_are_whitened_squares_in_both_signs(channels):
 def test_features_that_have_no_quarter_are_refused():
     with pytest.raises(UserError, match=r"stage_features=\(64, 6\) is not allowed: it must be multiples of 4"):
         shapes("small_inception", size=32, num_classes=10, stage_features=(64, 6))
+
+
+def test_its_convolutions_begin_as_the_identity():
+    params = create_model("small_inception", num_classes=3, stage_features=(8, 40)).init(
+        jax.random.key(0), np.zeros((1, 8, 8, 3), np.float32), train=False
+    )["params"]
+    kernels = {
+        "conv1": params["conv1"]["kernel"],  # 24 to 8 channels
+        "conv2": params["conv2"]["kernel"],  # 8 to 40
+        "conv_3x3": params["inception2"]["conv_3x3"]["kernel"],  # 40 to 30
+        "conv_1x1": params["inception2"]["conv_1x1"]["kernel"],  # 40 to 10
+    }
+    maps = np.random.default_rng(0).standard_normal((2, 5, 5, 40), np.float32)
+    for name, kernel in kernels.items():
+        first, features = min(kernel.shape[2:]), kernel.shape[3]
+        y = jax.lax.conv_general_dilated(
+            maps[..., : kernel.shape[2]], kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        np.testing.assert_array_equal(y[..., :first], maps[..., :first], err_msg=name)
+        assert features == first or np.asarray(kernel[..., first:]).all(), name
