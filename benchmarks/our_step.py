@@ -14,7 +14,7 @@ import numpy as np
 from jax import numpy as jnp
 from worker import Side, serve
 
-from inception_jax import ops, process, steps
+from inception_jax import initialization, ops, process, steps
 from inception_jax.models import create_model
 from inception_jax.models.folding import fold_model, inference_variables
 from inception_jax.optimizers import make_optimizer
@@ -48,10 +48,10 @@ class OurSide(Side):
         key = jax.random.key(0)
 
         create = partial(create_state, model=model, optimizer=optimizer, image_shape=(side, side, 3))
-        initialization = jax.jit(create).trace(key)
-        template = initialization.out_info
+        beginning = jax.jit(create).trace(key)
+        template = beginning.out_info
         with ThreadPoolExecutor(1) as pool:  # side by side, as the trainer
-            initial = pool.submit(lambda: initialization.lower().compile()(key))
+            initial = pool.submit(initialization.evaluate, beginning, key)
             if mode == "train":
                 program = partial(
                     steps.train_step, model=model, optimizer=optimizer, prepare=lambda key, images: images
@@ -63,7 +63,7 @@ class OurSide(Side):
                 folded = jax.eval_shape(fold, template.variables)
                 program = jax.jit(program).lower(folded, images)
             program = program.compile(ops.compiler_options(dtype))
-        state = initial.result()
+        state = jax.device_put(initial.result(), may_alias=False)  # what NumPy holds is not donated
 
         def train() -> jax.Array:
             nonlocal state

@@ -20,7 +20,18 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import numpy as jnp
 
-from inception_jax import data, files, optimizers, registry, schedules, state, steps, weights, writers
+from inception_jax import (
+    data,
+    files,
+    initialization,
+    optimizers,
+    registry,
+    schedules,
+    state,
+    steps,
+    weights,
+    writers,
+)
 from inception_jax.checkpoints import Checkpoints
 from inception_jax.config import CHOICES, Config, check_types, default_config
 from inception_jax.data import augment, images
@@ -356,8 +367,8 @@ def load_initial(
         return Initial(found.variables, known and known.mean, known and known.std, found.left_out)
     other = load_run(source, trust_code=trust_code, own=own)
     zeros = jnp.zeros((1, *image_shape))
-    draw = jax.jit(partial(model.init, train=False), compiler_options=state.INIT_COMPILER_OPTIONS)
-    fresh: dict[tuple[str, ...], Any] = flatten_dict(dict(draw(key, zeros)))
+    beginning = jax.jit(lambda key: model.init(key, zeros, train=False)).trace(key)
+    fresh: dict[tuple[str, ...], Any] = flatten_dict(dict(initialization.evaluate(beginning, key)))
     kept: dict[tuple[str, ...], Any] = flatten_dict(dict(other.variables))
     differing = fresh.keys() ^ kept.keys()
     differing |= {path for path in fresh.keys() & kept.keys() if fresh[path].shape != kept[path].shape}

@@ -13,10 +13,6 @@ from inception_jax import metrics
 from inception_jax.models.layers import as_outputs
 from inception_jax.schedules import PlateauState, init_plateau
 
-# For jax.jit: an initialisation runs once, and takes a quarter to a fifth of the time to compile with few of LLVM's
-# optimisations. At level 1 it drew the same bits as with all of them wherever that was tried, at 0 it did not.
-INIT_COMPILER_OPTIONS: dict[str, str | bool] = {"xla_backend_optimization_level": "1"}
-
 
 class TrainState(flax.struct.PyTreeNode):
     """What a checkpoint holds: with it and the config, training goes on as if it had not stopped.
@@ -65,7 +61,7 @@ def create_state(
     plateau_mode: str = "min",
     with_average: bool = False,
 ) -> TrainState:
-    """The state before the first update; one jitted initialisation.
+    """The state before the first update; one jitted initialisation (`initialization.evaluate` has it sooner).
 
     Args:
       image_shape: (height, width, channels).

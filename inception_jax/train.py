@@ -24,7 +24,19 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from inception_jax import data, files, metrics, multihost, ops, process, run, schedules, sharding, steps
+from inception_jax import (
+    data,
+    files,
+    initialization,
+    metrics,
+    multihost,
+    ops,
+    process,
+    run,
+    schedules,
+    sharding,
+    steps,
+)
 from inception_jax.checkpoints import Checkpoints, saved_steps
 from inception_jax.config import Config, validate
 from inception_jax.data import order, streaming
@@ -35,7 +47,7 @@ from inception_jax.errors import UserError
 from inception_jax.models.folding import fold_model, inference_variables
 from inception_jax.precision import choose_compute_dtype
 from inception_jax.profiling import Profiler
-from inception_jax.state import INIT_COMPILER_OPTIONS, TrainState, count_parameters
+from inception_jax.state import TrainState, count_parameters
 from inception_jax.text import printable
 from inception_jax.writers import MetricWriter, Progress, format_seconds
 
@@ -319,7 +331,7 @@ def _train(
     prepare = inputs.augmenter(dict(config.data.augment), config.data.normalization, image_dtype)
     jax.eval_shape(prepare, initial_key, jax.ShapeDtypeStruct((1, *dataset.image_shape), np.uint8))
     everywhere = NamedSharding(mesh, PartitionSpec())
-    initialization = jax.jit(initial_state, out_shardings=everywhere).trace(initial_key)
+    beginning = jax.jit(initial_state, out_shardings=everywhere).trace(initial_key)
     multihost.require_equal(_facts(config, folder, dataset, inputs, steps_per_epoch, initial))
     with multihost.first_goes_first("folder"):
         run.prepare_folder(folder, config)
@@ -335,7 +347,7 @@ def _train(
         stop_requested = exits.enter_context(_stop_requests(folder))  # until the last save is done
         checkpoints = exits.enter_context(run.open_checkpoints(folder, config))
         template = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), initialization.out_info
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), beginning.out_info
         )
         restored: TrainState | None = None
         if checkpoints.latest_step() is not None:
@@ -381,11 +393,9 @@ def _train(
         if restored is not None and first_step == total_steps:
             state = restored
         else:
-            # The programs are compiled, or read from the cache, side by side.
+            # The weights are drawn while the program is compiled, or read from the cache.
             with ThreadPoolExecutor(1) as pool:
-                fresh = pool.submit(
-                    lambda: restored or initialization.lower().compile(INIT_COMPILER_OPTIONS)(initial_key)
-                )
+                fresh = pool.submit(lambda: restored or initialization.evaluate(beginning, initial_key))
                 example = next(batches)
                 batches = itertools.chain([example], batches)
                 train_step = train_step.lower(template, *example, key, *votes.cast()).compile()

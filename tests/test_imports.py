@@ -11,7 +11,7 @@ LAYERS = (
     {"errors", "files", "downloads", "text", "process", "distributed", "multihost", "synsets"},
     {"registry", "config", "ops"},
     {"config_files", "models", "losses", "metrics"},
-    {"data", "checkpoints", "schedules", "optimizers", "sharding", "writers", "state", "profiling"},
+    {"data", "checkpoints", "schedules", "optimizers", "sharding", "writers", "state", "profiling", "initialization"},
     {"steps", "weights", "inspection"},
     {"run"},
     {"evaluate", "export", "predict", "engines", "contact_sheet", "runs"},

@@ -9,6 +9,7 @@ from jax import numpy as jnp
 
 from inception_jax import ops
 from inception_jax.models.branches import BranchedModule, Branches, Conv, Pool, pad, reduction_a
+from inception_jax.models.initializers import initializer
 from inception_jax.models.layers import (
     INITIALIZERS,
     ConvUnit,
@@ -23,6 +24,7 @@ from inception_jax.models.layers import (
 )
 
 STEMS = ("imagenet", "small")
+_RELEASED_CLASSIFIER = initializer("truncated_normal_0.001", nn.initializers.truncated_normal(0.001))
 
 
 def figure_5(pool_proj: int, factorized: bool, kernel_5x5: int) -> Branches:
@@ -168,8 +170,7 @@ class AuxHead(nn.Module):
         initializer = initializer_name(self.initializer, "truncated_normal")
         norm_fc = "none" if self.norm == "none" else self.norm_fc
         x = conv(768, (5, 5), padding="VALID", norm=norm_fc, initializer=initializer, name="conv2")(x, train)
-        released = nn.initializers.truncated_normal(0.001)
-        kernel_init = released if self.initializer == "paper" else INITIALIZERS[self.initializer]
+        kernel_init = _RELEASED_CLASSIFIER if self.initializer == "paper" else INITIALIZERS[self.initializer]
         return nn.Dense(self.num_classes, kernel_init=kernel_init, name="fc", **common)(x.mean((1, 2)))
 
 

@@ -1,8 +1,7 @@
-"""What all networks are made of: the output struct, the convolution unit, pooling, the initialisers."""
+"""What all networks are made of: the output struct, the convolution unit, pooling, the classifier."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from types import MappingProxyType
 from typing import Any
 
 import flax.struct
@@ -14,25 +13,11 @@ from jax import numpy as jnp
 
 from inception_jax import ops
 from inception_jax.errors import UserError, unknown_name
+from inception_jax.models.initializers import INITIALIZERS
 
 Dtype = Any
 
 
-def _random_uniform(key, shape, dtype=jnp.float32):
-    """Uniform in -0.05 to 0.05, Keras's RandomUniform."""
-    return jax.random.uniform(key, shape, dtype, -0.05, 0.05)
-
-
-INITIALIZERS: Mapping[str, Callable[..., jax.Array]] = MappingProxyType(
-    {
-        "he_normal": nn.initializers.he_normal(),  # He et al. 2015
-        "glorot_uniform": nn.initializers.glorot_uniform(),  # Glorot & Bengio 2010
-        "normal": nn.initializers.normal(0.01),  # Krizhevsky et al. 2012; Simonyan & Zisserman 2015
-        "truncated_normal": nn.initializers.truncated_normal(0.01),  # torchvision's GoogLeNet
-        "truncated_normal_0.1": nn.initializers.truncated_normal(0.1),  # Inception v3 as released
-        "random_uniform": _random_uniform,
-    }
-)
 NORMS = ("lrn", "batch", "none")
 
 

@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import numpy as jnp
 from jaxtyping import Float
 
-from inception_jax import files, models
+from inception_jax import files, initialization, models
 from inception_jax.errors import UserError, unknown_name
 from inception_jax.models import folding
 from inception_jax.models.folding import fold_model, inference_variables
@@ -253,4 +253,4 @@ def _new_classifiers(
         leaves = flatten_dict(dict(model.init(key, images, train=False)))
         return {path: leaf for path, leaf in leaves.items() if "/".join(path[1:-1]) in paths}
 
-    return jax.jit(draw)(key)
+    return initialization.evaluate(jax.jit(draw).trace(key), key)

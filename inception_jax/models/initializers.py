@@ -1,0 +1,117 @@
+"""How weights begin: the initialisers, which draw the same numbers inside a traced program and, quickly, outside one.
+
+A program that draws all arrays of a network takes many seconds to compile: each shape is a loop of its own. But
+JAX's generator (threefry, partitionable) numbers its draws, so that an array of any shape is the beginning of a longer,
+flat one. `draw` therefore needs a few short programs, the same ones for every network.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jax import numpy as jnp
+
+# For jax.jit: a draw runs once, and takes less time to compile with few of LLVM's optimisations. At level 1 it had the
+# same bits as with all of them wherever that was tried, at 0 it had not.
+COMPILER_OPTIONS: dict[str, str | bool] = {"xla_backend_optimization_level": "1"}
+PREFIX = "draw_"  # of the names of the initialisers' functions, by which a traced program's draws are found
+_SMALLEST, _LARGEST = 2**12, 2**22  # numbers that a program draws; of more than that each array has its own
+
+Draw = Callable[..., jax.Array]  # (key, shape, dtype)
+Deviation = Callable[[tuple[int, ...], Any], np.generic]  # (shape, dtype)
+
+_draws: dict[str, tuple[Draw, Deviation | None]] = {}
+
+
+def _random_uniform(key, shape, dtype):
+    """Uniform in -0.05 to 0.05, Keras's RandomUniform."""
+    return jax.random.uniform(key, shape, dtype, -0.05, 0.05)
+
+
+def _truncated_normal(key, shape, dtype):
+    return jax.random.truncated_normal(key, -2, 2, shape, dtype)
+
+
+def _uniform(key, shape, dtype):
+    return jax.random.uniform(key, shape, dtype, -1)
+
+
+def _he_deviation(shape, dtype):
+    # The divisor is the deviation of a standard normal distribution without what lies outside -2 to 2.
+    variance = np.asarray(2 / math.prod(shape[:-1]), dtype)
+    return np.sqrt(variance) / np.asarray(0.87962566103423978, dtype)
+
+
+def _glorot_deviation(shape, dtype):
+    pixels = math.prod(shape[:-2])
+    variance = np.asarray(2 / (pixels * shape[-2] + pixels * shape[-1]), dtype)
+    return np.sqrt(np.asarray(3, dtype) * variance)
+
+
+def initializer(name: str, whole: Draw, standard: Draw | None = None, deviation: Deviation | None = None) -> Draw:
+    """An initialiser, (key, shape, dtype) -> array, whose draws `draw` can make by its name.
+
+    Args:
+      whole: the same as a plain function; where `standard` is not given, its numbers do not depend on the shape.
+      standard: draws that are to be multiplied by `deviation`, a number for each shape.
+    """
+    _draws[name] = (standard or whole, deviation)
+
+    def function(key, shape, dtype=jnp.float32):
+        return whole(key, shape, dtype)
+
+    function.__name__ = PREFIX + name
+    return jax.jit(function, static_argnames=("shape", "dtype"))
+
+
+INITIALIZERS: Mapping[str, Draw] = MappingProxyType(
+    {
+        # He et al. 2015
+        "he_normal": initializer("he_normal", nn.initializers.he_normal(), _truncated_normal, _he_deviation),
+        # Glorot & Bengio 2010
+        "glorot_uniform": initializer("glorot_uniform", nn.initializers.glorot_uniform(), _uniform, _glorot_deviation),
+        # Krizhevsky et al. 2012; Simonyan & Zisserman 2015
+        "normal": initializer("normal", nn.initializers.normal(0.01)),
+        # torchvision's GoogLeNet
+        "truncated_normal": initializer("truncated_normal", nn.initializers.truncated_normal(0.01)),
+        # Inception v3 as released
+        "truncated_normal_0.1": initializer("truncated_normal_0.1", nn.initializers.truncated_normal(0.1)),
+        "random_uniform": initializer("random_uniform", _random_uniform),
+    }
+)
+
+
+def is_drawn(function_name: str) -> bool:
+    """Whether a traced function of this name is an initialiser that `draw` knows."""
+    return function_name.startswith(PREFIX) and function_name.removeprefix(PREFIX) in _draws
+
+
+def draw(function_name: str, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """What the initialiser's function of this name draws, bit for bit, without a program of its own for the shape."""
+    name = function_name.removeprefix(PREFIX)
+    count, deviation = math.prod(shape), _draws[name][1]
+    values = np.asarray(_program(name, _padded(count), np.dtype(dtype))(key))[:count].reshape(shape)
+    return values * deviation(shape, dtype) if deviation else values.copy()  # without what was drawn too much
+
+
+def _padded(count: int) -> int:
+    if count > _LARGEST:
+        return count
+    size = _SMALLEST
+    while size < count:
+        size *= 4
+    return size
+
+
+@functools.cache
+def _program(name: str, size: int, dtype: np.dtype) -> Callable[[jax.Array], jax.Array]:
+    def function(key):
+        return _draws[name][0](key, (size,), dtype)
+
+    function.__name__ = f"{PREFIX}{name}_{size}"
+    return jax.jit(function, compiler_options=COMPILER_OPTIONS)
