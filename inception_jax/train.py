@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 
 import jax
 import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from inception_jax import (
@@ -57,6 +58,9 @@ RESIDENT_BYTES = 4 * 2**30  # a training split up to this size is kept in every 
 STEPS_IN_FLIGHT = 2  # how far the host may run ahead of the devices
 RUNS = Path("runs")  # where `fit` makes folders
 SECONDS_OF_PRESSING = 1.0  # many people press Ctrl-C twice, and mean once
+# After which a program that is not there yet is said to be compiled: one from the cache comes sooner.
+SECONDS_TO_READ = 3.0
+SECONDS_TO_COMPILE = 0.0015  # an operation of the step's program, on one core of an AMD EPYC; two are used
 STEPS_TO_ESTIMATE = 12  # after which the time that the run will take is estimated
 
 
@@ -398,7 +402,9 @@ def _train(
                 fresh = pool.submit(lambda: restored or initialization.evaluate(beginning, initial_key))
                 example = next(batches)
                 batches = itertools.chain([example], batches)
-                train_step = train_step.lower(template, *example, key, *votes.cast()).compile()
+                traced = train_step.trace(template, *example, key, *votes.cast())
+                with _saying_that_it_compiles(traced):
+                    train_step = traced.lower().compile()
             state = fresh.result()
             # One process may have compiled for minutes, and another one found its program in the cache.
             multihost.wait_for_all("compiled")
@@ -481,6 +487,37 @@ def _train(
         for line in describe_result(summary):
             logger.info("%s", line)
     return summary
+
+
+@contextmanager
+def _saying_that_it_compiles(traced: Any) -> Iterator[None]:
+    """Logs that the step's program is compiled, and on a CPU how long that takes, unless it is soon there."""
+
+    def say() -> None:
+        about = ""
+        if jax.default_backend() == "cpu":
+            seconds = _operations(traced.jaxpr.jaxpr) * SECONDS_TO_COMPILE / min(2, os.cpu_count() or 1)
+            about = f"about {format_seconds(max(seconds, 1))} "
+        logger.info("compiling (%sthe first time)", about)
+
+    late = threading.Timer(SECONDS_TO_READ, say)
+    late.daemon = True
+    late.start()
+    try:
+        yield
+    finally:
+        late.cancel()
+        late.join()
+
+
+def _operations(jaxpr: Any) -> int:
+    """How many there are in a traced function, those of functions and branches within it included."""
+    inner = (value for equation in jaxpr.eqns for value in jax.tree.leaves(tuple(equation.params.values())))
+    return len(jaxpr.eqns) + sum(_operations(getattr(value, "jaxpr", value)) for value in inner if _is_jaxpr(value))
+
+
+def _is_jaxpr(value: Any) -> bool:
+    return isinstance(value, Jaxpr | ClosedJaxpr)
 
 
 def _go_back(
