@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -661,6 +661,8 @@ def _loop(
             rate = clock.rate(step)
             left = format_seconds((total_steps - step) * config.batch_size / rate)
             logger.info("estimate: %s for the %d steps left, at %.0f images/s", left, total_steps - step, rate)
+            if config.evaluate.splits or config.evaluate.final_splits:  # only now, since it takes the step's cores
+                evaluator.compile_ahead(state.variables)
         if progress.due(step):
             row = _running_metrics(state, schedule, step)
             progress.update(step, row)
@@ -756,11 +758,43 @@ class Evaluator:
         self._inference_variables = jax.jit(partial(inference_variables, model))
         evaluate = partial(steps.eval_step, model=fold_model(model), prepare=prepare)
         self._eval_step = jax.jit(evaluate, compiler_options=ops.compiler_options(getattr(model, "dtype", None)))
+        self._ahead: Future[tuple[Callable, Callable]] | None = None
         self._compiled = False
         self.seconds = 0.0
 
+    def compile_ahead(self, variables: dict[str, Any]) -> None:
+        """Compiles the programs for variables such as these in a thread, so that no evaluation has to wait for them.
+
+        Nothing happens after the first evaluation, which has compiled them.
+        """
+        if self._compiled:
+            return
+        variables = jax.tree.map(_like, variables)
+        image_shape = next(iter(self.dataset.splits.values())).image_shape
+        rows = NamedSharding(self.mesh, PartitionSpec("data"))
+        batch = [
+            jax.ShapeDtypeStruct((self._batch_size, *shape), dtype, sharding=rows)
+            for shape, dtype in ((image_shape, np.uint8), ((), np.int32), ((), np.bool_))
+        ]
+
+        def compile_both() -> tuple[Callable, Callable]:
+            lowered = self._inference_variables.lower(variables)
+            first = lowered.compile()
+            folded = jax.tree.map(
+                lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+                lowered.out_info,
+                first.output_shardings,
+            )
+            return first, self._eval_step.lower(folded, *batch).compile()
+
+        pool = ThreadPoolExecutor(1, "evaluation")
+        self._ahead = pool.submit(compile_both)
+        pool.shutdown(wait=False)
+
     def __call__(self, variables: dict[str, Any], split: str) -> dict[str, float]:
         """The means over the split: loss, top1, top5, count."""
+        if self._ahead is not None:
+            (self._inference_variables, self._eval_step), self._ahead = self._ahead.result(), None
         total, started = None, time.monotonic()
         in_flight: collections.deque[Any] = collections.deque()
         variables = self._inference_variables(variables)
@@ -780,6 +814,10 @@ class Evaluator:
         total = jax.device_get(total)
         self.seconds += time.monotonic() - started
         return metrics.summarize(total)
+
+
+def _like(array: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
 
 
 def _batches(
