@@ -12,8 +12,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax import dtypes
-from jax.extend.core import ClosedJaxpr, Literal
+from jax import numpy as jnp
+from jax.extend.core import ClosedJaxpr, Literal  # pyright: ignore[reportPrivateImportUsage]
 
 from inception_jax.models import initializers
 
@@ -53,8 +53,9 @@ class _Scope:
         return [self.value(variable) for variable in self._outvars]
 
     def value(self, variable: Any) -> Any:
+        dtype = variable.aval.dtype
         if isinstance(variable, Literal):
-            return np.asarray(variable.val, variable.aval.dtype)
+            return np.asarray(variable.val, dtype)
         if variable not in self._known:
             given = self._arguments.get(variable)
             self._known[variable] = given() if given else self._make(variable, self._makers[variable])
@@ -73,7 +74,7 @@ class _Scope:
             return scope.value(scope._outvars[equation.outvars.index(variable)])
         if operation == "broadcast_in_dim" and not equation.invars[0].aval.shape and len(equation.invars) == 1:
             return np.full(aval.shape, self.value(equation.invars[0]), aval.dtype)
-        is_key = dtypes.issubdtype(aval.dtype, dtypes.prng_key)
+        is_key = jnp.issubdtype(aval.dtype, jax.dtypes.prng_key)
         if (is_key or not aval.shape) and len(equation.outvars) == 1 and all(not v.aval.shape for v in equation.invars):
             return equation.primitive.bind(*map(self.value, equation.invars), **parameters)
         raise _Unknown(operation)

@@ -23,7 +23,7 @@ PREFIX = "draw_"  # of the names of the initialisers' functions, by which a trac
 _SMALLEST, _LARGEST = 2**12, 2**22  # numbers that a program draws; of more than that each array has its own
 
 Draw = Callable[..., jax.Array]  # (key, shape, dtype)
-Deviation = Callable[[tuple[int, ...], Any], np.generic]  # (shape, dtype)
+Deviation = Callable[[tuple[int, ...], Any], Any]  # (shape, dtype) -> one number
 
 _draws: dict[str, tuple[Draw, Deviation | None]] = {}
 
