@@ -16,10 +16,10 @@ from flax import linen as nn
 from jax import numpy as jnp
 from worker import Side, serve
 
-from inception_jax import config, engines, process, run
+from inception_jax import config, engines, initialization, process, run
 from inception_jax.export import run_as_onnx
 from inception_jax.models import create_model
-from inception_jax.state import INIT_COMPILER_OPTIONS, count_parameters
+from inception_jax.state import count_parameters
 
 
 class AutoSide(Side):
@@ -55,8 +55,8 @@ def make_run(name: str, side: int, small_stem: bool, dtype: str) -> run.Run:
     """A run that was never trained, with random weights."""
     options = {"stem": "small"} if small_stem else {}
     model = create_model(name, num_classes=1000, dtype=jnp.dtype(dtype), dropout_rate=0.0, **options)
-    draw = jax.jit(lambda key: initial(model, key, side), compiler_options=INIT_COMPILER_OPTIONS)
-    variables = draw(jax.random.key(0))
+    key = jax.random.key(0)
+    variables = initialization.evaluate(jax.jit(lambda key: initial(model, key, side)).trace(key), key)
     fields = config.default_config()
     fields.compute_dtype = dtype
     inputs = run.Inputs(tuple(map(str, range(1000))), (side, side, 3), (0.5,) * 3, (0.25,) * 3)

@@ -28,7 +28,8 @@ def evaluate(traced: Any, key: jax.Array) -> Any:
     On CPUs its arrays are NumPy's where nothing had to be compiled for that.
     """
     on_cpu = jax.default_backend() == "cpu"  # which has the bits that its own programs would draw
-    threefry = str(jax.random.key_impl(key)) == "threefry2x32" and jax.config.jax_threefry_partitionable
+    partitionable = jax.config.jax_threefry_partitionable  # pyright: ignore[reportAttributeAccessIssue]
+    threefry = str(jax.random.key_impl(key)) == "threefry2x32" and partitionable
     if on_cpu and threefry:
         try:
             scope = _Scope(traced.jaxpr, [lambda: key])

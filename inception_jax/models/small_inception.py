@@ -111,7 +111,7 @@ def _conv(
     return nn.Conv(
         features,
         (side, side),
-        padding=((side // 2,) * 2,) * 2,
+        padding=[(side // 2, side // 2)] * 2,
         use_bias=False,
         kernel_init=_identity_first(initializer),
         conv_general_dilated=lax.conv_general_dilated if module.is_initializing() else ops.conv_general_dilated,
