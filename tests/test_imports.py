@@ -16,6 +16,7 @@ LAYERS = (
     {"run"},
     {"evaluate", "export", "predict", "engines", "contact_sheet", "runs"},
     {"compare", "connections", "report", "serving"},
+    {"precision"},
     {"train"},
     {"studies"},
     {"main", "commands"},

@@ -47,6 +47,18 @@ def test_draws_are_those_of_a_program_for_the_shape(name, x64):
         assert_same_bits(drawn, program(key))
 
 
+@pytest.mark.parametrize("name", ["he_normal", "normal"])
+@pytest.mark.parametrize("shape", [(3, 3, 5, 7), (3, 3, 7, 5), (1, 1, 4, 4)])
+def test_kernels_that_begin_as_the_identity_are_drawn_too(name, shape):
+    draw, dtype = initializers.identity_first(name), np.dtype("float32")
+    program = jax.jit(partial(draw, shape=shape, dtype=dtype), compiler_options=initializers.COMPILER_OPTIONS)
+    drawn = initializers.draw(f"{initializers.PREFIX}identity_first_{name}", KEY, shape, dtype)
+    assert_same_bits(drawn, program(KEY))
+    number = min(shape[2:])
+    rest = jax.jit(partial(initializers.INITIALIZERS[name], shape=shape, dtype=dtype))(KEY)[..., number:]
+    np.testing.assert_allclose(drawn[..., number:], rest, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("name", "theirs"),
     [("he_normal", nn.initializers.he_normal()), ("glorot_uniform", nn.initializers.glorot_uniform())],

@@ -77,7 +77,7 @@ def test_micro_batches_are_what_counts(config):
     assert precision.multiply_adds_of_convolutions(config, 10, (8, 8, 1)) == whole / 4
 
 
-@pytest.mark.parametrize("name", ["vgg11_bn", "resnet18"])
+@pytest.mark.parametrize("name", ["alexnet", "vgg11_bn"])
 def test_the_convolutions_work_is_that_of_the_table_of_layers(name):
     config = default_config()
     config.batch_size, config.model.name = 2, name

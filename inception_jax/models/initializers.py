@@ -23,9 +23,9 @@ PREFIX = "draw_"  # of the names of the initialisers' functions, by which a trac
 _SMALLEST, _LARGEST = 2**12, 2**22  # numbers that a program draws; of more than that each array has its own
 
 Draw = Callable[..., jax.Array]  # (key, shape, dtype)
-Deviation = Callable[[tuple[int, ...], Any], Any]  # (shape, dtype) -> one number
+Finish = Callable[[np.ndarray], np.ndarray]  # what was drawn, in the shape and type of the array, to the array
 
-_draws: dict[str, tuple[Draw, Deviation | None]] = {}
+_draws: dict[str, tuple[Draw, Finish | None]] = {}
 
 
 def _random_uniform(key, shape, dtype):
@@ -41,26 +41,26 @@ def _uniform(key, shape, dtype):
     return jax.random.uniform(key, shape, dtype, -1)
 
 
-def _he_deviation(shape, dtype):
+def _he_deviation(values):
     # The divisor is the deviation of a standard normal distribution without what lies outside -2 to 2.
-    variance = np.asarray(2 / math.prod(shape[:-1]), dtype)
-    return np.sqrt(variance) / np.asarray(0.87962566103423978, dtype)
+    variance = np.asarray(2 / math.prod(values.shape[:-1]), values.dtype)
+    return values * (np.sqrt(variance) / np.asarray(0.87962566103423978, values.dtype))
 
 
-def _glorot_deviation(shape, dtype):
-    pixels = math.prod(shape[:-2])
-    variance = np.asarray(2 / (pixels * shape[-2] + pixels * shape[-1]), dtype)
-    return np.sqrt(np.asarray(3, dtype) * variance)
+def _glorot_deviation(values):
+    pixels = math.prod(values.shape[:-2])
+    variance = np.asarray(2 / (pixels * values.shape[-2] + pixels * values.shape[-1]), values.dtype)
+    return values * np.sqrt(np.asarray(3, values.dtype) * variance)
 
 
-def initializer(name: str, whole: Draw, standard: Draw | None = None, deviation: Deviation | None = None) -> Draw:
+def initializer(name: str, whole: Draw, standard: Draw | None = None, finish: Finish | None = None) -> Draw:
     """An initialiser, (key, shape, dtype) -> array, whose draws `draw` can make by its name.
 
     Args:
       whole: the same as a plain function; where `standard` is not given, its numbers do not depend on the shape.
-      standard: draws that are to be multiplied by `deviation`, a number for each shape.
+      standard: draws that `finish` makes the array of; their numbers do not depend on the shape.
     """
-    _draws[name] = (standard or whole, deviation)
+    _draws[name] = (standard or whole, finish)
 
     def function(key, shape, dtype=jnp.float32):
         return whole(key, shape, dtype)
@@ -86,6 +86,34 @@ INITIALIZERS: Mapping[str, Draw] = MappingProxyType(
 )
 
 
+@functools.cache
+def identity_first(name: str) -> Draw:
+    """The initialiser of that name for the kernel of a convolution, but that it first hands on its input's channels.
+
+    So far as it has filters for them: each is 1 in the middle, for one channel, and 0 elsewhere. Others are drawn.
+    """
+    others, (standard, finish) = INITIALIZERS[name], _draws[name]
+
+    def whole(key, shape, dtype):
+        identity = _identity(shape)
+        return others(key, shape, dtype).at[..., : identity.shape[-1]].set(jnp.asarray(identity, dtype))
+
+    def finish_all(values):
+        identity, values = _identity(values.shape), finish(values) if finish else values.copy()
+        values[..., : identity.shape[-1]] = identity
+        return values
+
+    return initializer(f"identity_first_{name}", whole, standard, finish_all)
+
+
+def _identity(shape: tuple[int, ...]) -> np.ndarray:
+    height, width, in_features, out_features = shape
+    number = min(in_features, out_features)
+    identity = np.zeros((height, width, in_features, number), np.float32)
+    identity[height // 2, width // 2, range(number), range(number)] = 1
+    return identity
+
+
 def is_drawn(function_name: str) -> bool:
     """Whether a traced function of this name is an initialiser that `draw` knows."""
     return function_name.startswith(PREFIX) and function_name.removeprefix(PREFIX) in _draws
@@ -94,9 +122,9 @@ def is_drawn(function_name: str) -> bool:
 def draw(function_name: str, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """What the initialiser's function of this name draws, bit for bit, without a program of its own for the shape."""
     name = function_name.removeprefix(PREFIX)
-    count, deviation = math.prod(shape), _draws[name][1]
+    count, finish = math.prod(shape), _draws[name][1]
     values = np.asarray(_program(name, _padded(count), np.dtype(dtype))(key))[:count].reshape(shape)
-    return values * deviation(shape, dtype) if deviation else values.copy()  # without what was drawn too much
+    return finish(values) if finish else values.copy()  # without what was drawn too much
 
 
 def _padded(count: int) -> int:

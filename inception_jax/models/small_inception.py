@@ -1,6 +1,5 @@
 """A small Inception network for pictures of 32x32 pixels, made for training in minutes on a CPU."""
 
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
@@ -11,8 +10,8 @@ from jax import numpy as jnp
 
 from inception_jax import ops
 from inception_jax.errors import UserError
+from inception_jax.models.initializers import INITIALIZERS, identity_first
 from inception_jax.models.layers import (
-    INITIALIZERS,
     BatchNorm,
     Dtype,
     MaxPool,
@@ -71,7 +70,7 @@ class SmallInception(nn.Module):
         check_norm_epsilon(self.norm_epsilon)
         if not self.stage_features or any(features < 4 or features % 4 for features in self.stage_features):
             raise UserError(f"stage_features={self.stage_features} is not allowed: it must be multiples of 4")
-        initializer = INITIALIZERS[initializer_name(self.initializer, "he_normal")]
+        initializer = initializer_name(self.initializer, "he_normal")
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x = _Whiten(self.norm_epsilon, self.dtype, name="whiten")(images, train)
         for stage, features in enumerate(self.stage_features, start=1):
@@ -81,7 +80,7 @@ class SmallInception(nn.Module):
             module = _Module(features, self.norm_epsilon, initializer, name=f"inception{stage}", **types)
             x = module(ops.alone(nn.gelu(x)), train)
         x = x.max(axis=(1, 2))
-        logits = nn.Dense(self.num_classes, kernel_init=initializer, name="fc", **types)(x)
+        logits = nn.Dense(self.num_classes, kernel_init=INITIALIZERS[initializer], name="fc", **types)(x)
         return Outputs(at_least_float32(logits) * _LOGIT_SCALE)
 
 
@@ -90,7 +89,7 @@ class _Module(nn.Module):
 
     features: int
     norm_epsilon: float
-    initializer: Callable[..., jax.Array]
+    initializer: str
     dtype: Dtype | None
     param_dtype: Dtype
 
@@ -104,16 +103,14 @@ class _Module(nn.Module):
         return ops.alone(nn.gelu(_norm(self.norm_epsilon, "norm", types)(x, train)))
 
 
-def _conv(
-    module: nn.Module, features: int, side: int, initializer: Callable[..., jax.Array], name: str, types: dict[str, Any]
-) -> nn.Conv:
+def _conv(module: nn.Module, features: int, side: int, initializer: str, name: str, types: dict[str, Any]) -> nn.Conv:
     """A convolution within `module`, before batch norm, whose maps keep their size."""
     return nn.Conv(
         features,
         (side, side),
         padding=[(side // 2, side // 2)] * 2,
         use_bias=False,
-        kernel_init=_identity_first(initializer),
+        kernel_init=identity_first(initializer),
         conv_general_dilated=lax.conv_general_dilated if module.is_initializing() else ops.conv_general_dilated,
         name=name,
         **types,
@@ -122,19 +119,6 @@ def _conv(
 
 def _norm(epsilon: float, name: str, types: dict[str, Any]) -> BatchNorm:
     return BatchNorm(epsilon, bias_factor=_BIAS_FACTOR, name=name, **types)
-
-
-def _identity_first(initializer: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """The initialiser of a convolution that first hands on its input's channels; others are drawn."""
-
-    def initialize(key, shape, dtype=jnp.float32):
-        height, width, in_features, out_features = shape
-        number = min(in_features, out_features)
-        identity = np.zeros((height, width, in_features, number))
-        identity[height // 2, width // 2, range(number), range(number)] = 1
-        return initializer(key, shape, dtype).at[..., :number].set(jnp.asarray(identity, dtype))
-
-    return initialize
 
 
 class _Whiten(nn.Module):

@@ -359,8 +359,8 @@ def _kernel_gradient_in_parts(x, dy, kernel_shape, **args) -> Array:
 
 
 def _examples_at_once(pixels: int) -> int:
-    """A power of two from 8 to 128, such that the maps of so many examples have at most 16,000 pixels."""
-    return 1 << min(max((16_000 // pixels).bit_length() - 1, 3), 7)
+    """A power of two from 16 to 128; between them such that the maps of so many examples have 16,000 pixels at most."""
+    return 1 << min(max((16_000 // pixels).bit_length() - 1, 4), 7)
 
 
 def _is_pointwise(kernel_shape, pads: Pads) -> bool:
