@@ -4,6 +4,7 @@ A network in use gives logits for images, whoever computes them: `use` returns t
 behind its `logits`. No engine is used before its logits were held against the network's own.
 """
 
+import contextlib
 import dataclasses
 import importlib.util
 import logging
@@ -12,7 +13,7 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 
 import jax
@@ -218,9 +219,11 @@ def _examples(image_shape: tuple[int, int, int], number: int) -> np.ndarray:
     return images
 
 
-def _import(name: str) -> ModuleType:
+@contextlib.contextmanager
+def _installed(name: str) -> Iterator[None]:
+    """Where a package is imported; a UserError if it is not there."""
     try:
-        return importlib.import_module(name)
+        yield
     except ModuleNotFoundError as error:
         if error.name != name:
             raise
@@ -234,7 +237,8 @@ def _cores() -> int:
 
 
 def _onnxruntime(graph: bytes, dtype: str) -> Engine:
-    onnxruntime = _import("onnxruntime")
+    with _installed("onnxruntime"):
+        import onnxruntime
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = _cores()  # its own choice ties threads to cores, on which others decode
     options.add_session_config_entry("session.force_spinning_stop", "1")  # between two batches cores are the others'
@@ -273,13 +277,16 @@ def import_openvino() -> ModuleType:
       UserError: it is not installed.
     """
     name = "openvino_telemetry"
-    if "openvino" in sys.modules or name in sys.modules:
-        return _import("openvino")
-    sys.modules[name] = None  # pyright: ignore[reportArgumentType] (it then does without: it need not be there)
+    known = "openvino" in sys.modules or name in sys.modules
+    if not known:
+        sys.modules[name] = None  # pyright: ignore[reportArgumentType] (it then does without: it need not be there)
     try:
-        return _import("openvino")
+        with _installed("openvino"):
+            import openvino
     finally:
-        del sys.modules[name]
+        if not known:
+            del sys.modules[name]
+    return openvino
 
 
 ENGINES: Mapping[str, Callable[[bytes, str], Engine]] = {"onnxruntime": _onnxruntime, "openvino": _openvino}
