@@ -86,13 +86,15 @@ def progress(minutes: float) -> Iterator[None]:
                 seen, idle = _main.moves, 0.0
             elif idle > 60 * minutes:
                 faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
-                wait = _main.wait
-                where = f" while it waited for {wait[0]}" if wait else ""
+                awaited = _main.wait
+                where = f" while it waited for {awaited[0]}" if awaited else ""
                 _end(
                     f"error: no step was done and no batch evaluated for {minutes:g} minutes{where}; the stacks of all "
                     "threads are above. The last checkpoint is kept: start again to go on; log.watchdog_minutes=0 "
                     "waits for ever",
                     LOST,
+                    # Others hang as well, perhaps for some beats less: the end of process 0 is theirs, without stacks.
+                    wait=3 * BEAT_SECONDS if _main.several else 0,
                 )
 
     thread = threading.Thread(target=run, name="watchdog", daemon=True)
@@ -247,9 +249,10 @@ class Peers:
         _end(f"error: process {self._me} of {self._count} ends: {what}{again}", code)
 
 
-def _end(line: str, code: int) -> NoReturn:
-    """Without clean-up, in which a process would wait for the others."""
+def _end(line: str, code: int, *, wait: float = 0) -> NoReturn:
+    """Without clean-up, in which a process would wait for the others; `wait` seconds after the line is written."""
     with contextlib.suppress(Exception):
         sys.stdout.flush()
     os.write(2, f"{printable(line)}\n".encode(errors="backslashreplace"))
+    time.sleep(wait)
     os._exit(code)
