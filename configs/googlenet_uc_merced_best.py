@@ -4,8 +4,7 @@
 
 Made for 90 % and more on test data, where slides report 45.05 % from scratch and 70 % pretrained; not run yet in full.
 With --config.data.image_size=128 --config.num_epochs=70, an hour on two cores of an Intel Xeon in float32:
-86.9 %. Where there is
-no network: --config.data.archives=DIR.
+86.9 %. Where there is no network: --config.data.archives=DIR.
 """
 
 from inception_jax.config import default_config

@@ -1,10 +1,11 @@
 """Initial values without a program that computes them: what a traced initialisation returns, read off its trace.
 
-Compiling the initialisation of a network takes a third of the time to the first step of training on a CPU, for numbers
-that are drawn, copied or constant. `evaluate` goes back from each result to how it is made: constants are filled in by
-NumPy, arrays that one of `models.initializers` draws are drawn by `initializers.draw`, and keys and other single values
-are computed one operation after the other. Where a result is made in any other way, as that of a network from outside
-the package may be, there is nothing for it but to compile.
+Compiling the initialisation of a network takes a good part of the time to the first step of training on a CPU (of
+GoogLeNet 8 of 43 seconds of the processor, JAX 0.12), for numbers that are drawn, copied or constant. `evaluate` goes
+back from each result to how it is made: constants are filled in by NumPy, arrays that one of `models.initializers`
+draws are drawn by `initializers.draw`, and keys and other single values are computed one operation after the other.
+Where a result is made in any other way, as that of a network from outside the package may be, there is nothing for it
+but to compile.
 """
 
 from collections.abc import Callable, Sequence

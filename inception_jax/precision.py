@@ -16,8 +16,8 @@ from inception_jax.config import Config
 from inception_jax.run import build_model, read_config
 
 # Of a mean convolution in a step; below, bfloat16 is the slower type on a CPU that has units for it: what is around
-# oneDNN's operations takes longer than they save. GoogLeNet, 64 images: 0.77 times float32's speed with 37 million
-# (32 pixels), 1.27 with 140 million (64 pixels).
+# oneDNN's operations takes longer than they save. GoogLeNet, 64 images: 0.77 times float32's speed with 36 million
+# (32 pixels), 1.27 with 145 million (64 pixels).
 LEAST_MULTIPLY_ADDS = 125_000_000
 
 
@@ -60,17 +60,18 @@ def multiply_adds_of_convolutions(config: Config, num_classes: int, image_shape:
     model = build_model(config, num_classes)
     images = jnp.zeros((1, *image_shape))
     jaxpr = jax.make_jaxpr(partial(model.init, train=False))(jax.random.key(0), images)
-    counts = [_multiply_adds(equation) for equation in _convolutions(jaxpr.jaxpr)]
+    convolutions = (each for each in equations(jaxpr.jaxpr) if each.primitive.name == "conv_general_dilated")
+    counts = [_multiply_adds(convolution) for convolution in convolutions]
     batch = config.batch_size // config.accumulation_steps
     return batch * float(np.mean(counts)) if counts else 0.0
 
 
-def _convolutions(jaxpr: Any) -> Iterator[Any]:
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """Those of a traced function, and of the functions, branches and loops within it."""
     for equation in jaxpr.eqns:
-        if equation.primitive.name == "conv_general_dilated":
-            yield equation
+        yield equation
         for inner in jaxprs_in_params(equation.params):
-            yield from _convolutions(inner)
+            yield from equations(inner)
 
 
 def _multiply_adds(equation: Any) -> float:

@@ -22,7 +22,6 @@ from typing import Any, NoReturn
 
 import jax
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr  # pyright: ignore[reportPrivateImportUsage]
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from inception_jax import (
@@ -46,7 +45,7 @@ from inception_jax.distributed import agreement
 from inception_jax.distributed.watch import moved, waiting
 from inception_jax.errors import UserError
 from inception_jax.models.folding import fold_model, inference_variables
-from inception_jax.precision import choose_compute_dtype
+from inception_jax.precision import choose_compute_dtype, equations
 from inception_jax.profiling import Profiler
 from inception_jax.state import TrainState, count_parameters
 from inception_jax.text import printable
@@ -496,7 +495,8 @@ def _saying_that_it_compiles(traced: Any) -> Iterator[None]:
     def say() -> None:
         about = ""
         if jax.default_backend() == "cpu":
-            seconds = _operations(traced.jaxpr.jaxpr) * SECONDS_TO_COMPILE / min(2, os.cpu_count() or 1)
+            operations = sum(1 for _ in equations(traced.jaxpr.jaxpr))
+            seconds = operations * SECONDS_TO_COMPILE / min(2, os.cpu_count() or 1)
             about = f"about {format_seconds(max(seconds, 1))} "
         logger.info("compiling (%sthe first time)", about)
 
@@ -508,16 +508,6 @@ def _saying_that_it_compiles(traced: Any) -> Iterator[None]:
     finally:
         late.cancel()
         late.join()
-
-
-def _operations(jaxpr: Any) -> int:
-    """How many there are in a traced function, those of functions and branches within it included."""
-    inner = (value for equation in jaxpr.eqns for value in jax.tree.leaves(tuple(equation.params.values())))
-    return len(jaxpr.eqns) + sum(_operations(getattr(value, "jaxpr", value)) for value in inner if _is_jaxpr(value))
-
-
-def _is_jaxpr(value: Any) -> bool:
-    return isinstance(value, Jaxpr | ClosedJaxpr)
 
 
 def _go_back(
