@@ -13,6 +13,7 @@ from typing import Any
 import jax
 from jax import numpy as jnp
 
+TILE = 16  # channels
 _OPTIONS: dict[str, str | bool] = {"xla_cpu_use_onednn": True, "xla_cpu_experimental_onednn_custom_call": True}
 
 
@@ -35,6 +36,21 @@ def suits_cpu() -> bool:
 def fast_bfloat16() -> bool:
     """Whether bfloat16 is faster than float32 on this machine's CPU."""
     return suits_cpu() and not processor_flags().isdisjoint({"avx512_bf16", "amx_bf16"})
+
+
+def has_tiles() -> bool:
+    """Whether the processor multiplies bfloat16 by tiles (AMX), which small matrices leave mostly empty."""
+    return "amx_bf16" in processor_flags()
+
+
+def is_wrong(in_channels: int, kernel_width: int) -> bool:
+    """Whether oneDNN may compute a convolution in bfloat16 wrongly, which it does not with `TILE` channels or more.
+
+    With AMX, a plain convolution of an even number of channels below `TILE`, if a row of its kernel has a multiple of
+    32 weights for each output channel (8 channels and 4 columns, 2 and 16), is off by as much as its values are large:
+    about half of those tried, and none of the others (oneDNN 3.12.3, jaxlib 0.12.0).
+    """
+    return has_tiles() and in_channels < TILE and in_channels % 2 == 0 and in_channels * kernel_width % 32 == 0
 
 
 def compiler_options(dtype: Any) -> dict[str, str | bool]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from inception_jax import ops
-from inception_jax.ops import onednn
+from inception_jax.ops import convolution, onednn
 
 NEW, OLD = "0.12.0", "0.10.2"
 PLAIN, WIDE, WITH_UNITS = {"avx2"}, {"avx2", "avx512f"}, {"avx2", "avx512f", "avx512_bf16"}
@@ -64,16 +64,20 @@ pytestmark = pytest.mark.filterwarnings("ignore:Error writing persistent compila
 
 @pytest.mark.skipif(not onednn.suits_cpu(), reason="needs jaxlib 0.12 and AVX-512")
 @pytest.mark.parametrize(
-    ("size", "kernel", "stride", "channels"),
-    [(8, 1, 1, (64, 96)), (7, 1, 2, (16, 32)), (2, 3, 1, (64, 96)), (4, 5, 1, (16, 32)), (9, 3, 2, (32, 64)),
-     (8, 3, 1, (64, 96)), (8, 5, 1, (16, 32)), (16, 7, 2, (3, 64)), (3, 5, 2, (16, 32))],
+    ("batch", "size", "kernel", "stride", "channels"),
+    [(4, 8, 1, 1, (64, 96)), (4, 7, 1, 2, (16, 32)), (4, 2, 3, 1, (64, 96)), (4, 4, 5, 1, (16, 32)),
+     (4, 9, 3, 2, (32, 64)), (4, 8, 3, 1, (64, 96)), (4, 8, 5, 1, (16, 32)), (4, 16, 7, 2, (3, 64)),
+     (4, 3, 5, 2, (16, 32)),
+     # What AMX computes wrongly: few channels, or few examples, which are the channels of the kernel's gradient.
+     (4, 20, 4, 1, (8, 16)), (4, 40, 16, 1, (2, 24)), (4, 25, 16, 2, (6, 12)), (2, 32, 3, 1, (64, 64)),
+     (8, 8, 3, 1, (64, 64)), (12, 8, 3, 1, (32, 48)), (10, 16, 5, 1, (16, 32)), (40, 32, 3, 1, (16, 16))],
 )  # fmt: skip
-def test_compiled_with_onednn_it_is_the_same_convolution(size, kernel, stride, channels):
+def test_compiled_with_onednn_it_is_the_same_convolution(batch, size, kernel, stride, channels):
     """Value and gradients, and all of them are oneDNN's: none is left to XLA's slow ones."""
     random = np.random.default_rng(0)
-    x = jnp.asarray(random.normal(size=(4, size, size, channels[0])), jnp.bfloat16)
+    x = jnp.asarray(random.normal(size=(batch, size, size, channels[0])), jnp.bfloat16)
     weights = jnp.asarray(random.normal(size=(kernel, kernel, *channels)), jnp.bfloat16)
-    pads = ((kernel // 2,) * 2,) * 2
+    pads = ((kernel // 2, (kernel - 1) // 2),) * 2
 
     def run(implementation, x, weights, dy):
         conv = functools.partial(ops.conv, strides=(stride,) * 2, padding=pads, implementation=implementation)
@@ -127,3 +131,28 @@ def test_the_kernels_gradient_is_summed_over_parts_of_the_batch(monkeypatch, num
     (expected,) = exact(functools.partial(gradient, "lax"), x, kernel, dy)
     assert got.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(got, np.float64), expected, rtol=2**-8, atol=2**-8 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    ("batch", "size", "kernel", "stride", "channels"),
+    [(2, 9, 3, 1, (32, 96)), (40, 9, 5, 2, (32, 128)), (130, 2, 3, 1, (64, 96)), (2, 16, 3, 1, (8, 8)),
+     (8, 4, 3, 1, (8, 8)), (34, 16, 3, 1, (8, 8)), (1, 8, 4, 1, (8, 16))],
+)  # fmt: skip
+def test_the_forms_for_tiles(monkeypatch, batch, size, kernel, stride, channels):
+    """Products of rows for the kernel's gradient, and channels or examples filled up with zeros, in float64."""
+    monkeypatch.setattr(convolution, "_suits_onednn", lambda dtype: True)
+    monkeypatch.setattr(onednn, "has_tiles", lambda: True)
+    random = np.random.default_rng(0)
+    x, weights = random.normal(size=(batch, size, size, channels[0])), random.normal(size=(kernel, kernel, *channels))
+
+    def run(implementation, x, weights):
+        pads = ((kernel // 2, (kernel - 1) // 2),) * 2
+        conv = functools.partial(ops.conv, strides=(stride,) * 2, padding=pads, implementation=implementation)
+        y, pull_back = jax.vjp(conv, x, weights)
+        return y, *pull_back(jnp.cos(y))
+
+    for found, wanted in zip(
+        exact(functools.partial(run, "auto"), x, weights), exact(functools.partial(run, "lax"), x, weights), strict=True
+    ):
+        # The sum over parts of the batch is float32's.
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
