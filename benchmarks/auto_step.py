@@ -17,6 +17,7 @@ from jax import numpy as jnp
 from worker import Side, serve
 
 from inception_jax import config, engines, initialization, process, run
+from inception_jax.experiment import Inputs
 from inception_jax.export import run_as_onnx
 from inception_jax.models import create_model
 from inception_jax.state import count_parameters
@@ -59,7 +60,7 @@ def make_run(name: str, side: int, small_stem: bool, dtype: str) -> run.Run:
     variables = initialization.evaluate(jax.jit(lambda key: initial(model, key, side)).trace(key), key)
     fields = config.default_config()
     fields.compute_dtype = dtype
-    inputs = run.Inputs(tuple(map(str, range(1000))), (side, side, 3), (0.5,) * 3, (0.25,) * 3)
+    inputs = Inputs(tuple(map(str, range(1000))), (side, side, 3), (0.5,) * 3, (0.25,) * 3)
     return run.Run(Path(name), fields, model, {"batch_stats": {}, **variables}, inputs, 0)
 
 

@@ -11,14 +11,15 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
 import inception_jax
-from inception_jax import main, process, run, sharding, steps, train
+from inception_jax import main, process, sharding
+from inception_jax.experiment import Experiment, Inputs
+from inception_jax.train.console import Console
 
 EXAMPLES = """\
 Nothing else should run meanwhile.
@@ -47,25 +48,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def bare_step(config: Any, images: np.ndarray, labels: np.ndarray) -> Callable[[int], float]:
     """A function that makes a number of updates on one batch and returns images/s."""
     mesh = sharding.make_mesh(config.num_devices)
-    model = run.build_model(config, NUM_CLASSES)
-    optimizer, _ = run.build_optimizer(config, len(images) // config.batch_size)
-    inputs = run.Inputs(CLASS_NAMES, SHAPE, (0.5,) * 3, (0.25,) * 3)
-    step = jax.jit(
-        partial(
-            steps.train_step,
-            model=model,
-            optimizer=optimizer,
-            prepare=inputs.augmenter(
-                dict(config.data.augment), config.data.normalization, run.dtypes(config.compute_dtype)[1]
-            ),
-            label_smoothing=config.loss.label_smoothing,
-            aux_weight=config.loss.aux_weight,
-            accumulation_steps=config.accumulation_steps,
-            average_decay=config.average_decay,
-        ),
-        donate_argnames="state",
-    )
-    state = sharding.replicate(run.new_state(config, model, optimizer, SHAPE), mesh)
+    inputs = Inputs(CLASS_NAMES, SHAPE, (0.5,) * 3, (0.25,) * 3)
+    experiment = Experiment.of(config, inputs, len(images) // config.batch_size)
+    step = jax.jit(experiment.train_step, donate_argnames="state", compiler_options=experiment.compiler_options)
+    state = sharding.replicate(experiment.initial_state(), mesh)
     batch = sharding.split_batch((images[: config.batch_size], labels[: config.batch_size]), mesh)
     key = jax.random.key(1)
 
@@ -84,10 +70,10 @@ def bare_step(config: Any, images: np.ndarray, labels: np.ndarray) -> Callable[[
     return measure
 
 
-def interleave(measure: Callable[[int], float], number: int, rounds: list[tuple[float, float]]) -> None:
-    """Makes the trainer's loop take turns with `measure`; adds (bare, loop) images/s to `rounds`."""
+def interleaved(measure: Callable[[int], float], number: int, rounds: list[tuple[float, float]]) -> type[Console]:
+    """A console that makes the trainer's loop take turns with `measure`, and adds (bare, loop) images/s to `rounds`."""
 
-    class Progress(train.Progress):
+    class TakingTurns(Console):
         begun = 0.0
 
         def due(self, step: int) -> bool:
@@ -99,7 +85,7 @@ def interleave(measure: Callable[[int], float], number: int, rounds: list[tuple[
                 rounds.append((measure(number), loop))
             return False
 
-    train.Progress = Progress
+    return TakingTurns
 
 
 def benchmark(argv: list[str] | None = None) -> None:
@@ -118,9 +104,9 @@ def benchmark(argv: list[str] | None = None) -> None:
     rounds: list[tuple[float, float]] = []
     measure = bare_step(config, images, labels)
     measure(1)
-    interleave(measure, options.steps, rounds)
+    console = interleaved(measure, options.steps, rounds)
     with tempfile.TemporaryDirectory() as folder:
-        inception_jax.fit(config, (images, labels), class_names=CLASS_NAMES, workdir=folder)
+        inception_jax.fit(config, (images, labels), class_names=CLASS_NAMES, workdir=folder, console=console)
     print("| round | bare step, images/s | loop | loop / bare step |\n| --- | --- | --- | --- |")
     for index, (bare, loop) in enumerate(rounds, 1):
         print(f"| {index} | {bare:,.0f} | {loop:,.0f} | {loop / bare:.3f} |")

@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 from inception_jax.config import Config
 from inception_jax.data import streaming
 from inception_jax.data.dataset import Dataset
+from inception_jax.experiment import Inputs
 from inception_jax.inspection.pictures import Picture
-from inception_jax.run import Inputs
 from inception_jax.state import stream
 
 TILE = 96  # least side of a tile, pixels: smaller images are enlarged by a whole number

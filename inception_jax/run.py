@@ -1,9 +1,7 @@
 """A run is a folder: config, metrics, checkpoints, summary and report. Making one, going on with one, loading one."""
 
 import contextlib
-import copy
 import dataclasses
-import fnmatch
 import json
 import logging
 import math
@@ -17,30 +15,23 @@ import jax
 import ml_collections
 import numpy as np
 from flax import linen as nn
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import numpy as jnp
 
 from inception_jax import (
     data,
     files,
-    initialization,
-    optimizers,
     registry,
-    schedules,
-    state,
-    steps,
-    weights,
     writers,
 )
 from inception_jax.checkpoints import Checkpoints
-from inception_jax.config import CHOICES, Config, check_types, default_config
-from inception_jax.data import augment, images
+from inception_jax.config import Config, check_types, default_config
+from inception_jax.data import images
 from inception_jax.data.dataset import Dataset
 from inception_jax.data.images import check_batch
 from inception_jax.errors import UserError, WriteError, unknown_name
-from inception_jax.models import create_model, folding
+from inception_jax.experiment import Experiment, Inputs, dtypes
+from inception_jax.models import folding
 from inception_jax.models.folding import fold_model, inference_variables
-from inception_jax.weights.names import naming, nearest_options
 
 INFERENCE_TYPES = ("float32", "bfloat16")
 logger = logging.getLogger(__name__)
@@ -142,54 +133,6 @@ def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-@dataclasses.dataclass(frozen=True)
-class Inputs:
-    """What the network is given: how images as stored become its inputs, and what its outputs mean.
-
-    Attributes:
-      class_names: in the order of the logits.
-      image_shape: (height, width, channels) as stored.
-      mean, std: per channel, of pixels scaled to 0..1.
-    """
-
-    class_names: tuple[str, ...]
-    image_shape: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "Inputs":
-        return cls(**{key: tuple(value) for key, value in values.items()})
-
-    def normalizer(self, normalization: str, dtype: Any) -> Callable[[jax.Array], jax.Array]:
-        """uint8 images (batch, height, width, channels) to the network's inputs, of `dtype`."""
-        mean, std = np.asarray(self.mean, dtype), np.asarray(self.std, dtype)
-
-        def normalize(images):
-            return augment.normalize(augment.to_unit(images, dtype), normalization=normalization, mean=mean, std=std)
-
-        return normalize
-
-    def augmenter(self, strengths: dict[str, Any], normalization: str, dtype: Any) -> steps.Prepare:
-        """The same for training, after augmentation: (key, images) -> inputs."""
-        mean, std = np.asarray(self.mean, dtype), np.asarray(self.std, dtype)
-        elsewhere = {*augment.MIXING, "crop_originals"}  # mixed by `mixer`; cropped when they were read
-        if strengths.get("crop_originals"):
-            elsewhere.add("random_resized_crop")
-        strengths = {name: strength for name, strength in strengths.items() if name not in elsewhere}
-
-        def prepare(key, images):
-            images = augment.augment(key, augment.to_unit(images, dtype), **strengths)
-            return augment.normalize(images, normalization=normalization, mean=mean, std=std)
-
-        return prepare
-
-    def mixer(self, strengths: dict[str, Any]) -> steps.Mix | None:
-        """(key, inputs, labels) -> inputs and targets, mixed by MixUp or CutMix; None where neither is on."""
-        alphas = {name: strengths[name] for name in augment.MIXING}
-        return partial(augment.mix, num_classes=len(self.class_names), **alphas) if any(alphas.values()) else None
-
-
 def load_data(config: Config) -> Dataset:
     """The data set that the config names, prepared first where it is not yet."""
     section = config.data
@@ -205,120 +148,6 @@ def load_data(config: Config) -> Dataset:
     )
 
 
-def dtypes(compute_dtype: str) -> tuple[Any, Any]:
-    """The data types of the computation, and of parameters, images and statistics, for config.compute_dtype.
-
-    "auto" is float32 on CPUs and bfloat16 elsewhere; a run's training decides it better, see `precision`.
-    """
-    if compute_dtype not in CHOICES["compute_dtype"]:
-        raise unknown_name("compute_dtype", compute_dtype, CHOICES["compute_dtype"])
-    if compute_dtype == "float64":
-        jax.config.update("jax_enable_x64", True)
-        return jnp.float64, jnp.float64
-    if compute_dtype == "auto":
-        compute_dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return jnp.dtype(compute_dtype).type, jnp.float32
-
-
-def build_model(config: Config, num_classes: int) -> nn.Module:
-    """The network that the config names, with the options that it sets."""
-    dtype, param_dtype = dtypes(config.compute_dtype)
-    options = {key: value for key, value in config.model.items() if key != "name" and value is not None}
-    for option, source in (("num_classes", "the data"), ("dtype", "compute_dtype"), ("param_dtype", "compute_dtype")):
-        if option in options:
-            raise UserError(f"model.{option} cannot be set: it follows from {source}")
-    return create_model(config.model.name, num_classes=num_classes, dtype=dtype, param_dtype=param_dtype, **options)
-
-
-def build_optimizer(config: Config, steps_per_epoch: int):
-    """The Optax chain and its schedule, step -> rate."""
-    schedule = schedules.make_schedule(
-        config.schedule.name,
-        steps_per_epoch=steps_per_epoch,
-        num_epochs=config.num_epochs,
-        **{
-            field: config.schedule[field]
-            for field in (
-                "learning_rate", "warmup_epochs", "every_epochs", "boundaries", "factor", "final_rate", "decay_rate"
-            )
-        },
-    )  # fmt: skip
-    options = {key: value for key, value in config.optimizer.items() if key != "name"}
-    if config.init_from:
-        options |= {
-            "trunk": partial(_trunk, head=config.finetune.head),
-            "trunk_rate": config.finetune.trunk_rate,
-            "frozen_updates": min(round(config.finetune.freeze_epochs * steps_per_epoch), schedules.LARGEST_STEP),
-        }
-    return optimizers.make_optimizer(config.optimizer.name, schedule, **options), schedule
-
-
-def _trunk(params: Any, head: tuple[str, ...]) -> Any:
-    """A tree of the same structure: True but for the submodules that a pattern of `head` matches."""
-    new = {name for name in params if any(fnmatch.fnmatch(name, pattern) for pattern in head)}
-    if not new:
-        raise UserError(f"finetune.head={head} matches none of the network's submodules: {', '.join(params)}")
-    return {name: jax.tree.map(lambda _, name=name: name not in new, node) for name, node in params.items()}
-
-
-def with_options_of_weights(config: Config, num_classes: int) -> Config:
-    """The config with the network's open options set to what the published weights in init_from were trained with."""
-    config = copy.deepcopy(config)
-    name = config.init_from or ""
-    published = weights.PRETRAINED.get(name) or weights.PRETRAINED.get(f"{name}:{config.model.name}")
-    if published:
-        model = build_model(config, num_classes)
-        for option, value in nearest_options(model, naming(model, published.format)).items():
-            if config.model.get(option) is None:
-                config.model[option] = value
-    return config
-
-
-def with_network_of_weights(config: Config, folder: Path, *, trust_code: bool = False) -> Config:
-    """The config with the network of the weights in init_from, where model.name is "" and so leaves it to them.
-
-    With it come its options, data.image_size and data.channels that are not set, and from a run data.normalization.
-
-    Args:
-      folder: of the run that is to be trained; if it has begun, what it began with stays.
-      trust_code: whether a run's folder may name a network outside the package, as for `load_run`.
-
-    Raises:
-      UserError: init_from is not set, or does not say which network's weights it holds.
-      UntrustedError: a run's network is code that is not trusted.
-    """
-    if config.model.name:
-        return config
-    config = copy.deepcopy(config)
-    if (folder / "config.json").is_file():  # the weights may be gone
-        kept = read_config(folder / "config.json")
-        registry.check_trusted("model", kept.model.name, folder, trust_code)
-        image_size, channels = kept.data.image_size, kept.data.channels
-        options, normalization = dict(kept.model), kept.data.normalization
-    elif not config.init_from:
-        raise UserError("the network is that of the weights: give --config.init_from=RUN_OR_FILE, or set model.name")
-    elif (files.expand(config.init_from, "init_from") / "config.json").is_file():
-        source = files.expand(config.init_from)
-        kept, inputs = read_config(source / "config.json"), kept_inputs(source)
-        registry.check_trusted("model", kept.model.name, source, trust_code)
-        if inputs is None:
-            raise UserError(f"{source} has no checkpoint yet")
-        image_size, _, channels = inputs.image_shape
-        options, normalization = dict(kept.model), kept.data.normalization
-    else:
-        name, options, preprocessing = weights.find_network(config.init_from)
-        options, normalization = {"name": name, **options}, config.data.normalization
-        image_size, channels = preprocessing and preprocessing.crop, 3
-    for option, value in options.items():
-        if config.model.get(option) in (None, ""):
-            config.model[option] = value
-    config.data.normalization = normalization
-    for field, value in (("image_size", image_size), ("channels", channels)):
-        if config.data[field] is None:
-            config.data[field] = value
-    return config
-
-
 def kept_inputs(folder: Path) -> Inputs | None:
     """The inputs of a run that has a checkpoint already; None where it has not begun."""
     if not (folder / "config.json").is_file():
@@ -326,68 +155,6 @@ def kept_inputs(folder: Path) -> Inputs | None:
     with open_checkpoints(folder, read_config(folder / "config.json"), read_only=True) as checkpoints:
         step = checkpoints.latest_step()
         return None if step is None else Inputs.from_json(checkpoints.progress(step)["inputs"])
-
-
-@dataclasses.dataclass(frozen=True)
-class Initial:
-    """What a network starts from whose weights come from elsewhere.
-
-    Attributes:
-      variables: {"params", "batch_stats"}.
-      mean, std: with which the weights' inputs were normalised, as in Inputs; None where nothing says.
-      left_out: paths of the layers that are new.
-    """
-
-    variables: dict[str, Any]
-    mean: tuple[float, ...] | None
-    std: tuple[float, ...] | None
-    left_out: tuple[str, ...]
-
-
-def load_initial(
-    source: str,
-    model: nn.Module,
-    image_shape: tuple[int, int, int],
-    key: jax.Array,
-    *,
-    trust_code: bool = False,
-    own: Config | None = None,
-) -> Initial:
-    """The weights that config.init_from names, for a network in hand; layers for other classes are drawn anew.
-
-    Args:
-      trust_code, own: of a run's folder, as for `load_run`.
-
-    Raises:
-      UserError: the weights cannot be had or are not the network's.
-    """
-    if not (files.expand(source, "init_from") / "config.json").is_file():
-        found = weights.init_from(source, model, image_shape=image_shape, key=key)
-        known = found.preprocessing
-        return Initial(found.variables, known and known.mean, known and known.std, found.left_out)
-    other = load_run(source, trust_code=trust_code, own=own)
-    zeros = jnp.zeros((1, *image_shape))
-    beginning = jax.jit(lambda key: model.init(key, zeros, train=False)).trace(key)
-    fresh: dict[tuple[str, ...], Any] = flatten_dict(dict(initialization.evaluate(beginning, key)))
-    kept: dict[tuple[str, ...], Any] = flatten_dict(dict(other.variables))
-    differing = fresh.keys() ^ kept.keys()
-    differing |= {path for path in fresh.keys() & kept.keys() if fresh[path].shape != kept[path].shape}
-    classes = len(other.inputs.class_names)
-    # Layers whose outputs were the other run's classes are new where ours are others; all else has to agree.
-    new = {path for path in differing & fresh.keys() & kept.keys() if kept[path].shape[-1] == classes}
-    if differing - new:
-        names = sorted("/".join(path) for path in differing - new)
-        raise UserError(
-            f"{source} holds another network than model.name and its options give: {len(names)} of its arrays or ours "
-            f"are missing or have another shape: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
-        )
-    taken = unflatten_dict({path: value if path in new else kept[path] for path, value in fresh.items()})
-    return Initial(
-        {name: taken.get(name, {}) for name in ("params", "batch_stats")},
-        other.inputs.mean,
-        other.inputs.std,
-        tuple(sorted({"/".join(path[1:-1]) for path in new})),
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -518,9 +285,8 @@ def load_run(
         which = "best" if checkpoint == "best" and step == checkpoints.best_step() else "latest"
         progress = checkpoints.progress(step)
         inputs = Inputs.from_json(progress["inputs"])
-        model = build_model(config, len(inputs.class_names))
-        optimizer, _ = build_optimizer(config, progress["steps_per_epoch"])
-        template = jax.eval_shape(lambda: new_state(config, model, optimizer, inputs.image_shape))
+        experiment = Experiment.of(config, inputs, progress["steps_per_epoch"])
+        model, template = experiment.model, jax.eval_shape(experiment.initial_state)
         try:
             restored, _ = checkpoints.restore(step, template)
         except UserError as error:
@@ -591,36 +357,6 @@ def _finished_best(folder: Path) -> int:
         if isinstance(best, dict) and isinstance(best.get("step"), int):
             return best["step"]
     return -1
-
-
-def initial_key(config: Config, named_streams: bool = True) -> jax.Array:
-    """The random key of a run's first weights; `named_streams` is what its record says, False where that has no such
-    field: runs of before took the seed itself, and the next one for training."""
-    return state.stream(config.seed, "init") if named_streams else jax.random.key(config.seed)
-
-
-def training_key(config: Config, named_streams: bool = True) -> jax.Array:
-    """That of a run's steps, as `initial_key`."""
-    return state.stream(config.seed, "train") if named_streams else jax.random.key(config.seed + 1)
-
-
-def new_state(
-    config: Config,
-    model: nn.Module,
-    optimizer: Any,
-    image_shape: tuple[int, int, int],
-    key: jax.Array | None = None,
-) -> state.TrainState:
-    """The state before the first update; `key` is that of a run that begins now unless it is given."""
-    return state.create_state(
-        initial_key(config) if key is None else key,
-        model,
-        optimizer,
-        image_shape,
-        dtype=dtypes(config.compute_dtype)[1],
-        plateau_mode=config.schedule.mode,
-        with_average=config.average_decay > 0,
-    )
 
 
 def open_checkpoints(folder: Path, config: Config, *, read_only: bool = False) -> Checkpoints:

@@ -137,3 +137,12 @@ def chart_label(name: str, longest: int | None = None) -> str:
     name = printable(name)
     name = shortened(name, longest) if longest else name
     return (f" {name}" if name.startswith("_") else name).replace("$", r"\$")
+
+
+def format_seconds(seconds: float) -> str:
+    """A duration in words: "45 s", "1 min 20 s", "2 h 5 min"."""
+    whole = round(seconds)
+    minutes, hours = whole // 60, whole // 3600
+    if hours:
+        return f"{hours} h {minutes % 60} min"
+    return f"{minutes} min {whole % 60} s" if minutes else f"{whole} s"

@@ -1,4 +1,4 @@
-"""The only writer of metrics: metrics.csv, TensorBoard events, and the console's progress."""
+"""The only writer of metrics: metrics.csv and TensorBoard events."""
 
 import contextlib
 import csv
@@ -10,10 +10,6 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
-
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from inception_jax import files
 from inception_jax.errors import UserError, WriteError
@@ -40,8 +36,6 @@ with _hidden("torch"):
 
 logger = logging.getLogger(__name__)
 
-FIRST_SECONDS = 2.0  # until the first sign of progress, which says how long the run will take
-BAR_SECONDS = 1.0  # between two states of the bar; each waits for the device once
 FLUSH_SECONDS = 30.0  # after which TensorBoard sees what is new
 
 Row = dict[str, float | int]
@@ -243,147 +237,3 @@ def _csv_lines(columns: list[str], rows: Iterable[Mapping]) -> str:
 
 def _number(value) -> float | int:
     return value if isinstance(value, int) else float(value)
-
-
-class Progress:
-    """Shows how far a run is: a bar on a terminal, lines elsewhere, and a line for every evaluated epoch.
-
-    Args:
-      total_steps: of the whole run.
-      steps_per_epoch: updates.
-      batch_size: examples per update, for the throughput.
-      first_step: where this session goes on.
-      mode: "bar", "lines", or "auto": a bar if `stream` is a terminal.
-      every_seconds: between two lines.
-      stream: where to write; by default the standard error output.
-      active: False shows nothing.
-    """
-
-    def __init__(
-        self,
-        total_steps: int,
-        steps_per_epoch: int,
-        *,
-        batch_size: int,
-        first_step: int = 0,
-        mode: str = "auto",
-        every_seconds: float = 10.0,
-        stream: TextIO | None = None,
-        active: bool = True,
-    ):
-        self._total_steps = total_steps
-        self._steps_per_epoch = steps_per_epoch
-        self._batch_size = batch_size
-        self._stream: Any = _Lasting(stream or sys.stderr)
-        self._active = active
-        self._bar = None
-        self._resources = contextlib.ExitStack()
-        if active and (mode == "bar" or (mode == "auto" and self._stream.isatty())):
-            self._bar = tqdm(
-                total=total_steps,
-                initial=first_step,
-                file=self._stream,
-                dynamic_ncols=True,
-                bar_format="{desc} |{bar:20}| {percentage:3.0f} %{postfix}",
-            )
-            self._resources.callback(self._bar.close)
-            # Other lines of the package appear above the bar, not inside it.
-            self._resources.enter_context(logging_redirect_tqdm([logging.getLogger("inception_jax")]))
-        self._every_seconds = BAR_SECONDS if self._bar is not None else every_seconds
-        self._wait = min(FIRST_SECONDS, self._every_seconds)
-        self._start: tuple[float, int] | None = None  # seconds and step after the first step, which compiled
-        self._last = (time.monotonic(), first_step)  # at the last update or epoch
-
-    def due(self, step: int) -> bool:
-        """Whether it is time for `update`; call it after every step. Cheap: it asks nothing of the device."""
-        now = time.monotonic()
-        if self._start is None:
-            self._start = self._last = (now, step)
-        return self._active and now - self._last[0] >= self._wait
-
-    def update(self, step: int, row: Mapping[str, float]) -> None:
-        """Shows the state after `step`: `learning_rate`, `train_loss` and `train_top1` of `row`."""
-        now = time.monotonic()
-        parts = [*_metrics(row, "train"), *_rate(row)]
-        seconds, steps = now - self._last[0], step - self._last[1]
-        if steps and seconds > 0:
-            parts.append(f"{steps * self._batch_size / seconds:.0f} images/s")
-        if self._start and step > self._start[1]:  # by the time since then, evaluations included
-            left = (now - self._start[0]) / (step - self._start[1]) * (self._total_steps - step)
-            parts.append(f"left {format_seconds(left)}")
-        self._last, self._wait = (now, step), self._every_seconds
-        epoch = self._epoch(-(-step // self._steps_per_epoch))
-        if self._bar is not None:
-            self._bar.n = step
-            self._bar.set_description_str(epoch, refresh=False)
-            self._bar.set_postfix_str("  ".join(parts))
-        else:
-            self._print("  ".join([epoch, f"step {step}/{self._total_steps}", *parts]))
-
-    def epoch(self, step: int, row: Mapping[str, float]) -> None:
-        """Shows an evaluated epoch: `learning_rate`, and `<split>_loss` and `<split>_top1` of every split in `row`."""
-        parts = [f"{self._epoch(step // self._steps_per_epoch)} done"]
-        for split in ("train", "validation", "test"):
-            if values := _metrics(row, split):
-                parts.append(" ".join([split, *values]))
-        self._print("  ".join([*parts, *_rate(row)]))
-        if self._bar is not None:
-            self._bar.n = step
-            self._bar.set_description_str(self._epoch(step // self._steps_per_epoch))
-        self._last = (time.monotonic(), step)  # the throughput does not count the evaluation
-
-    def close(self) -> None:
-        self._resources.close()
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self.close()
-
-    def _epoch(self, epoch: int) -> str:
-        return f"epoch {epoch}/{-(-self._total_steps // self._steps_per_epoch)}"
-
-    def _print(self, line: str) -> None:
-        if self._bar is not None:
-            tqdm.write(line, file=self._stream)
-        elif self._active:
-            print(line, file=self._stream, flush=True)
-
-
-class _Lasting:
-    """A stream that a run outlives: a full disk, a terminal that is gone, or a reader that has ended is no failure."""
-
-    def __init__(self, stream: TextIO):
-        self._stream = stream
-
-    def write(self, text: str) -> None:
-        with contextlib.suppress(OSError):
-            self._stream.write(text)
-
-    def flush(self) -> None:
-        with contextlib.suppress(OSError):
-            self._stream.flush()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-def _metrics(row: Mapping[str, float], split: str) -> list[str]:
-    return [f"{name} {row[f'{split}_{name}']:.4f}" for name in ("loss", "top1") if f"{split}_{name}" in row]
-
-
-def _rate(row: Mapping[str, float]) -> list[str]:
-    if "learning_rate" not in row:
-        return []
-    rate = row["learning_rate"]
-    return [f"rate {rate:.4f}" if rate >= 1e-3 or rate == 0 else f"rate {rate:.2e}"]
-
-
-def format_seconds(seconds: float) -> str:
-    """A duration in words: "45 s", "1 min 20 s", "2 h 5 min"."""
-    whole = round(seconds)
-    minutes, hours = whole // 60, whole // 3600
-    if hours:
-        return f"{hours} h {minutes % 60} min"
-    return f"{minutes} min {whole % 60} s" if minutes else f"{whole} s"

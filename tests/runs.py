@@ -11,8 +11,10 @@ import numpy as np
 from networks import random_variables
 from PIL import Image
 
-from inception_jax import run, train
+from inception_jax import run
 from inception_jax.config import default_config
+from inception_jax.experiment import Experiment, Inputs
+from inception_jax.train.console import Console
 
 TIMINGS = ("images_per_second", "seconds", "training_seconds", "evaluation_seconds")
 
@@ -20,13 +22,14 @@ TIMINGS = ("images_per_second", "seconds", "training_seconds", "evaluation_secon
 def stop_after(monkeypatch, *steps):
     """Sends SIGINT to this process right after these steps, as Ctrl-C does."""
 
-    class Progress(train.Progress):
-        def due(self, step):
-            if step in steps:
-                signal.raise_signal(signal.SIGINT)
-            return super().due(step)
+    due = Console.due
 
-    monkeypatch.setattr(train, "Progress", Progress)
+    def due_or_stopped(self, step):
+        if step in steps:
+            signal.raise_signal(signal.SIGINT)
+        return due(self, step)
+
+    monkeypatch.setattr(Console, "due", due_or_stopped)
 
 
 def final_state(folder):
@@ -81,10 +84,8 @@ def untrained_run(place: Path, pictures: Path, classes: tuple[str, ...], channel
     config.data.directory = str(place.parent / "prepared")
     config.data.image_size = 16
     config.data.channels = channels
-    inputs = run.Inputs(classes, (16, 16, channels), config.data.mean, config.data.std)
-    network = run.build_model(config, len(classes))
-    optimizer, _ = run.build_optimizer(config, 10)
-    state = jax.eval_shape(lambda: run.new_state(config, network, optimizer, inputs.image_shape))
+    inputs = Inputs(classes, (16, 16, channels), config.data.mean, config.data.std)
+    state = jax.eval_shape(Experiment.of(config, inputs, steps_per_epoch=10).initial_state)
     variables = random_variables({"params": state.params, "batch_stats": state.batch_stats}, seed=config.seed)
     state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state).replace(**variables)
     run.prepare_folder(place, config)

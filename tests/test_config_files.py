@@ -14,6 +14,7 @@ from inception_jax.config import default_config, validate
 from inception_jax.config_files import find_config_and_argument, load_config
 from inception_jax.errors import UserError
 from inception_jax.studies.plan import PlannedRun
+from inception_jax.train.initial import with_network_of_weights
 
 START = "from inception_jax.config import default_config\n"
 
@@ -331,7 +332,7 @@ def test_what_is_below_the_home_is_found_and_written_there(here, monkeypatch, di
     assert inception_jax.load("~/runs/run").folder == home / "runs" / "run"
     config = default_config()
     config.init_from, config.model.name, config.data.directory = "~/runs/run", "", str(digits)
-    assert run.with_network_of_weights(config, here / "new").model.name == "simple_cnn"
+    assert with_network_of_weights(config, here / "new").model.name == "simple_cnn"
     config.data.directory = "~/prepared"
     run.load_data(config)
     assert (home / "prepared" / "digits").is_dir()

@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 from jax import numpy as jnp
 from networks import DEEPER
 
-from inception_jax import data, main, run, schedules, sharding, steps, train
+from inception_jax import data, main, run, schedules, sharding, train
 from inception_jax.config import CHOICES, default_config, field_names, validate
 from inception_jax.data import images, order, splits
 from inception_jax.errors import UserError
+from inception_jax.experiment import Experiment, Inputs, build_model
 from inception_jax.models import MODELS, list_models
-from inception_jax.models.folding import fold_model, inference_variables
+from inception_jax.models.folding import inference_variables
+from inception_jax.train.initial import load_initial, with_options_of_weights
 
 fuzz = partial(settings, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 
@@ -138,46 +140,29 @@ def compute(config, image_shape=(8, 8, 1), classes=10, sizes=(("train", 1617), (
     parts = splits.resolve_all(dict(config.data.splits), dict(sizes))
     examples = sum(part.stop - part.start for part in parts["train"])
     try:
-        _, image_dtype = run.dtypes(config.compute_dtype)
         mesh = sharding.make_mesh(config.num_devices)
         sharding.check_divides(mesh, config.batch_size // config.accumulation_steps, "batch_size")
         steps_per_epoch = order.steps_per_epoch(examples, config.batch_size)
         order.batch_indices(config.seed, 0, num_examples=examples, batch_size=config.batch_size)
-        config = run.with_options_of_weights(config, classes)
-        model = run.build_model(config, classes)
+        config = with_options_of_weights(config, classes)
         key = jax.random.key(config.seed)
         if config.init_from and not config.init_from.startswith("torchvision"):  # which would be fetched
-            run.load_initial(config.init_from, model, image_shape, key)
+            load_initial(config.init_from, build_model(config, classes), image_shape, key)
         mean, std = (value or (0.5,) * image_shape[-1] for value in (config.data.mean, config.data.std))
-        inputs = run.Inputs(tuple(map(str, range(classes))), image_shape, mean, std)
-        optimizer, schedule = run.build_optimizer(config, steps_per_epoch)
-        state = jax.eval_shape(partial(run.new_state, config, model, optimizer, image_shape), key)
-        train_step = partial(
-            steps.train_step,
-            model=model,
-            optimizer=optimizer,
-            prepare=inputs.augmenter(dict(config.data.augment), config.data.normalization, image_dtype),
-            mix=inputs.mixer(dict(config.data.augment)),
-            label_smoothing=config.loss.label_smoothing,
-            aux_weight=config.loss.aux_weight,
-            accumulation_steps=config.accumulation_steps,
-            average_decay=config.average_decay,
-        )
-        new, loss = jax.eval_shape(train_step, state, *batch(config.batch_size, image_shape), key)
+        inputs = Inputs(tuple(map(str, range(classes))), image_shape, mean, std)
+        computed = Experiment.of(config, inputs, steps_per_epoch)
+        state = jax.eval_shape(computed.initial_state, key)
+        new, loss = jax.eval_shape(computed.train_step, state, *batch(config.batch_size, image_shape), key)
         shapes = [jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree) for tree in (state, new)]
         assert shapes[0] == shapes[1]
         assert loss.shape == ()
-        eval_step = partial(
-            steps.eval_step,
-            model=fold_model(model),
-            prepare=inputs.normalizer(config.data.normalization, image_dtype),
-        )
-        variables = jax.eval_shape(partial(inference_variables, model), state.variables)
+        variables = jax.eval_shape(partial(inference_variables, computed.model), state.variables)
         size = config.evaluate.batch_size or config.batch_size
         mask = jax.ShapeDtypeStruct((size,), bool)
-        assert jax.eval_shape(eval_step, variables, *batch(size, image_shape), mask).keys() == state.metrics.keys()
-        assert_rates_are_numbers(config, schedule, config.num_epochs * steps_per_epoch)
-        assert_nothing_moves_without_gradients(optimizer, list(state.params))
+        sums = jax.eval_shape(computed.eval_step, variables, *batch(size, image_shape), mask)
+        assert sums.keys() == state.metrics.keys()
+        assert_rates_are_numbers(config, computed.schedule, computed.total_steps)
+        assert_nothing_moves_without_gradients(computed.optimizer, list(state.params))
     finally:
         jax.config.update("jax_enable_x64", False)
 

@@ -8,6 +8,7 @@ import pytest
 
 from inception_jax import run, sharding, train
 from inception_jax.config import default_config
+from inception_jax.train import loop
 
 
 def buffers(tree):
@@ -64,18 +65,18 @@ def test_every_state_that_trains_shares_nothing(digits, tmp_path, monkeypatch, d
         assert len(set(found)) == len(found) == devices * len(jax.tree.leaves(state))
         seen.append(where)
 
-    def loop(config, state, *arguments, **options):
+    def run_loop(experiment, programs, session, state):
         check(state, "loop")
-        return train_loop(config, state, *arguments, **options)
+        return loop_run(experiment, programs, session, state)
 
     def end_epoch(*arguments):
-        state, row = train_end_epoch(*arguments)
+        state = loop_end_epoch(*arguments)
         check(state, "epoch")
-        return state, row
+        return state
 
-    train_loop, train_end_epoch = train._loop, train._end_epoch
-    monkeypatch.setattr(train, "_loop", loop)
-    monkeypatch.setattr(train, "_end_epoch", end_epoch)
+    loop_run, loop_end_epoch = loop.run, loop.end_epoch
+    monkeypatch.setattr(loop, "run", run_loop)
+    monkeypatch.setattr(loop, "end_epoch", end_epoch)
     train.train_and_evaluate(config, tmp_path / "new")
     train.train_and_evaluate(config, tmp_path / "new")
     assert seen == ["loop", "epoch", "epoch", "loop"]

@@ -18,6 +18,7 @@ from inception_jax import engines, run
 from inception_jax.commands import main
 from inception_jax.config import default_config
 from inception_jax.errors import UserError
+from inception_jax.experiment import Inputs
 from inception_jax.export import export_run
 from inception_jax.models.googlenet import Inception, InceptionModule
 from inception_jax.models.layers import ConvUnit, Outputs
@@ -67,7 +68,7 @@ def run_of(model, size=16, channels=3, **fields):
             config[name] = value
     _, shapes = module_shapes(model, (2, size, size, channels))
     variables = {"batch_stats": {}, **random_variables(shapes)}
-    inputs = run.Inputs(tuple("abcdef"), (size, size, channels), (0.4,) * channels, (0.2,) * channels)
+    inputs = Inputs(tuple("abcdef"), (size, size, channels), (0.4,) * channels, (0.2,) * channels)
     return run.Run(Path("nowhere"), config, model, variables, inputs, 0)
 
 

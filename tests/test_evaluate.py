@@ -16,7 +16,8 @@ from sklearn.metrics import confusion_matrix, log_loss, precision_recall_fscore_
 from inception_jax import commands, data, evaluate
 from inception_jax.errors import UserError
 from inception_jax.evaluate import Predictions
-from inception_jax.run import Run, build_optimizer, new_state, open_checkpoints
+from inception_jax.experiment import Experiment
+from inception_jax.run import Run, open_checkpoints
 
 CLASSES = ("cat", "dog", "sea urchin")
 
@@ -510,8 +511,7 @@ def test_validation_stands_in_where_there_is_no_test_split(without_test, capsys)
 def test_it_says_which_weights(make_run, capsys):
     run = make_run("which", classes=("Cat", "DOG", "sea_urchin", "teapot"))
     with open_checkpoints(run.folder, run.config) as checkpoints:
-        optimizer, _ = build_optimizer(run.config, 10)
-        template = jax.eval_shape(lambda: new_state(run.config, run.model, optimizer, (16, 16, 3)))
+        template = jax.eval_shape(Experiment.of(run.config, run.inputs, steps_per_epoch=10).initial_state)
         state, _ = checkpoints.restore(7, template)
         progress = checkpoints.progress(7)
         for step, accuracy in ((12, 0.9), (15, 0.8)):

@@ -15,7 +15,7 @@ from flax import linen as nn
 from networks import DEEPER, SHORTENED, random_variables
 from PIL import Image
 
-from inception_jax import models, run
+from inception_jax import experiment, models, run
 from inception_jax.commands import main
 from inception_jax.config import default_config
 from inception_jax.errors import UserError
@@ -113,11 +113,11 @@ def test_predict_answers_from_the_file_as_from_the_run(exported, trained, tmp_pa
 def random_run(name, size, *, shortened=(), **options):
     config = default_config()
     config.model.update(name=name, **options)
-    model = run.build_model(config, 5).clone(**dict(shortened))
+    model = experiment.build_model(config, 5).clone(**dict(shortened))
     inputs = jax.ShapeDtypeStruct((1, size, size, 3), "float32")
     shapes = jax.eval_shape(lambda key, images: model.init(key, images, train=False), jax.random.key(0), inputs)
     variables = {"batch_stats": {}, **random_variables(shapes)}
-    inputs = run.Inputs(tuple("abcde"), (size, size, 3), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+    inputs = experiment.Inputs(tuple("abcde"), (size, size, 3), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
     return run.Run(Path("nowhere"), config, model, variables, inputs, 0)
 
 

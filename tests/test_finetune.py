@@ -15,6 +15,8 @@ from inception_jax import main, run, weights
 from inception_jax.config import default_config
 from inception_jax.config_files import find_config, load_config
 from inception_jax.errors import UserError
+from inception_jax.experiment import build_model
+from inception_jax.train import initial as initial_weights
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (64, 16, 16, 3), np.uint8)
 
@@ -103,10 +105,10 @@ def test_published_weights_bring_options_and_normalisation_with_them(config, tmp
     whole = inception_jax.create_model("googlenet", num_classes=1000, kernel_5x5=3)
     weights.write_state_dict(file, weights.to_state_dict(whole, variables, "torchvision"))
     monkeypatch.setattr(weights.pretrained, "fetch", lambda given: file if given == published else None)
-    config = run.with_options_of_weights(config, 4)
-    model = run.build_model(config, 4)
+    config = initial_weights.with_options_of_weights(config, 4)
+    model = build_model(config, 4)
     assert (model.kernel_5x5, model.num_classes) == (3, 4)
-    initial = run.load_initial(config.init_from, model, (32, 32, 3), jax.random.key(0))
+    initial = initial_weights.load_initial(config.init_from, model, (32, 32, 3), jax.random.key(0))
     assert (initial.mean, initial.std) == (published.preprocessing.mean, published.preprocessing.std)
     assert initial.left_out == ("fc",)
     expected = flat(variables)
@@ -180,7 +182,7 @@ def test_options_that_are_set_stay(first, tmp_path):
     config.init_from = str(first.folder)
     config.model.dropout_rate = 0.25
     config.data.image_size = 24
-    config = run.with_network_of_weights(config, tmp_path)
+    config = initial_weights.with_network_of_weights(config, tmp_path)
     assert (config.model.name, config.model.dropout_rate) == ("simple_cnn", 0.25)
     assert (config.data.image_size, config.data.channels) == (24, 3)
 
@@ -196,10 +198,10 @@ def test_a_file_of_weights_says_which_network_it_is_of(name, size, tmp_path):
     weights.write_state_dict(file, weights.to_state_dict(model, random_variables(variables), "torchvision"))
     config = load_config(find_config("finetune_folder"))
     config.init_from = str(file)
-    config = run.with_network_of_weights(config, tmp_path)
+    config = initial_weights.with_network_of_weights(config, tmp_path)
     assert config.model.name == name
     assert (config.data.image_size, config.data.channels) == (size, 3)
-    assert run.build_model(config, 7).clone(dtype=None) == model.clone(dtype=None)
+    assert build_model(config, 7).clone(dtype=None) == model.clone(dtype=None)
 
 
 @pytest.mark.parametrize(
@@ -216,5 +218,5 @@ def test_weights_that_do_not_say_their_network_are_named(init_from, message, tmp
     config = load_config(find_config("finetune_folder"))
     config.init_from = init_from and init_from.format(folder=tmp_path)
     with pytest.raises(UserError) as error:
-        run.with_network_of_weights(config, tmp_path)
+        initial_weights.with_network_of_weights(config, tmp_path)
     assert message in str(error.value)

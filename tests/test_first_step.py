@@ -8,6 +8,7 @@ from runs import assert_same_run
 
 from inception_jax import train
 from inception_jax.config import default_config
+from inception_jax.train import evaluator, start, training
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def config(digits):
 
 @pytest.mark.parametrize(("patience", "said"), [(0.0, True), (600.0, False)])
 def test_a_program_that_is_not_soon_there_is_said_to_be_compiled(config, tmp_path, monkeypatch, caplog, patience, said):
-    monkeypatch.setattr(train, "SECONDS_TO_READ", patience)
+    monkeypatch.setattr(start, "SECONDS_TO_READ", patience)
     with caplog.at_level(logging.INFO, "inception_jax"):
         train.train_and_evaluate(config, tmp_path / "run")
     assert ("compiling (about " in caplog.text) == said
@@ -37,16 +38,16 @@ def test_programs_compiled_beside_the_steps_evaluate_the_same(config, tmp_path, 
     config.num_devices = devices
     used = []
 
-    class Evaluator(train.Evaluator):
+    class Evaluator(evaluator.Evaluator):
         def __call__(self, variables, split):
             means = super().__call__(variables, split)
             used.append((type(self._inference_variables), type(self._eval_step)))
             return means
 
     with monkeypatch.context() as ahead:
-        ahead.setattr(train, "Evaluator", Evaluator)
+        ahead.setattr(training, "Evaluator", Evaluator)
         train.train_and_evaluate(config, tmp_path / "ahead")
     assert set(used) == {(jax.stages.Compiled, jax.stages.Compiled)}
-    monkeypatch.setattr(train.Evaluator, "compile_ahead", lambda self, variables: None)
+    monkeypatch.setattr(evaluator.Evaluator, "compile_ahead", lambda self, variables: None)
     train.train_and_evaluate(config, tmp_path / "afterwards")
     assert_same_run(tmp_path / "ahead", tmp_path / "afterwards")

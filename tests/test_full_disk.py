@@ -15,6 +15,7 @@ from PIL import Image
 
 from inception_jax import commands, main, process, run
 from inception_jax.config import default_config
+from inception_jax.experiment import Experiment, Inputs
 
 STUDY = f"""
 import sys
@@ -75,9 +76,8 @@ def resnet(tmp_path_factory) -> Path:
     config = default_config()
     config.model.name = "resnet18"
     config.data.mean, config.data.std = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
-    inputs = run.Inputs(("cat", "dog", "owl"), (32, 32, 3), config.data.mean, config.data.std)
-    optimizer, _ = run.build_optimizer(config, 10)
-    state = jax.eval_shape(lambda: run.new_state(config, run.build_model(config, 3), optimizer, inputs.image_shape))
+    inputs = Inputs(("cat", "dog", "owl"), (32, 32, 3), config.data.mean, config.data.std)
+    state = jax.eval_shape(Experiment.of(config, inputs, steps_per_epoch=10).initial_state)
     variables = random_variables({"params": state.params, "batch_stats": state.batch_stats})
     state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state).replace(**variables)
     run.prepare_folder(folder, config)

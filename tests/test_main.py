@@ -42,7 +42,7 @@ def folder(tmp_path, monkeypatch, digits):
 @pytest.mark.parametrize("name", sorted(shipped_configs()))
 def test_every_shipped_config_is_valid_and_builds_its_network(name):
     from inception_jax.config import validate
-    from inception_jax.run import build_model
+    from inception_jax.experiment import build_model
 
     config, workdir, *_ = main.parse_flags([f"--config={name}"])
     validate(config)

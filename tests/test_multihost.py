@@ -368,13 +368,14 @@ def test_a_run_that_stands_still_shows_its_stacks_and_goes_on_later(digits, tmp_
     """Such as at a disk that does not answer; in two processes of which one hangs, both end."""
     hangs = """
 import os, sys, time
-from inception_jax import main, train
-rows = train._rows_of
+from inception_jax import main
+from inception_jax.train import batches
+rows = batches.rows_of
 def rows_or_not(positions, part, step):
     while step == 12 and os.environ.get("INCEPTION_JAX_PROCESS_ID") in (None, "1"):
         time.sleep(1)
     return rows(positions, part, step)
-train._rows_of = rows_or_not
+batches.rows_of = rows_or_not
 sys.exit(main.main())
 """
     folder = tmp_path / "run"

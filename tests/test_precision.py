@@ -6,11 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from inception_jax import ops, precision, run, train
+from inception_jax import experiment, ops, run, train
 from inception_jax.config import default_config
 from inception_jax.errors import UserError
 from inception_jax.inspection.table import layer_table
 from inception_jax.models import create_model
+from inception_jax.train import precision
 
 
 @pytest.fixture
@@ -104,7 +105,7 @@ def test_a_run_of_before_stays_with_what_auto_was(config, machine, tmp_path):
     machine(True)
     (tmp_path / "config.json").write_text(config.to_json())
     assert choice(config, tmp_path, 224)[0] == "auto"
-    assert run.dtypes("auto")[0] == jax.numpy.float32  # on a CPU
+    assert experiment.dtypes("auto")[0] == jax.numpy.float32  # on a CPU
     config.compute_dtype = "float32"  # as recipes say now that left it open
     run.prepare_folder(tmp_path, config)
     config.compute_dtype = "bfloat16"

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from inception_jax import train
-
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
@@ -23,7 +21,6 @@ def test_help_shows_examples(name):
 @pytest.mark.slow
 def test_the_loop_takes_turns_with_the_bare_step(monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    monkeypatch.setattr(train, "Progress", train.Progress)  # put back afterwards
     import loop_overhead
 
     fields = ["--config.model.name=simple_cnn", "--config.model.stage_features=(4,8)", "--config.num_devices=1"]

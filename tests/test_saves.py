@@ -3,8 +3,11 @@
 import pytest
 from runs import assert_same_run, rows, stop_after, summary
 
-from inception_jax import main, run, train
+from inception_jax import main, multihost, run, train
 from inception_jax.config import default_config
+from inception_jax.train import session
+from inception_jax.train.console import Console
+from inception_jax.train.stopping import Votes
 
 
 @pytest.fixture
@@ -49,7 +52,7 @@ def test_the_interval_is_in_minutes_and_begins_anew_with_every_save(config, tmp_
     """By a clock that moves a minute a step."""
     now = [0.0]
 
-    class Progress(train.Progress):
+    class AMinuteAStep(Console):
         def due(self, step):
             now[0] = 60.0 * step
             return False
@@ -59,19 +62,18 @@ def test_the_interval_is_in_minutes_and_begins_anew_with_every_save(config, tmp_
         def monotonic():
             return now[0]
 
-    monkeypatch.setattr(train, "Progress", Progress)
-    monkeypatch.setattr(train, "time", Time)
+    monkeypatch.setattr(session, "time", Time)
     config.checkpoint.every_minutes = 4.0
     config.checkpoint.every_steps = 7
-    train.train_and_evaluate(config, tmp_path)
+    train.train_and_evaluate(config, tmp_path, console=AMinuteAStep)
     assert saved(tmp_path) == [4, 7, 10, 14, 18, 20]
 
 
 @pytest.mark.parametrize("several", [False, True])
 def test_processes_save_after_the_same_step(several, monkeypatch):
     """By the first one's clock, whose word counts as many steps later as a process may be behind; once for a save."""
-    monkeypatch.setattr(train.multihost, "count", lambda: 2 if several else 1)
-    votes = train.Votes(None, lambda: 0)
+    monkeypatch.setattr(multihost, "count", lambda: 2 if several else 1)
+    votes = Votes(None, lambda: 0)
     if not several:
         assert votes.saves(5, 0, True)
         assert not votes.saves(5, 0, False)

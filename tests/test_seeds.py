@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from runs import assert_same_run, stop_after
 
-from inception_jax import checkpoints, run, train
+from inception_jax import checkpoints, experiment, run, train
 from inception_jax.config import default_config
 from inception_jax.data import order
+from inception_jax.train import record, session, start, training
 
 SEEDS = [0, 1, 2, 3, 2**31 - 2, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1]
 
@@ -22,7 +23,7 @@ def test_no_two_uses_and_no_two_seeds_have_a_key_in_common(x64):
         for seed in SEEDS:
             config = default_config()
             config.seed = seed
-            for use in (run.initial_key, run.training_key):
+            for use in (experiment.initial_key, experiment.training_key):
                 keys[seed, use.__name__] = tuple(jax.random.key_data(use(config)).tolist())
                 for step in range(3):  # and its steps'
                     key = jax.random.fold_in(use(config), step)
@@ -52,7 +53,7 @@ def config(digits):
 
 def test_a_run_of_before_goes_on_with_the_numbers_that_it_began_with(config, tmp_path, monkeypatch):
     """Its weights were drawn from the seed, its augmentation from the next one, and its records did not say so."""
-    kept = [field.name for field in dataclasses.fields(train.Record)]
+    kept = [field.name for field in dataclasses.fields(record.Record)]
     kept = [name for name in kept if name not in ("named_streams", "best_step")]
 
     class Checkpoints(checkpoints.Checkpoints):
@@ -61,8 +62,9 @@ def test_a_run_of_before_goes_on_with_the_numbers_that_it_began_with(config, tmp
 
     with monkeypatch.context() as before:
         before.setattr(run, "Checkpoints", Checkpoints)
-        before.setattr(run, "initial_key", lambda config, named_streams=True: jax.random.key(config.seed))
-        before.setattr(run, "training_key", lambda config, named_streams=True: jax.random.key(config.seed + 1))
+        for module in (start, training):
+            before.setattr(module, "initial_key", lambda config: jax.random.key(config.seed))
+        before.setattr(session, "training_key", lambda config, named_streams: jax.random.key(config.seed + 1))
         train.train_and_evaluate(config, tmp_path / "whole")
         stop_after(before, 4)
         with pytest.raises(train.Interrupted):

@@ -7,7 +7,9 @@ import threading
 
 import pytest
 
-from inception_jax import checkpoints, data, main, process, run, train
+from inception_jax import checkpoints, data, main, process, run
+from inception_jax.train import training
+from inception_jax.train.console import Console
 
 FIELDS = {
     "model.name": "simple_cnn", "model.stage_features": "(4, 8)", "model.norm": "none", "num_devices": "1",
@@ -32,18 +34,15 @@ def send(*numbers):
 
 
 def at_step(monkeypatch, step, *numbers, evaluated=False):
-    class Progress(train.Progress):
-        def due(self, now):
-            if now == step and not evaluated:
-                send(*numbers)
-            return super().due(now)
+    name = "epoch" if evaluated else "due"
+    shows = getattr(Console, name)
 
-        def epoch(self, now, row):
-            if now == step and evaluated:
-                send(*numbers)
-            return super().epoch(now, row)
+    def shows_and_sends(self, now, *row):
+        if now == step:
+            send(*numbers)
+        return shows(self, now, *row)
 
-    monkeypatch.setattr(train, "Progress", Progress)
+    monkeypatch.setattr(Console, name, shows_and_sends)
 
 
 def before_call(monkeypatch, owner, name, *numbers):
@@ -124,14 +123,14 @@ def test_the_checkpoint_that_a_save_replaces_outlives_its_interruption(folder, m
     """The run is stopped where it has just saved, and the same step is saved once more."""
     slowly(monkeypatch)
     at_step(monkeypatch, 10, INT, evaluated=True)
-    original = train.Checkpoints.save
+    original = checkpoints.Checkpoints.save
 
     def save(self, step, state, progress, metrics=None):
         if metrics is None:  # the second time
             before_call(monkeypatch, checkpoints.ocp.CheckpointManager, name, INT, INT)
         return original(self, step, state, progress, metrics)
 
-    monkeypatch.setattr(train.Checkpoints, "save", save)
+    monkeypatch.setattr(checkpoints.Checkpoints, "save", save)
     assert train_in(folder) == 130
     assert "stopped at once after step 10, which is saved" in capsys.readouterr().err
     assert steps(folder) == [10]
@@ -151,7 +150,7 @@ def test_before_training_there_is_nothing_to_save(folder, monkeypatch, capsys, n
 
 def test_a_ctrl_c_after_another_while_it_compiles(folder, monkeypatch, capsys):
     slowly(monkeypatch)
-    before_call(monkeypatch, train, "Evaluator", INT, INT)
+    before_call(monkeypatch, training, "Evaluator", INT, INT)
     assert train_in(folder) == 6
     shown = capsys.readouterr().err.splitlines()[-1]
     assert shown == "stopped at once before the first step, without saving: there is no checkpoint yet"
@@ -159,7 +158,7 @@ def test_a_ctrl_c_after_another_while_it_compiles(folder, monkeypatch, capsys):
 
 @pytest.mark.parametrize(("number", "code"), [(INT, 130), pytest.param(TERM, 75, marks=pytest.mark.slow)])
 def test_all_is_saved_once_the_last_evaluation_has_begun(folder, monkeypatch, capsys, number, code):
-    before_call(monkeypatch, train, "_summarize", number)
+    before_call(monkeypatch, training, "_summarize", number)
     assert train_in(folder) == code
     assert "stopped after the last step, which is saved: the same command evaluates" in capsys.readouterr().err
     monkeypatch.undo()
@@ -178,7 +177,7 @@ def test_all_is_saved_while_the_report_is_written(folder, monkeypatch, capsys, n
 
 def test_a_second_signal_on_the_way_out_changes_nothing(folder, monkeypatch, capsys):
     at_step(monkeypatch, 13, TERM)
-    before_call(monkeypatch, train.Checkpoints, "close", TERM, INT)
+    before_call(monkeypatch, checkpoints.Checkpoints, "close", TERM, INT)
     assert train_in(folder) == 75
     assert "stopped after step 13 of 30 and saved" in capsys.readouterr().err
 

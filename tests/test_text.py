@@ -108,3 +108,11 @@ def test_no_command_prints_past_it():
     for path in [*package.glob("commands/*.py"), package / "main.py"]:
         calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
         assert not [node.lineno for node in calls if isinstance(node.func, ast.Name) and node.func.id == "print"], path
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [(0.2, "0 s"), (59.4, "59 s"), (59.6, "1 min 0 s"), (80, "1 min 20 s"), (3599.7, "1 h 0 min"), (7500, "2 h 5 min")],
+)
+def test_durations_in_words(seconds, expected):
+    assert text.format_seconds(seconds) == expected

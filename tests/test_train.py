@@ -18,10 +18,12 @@ from jax import numpy as jnp
 from runs import assert_same_run, rows, stop_after, summary
 
 import inception_jax
-from inception_jax import data, main, profiling, run, state, steps, train
+from inception_jax import checkpoints, data, main, run, state, steps, train
 from inception_jax.config import default_config
 from inception_jax.data import augment
 from inception_jax.errors import UserError
+from inception_jax.train import profiling, record
+from inception_jax.train.console import Console
 
 
 @pytest.fixture
@@ -69,23 +71,21 @@ def test_a_resumed_run_equals_an_uninterrupted_one(config, tmp_path, monkeypatch
     assert_same_run(tmp_path / "stopped", tmp_path / "whole")
 
 
-def test_a_run_killed_between_checkpoints_repeats_what_was_lost(config, tmp_path, monkeypatch):
+def test_a_run_killed_between_checkpoints_repeats_what_was_lost(config, tmp_path):
     config.checkpoint.every_steps = 15
     train.train_and_evaluate(config, tmp_path / "whole")
 
     class Killed(Exception):  # noqa: N818
         pass
 
-    class Progress(train.Progress):
+    class KilledAtStep33(Console):
         def due(self, step):
             if step == 33:
                 raise Killed
             return super().due(step)
 
-    with monkeypatch.context() as patched:
-        patched.setattr(train, "Progress", Progress)
-        with pytest.raises(Killed):
-            train.train_and_evaluate(config, tmp_path / "killed")
+    with pytest.raises(Killed):
+        train.train_and_evaluate(config, tmp_path / "killed", console=KilledAtStep33)
     assert run.load_run(tmp_path / "killed", "latest").step == 30
     train.train_and_evaluate(config, tmp_path / "killed")
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
@@ -173,7 +173,7 @@ def test_another_config_in_the_same_folder_is_refused_with_the_difference(config
 def test_a_step_that_is_evaluated_and_due_is_saved_once(config, tmp_path, monkeypatch):
     saved = []
 
-    class Checkpoints(train.Checkpoints):
+    class Checkpoints(checkpoints.Checkpoints):
         def save(self, step, *arguments):
             saved.append(step)
             super().save(step, *arguments)
@@ -185,10 +185,10 @@ def test_a_step_that_is_evaluated_and_due_is_saved_once(config, tmp_path, monkey
 
 
 def test_a_record_of_another_version_is_refused():
-    kept = dataclasses.asdict(train.Record({"mean": [0.5]}, 21, evaluated_step=42))
-    assert train.Record.from_json(kept) == train.Record({"mean": [0.5]}, 21, evaluated_step=42)
+    kept = dataclasses.asdict(record.Record({"mean": [0.5]}, 21, evaluated_step=42))
+    assert record.Record.from_json(kept) == record.Record({"mean": [0.5]}, 21, evaluated_step=42)
     with pytest.raises(UserError, match=r"written by another version of inception_jax: it holds energy\. Install"):
-        train.Record.from_json(kept | {"energy": 1.5})
+        record.Record.from_json(kept | {"energy": 1.5})
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(config, tmp_path):

@@ -19,8 +19,10 @@ import inception_jax
 from inception_jax import commands, data, evaluate, models, registry, run
 from inception_jax.config import default_config, field_names, get_field
 from inception_jax.errors import UntrustedError, UserError
+from inception_jax.experiment import build_model
 from inception_jax.export import export_run
 from inception_jax.predict import load_classifier
+from inception_jax.train import initial as initial_weights
 
 CLASSES = ("Cat", "DOG", "sea_urchin", "teapot")
 OWN = """
@@ -209,16 +211,16 @@ def test_a_run_with_a_network_of_ones_own_is_used_once_it_is_trusted(tmp_path, m
     config.model.name = ""
     config.finetune.head = ("fc",)
     with pytest.raises(UntrustedError):
-        run.with_network_of_weights(config, tmp_path / "new")
-    trusted = run.with_network_of_weights(config, tmp_path / "new", trust_code=True)
+        initial_weights.with_network_of_weights(config, tmp_path / "new")
+    trusted = initial_weights.with_network_of_weights(config, tmp_path / "new", trust_code=True)
     assert (trusted.model.name, trusted.model.width) == ("net_of_mine:Net", 3)
     # Who names the network needs no flag; another's name does.
-    model = run.build_model(trusted, 4)
+    model = build_model(trusted, 4)
     key = jax.random.key(0)
-    initial = run.load_initial(config.init_from, model, (16, 16, 3), key, own=trusted)
+    initial = initial_weights.load_initial(config.init_from, model, (16, 16, 3), key, own=trusted)
     np.testing.assert_array_equal(initial.variables["params"]["fc"]["bias"], made.variables["params"]["fc"]["bias"])
     with pytest.raises(UntrustedError):
-        run.load_initial(config.init_from, model, (16, 16, 3), key, own=default_config())
+        initial_weights.load_initial(config.init_from, model, (16, 16, 3), key, own=default_config())
 
 
 def test_the_current_folder_comes_behind_all_others(tmp_path, monkeypatch):

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     """Prints a row for each run."""
     from inception_jax.inspection.formats import format_table
     from inception_jax.runs import differing_fields, list_runs, show
-    from inception_jax.writers import format_seconds
+    from inception_jax.text import format_seconds
 
     with log_to_stderr():
         records = list_runs(args.folder)

@@ -20,9 +20,10 @@ from jax.extend.mlir.dialects import chlo, stablehlo
 from inception_jax import files
 from inception_jax.data.images import Format, check_batch
 from inception_jax.errors import UserError, unknown_name
+from inception_jax.experiment import Inputs, dtypes
 from inception_jax.models.folding import fold_model, fold_variables
 from inception_jax.models.layers import as_outputs
-from inception_jax.run import Inputs, Run, dtypes
+from inception_jax.run import Run
 from inception_jax.weights import from_state_dict, read_state_dict, to_state_dict, write_state_dict
 from inception_jax.weights.convert import registered_name
 

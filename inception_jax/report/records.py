@@ -6,7 +6,7 @@ from typing import Any
 
 from inception_jax.report.page import Cell, Table
 from inception_jax.runs import Record, differing_fields, show
-from inception_jax.writers import format_seconds
+from inception_jax.text import format_seconds
 
 SPLITS = ("train", "validation", "test")
 MEASURES = {"top1": "Top-1", "top5": "Top-5", "loss": "Loss"}

@@ -13,6 +13,7 @@ import numpy as np
 from inception_jax import evaluate, files, inspection, predict, run
 from inception_jax.data.folders import Scan
 from inception_jax.errors import UserError
+from inception_jax.experiment import Experiment, initial_key
 from inception_jax.studies.definitions import CrossEvaluation
 from inception_jax.studies.plan import read_json
 from inception_jax.studies.results import EXTRAS, Result, Table
@@ -87,9 +88,8 @@ def _gradients(trained: run.Run) -> dict[str, Any]:
     split = dataset.splits["train"]
     images, labels = split.gather(np.arange(min(GRADIENT_IMAGES, len(split))))
     inputs, weight = trained.normalize(images), trained.config.loss.aux_weight
-    optimizer, _ = run.build_optimizer(trained.config, 1)
-    key = run.initial_key(trained.config, trained.named_streams)
-    initial = run.new_state(trained.config, trained.model, optimizer, trained.inputs.image_shape, key)
+    key = initial_key(trained.config, trained.named_streams)
+    initial = Experiment.of(trained.config, trained.inputs, steps_per_epoch=1).initial_state(key)
     at = {"start": {"params": initial.params, "batch_stats": initial.batch_stats}, "end": trained.variables}
     return {
         "gradient_norms": {

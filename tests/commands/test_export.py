@@ -11,6 +11,7 @@ from peers import import_torchvision
 
 from inception_jax import commands, run
 from inception_jax.config import default_config
+from inception_jax.experiment import Experiment, Inputs
 from inception_jax.run import Run
 from inception_jax.weights import from_state_dict, read_state_dict
 
@@ -22,10 +23,8 @@ def trained(tmp_path_factory) -> Run:
     config = default_config()
     config.model.name = "resnet18"
     config.data.mean, config.data.std = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
-    inputs = run.Inputs(("cat", "dog", "owl"), (32, 32, 3), config.data.mean, config.data.std)
-    model = run.build_model(config, 3)
-    optimizer, _ = run.build_optimizer(config, 10)
-    state = jax.eval_shape(lambda: run.new_state(config, model, optimizer, inputs.image_shape))
+    inputs = Inputs(("cat", "dog", "owl"), (32, 32, 3), config.data.mean, config.data.std)
+    state = jax.eval_shape(Experiment.of(config, inputs, steps_per_epoch=10).initial_state)
     variables = random_variables({"params": state.params, "batch_stats": state.batch_stats})
     state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state).replace(**variables)
     run.prepare_folder(folder, config)

@@ -11,7 +11,8 @@ from networks import module_shapes, random_variables
 
 from inception_jax import commands, create_model, run
 from inception_jax.config import default_config
-from inception_jax.run import Inputs, Run
+from inception_jax.experiment import Inputs
+from inception_jax.run import Run
 
 
 def inspect(capsys, *argv):

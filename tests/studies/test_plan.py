@@ -7,7 +7,7 @@ import pytest
 from fake_runs import make_study
 
 from inception_jax.errors import UserError
-from inception_jax.run import build_model
+from inception_jax.experiment import build_model
 from inception_jax.studies import Claim, Range, Search, Variation
 from inception_jax.studies.plan import load_study, make_plan, shipped_studies, start
 

@@ -13,7 +13,8 @@ from jax.extend.core import jaxprs_in_params
 
 from inception_jax import ops
 from inception_jax.config import Config
-from inception_jax.run import build_model, read_config
+from inception_jax.experiment import build_model
+from inception_jax.run import read_config
 
 # Of a mean convolution in a step; below, bfloat16 is the slower type on a CPU that has units for it: what is around
 # oneDNN's operations takes longer than they save. GoogLeNet, 64 images: 0.77 times float32's speed with 36 million
@@ -27,7 +28,7 @@ def choose_compute_dtype(
     """The config with its compute_dtype decided, and why it is that one, in a few words; "" where the config says so.
 
     A run goes on in the type that it has begun in; one of before has kept "auto", and stays with what that is, see
-    `run.dtypes`. A new one takes bfloat16 on accelerators, and from JAX 0.12 on on CPUs that have units for it
+    `experiment.dtypes`. A new one takes bfloat16 on accelerators, and from JAX 0.12 on on CPUs that have units for it
     (avx512_bf16 or amx_bf16) if its convolutions are large enough to gain by it; else float32.
 
     Args:

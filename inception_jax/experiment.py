@@ -1,0 +1,255 @@
+"""What a config computes: the network, its optimizer, its inputs and its steps, in one object.
+
+Everything here is pure: nothing is read, written or compiled. Training, the loading of a run, studies, benchmarks and
+tests all build the same `Experiment`.
+"""
+
+import dataclasses
+import fnmatch
+from collections.abc import Callable
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from flax import linen as nn
+from jax import numpy as jnp
+
+from inception_jax import ops, optimizers, schedules, state, steps
+from inception_jax.config import CHOICES, Config
+from inception_jax.data import augment
+from inception_jax.errors import UserError, unknown_name
+from inception_jax.models import create_model
+from inception_jax.models.folding import fold_model
+
+SCHEDULE_OPTIONS = (
+    "learning_rate", "warmup_epochs", "every_epochs", "boundaries", "factor", "final_rate", "decay_rate",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """How images as stored become the network's inputs, and what its outputs mean.
+
+    Attributes:
+      class_names: in the order of the logits.
+      image_shape: (height, width, channels) as stored.
+      mean, std: per channel, of pixels scaled to 0..1.
+    """
+
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Inputs":
+        return cls(**{key: tuple(value) for key, value in values.items()})
+
+    def normalizer(self, normalization: str, dtype: Any) -> Callable[[jax.Array], jax.Array]:
+        """A function from uint8 images (batch, height, width, channels) to the network's inputs, of `dtype`."""
+        mean, std = np.asarray(self.mean, dtype), np.asarray(self.std, dtype)
+
+        def normalize(images):
+            return augment.normalize(augment.to_unit(images, dtype), normalization=normalization, mean=mean, std=std)
+
+        return normalize
+
+    def augmenter(self, strengths: dict[str, Any], normalization: str, dtype: Any) -> steps.Prepare:
+        """The same for training, with augmentation: (key, images) -> inputs."""
+        mean, std = np.asarray(self.mean, dtype), np.asarray(self.std, dtype)
+        elsewhere = {*augment.MIXING, "crop_originals"}  # `mixer` mixes; crops were taken when the files were read
+        if strengths.get("crop_originals"):
+            elsewhere.add("random_resized_crop")
+        strengths = {name: strength for name, strength in strengths.items() if name not in elsewhere}
+
+        def prepare(key, images):
+            images = augment.augment(key, augment.to_unit(images, dtype), **strengths)
+            return augment.normalize(images, normalization=normalization, mean=mean, std=std)
+
+        return prepare
+
+    def mixer(self, strengths: dict[str, Any]) -> steps.Mix | None:
+        """(key, inputs, labels) -> inputs and targets, mixed by MixUp or CutMix; None if both are off."""
+        alphas = {name: strengths[name] for name in augment.MIXING}
+        return partial(augment.mix, num_classes=len(self.class_names), **alphas) if any(alphas.values()) else None
+
+
+# Compared and hashed by identity: jax.jit hashes its methods, and a config has no hash.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Experiment:
+    """A config together with the facts of its data.
+
+    Attributes:
+      config: validated; its compute_dtype may be "auto", see `dtypes`.
+      model: the Linen module.
+      optimizer: the Optax chain.
+      schedule: step -> learning rate.
+      inputs: class names, image shape and normalization.
+      steps_per_epoch: updates.
+    """
+
+    config: Config
+    model: nn.Module
+    optimizer: optax.GradientTransformation
+    schedule: Callable[[int], Any]
+    inputs: Inputs
+    steps_per_epoch: int
+
+    @classmethod
+    def of(cls, config: Config, inputs: Inputs, steps_per_epoch: int) -> "Experiment":
+        """Builds the network and the optimizer that `config` names.
+
+        Raises:
+          UserError: the config names a network, an option or an optimizer that does not exist, or does not fit.
+        """
+        model = build_model(config, len(inputs.class_names))
+        optimizer, schedule = build_optimizer(config, steps_per_epoch)
+        return cls(config, model, optimizer, schedule, inputs, steps_per_epoch)
+
+    @property
+    def total_steps(self) -> int:
+        return self.config.num_epochs * self.steps_per_epoch
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether any split is evaluated, during training or after it."""
+        return bool(self.config.evaluate.splits or self.config.evaluate.final_splits)
+
+    @property
+    def compute_dtype(self) -> Any:
+        """Of the network's computation."""
+        return dtypes(self.config.compute_dtype)[0]
+
+    @property
+    def image_dtype(self) -> Any:
+        """Of parameters, of images that enter the network, and of statistics."""
+        return dtypes(self.config.compute_dtype)[1]
+
+    @property
+    def compiler_options(self) -> dict[str, str | bool]:
+        """For `jax.jit` of the steps, see `ops.compiler_options`."""
+        return ops.compiler_options(self.compute_dtype)
+
+    def initial_state(self, key: jax.Array | None = None) -> state.TrainState:
+        """The state before the first update; its weights are drawn from `key`, by default `initial_key`'s."""
+        return state.create_state(
+            initial_key(self.config) if key is None else key,
+            self.model,
+            self.optimizer,
+            self.inputs.image_shape,
+            dtype=self.image_dtype,
+            plateau_mode=self.config.schedule.mode,
+            with_average=self.config.average_decay > 0,
+        )
+
+    @cached_property
+    def prepare(self) -> steps.Prepare:
+        """(key, uint8 images) -> the inputs of training, augmented and normalized."""
+        return self.inputs.augmenter(dict(self.config.data.augment), self.config.data.normalization, self.image_dtype)
+
+    @cached_property
+    def normalize(self) -> Callable[[jax.Array], jax.Array]:
+        """uint8 images (batch, height, width, channels) -> the inputs of evaluation."""
+        return self.inputs.normalizer(self.config.data.normalization, self.image_dtype)
+
+    @cached_property
+    def inference_model(self) -> nn.Module:
+        """The network with batch norm folded into its convolutions; takes `folding.inference_variables`."""
+        return fold_model(self.model)
+
+    def train_step(
+        self, state: state.TrainState, images: jax.Array, labels: jax.Array, key: jax.Array
+    ) -> tuple[state.TrainState, jax.Array]:
+        """One update, see `steps.train_step`; `key` is `training_key`."""
+        return steps.train_step(
+            state,
+            images,
+            labels,
+            key,
+            model=self.model,
+            optimizer=self.optimizer,
+            prepare=self.prepare,
+            mix=self.inputs.mixer(dict(self.config.data.augment)),
+            label_smoothing=self.config.loss.label_smoothing,
+            aux_weight=self.config.loss.aux_weight,
+            accumulation_steps=self.config.accumulation_steps,
+            average_decay=self.config.average_decay,
+        )
+
+    def eval_step(
+        self, variables: dict[str, Any], images: jax.Array, labels: jax.Array, mask: jax.Array
+    ) -> dict[str, jax.Array]:
+        """The sums of a batch's metrics, see `steps.eval_step`; `variables` are `inference_model`'s."""
+        return steps.eval_step(variables, images, labels, mask, model=self.inference_model, prepare=self.normalize)
+
+
+def dtypes(compute_dtype: str) -> tuple[Any, Any]:
+    """The data types of the computation, and of parameters, images and statistics, for config.compute_dtype.
+
+    "auto" means float32 on CPUs and bfloat16 elsewhere; training chooses more carefully, see `train.precision`.
+    """
+    if compute_dtype not in CHOICES["compute_dtype"]:
+        raise unknown_name("compute_dtype", compute_dtype, CHOICES["compute_dtype"])
+    if compute_dtype == "float64":
+        jax.config.update("jax_enable_x64", True)
+        return jnp.float64, jnp.float64
+    if compute_dtype == "auto":
+        compute_dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(compute_dtype).type, jnp.float32
+
+
+def build_model(config: Config, num_classes: int) -> nn.Module:
+    """The network that the config names, with its options.
+
+    Raises:
+      UserError: the network or one of its options does not exist, or an option is not the config's to set.
+    """
+    dtype, param_dtype = dtypes(config.compute_dtype)
+    options = {key: value for key, value in config.model.items() if key != "name" and value is not None}
+    for option, source in (("num_classes", "the data"), ("dtype", "compute_dtype"), ("param_dtype", "compute_dtype")):
+        if option in options:
+            raise UserError(f"model.{option} cannot be set: it follows from {source}")
+    return create_model(config.model.name, num_classes=num_classes, dtype=dtype, param_dtype=param_dtype, **options)
+
+
+def build_optimizer(config: Config, steps_per_epoch: int) -> tuple[optax.GradientTransformation, Callable[[int], Any]]:
+    """The Optax chain, and its schedule, step -> learning rate."""
+    schedule = schedules.make_schedule(
+        config.schedule.name,
+        steps_per_epoch=steps_per_epoch,
+        num_epochs=config.num_epochs,
+        **{field: config.schedule[field] for field in SCHEDULE_OPTIONS},
+    )
+    options = {key: value for key, value in config.optimizer.items() if key != "name"}
+    if config.init_from:
+        options |= {
+            "trunk": partial(_trunk, head=config.finetune.head),
+            "trunk_rate": config.finetune.trunk_rate,
+            "frozen_updates": min(round(config.finetune.freeze_epochs * steps_per_epoch), schedules.LARGEST_STEP),
+        }
+    return optimizers.make_optimizer(config.optimizer.name, schedule, **options), schedule
+
+
+def _trunk(params: Any, head: tuple[str, ...]) -> Any:
+    """A tree of the same structure: False in the submodules that match a pattern of `head`, True elsewhere."""
+    new = {name for name in params if any(fnmatch.fnmatch(name, pattern) for pattern in head)}
+    if not new:
+        raise UserError(f"finetune.head={head} matches none of the network's submodules: {', '.join(params)}")
+    return {name: jax.tree.map(lambda _, name=name: name not in new, node) for name, node in params.items()}
+
+
+def initial_key(config: Config, named_streams: bool = True) -> jax.Array:
+    """The random key of a run's initial weights.
+
+    Args:
+      named_streams: from the run's record. False for runs of early versions, which used the seed itself here and the
+        next one for training.
+    """
+    return state.stream(config.seed, "init") if named_streams else jax.random.key(config.seed)
+
+
+def training_key(config: Config, named_streams: bool = True) -> jax.Array:
+    """The random key of a run's training steps, see `initial_key`."""
+    return state.stream(config.seed, "train") if named_streams else jax.random.key(config.seed + 1)

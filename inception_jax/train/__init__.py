@@ -1,0 +1,11 @@
+"""Training: `train_and_evaluate` for a config, `fit` for arrays in hand.
+
+`training` goes from the config to the summary, `start` decides what the config leaves open, `loop` is the loop itself,
+`events` says when it evaluates, saves and ends, and `session` does what the host has to do for it.
+"""
+
+from inception_jax.train.stopping import Interrupted, NonFiniteLoss, StoppedAtOnce
+from inception_jax.train.summary import describe_result
+from inception_jax.train.training import fit, train_and_evaluate
+
+__all__ = ["Interrupted", "NonFiniteLoss", "StoppedAtOnce", "describe_result", "fit", "train_and_evaluate"]

@@ -1,0 +1,52 @@
+"""How long a run has taken, and how fast its steps are."""
+
+import time
+
+from inception_jax.train.record import Record
+
+
+class Clock:
+    """Seconds that the run has taken, over all its sessions, and the speed of its training steps.
+
+    Args:
+      record: to which the seconds and images that were timed are added.
+      batch_size: examples per step.
+      started: `time.monotonic()` when this session began.
+    """
+
+    def __init__(self, record: Record, batch_size: int, started: float):
+        self._record = record
+        self._batch_size = batch_size
+        self._before = record.elapsed_seconds
+        self._started = started
+        self._mark: tuple[float, int] | None = None  # time and step at which the steps being timed began
+
+    def elapsed(self) -> float:
+        """Seconds of all sessions."""
+        return self._before + self.session()
+
+    def session(self) -> float:
+        """Seconds of this session."""
+        return time.monotonic() - self._started
+
+    def resume(self, step: int) -> None:
+        if self._mark is None:
+            self.restart(step)
+
+    def restart(self, step: int) -> None:
+        self._mark = (time.monotonic(), step)
+
+    def rate(self, step: int) -> float:
+        """Images per second since the clock was resumed; 0 before the first step that counts."""
+        if self._mark is None or step == self._mark[1]:
+            return 0.0
+        return (step - self._mark[1]) * self._batch_size / (time.monotonic() - self._mark[0])
+
+    def pause(self, step: int) -> float:
+        """Adds what was timed to the record, and returns the rate."""
+        rate = self.rate(step)
+        if self._mark is not None:
+            self._record.training_seconds += time.monotonic() - self._mark[0]
+            self._record.training_images += (step - self._mark[1]) * self._batch_size
+        self._mark = None
+        return rate

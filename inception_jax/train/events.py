@@ -1,0 +1,69 @@
+"""When a run evaluates, saves and ends: a function of the config and of the steps done."""
+
+import dataclasses
+
+from inception_jax.experiment import Experiment
+from inception_jax.train.record import Record
+
+
+@dataclasses.dataclass(frozen=True)
+class Events:
+    """What is due after a step.
+
+    Attributes:
+      total_steps: of the run.
+      evaluate_every, evaluate_from: steps between evaluations, and the step of the first one. After the last step there
+        is always one.
+      save_every: each a number of steps between checkpoints; 0: none.
+      patience: evaluations without a better value after which training ends; 0: any number.
+      target: of the watched metric, with which training ends; 0: none.
+      maximize: whether a larger value of the watched metric is better.
+    """
+
+    total_steps: int
+    evaluate_every: int
+    evaluate_from: int = 0
+    save_every: tuple[int, ...] = ()
+    patience: int = 0
+    target: float = 0.0
+    maximize: bool = True
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> "Events":
+        evaluate, checkpoint = experiment.config.evaluate, experiment.config.checkpoint
+        return cls(
+            experiment.total_steps,
+            evaluate.every_epochs * experiment.steps_per_epoch,
+            evaluate.first_epoch * experiment.steps_per_epoch,
+            tuple(every for every in (checkpoint.every_steps, checkpoint.keep_every_steps) if every),
+            evaluate.early_stopping_patience,
+            evaluate.stop_at,
+            evaluate.watch_mode == "max",
+        )
+
+    def evaluates(self, step: int, record: Record) -> bool:
+        """Whether to evaluate after `step`, unless that was done before the run was resumed."""
+        due = step % self.evaluate_every == 0 and step >= self.evaluate_from
+        return step > record.evaluated_step and (due or step == self.total_steps)
+
+    def ended(self, step: int, record: Record) -> str | None:
+        """Why training ends after `step`: "early", "target" or "completed"; None: it goes on."""
+        if self.patience and record.evaluations_since_best >= self.patience:
+            return "early"
+        if self.reached(record.best_value):
+            return "target"
+        return "completed" if step >= self.total_steps else None
+
+    def reached(self, value: float | None) -> bool:
+        """Whether a value of the watched metric is as good as the target."""
+        if not self.target or value is None:
+            return False
+        return value >= self.target if self.maximize else value <= self.target
+
+    def saves(self, step: int) -> bool:
+        """Whether a checkpoint is due after `step`, besides those of evaluations and of the clock."""
+        return any(step % every == 0 for every in self.save_every)
+
+    def better(self, value: float, best: float | None) -> bool:
+        """Whether a finite value of the watched metric is better than the best one so far."""
+        return best is None or (value > best if self.maximize else value < best)

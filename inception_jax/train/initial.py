@@ -1,0 +1,138 @@
+"""Weights to start from (config.init_from), and what they decide about the network and its inputs."""
+
+import copy
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax import numpy as jnp
+
+from inception_jax import files, initialization, registry, weights
+from inception_jax.config import Config
+from inception_jax.errors import UserError
+from inception_jax.experiment import build_model
+from inception_jax.run import kept_inputs, load_run, read_config
+from inception_jax.weights.names import naming, nearest_options
+
+
+@dataclasses.dataclass(frozen=True)
+class Initial:
+    """What a network starts from whose weights come from elsewhere.
+
+    Attributes:
+      variables: {"params", "batch_stats"}.
+      mean, std: with which the weights' inputs were normalised, as in Inputs; None where nothing says.
+      left_out: paths of the layers that are new.
+    """
+
+    variables: dict[str, Any]
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    left_out: tuple[str, ...]
+
+
+def load_initial(
+    source: str,
+    model: nn.Module,
+    image_shape: tuple[int, int, int],
+    key: jax.Array,
+    *,
+    trust_code: bool = False,
+    own: Config | None = None,
+) -> Initial:
+    """The weights that config.init_from names, for a network in hand; layers for other classes are drawn anew.
+
+    Args:
+      trust_code, own: of a run's folder, as for `load_run`.
+
+    Raises:
+      UserError: the weights cannot be had or are not the network's.
+    """
+    if not (files.expand(source, "init_from") / "config.json").is_file():
+        found = weights.init_from(source, model, image_shape=image_shape, key=key)
+        known = found.preprocessing
+        return Initial(found.variables, known and known.mean, known and known.std, found.left_out)
+    other = load_run(source, trust_code=trust_code, own=own)
+    zeros = jnp.zeros((1, *image_shape))
+    beginning = jax.jit(lambda key: model.init(key, zeros, train=False)).trace(key)
+    fresh: dict[tuple[str, ...], Any] = flatten_dict(dict(initialization.evaluate(beginning, key)))
+    kept: dict[tuple[str, ...], Any] = flatten_dict(dict(other.variables))
+    differing = fresh.keys() ^ kept.keys()
+    differing |= {path for path in fresh.keys() & kept.keys() if fresh[path].shape != kept[path].shape}
+    classes = len(other.inputs.class_names)
+    # Layers whose outputs were the other run's classes are new where ours are others; all else has to agree.
+    new = {path for path in differing & fresh.keys() & kept.keys() if kept[path].shape[-1] == classes}
+    if differing - new:
+        names = sorted("/".join(path) for path in differing - new)
+        raise UserError(
+            f"{source} holds another network than model.name and its options give: {len(names)} of its arrays or ours "
+            f"are missing or have another shape: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+        )
+    taken = unflatten_dict({path: value if path in new else kept[path] for path, value in fresh.items()})
+    return Initial(
+        {name: taken.get(name, {}) for name in ("params", "batch_stats")},
+        other.inputs.mean,
+        other.inputs.std,
+        tuple(sorted({"/".join(path[1:-1]) for path in new})),
+    )
+
+
+def with_options_of_weights(config: Config, num_classes: int) -> Config:
+    """The config with the network's open options set to what the published weights in init_from were trained with."""
+    config = copy.deepcopy(config)
+    name = config.init_from or ""
+    published = weights.PRETRAINED.get(name) or weights.PRETRAINED.get(f"{name}:{config.model.name}")
+    if published:
+        model = build_model(config, num_classes)
+        for option, value in nearest_options(model, naming(model, published.format)).items():
+            if config.model.get(option) is None:
+                config.model[option] = value
+    return config
+
+
+def with_network_of_weights(config: Config, folder: Path, *, trust_code: bool = False) -> Config:
+    """The config with the network of the weights in init_from, where model.name is "" and so leaves it to them.
+
+    With it come its options, data.image_size and data.channels that are not set, and from a run data.normalization.
+
+    Args:
+      folder: of the run that is to be trained; if it has begun, what it began with stays.
+      trust_code: whether a run's folder may name a network outside the package, as for `load_run`.
+
+    Raises:
+      UserError: init_from is not set, or does not say which network's weights it holds.
+      UntrustedError: a run's network is code that is not trusted.
+    """
+    if config.model.name:
+        return config
+    config = copy.deepcopy(config)
+    if (folder / "config.json").is_file():  # the weights may be gone
+        kept = read_config(folder / "config.json")
+        registry.check_trusted("model", kept.model.name, folder, trust_code)
+        image_size, channels = kept.data.image_size, kept.data.channels
+        options, normalization = dict(kept.model), kept.data.normalization
+    elif not config.init_from:
+        raise UserError("the network is that of the weights: give --config.init_from=RUN_OR_FILE, or set model.name")
+    elif (files.expand(config.init_from, "init_from") / "config.json").is_file():
+        source = files.expand(config.init_from)
+        kept, inputs = read_config(source / "config.json"), kept_inputs(source)
+        registry.check_trusted("model", kept.model.name, source, trust_code)
+        if inputs is None:
+            raise UserError(f"{source} has no checkpoint yet")
+        image_size, _, channels = inputs.image_shape
+        options, normalization = dict(kept.model), kept.data.normalization
+    else:
+        name, options, preprocessing = weights.find_network(config.init_from)
+        options, normalization = {"name": name, **options}, config.data.normalization
+        image_size, channels = preprocessing and preprocessing.crop, 3
+    for option, value in options.items():
+        if config.model.get(option) in (None, ""):
+            config.model[option] = value
+    config.data.normalization = normalization
+    for field, value in (("image_size", image_size), ("channels", channels)):
+        if config.data[field] is None:
+            config.data[field] = value
+    return config

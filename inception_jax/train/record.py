@@ -1,0 +1,96 @@
+"""What a run remembers besides its TrainState, and whether its data is still the same."""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+from inception_jax import data
+from inception_jax.checkpoints import Checkpoints
+from inception_jax.data.dataset import Dataset
+from inception_jax.errors import UserError
+from inception_jax.experiment import Experiment, Inputs
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass
+class Record:
+    """What a run remembers besides its TrainState, as JSON in every checkpoint."""
+
+    inputs: dict[str, Any]
+    steps_per_epoch: int
+    elapsed_seconds: float = 0.0  # of all sessions, evaluation included
+    training_seconds: float = 0.0  # of steps alone, without each session's first one, which compiles
+    training_images: int = 0  # processed in training_seconds
+    evaluation_seconds: float = 0.0  # of evaluations during training, without each session's first batch
+    evaluated_step: int = 0
+    best_value: float | None = None  # of the watched metric, whether or not its checkpoint still exists
+    evaluations_since_best: int = 0
+    fingerprint: str | None = None  # of pictures in a person's folder, of arrays and of builders from outside
+    data_version: str | None = None  # of a published data set; None also if an early version did not keep it
+    retries: int = 0  # how often the run went back to a checkpoint because the loss was not finite
+    named_streams: bool = False  # where its random numbers come from, see `experiment.initial_key`
+    best_step: int | None = None  # with best_value; None also if an early version did not keep it
+
+    @classmethod
+    def of(cls, experiment: Experiment, dataset: Dataset) -> "Record":
+        """That of a run that begins."""
+        return cls(
+            dataclasses.asdict(experiment.inputs),
+            experiment.steps_per_epoch,
+            fingerprint=dataset.fingerprint,
+            data_version=dataset.version,
+            named_streams=True,
+        )
+
+    @classmethod
+    def from_json(cls, kept: dict[str, Any]) -> "Record":
+        """The record in a checkpoint; a UserError if another version of the package wrote it, with more fields."""
+        unknown = sorted(kept.keys() - {field.name for field in dataclasses.fields(cls)})
+        if unknown:
+            raise UserError(
+                f"the run's checkpoint was written by another version of inception_jax: it holds {', '.join(unknown)}. "
+                "Install that version, or use another folder"
+            )
+        return cls(**kept)
+
+    @classmethod
+    def from_checkpoint(cls, kept: dict[str, Any], checkpoints: Checkpoints) -> "Record":
+        """As `from_json`. For runs of early versions, best_step is taken from the checkpoints that still exist."""
+        record = cls.from_json(kept)
+        if record.best_step is None and record.best_value is not None:
+            equal = (step for step in checkpoints.best_steps() if checkpoints.watched(step) == record.best_value)
+            record.best_step = next(equal, None)
+        return record
+
+    def require_same_data(self, folder: Path, experiment: Experiment, dataset: Dataset) -> None:
+        """Raises UserError if the run in `folder` began with other data than `dataset`."""
+        self._require_same_pictures(folder, dataset)
+        if self.data_version and self.data_version != dataset.version:
+            raise UserError(
+                f"{folder} holds a run on version {self.data_version} of {dataset.name}, but its version is "
+                f"{dataset.version} now. Choose another --workdir"
+            )
+        if Inputs.from_json(self.inputs) != experiment.inputs or self.steps_per_epoch != experiment.steps_per_epoch:
+            raise UserError(
+                f"{folder} holds a run on other data: its classes, image shape, pixel statistics or number of "
+                "images differ. Choose another --workdir, or bring the data back to what it was"
+            )
+
+    def _require_same_pictures(self, folder: Path, dataset: Dataset) -> None:
+        before, now = self.fingerprint, dataset.fingerprint
+        if before is None and now is not None:
+            logger.warning(
+                "%s: it is not known what data the run was begun with, by another version of inception_jax; it goes on "
+                "with what is given now",
+                folder,
+            )
+            self.fingerprint = now
+        elif before != now:
+            what, way_out = "arrays than given now", "workdir, or give the arrays that it was begun with"
+            if dataset.cache:
+                what = "pictures than are there now"
+                way_out = "--workdir, or bring the pictures back to what they were"
+            differences = data.changes(dataset.cache, before or "", now or "")
+            raise UserError(f"{folder} holds a run on other {what}: {differences}. Choose another {way_out}")

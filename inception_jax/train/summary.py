@@ -1,0 +1,138 @@
+"""What a run came to: summary.json, and the same in a few lines for people."""
+
+import importlib.metadata
+import logging
+import os
+import platform
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from inception_jax import files, multihost
+from inception_jax.checkpoints import Checkpoints
+from inception_jax.config import Config
+from inception_jax.errors import UserError
+from inception_jax.state import TrainState, count_parameters
+from inception_jax.text import format_seconds, printable
+from inception_jax.train.evaluator import Evaluator
+from inception_jax.train.record import Record
+
+logger = logging.getLogger(__name__)
+
+PACKAGES = ("inception-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def write_summary(
+    config: Config,
+    folder: Path,
+    state: TrainState,
+    record: Record,
+    evaluator: Evaluator,
+    checkpoints: Checkpoints,
+    stopped: str,
+) -> dict[str, Any]:
+    """Evaluates the last and the best weights on the final splits; writes summary.json and returns what it holds.
+
+    Args:
+      stopped: why training ended, see `Events.ended`.
+
+    Raises:
+      EvaluationStopped: a request to stop came.
+    """
+    step = int(state.step)
+    final = {split: evaluator(state.variables, split) for split in config.evaluate.final_splits}
+    best_step, best_value, variables = _best_weights(config, state, record, checkpoints)
+    best = final
+    if best_step != step:
+        best = {split: evaluator(variables, split) for split in config.evaluate.final_splits}
+    watched = config.evaluate.watch if config.evaluate.splits else None
+    summary = {
+        "name": folder.name,
+        "steps": step,
+        "epochs": step / record.steps_per_epoch,
+        **final,
+        "best": {
+            "step": best_step,
+            "epoch": best_step / record.steps_per_epoch,
+            "metric": watched if best_value is not None else None,
+            "value": best_value,
+            **best,
+        },
+        "watched": watched,
+        "stopped": stopped,
+        "images_per_second": record.training_images / record.training_seconds if record.training_seconds else None,
+        "seconds": record.elapsed_seconds,
+        "training_seconds": record.training_seconds,
+        "evaluation_seconds": record.evaluation_seconds,
+        "parameters": count_parameters(state.params),
+        "device": describe_devices(evaluator.mesh),
+        "versions": {"python": platform.python_version()}
+        | {package: importlib.metadata.version(package) for package in PACKAGES},
+    }
+    if multihost.is_first():
+        files.write_json(folder / "summary.json", summary)
+    return summary
+
+
+def _best_weights(
+    config: Config, state: TrainState, record: Record, checkpoints: Checkpoints
+) -> tuple[int, float | None, dict[str, Any]]:
+    """Step, watched metric and variables of the best weights; of the last ones if nothing was watched.
+
+    If the best checkpoint is damaged or missing, the best of the remaining ones takes its place, with its own values.
+    """
+    step, best_step, value = int(state.step), record.best_step, record.best_value
+    if value is None or best_step == step:
+        return step, value, state.variables
+    for candidate in checkpoints.best_steps():
+        own = checkpoints.watched(candidate)
+        try:
+            variables = state.variables if candidate == step else checkpoints.restore(candidate, state)[0].variables
+        except UserError as damage:
+            logger.warning("%s", damage)
+            continue
+        break
+    else:
+        candidate, own, variables = step, None, state.variables
+    if candidate != best_step:
+        metric = config.evaluate.watch
+        lost = "the best checkpoint" if best_step is None else f"the best checkpoint, that of step {best_step},"
+        stands = f"that of step {candidate}" + ("" if own is None else f" ({metric} {own:g})")
+        logger.warning("%s (%s %g) is not there any more or damaged; %s stands for it", lost, metric, value, stands)
+    return candidate, own, variables
+
+
+def describe_result(summary: dict[str, Any]) -> list[str]:
+    """What a run came to, for people: a line for its end, one for the last weights, and one for the best."""
+    ends = {"early": "no better any more", "target": "at its target"}
+    end = ends.get(summary["stopped"], "completed")
+    lines = [f"{printable(summary['name'])}: {end} after {format_seconds(summary['seconds'])}"]
+    best = summary["best"]
+    for which, step, epoch, means in (
+        ("last", summary["steps"], summary["epochs"], summary),
+        ("best", best["step"], best["epoch"], best),
+    ):
+        parts = [f"{which}: step {step}, epoch {epoch:g}"]
+        if which == "best" and best["metric"] is not None:
+            parts.append(f"by {best['metric']} {best['value']:.4f}")
+        for split in ("train", "validation", "test"):
+            if found := means.get(split):
+                parts.append(" ".join([split, *(f"{name} {found[name]:.4f}" for name in ("top1", "top5", "loss"))]))
+        if which == "last" or best["metric"] is not None:  # else the last ones are the best
+            lines.append("  ".join(parts))
+    return lines
+
+
+def describe_devices(mesh: Mesh) -> str:
+    """The number and kind of devices; for CPUs the model, where the system names it, and the number of cores."""
+    device = mesh.devices.flat[0]
+    kind = device.device_kind
+    if device.platform == "cpu":
+        kind = platform.machine()
+        with suppress(OSError):
+            lines = Path("/proc/cpuinfo").read_text().splitlines()
+            kind = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), kind)
+        kind += f", {os.cpu_count()} cores"
+    return f"{mesh.size} x {device.platform} ({kind})"

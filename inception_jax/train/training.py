@@ -1,0 +1,247 @@
+"""A run from its config to its summary: what `main` runs for a config, and `fit` for arrays in hand."""
+
+import copy
+import itertools
+import logging
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from inception_jax import data, files, initialization, multihost, process, run, sharding
+from inception_jax.config import Config, validate
+from inception_jax.data import streaming
+from inception_jax.data.dataset import Dataset
+from inception_jax.errors import UserError
+from inception_jax.experiment import initial_key
+from inception_jax.state import TrainState
+from inception_jax.train import loop, start, summary
+from inception_jax.train.console import Console
+from inception_jax.train.evaluator import Evaluator
+from inception_jax.train.initial import Initial, with_network_of_weights
+from inception_jax.train.session import Session
+from inception_jax.train.stopping import EvaluationStopped, Interrupted, NonFiniteLoss, StopRequests, stop_requests
+
+logger = logging.getLogger(__name__)
+
+RUNS = Path("runs")  # where `fit` makes folders
+
+
+def train_and_evaluate(
+    config: Config,
+    workdir: str | Path,
+    *,
+    clear_caches: bool = False,
+    wait: bool = False,
+    trust_code: bool = False,
+    console: Callable[..., Console] = Console,
+) -> dict[str, Any]:
+    """Trains as the config says, or goes on where the run in `workdir` stopped; returns what summary.json holds.
+
+    Args:
+      clear_caches: let JAX forget all that it has traced once the step is compiled, which saves about 130 MB of memory
+        for GoogLeNet: for a process that does nothing else.
+      wait: for another process that trains in `workdir`; otherwise that is a UserError.
+      trust_code: whether a run that config.init_from names may name a network outside the package, see `run.load_run`.
+        What `config` itself names is trusted.
+      console: makes the object that shows the progress, called like `console.Console`.
+
+    Raises:
+      UserError: the config, the data or the folder cannot be used; nothing was changed.
+      Interrupted: SIGINT or SIGTERM came; the state was saved.
+      StoppedAtOnce: a second SIGINT came before that.
+      NonFiniteLoss: the loss became NaN or infinite more often than config.nonfinite.retries.
+      WriteError: a checkpoint or another file of the run could not be written.
+    """
+    if config.data.num_workers:
+        streaming.end_unguarded_worker()  # before it takes time
+    folder = files.expand(workdir, "workdir")
+    config = _ready(config, folder, trust_code)
+    with _held(folder, wait):
+        return _train(config, folder, run.load_data(config), clear_caches, trust_code, console)
+
+
+def fit(
+    config: Config,
+    train: tuple[np.ndarray, np.ndarray],
+    validation: tuple[np.ndarray, np.ndarray] | None = None,
+    test: tuple[np.ndarray, np.ndarray] | None = None,
+    *,
+    class_names: tuple[str, ...] | None = None,
+    workdir: str | Path | None = None,
+    trust_code: bool = False,
+    console: Callable[..., Console] = Console,
+) -> run.Run:
+    """Trains on arrays in hand, exactly as the command does, and returns the trained network.
+
+    Args:
+      config: as for the command; of its `data` section only normalization and augmentation matter.
+        `deterministic` has an effect only if JAX has not used a device before.
+      train, validation, test: (images uint8 (n, height, width, channels), labels integer (n,)). Without a validation
+        split nothing is evaluated during training, and the last weights count as the best.
+      class_names: in the order of the labels; by default their numbers.
+      workdir: the run's folder. An existing run on the same arrays goes on, or is loaded if it is complete. None: a new
+        folder, runs/fit-1, runs/fit-2, ..., which the result's `folder` names.
+      trust_code, console: as for `train_and_evaluate`.
+
+    Raises:
+      UserError: as `train_and_evaluate`; the arrays are not images and labels; the folder holds a run on other arrays.
+    """
+    dataset = data.from_arrays(train=train, validation=validation, test=test, class_names=class_names)
+    config = copy.deepcopy(config)
+    config.data.name = "arrays"
+    for split in config.data.splits:
+        config.data.splits[split] = "all" if split in dataset.splits else ""
+    evaluate = config.evaluate
+    evaluate.splits = tuple(split for split in evaluate.splits if split in dataset.splits)
+    evaluate.final_splits = tuple(split for split in evaluate.final_splits if split in dataset.splits)
+    with _folder_of_fit(workdir) as folder:
+        config = _ready(config, folder, trust_code)
+        with _held(folder):
+            _train(config, folder, dataset, False, trust_code, console)
+    return run.load_run(folder, own=config)
+
+
+def _ready(config: Config, folder: Path, trust_code: bool) -> Config:
+    """The config, complete and valid, and the same in all processes."""
+    multihost.require_same_start(partial(run.common_fields, config), folder)
+    config = with_network_of_weights(config, folder, trust_code=trust_code)
+    validate(config)
+    if config.deterministic:
+        process.make_deterministic()
+    return config
+
+
+@contextmanager
+def _folder_of_fit(workdir: str | Path | None) -> Iterator[Path]:
+    """The given folder, or a new one, which is removed again if nothing was written into it."""
+    if workdir is not None:
+        yield files.expand(workdir, "workdir")
+        return
+    if multihost.count() > 1:
+        raise UserError("several processes train in one folder: give fit(..., workdir=FOLDER), the same to all of them")
+    for number in itertools.count(1):
+        folder = RUNS / f"fit-{number}"
+        try:
+            folder.mkdir(parents=True)  # by one of several programs at once
+            break
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(f"cannot write the run's folder {folder}: {error.strerror or error}") from error
+    try:
+        yield folder
+    finally:
+        with suppress(OSError):  # it is not empty
+            folder.rmdir()
+
+
+def _held(folder: Path, wait: bool = False) -> AbstractContextManager[None]:
+    """The run's folder, in which one process writes, and no other program."""
+    return files.held(folder, "the run's folder", "trains", wait=wait) if multihost.is_first() else nullcontext()
+
+
+def _train(
+    config: Config,
+    folder: Path,
+    dataset: Dataset,
+    clear_caches: bool,
+    trust_code: bool,
+    console: Callable[..., Console],
+) -> dict[str, Any]:
+    started = time.monotonic()
+    begun, initial = start.prepare(config, folder, dataset, trust_code)
+    config = begun.experiment.config
+    with ExitStack() as exits:
+        requests = exits.enter_context(stop_requests(folder))  # until the last save is done
+        checkpoints = exits.enter_context(run.open_checkpoints(folder, config))
+        session = Session(begun, folder, dataset, checkpoints, requests, console, started)
+        restored = session.restore()
+        resumed_step = None if restored is None else session.first_step
+        start.log_start(begun, folder, dataset, session.first_step)
+        session.open_batches()
+        exits.callback(session.close_batches)
+        train_step, state = _compiled_step(session, restored)
+        if restored is None:
+            state = _with_initial(config, state, initial)
+            if clear_caches:
+                jax.clear_caches()
+        restored = initial = None  # else their arrays would stay beside the state's own
+        evaluator = Evaluator(begun.experiment, dataset, begun.mesh, requests)
+        state, stopped = _run_with_retries(session, loop.Programs(train_step, evaluator), state)
+        if int(state.step) == resumed_step:
+            logger.warning("%s is complete: its network is loaded, nothing is trained", folder)
+        result = _summarize(session, state, evaluator, stopped, requests)
+    if multihost.is_first():
+        from inception_jax import report  # only now, since Matplotlib would delay the first step
+
+        logger.info("report: %s", report.write_report(folder))
+        for line in summary.describe_result(result):
+            logger.info("%s", line)
+    return result
+
+
+def _compiled_step(session: Session, restored: TrainState | None) -> tuple[Callable, TrainState]:
+    """The step's program, and the state to begin with: the restored one, or a new one."""
+    begun, experiment = session.start, session.experiment
+    step = jax.jit(
+        session.votes.counted(experiment.train_step),
+        donate_argnames="state",
+        out_shardings=NamedSharding(begun.mesh, PartitionSpec()),
+        compiler_options=experiment.compiler_options,
+    )
+    if restored is not None and session.first_step == experiment.total_steps:
+        return step, restored
+    # The weights are drawn while the program is compiled or read from the cache.
+    with ThreadPoolExecutor(1) as pool:
+        key = initial_key(experiment.config)
+        state = pool.submit(lambda: restored or initialization.evaluate(begun.beginning, key))
+        traced = step.trace(begun.template, *session.example(), session.key, *session.votes.cast())
+        with start.saying_that_it_compiles(traced):
+            compiled = traced.lower().compile()
+    # One process may have compiled for minutes while another found its program in the cache.
+    multihost.wait_for_all("compiled")
+    return compiled, state.result()
+
+
+def _with_initial(config: Config, state: TrainState, initial: Initial | None) -> TrainState:
+    """The new state with the weights of config.init_from, if there are any."""
+    if initial is None:
+        return state
+    state = state.start_from(initial.variables)
+    new = f", new: {', '.join(initial.left_out)}" if initial.left_out else ""
+    logger.info("weights: %s%s", config.init_from, new)
+    return state
+
+
+def _run_with_retries(session: Session, programs: loop.Programs, state: TrainState) -> tuple[TrainState, str]:
+    """Trains; after a loss that is not finite, from the last checkpoint again, as often as the config allows."""
+    while True:
+        state = sharding.own(state, session.start.mesh)  # each step donates it, wherever it comes from
+        try:
+            with session.attempt(int(state.step)):
+                return loop.run(session.experiment, programs, session, state)
+        except NonFiniteLoss as error:
+            if not session.config.nonfinite.retries:
+                raise
+            state = session.go_back(error)
+
+
+def _summarize(
+    session: Session, state: TrainState, evaluator: Evaluator, stopped: str, requests: StopRequests
+) -> dict[str, Any]:
+    try:
+        return summary.write_summary(
+            session.config, session.folder, state, session.record, evaluator, session.checkpoints, stopped
+        )
+    except EvaluationStopped:
+        raise Interrupted(
+            "stopped after the last step, which is saved: the same command evaluates the network", requests()
+        ) from None
