@@ -5,25 +5,21 @@ Only names are looked at here; what the files hold is found out by `pictures.che
 
 import csv
 import dataclasses
-import hashlib
 import io
 import logging
 import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from inception_jax.data.images import FORMATS, SUFFIXES
+from inception_jax.data.scan import PICTURES, Scan, ending, entries, is_folder
 from inception_jax.errors import UserError, unknown_name
 from inception_jax.files import regular_file
 
-PICTURES = tuple(suffix for name in FORMATS for suffix in SUFFIXES[name])
-# What macOS, Synology's and Windows' file managers leave; names that begin with a dot are passed over, too.
-HIDDEN = frozenset(("__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini"))
 TABLES = (".csv", ".tsv")
 SPLITS = {
     "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
@@ -113,76 +109,6 @@ def image_folder(folder: Path, classes: tuple[str, ...] = ()) -> Listing:
         found[split] = by_class
     scan.report()
     return listing(folder, found, classes)
-
-
-def held_out(paths: Sequence[str], labels: np.ndarray, amount: float, seed: int) -> np.ndarray:
-    """Which pictures are held out of training: bool `(n,)`.
-
-    Of each class those whose hash of the seed and the path is smallest. So a picture that is added or removed changes
-    the choice of at most one other, or none.
-
-    Args:
-      paths: of the pictures.
-      labels: int `(n,)`.
-      amount: 1 or more: so many of each class. Below 1: this share of each class, rounded, but at least one of two
-        pictures or more, and not all of them. 0: none.
-      seed: another one chooses others.
-
-    Raises:
-      UserError: the amount is negative or between whole numbers, or a class has too few pictures to keep one for
-        training; it names a picture of each such class.
-    """
-    if not (0 <= amount < 1 or float(amount).is_integer()) or amount < 0:
-        raise UserError(f"hold_out={amount!r} is not allowed: it is a number of pictures of each class, or a share < 1")
-    ranks, sizes = _ranks(paths, labels, seed)
-    if amount >= 1:
-        few = np.flatnonzero((ranks == 0) & (sizes <= amount)).tolist()
-        if len(few):
-            examples = some([f"{sizes[row]} as {paths[row]}" for row in few])
-            raise UserError(
-                f"hold_out={amount:g} of each class leaves nothing to train on of {len(few)} classes that have too few "
-                f"pictures: {examples}; hold out fewer, or a share such as 0.1"
-            )
-        return ranks < amount
-    counts = np.floor(amount * sizes + 0.5)
-    return ranks < np.clip(counts, min(amount > 0, 1), sizes - 1)
-
-
-def stratified_order(paths: Sequence[str], labels: np.ndarray, seed: int) -> np.ndarray:
-    """An order of the pictures, int64 `(n,)`, of which every part holds the classes in their shares.
-
-    A class of k pictures has them at (0.5, 1.5, ..., k - 0.5) / k of the way, sorted by a hash of the seed and the
-    path. So the first m of n pictures hold m k / n of the class to within (1 + classes k / n) / 2 pictures, which is
-    one where all classes are of one size; every part between two such points, twice that. The one picture of a class
-    is in the middle, and so in training.
-
-    A picture that is added or removed moves the others of its class by one place of k at most, and others hardly.
-
-    Args:
-      paths: of the pictures.
-      labels: int `(n,)`.
-      seed: another one gives another order.
-    """
-    ranks, sizes = _ranks(paths, labels, seed)
-    return np.lexsort((_hashes(paths, seed), (ranks + 0.5) / np.maximum(sizes, 1))).astype(np.int64)
-
-
-def _ranks(paths: Sequence[str], labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The place of each picture in its class, sorted by hash, and the size of its class: int64 `(n,)`."""
-    order = np.lexsort((_hashes(paths, seed), labels))
-    _, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
-    ranks, sizes = np.empty((2, len(labels)), np.int64)
-    ranks[order] = np.arange(len(labels)) - np.repeat(starts, counts)
-    sizes[order] = np.repeat(counts, counts)
-    return ranks, sizes
-
-
-def _hashes(paths: Sequence[str], seed: int) -> np.ndarray:
-    """uint64 `(n,)`, the same on every machine."""
-    # macOS writes letters with accents in another way than the rest of the world.
-    texts = (f"{seed}/{unicodedata.normalize('NFC', path)}".encode(errors="surrogateescape") for path in paths)
-    digests = (hashlib.blake2b(text, digest_size=8).digest() for text in texts)
-    return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64)
 
 
 def listing(root: Path, found: Found, classes: tuple[str, ...], hold_out: float = HOLD_OUT) -> Listing:
@@ -276,79 +202,6 @@ def some(names: Sequence[str], number: int = NAMES_SHOWN) -> str:
     return ", ".join(names[:number]) + (f", ... ({len(names)} in all)" if len(names) > number else "")
 
 
-class Scan:
-    """Looks for pictures below folders of `root`; counts the other files."""
-
-    def __init__(self, root: Path):
-        self.root = root
-        self.others: Counter[str] = Counter()
-
-    def pictures(self, folder: Path | str) -> Iterator[str]:
-        """The paths of the pictures below a folder, relative to the root; each folder once, for all links."""
-        place = Path(folder).relative_to(self.root).as_posix()
-        seen = set() if place == "." else {_identity(self.root)}
-        return self._walk(folder, "" if place == "." else f"{place}/", seen)
-
-    def _walk(self, folder: Path | str, prefix: str, seen: set[tuple[int, int]]) -> Iterator[str]:
-        identity = _identity(folder)
-        if identity in seen:  # a link to where we come from
-            return
-        seen.add(identity)
-        for entry in entries(folder):
-            if is_folder(entry):
-                yield from self._walk(entry.path, f"{prefix}{entry.name}/", seen)
-            elif self._is_picture(entry):
-                yield prefix + entry.name
-
-    def _is_picture(self, entry: os.DirEntry[str]) -> bool:
-        ending = _ending(entry.name)
-        if ending in PICTURES and _is_readable(entry):
-            return True
-        self.others[ending or "none"] += 1
-        return False
-
-    def report(self) -> None:
-        """Says how many files are no pictures by their names."""
-        if self.others:
-            endings = ", ".join(f"{ending} ({count})" for ending, count in self.others.most_common(CLASSES_SHOWN))
-            logger.warning(
-                "%s: %d files do not end like pictures and are left out: %s", self.root, self.others.total(), endings
-            )
-
-
-def entries(folder: Path | str) -> list[os.DirEntry[str]]:
-    """What is in a folder, sorted by name, but for what is hidden; a UserError if it cannot be read."""
-    try:
-        with os.scandir(folder) as entries:
-            shown = [entry for entry in entries if not (entry.name.startswith(".") or entry.name in HIDDEN)]
-    except OSError as error:
-        raise UserError(f"cannot read the folder {folder}: {error.strerror or error}") from error
-    return sorted(shown, key=lambda entry: entry.name)
-
-
-def is_folder(entry: os.DirEntry[str]) -> bool:
-    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()  # a link to itself makes is_dir() raise
-
-
-def _ending(name: str) -> str:
-    return os.path.splitext(name)[1].lower()
-
-
-def _is_readable(entry: os.DirEntry[str]) -> bool:
-    """Not so a pipe, which would be waited for for ever; a link that leads nowhere is a picture that is damaged."""
-    if entry.is_symlink():
-        return os.path.isfile(entry.path) or not os.path.exists(entry.path)
-    return entry.is_file()
-
-
-def _identity(folder: Path | str) -> tuple[int, int]:
-    try:
-        status = os.stat(folder)
-    except OSError as error:
-        raise UserError(f"cannot read the folder {folder}: {error.strerror or error}") from error
-    return status.st_dev, status.st_ino
-
-
 def _split_places(folder: Path, names: list[str]) -> dict[str, str]:
     """The name of the folder of each split, where the folders are splits; nothing where they are classes."""
     splits: dict[str, list[str]] = {}
@@ -393,7 +246,7 @@ def _class_folders(scan: Scan, folder: Path) -> tuple[dict[str, list[str]], list
                 )
             spelled[name] = entry.name
             by_class[name] = list(scan.pictures(entry.path))
-        elif _ending(entry.name) in PICTURES:
+        elif ending(entry.name) in PICTURES:
             loose.append(entry.name)
     return by_class, loose
 

@@ -19,8 +19,18 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
+from inception_jax.data.headers import (
+    MAX_BYTES,
+    MAX_PIXELS,
+    PILLOWS_PIXELS,
+    TooLargeError,
+    check_size,
+    check_tags,
+    may_be_turned,
+    scans,
+)
 from inception_jax.errors import UserError, unknown_name
 from inception_jax.text import printable
 
@@ -35,23 +45,9 @@ for _name in ("Avif", "Bmp", "Gif", "Jpeg", "Png", "Ppm", "Tiff", "WebP"):
 FORMATS = tuple(  # not every build of Pillow has all
     name for name in SUFFIXES if name not in ("AVIF", "WEBP") or features.check(name.lower())
 )
-# What is decoded at most. Twice Pillow's own bound, where it refuses, too: 179 million pixels, such as 13,377x13,377.
-MAX_PIXELS = 2 * 89_478_485
-PILLOWS_PIXELS = 89_478_485  # above, Pillow warns; such a picture takes up to 2 GB while it is decoded
-MAX_SIDE = 65_535  # pixels: a JPEG's; Pillow keeps a pointer for each row, whatever the width
-MAX_SCANS = 100  # of a JPEG: encoders write ten. Thousands fit into few bytes, and each passes over all pixels
-MAX_BYTES = 8 * MAX_PIXELS  # of a file: four channels of 16 bits, not compressed
-MAX_PIECES = 65_536  # strips or tiles of a TIFF: Pillow takes 0.3 KB and 8 us for each
-MAX_TAGS = 4096  # of a TIFF, or of EXIF data
-MAX_SHARING = 8  # bytes of their values for each byte of the file: more than 1 are damaged, which Pillow forgives
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 FITS = ("squash", "crop")
 GRAY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's
-# Of the JPEG standard. EXIF and XMP data are APP1; frames that are not progressive may be of one scan.
-START_OF_SCAN, APP1, ONE_SCAN, WITHOUT_SEGMENT = 0xDA, 0xE1, (0xC0, 0xC1, 0xC9), (0x01, *range(0xD0, 0xD9))
-# Of TIFF and EXIF: bytes of a value by its type, and the tags that say where more tags are.
-TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-TILE_WIDTH, TILE_LENGTH, STRIPS, TILES, MORE_TAGS = 322, 323, 273, 324, (34665, 34853, 40965)
 ROWS_AT_ONCE = 1 << 22  # pixels that are converted from 16 bits at once
 
 
@@ -101,10 +97,6 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels o
 Crop = Callable[[int, int], Box]  # (height, width) of the picture as it is shown -> what is cut out of it
 
 Picture = bytes | str | os.PathLike[str] | Image.Image | np.ndarray
-
-
-class TooLargeError(ValueError):
-    """A picture has more pixels, or is longer or wider, than is decoded."""
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
@@ -280,12 +272,12 @@ def effort(content: bytes, *, max_pixels: int = MAX_PIXELS) -> int:
     Raises:
       As `decode`, of what can be known from the file's head.
     """
-    scans = _scans(content)
+    passes = scans(content)
     header = _jpeg_header(content, max_pixels)
     if header:
-        return header[0] * header[1] * scans
+        return header[0] * header[1] * passes
     with _open_file(content, max_pixels) as image:
-        return image.width * image.height * scans
+        return image.width * image.height * passes
 
 
 def _open_file(content: bytes, max_pixels: int) -> Image.Image:
@@ -293,8 +285,8 @@ def _open_file(content: bytes, max_pixels: int) -> Image.Image:
 
     It is Image.open with `formats`, but for Pillow's bound: that warns without naming the file.
     """
-    _check_tags(content, max_pixels)
-    _scans(content)
+    check_tags(content, max_pixels)
+    scans(content)
     for name in FORMATS:
         make, accepts = Image.OPEN[name]
         try:
@@ -304,7 +296,7 @@ def _open_file(content: bytes, max_pixels: int) -> Image.Image:
         except (SyntaxError, IndexError, TypeError, struct.error):  # as in Image.open: another one may know it
             continue
         try:
-            _check_size(*image.size, max_pixels)
+            check_size(*image.size, max_pixels)
         except TooLargeError:
             image.close()
             raise
@@ -312,112 +304,17 @@ def _open_file(content: bytes, max_pixels: int) -> Image.Image:
     raise UnidentifiedImageError
 
 
-def _check_size(width: int, height: int, max_pixels: int) -> None:
-    """Raises TooLargeError."""
-    if width * height > max_pixels:
-        raise TooLargeError(f"it has {width}x{height} pixels; at most {max_pixels / 1e6:.4g} million are allowed")
-    if max(width, height) > MAX_SIDE:
-        raise TooLargeError(f"it has {width}x{height} pixels; at most {MAX_SIDE:,} on a side are allowed")
-
-
-def _check_tags(content: bytes, max_pixels: int) -> None:
-    """Raises ValueError if a TIFF, or EXIF data, has tags from which Pillow would make far more than it has bytes.
-
-    Its tiles must be within the bounds of pictures, its tiles or strips few, and its values not many times its bytes,
-    since any number of tags may point to the same ones.
-    """
-    if content[:2] not in (b"II", b"MM"):
-        return
-    order = "<" if content[:2] == b"II" else ">"
-    big = content[2:4] in (b"+\0", b"\0+")  # BigTIFF
-    pointer, head, entry = (struct.Struct(order + form) for form in (("Q", "Q", "HHQ") if big else ("L", "H", "HHL")))
-    size = entry.size + pointer.size
-    waiting, seen, values = [pointer.size], set(), 0  # where it says where tags are
-    while waiting:
-        place = waiting.pop()
-        place = pointer.unpack_from(content, place)[0] if place + pointer.size <= len(content) else len(content)
-        if place in seen or place + head.size > len(content):
-            continue
-        seen.add(place)
-        (number,) = head.unpack_from(content, place)
-        if number > MAX_TAGS or len(seen) > MAX_TAGS:
-            raise ValueError(f"it has more than {MAX_TAGS} tags")
-        first, tile = place + head.size, [1, 1]
-        for place in range(first, min(first + number * size, len(content) - size + 1), size):
-            tag, kind, count = entry.unpack_from(content, place)
-            values += min(TYPE_BYTES.get(kind, 1) * count, len(content))
-            if values > MAX_SHARING * len(content):
-                raise ValueError("its tags have far more values than it has bytes")
-            if tag in (STRIPS, TILES) and count > MAX_PIECES:
-                raise ValueError(f"it is in {count:,} pieces; at most {MAX_PIECES:,} are allowed")
-            if tag in (TILE_WIDTH, TILE_LENGTH):
-                number_form = order + ("H" if kind == 3 else "L")
-                (tile[tag - TILE_WIDTH],) = struct.unpack_from(number_form, content, place + entry.size)
-            if tag in MORE_TAGS:
-                waiting.append(place + entry.size)
-        _check_size(tile[0], tile[1], max_pixels)
-
-
-def _segments(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """The markers of a JPEG and what they hold, up to the first scan's."""
-    place, marker = 2, None
-    while marker != START_OF_SCAN and content[place : place + 1] == b"\xff" and place + 4 <= len(content):
-        marker = content[place + 1]
-        if marker == 0xFF:  # a marker may begin with several
-            place += 1
-        elif marker in WITHOUT_SEGMENT:
-            place += 2
-        else:
-            end = place + 2 + int.from_bytes(content[place + 2 : place + 4])
-            yield marker, content[place + 4 : end]
-            place = end
-
-
-def _scans(content: bytes) -> int:
-    """How often a decoder passes over the pixels: a JPEG may have many scans. Raises ValueError if it has too many."""
-    if content[:2] != b"\xff\xd8":
-        return 1
-    components = None
-    for marker, segment in _segments(content):
-        if marker in ONE_SCAN:
-            components = segment[5:6]
-        elif marker == START_OF_SCAN and segment[:1] == components:  # all of them in the first one
-            return 1
-    scans = content.count(b"\xff\xda")
-    if scans > MAX_SCANS:
-        raise ValueError(f"it has {scans} scans; at most {MAX_SCANS} are allowed")
-    return max(scans, 1)
-
-
 def _jpeg_header(content: bytes, max_pixels: int) -> tuple[int, int, str] | None:
     """(height, width, mode) of a JPEG that simplejpeg decodes as Pillow does; None of any other file."""
-    if content[:2] != b"\xff\xd8" or _may_be_turned(content):
+    if content[:2] != b"\xff\xd8" or may_be_turned(content):
         return None
-    _scans(content)
+    scans(content)
     try:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(content)
     except ValueError:
         return None
-    _check_size(int(width), int(height), max_pixels)
+    check_size(int(width), int(height), max_pixels)
     return (int(height), int(width), "L" if colors == "Gray" else "RGB") if colors in ("Gray", "YCbCr") else None
-
-
-def _may_be_turned(content: bytes) -> bool:
-    """Whether a JPEG says that it is to be shown turned or mirrored, or one cannot tell from here."""
-    for marker, segment in _segments(content):
-        if marker == APP1:
-            if b"tiff:Orientation" in segment:  # XMP, which Pillow heeds, too
-                return True
-            if segment.startswith(b"Exif"):
-                exif = Image.Exif()
-                try:
-                    _check_tags(segment[6:], MAX_PIXELS)
-                    exif.load(segment)
-                    if exif.get(ExifTags.Base.Orientation, 1) != 1:
-                        return True
-                except Exception:  # whatever Pillow then makes of it
-                    return True
-    return False
 
 
 def _fits(header: tuple[int, int, str], form: Format) -> bool:
@@ -475,10 +372,10 @@ def _part(pixels: np.ndarray, box: Box, factor: int) -> tuple[Image.Image, Box]:
 
 def _shown(image: Image.Image, max_pixels: int, *, ours: bool = False) -> Image.Image:
     """The picture as it is to be shown, in a mode of 8 bits per channel; one that is ours may change."""
-    _check_size(*image.size, max_pixels)
+    check_size(*image.size, max_pixels)
     exif = image.info.get("exif", b"")
     if isinstance(exif, bytes):
-        _check_tags(exif.removeprefix(b"Exif\0\0"), MAX_PIXELS)
+        check_tags(exif.removeprefix(b"Exif\0\0"), MAX_PIXELS)
     with _without_pillows_bound(image):
         image.load()
         if ours:

@@ -1,12 +1,15 @@
 """Splits in TFDS's notation: which rows of which published split they are."""
 
+import hashlib
 import logging
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
 
+from inception_jax.data.folders import some
 from inception_jax.data.resident import Arrays, Split
 from inception_jax.errors import UserError, unknown_name
 
@@ -129,3 +132,73 @@ def count_shared(ranges: list[Range], others: list[Range]) -> int:
         for other in others
         if part.base == other.base
     )
+
+
+def held_out(paths: Sequence[str], labels: np.ndarray, amount: float, seed: int) -> np.ndarray:
+    """Which pictures are held out of training: bool `(n,)`.
+
+    Of each class those whose hash of the seed and the path is smallest. So a picture that is added or removed changes
+    the choice of at most one other, or none.
+
+    Args:
+      paths: of the pictures.
+      labels: int `(n,)`.
+      amount: 1 or more: so many of each class. Below 1: this share of each class, rounded, but at least one of two
+        pictures or more, and not all of them. 0: none.
+      seed: another one chooses others.
+
+    Raises:
+      UserError: the amount is negative or between whole numbers, or a class has too few pictures to keep one for
+        training; it names a picture of each such class.
+    """
+    if not (0 <= amount < 1 or float(amount).is_integer()) or amount < 0:
+        raise UserError(f"hold_out={amount!r} is not allowed: it is a number of pictures of each class, or a share < 1")
+    ranks, sizes = _ranks(paths, labels, seed)
+    if amount >= 1:
+        few = np.flatnonzero((ranks == 0) & (sizes <= amount)).tolist()
+        if len(few):
+            examples = some([f"{sizes[row]} as {paths[row]}" for row in few])
+            raise UserError(
+                f"hold_out={amount:g} of each class leaves nothing to train on of {len(few)} classes that have too few "
+                f"pictures: {examples}; hold out fewer, or a share such as 0.1"
+            )
+        return ranks < amount
+    counts = np.floor(amount * sizes + 0.5)
+    return ranks < np.clip(counts, min(amount > 0, 1), sizes - 1)
+
+
+def stratified_order(paths: Sequence[str], labels: np.ndarray, seed: int) -> np.ndarray:
+    """An order of the pictures, int64 `(n,)`, of which every part holds the classes in their shares.
+
+    A class of k pictures has them at (0.5, 1.5, ..., k - 0.5) / k of the way, sorted by a hash of the seed and the
+    path. So the first m of n pictures hold m k / n of the class to within (1 + classes k / n) / 2 pictures, which is
+    one where all classes are of one size; every part between two such points, twice that. The one picture of a class
+    is in the middle, and so in training.
+
+    A picture that is added or removed moves the others of its class by one place of k at most, and others hardly.
+
+    Args:
+      paths: of the pictures.
+      labels: int `(n,)`.
+      seed: another one gives another order.
+    """
+    ranks, sizes = _ranks(paths, labels, seed)
+    return np.lexsort((_hashes(paths, seed), (ranks + 0.5) / np.maximum(sizes, 1))).astype(np.int64)
+
+
+def _ranks(paths: Sequence[str], labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The place of each picture in its class, sorted by hash, and the size of its class: int64 `(n,)`."""
+    order = np.lexsort((_hashes(paths, seed), labels))
+    _, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
+    ranks, sizes = np.empty((2, len(labels)), np.int64)
+    ranks[order] = np.arange(len(labels)) - np.repeat(starts, counts)
+    sizes[order] = np.repeat(counts, counts)
+    return ranks, sizes
+
+
+def _hashes(paths: Sequence[str], seed: int) -> np.ndarray:
+    """uint64 `(n,)`, the same on every machine."""
+    # macOS writes letters with accents in another way than the rest of the world.
+    texts = (f"{seed}/{unicodedata.normalize('NFC', path)}".encode(errors="surrogateescape") for path in paths)
+    digests = (hashlib.blake2b(text, digest_size=8).digest() for text in texts)
+    return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64)

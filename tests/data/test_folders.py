@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inception_jax.data.folders import held_out, image_folder, stratified_order
+from inception_jax.data.folders import image_folder
+from inception_jax.data.splits import held_out, stratified_order
 from inception_jax.errors import UserError
 
 

@@ -47,7 +47,7 @@ def names() -> dict[str, str]:
     "ImageNet Large Scale Visual Recognition Challenge"); each name is the first of WordNet's words for the synset, and
     of two that would be alike one says more ("crane bird").
     """
-    text = files("inception_jax").joinpath("imagenet_classes.csv").read_text()
+    text = files("inception_jax.data").joinpath("imagenet_classes.csv").read_text()
     return {row["synset"]: row["name"] for row in csv.DictReader(text.splitlines())}
 
 
