@@ -202,7 +202,7 @@ def test_pictures_as_they_come(pipeline, tmp_path, caplog):
     assert dataset.class_names == ("one", "寿司 to go")
     assert caplog.messages[:2] == [
         f"{root}: classes without pictures are left out: empty",
-        f"{root}: classes with one picture, which is for training alone: one",
+        f"{root}: classes with one picture, which is used for training only: one",
     ]
     assert "5 of the pictures in" in caplog.messages[2]
     report = Path(caplog.messages[2].rpartition(" all of them are in ")[2]).read_text(encoding="utf-8")
