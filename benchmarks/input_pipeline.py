@@ -63,15 +63,10 @@ def ours(case: str, folder: str | None, workers: int, seconds: float) -> float:
         split = data.from_arrays(train=(images, np.arange(10_000) % 10)).splits["train"]
     else:
         with tempfile.TemporaryDirectory() as directory:
-            split = data.load(
-                "image_folder",
-                directory=directory,
-                folder=folder,
-                image_size=size,
-                pipeline="streaming",
-                splits={"train": "train"},
-                hold_out=0,
-            ).splits["train"]
+            location = data.Location(directory, folder=folder)
+            selection = data.Selection(hold_out=0, splits={"train": "train"})
+            decoding = data.Decoding(size, pipeline="streaming")
+            split = data.load("image_folder", location, selection, decoding).splits["train"]
 
     @jax.jit
     def prepare(key, images):

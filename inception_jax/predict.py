@@ -14,8 +14,8 @@ from PIL import Image
 
 from inception_jax import files
 from inception_jax.data import images
-from inception_jax.data.folders import Scan
 from inception_jax.data.images import Format
+from inception_jax.data.scan import Scan
 from inception_jax.errors import UserError
 
 

@@ -134,17 +134,27 @@ def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
 
 
 def load_data(config: Config) -> Dataset:
-    """The data set that the config names, prepared first where it is not yet."""
+    """The data set that the config names, which is prepared first if it is not prepared yet."""
+    return data.load(config.data.name, *data_options(config))
+
+
+def data_options(config: Config) -> tuple[data.Location, data.Selection, data.Decoding]:
+    """The config's section `data` as the arguments of `data.load`."""
     section = config.data
-    fields = (
-        "directory", "archives", "folder", "classes", "hold_out", "split_seed", "keep", "on_error", "image_size",
-        "channels", "resize", "fit", "crop_share", "memory_gib",
-    )  # fmt: skip
-    return data.load(
-        section.name,
-        splits={name: spec for name, spec in section.splits.items() if spec},
-        pipeline="streaming" if section.augment.crop_originals else section.pipeline,
-        **{field: section[field] for field in fields},
+    splits = {name: spec for name, spec in section.splits.items() if spec}
+    pipeline = "streaming" if section.augment.crop_originals else section.pipeline
+    return (
+        data.Location(section.directory, section.archives, section.folder),
+        data.Selection(section.classes, section.hold_out, section.split_seed, splits, section.keep, section.on_error),
+        data.Decoding(
+            image_size=section.image_size,
+            channels=section.channels,
+            resize=section.resize,
+            fit=section.fit,
+            crop_share=section.crop_share,
+            pipeline=pipeline,
+            memory_gib=section.memory_gib,
+        ),
     )
 
 

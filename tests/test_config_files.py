@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from loading import load_data
 from PIL import Image
 
 import inception_jax
-from inception_jax import commands, config_files, data, files, main, predict, run
+from inception_jax import commands, config_files, files, main, predict, run
 from inception_jax.config import default_config, validate
 from inception_jax.config_files import find_config_and_argument, load_config
 from inception_jax.errors import UserError
@@ -337,7 +338,7 @@ def test_what_is_below_the_home_is_found_and_written_there(here, monkeypatch, di
     run.load_data(config)
     assert (home / "prepared" / "digits").is_dir()
     with pytest.raises(UserError, match="folder of pictures is empty"):
-        data.load("image_folder", folder="")
+        load_data("image_folder", folder="")
     assert not list(here.iterdir())
     with pytest.raises(UserError, match="workdir is empty"):
         inception_jax.train_and_evaluate(config, "")

@@ -8,12 +8,13 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from loading import load_data
 from peers import import_torchvision
 from PIL import Image
 from runs import four_classes, untrained_run
 from sklearn.metrics import confusion_matrix, log_loss, precision_recall_fscore_support, top_k_accuracy_score
 
-from inception_jax import commands, data, evaluate
+from inception_jax import commands, evaluate
 from inception_jax.errors import UserError
 from inception_jax.evaluate import Predictions
 from inception_jax.experiment import Experiment
@@ -379,7 +380,7 @@ def test_a_pair_routes_each_picture_to_its_network(make_run, folder, capsys):
     (row,) = json.loads(capsys.readouterr().out).values()
     load = {"directory": str(color.folder.parent / "prepared"), "folder": folder, "image_size": 16}
     right = {True: [], False: []}
-    parts = [data.load("image_folder", channels=channels, **load).splits["test"] for channels in (3, 1)]
+    parts = [load_data("image_folder", channels=channels, **load).splits["test"] for channels in (3, 1)]
     for position in range(24):
         is_gray = bool(parts[0].grayscale()[position])
         images, (label,) = parts[is_gray].gather(np.array([position]))
@@ -429,7 +430,7 @@ def test_the_data_of_a_config(trained, folder, tmp_path, capsys):
     )
     assert commands.main(["evaluate", str(trained.folder), "--config", str(path), "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out).values()
-    half = data.load("image_folder", directory=tmp_path, folder=folder, splits={"test": "train[:50%]"}, image_size=16)
+    half = load_data("image_folder", directory=tmp_path, folder=folder, splits={"test": "train[:50%]"}, image_size=16)
     gray = half.splits["test"].grayscale()
     assert row["all"]["count"] + row["left_out"] == (~gray).sum()  # cut before grayscale ones are left out
     assert 0 < gray.sum() < 12 == len(gray)

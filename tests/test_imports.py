@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "inception_jax"
 # From the bottom up; a module imports from its own layer or from those before it.
 LAYERS = (
-    {"errors", "files", "downloads", "text", "process", "distributed", "multihost", "synsets"},
+    {"errors", "files", "downloads", "text", "process", "distributed", "multihost"},
     {"registry", "config", "ops"},
     {"config_files", "models", "losses", "metrics"},
     {"data", "checkpoints", "schedules", "optimizers", "sharding", "writers", "state", "initialization"},

@@ -6,6 +6,7 @@ import signal
 import threading
 
 import pytest
+from loading import load_data
 
 from inception_jax import checkpoints, data, main, process, run
 from inception_jax.train import training
@@ -202,7 +203,7 @@ def test_training_in_a_folder_where_another_trains_is_refused_and_changes_nothin
     assert train_in(taken) == 2
     shown = capsys.readouterr().err
     assert re.fullmatch(rf"error: another process \(pid \d+, host .*, since 2.*\) trains in {taken}\n", shown)
-    config, fitted = run.read_config(taken / "config.json"), data.load("digits", directory=digits)
+    config, fitted = run.read_config(taken / "config.json"), load_data("digits", directory=digits)
     images, labels = fitted.splits["train"].gather(range(64))
     with pytest.raises(ValueError, match=f"trains in {taken}"):
         train.fit(config, (images, labels), workdir=taken)

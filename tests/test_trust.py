@@ -12,11 +12,12 @@ import jax
 import numpy as np
 import pytest
 from jax import numpy as jnp
+from loading import load_data
 from PIL import Image
 from runs import four_classes, untrained_run
 
 import inception_jax
-from inception_jax import commands, data, evaluate, models, registry, run
+from inception_jax import commands, evaluate, models, registry, run
 from inception_jax.config import default_config, field_names, get_field
 from inception_jax.errors import UntrustedError, UserError
 from inception_jax.experiment import build_model
@@ -241,7 +242,7 @@ def test_prepared_data_names_no_class_that_is_imported(tmp_path, canary, digits)
         features.write_text(content.replace("tensorflow_datasets.core.features.image_feature.Image", name))
         features.with_name("digests.json").unlink(missing_ok=True)  # whoever plants a class can do that, too
         with pytest.raises(UserError, match=f"names the class '{name}', which is not imported"):
-            data.load("digits", directory=tmp_path / "data")
+            load_data("digits", directory=tmp_path / "data")
 
 
 def test_an_exported_file_calls_nothing_but_operations_of_networks(tmp_path, runs):

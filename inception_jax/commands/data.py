@@ -110,11 +110,13 @@ def _list() -> str:
 
 
 def _published(config: Any) -> data.Published | None:
-    """The config's data set, prepared; None of arrays."""
+    """The config's data set, which is prepared if it is not yet; None for arrays."""
     if not data.is_encoded(config.data.name):
         return None
-    fields = ("directory", "archives", "folder", "classes", "hold_out", "split_seed")
-    return data.published(config.data.name, **{field: config.data[field] for field in fields})
+    from inception_jax.run import data_options
+
+    location, selection, _ = data_options(config)
+    return data.published(config.data.name, location, selection)
 
 
 def _describe(config: Any, published: data.Published | None) -> tuple[dict[str, Any], Any]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from inception_jax.data import digests, folders
+from inception_jax.data.dataset import Dataset
 from inception_jax.data.resident import Arrays, Split
 from inception_jax.errors import UserError
 
@@ -15,6 +16,33 @@ CHANNELS = (1, 3)  # of gray pictures and of colour
 MOST_CLASSES = 2**20  # a larger label is not one of as many classes: "none" as -1 or as 2**32 - 1, an identity number
 
 logger = logging.getLogger(__name__)
+
+
+def from_arrays(
+    train: tuple[np.ndarray, np.ndarray],
+    validation: tuple[np.ndarray, np.ndarray] | None = None,
+    test: tuple[np.ndarray, np.ndarray] | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Dataset:
+    """A data set of arrays in memory.
+
+    Args:
+      train, validation, test: (images, labels) each: images uint8 `(n, height, width, channels)` or
+        `(n, height, width)`, labels integer `(n,)` or `(n, 1)`, counted from 0. Arrays of other libraries and lists
+        are accepted if NumPy converts them to such arrays.
+      class_names: unique strings by label; by default the numbers of the labels, up to the largest one.
+
+    Raises:
+      UserError: anything else. Floating-point images are not converted, as their range is unknown; the message says
+        how to. Images whose channels come first are not transposed.
+    """
+    given = {"validation": validation, "test": test}
+    arrays: dict[str, Any] = {"train": train} | {split: pair for split, pair in given.items() if pair is not None}
+    if class_names is not None:
+        arrays["class_names"] = class_names
+    names, bases = checked("arrays", arrays)
+    splits = {split: Split(*pair) for split, pair in bases.items()}
+    return Dataset("arrays", names, splits, fingerprint=fingerprint(names, splits))
 
 
 def checked(name: str, arrays: Mapping[str, Any]) -> tuple[tuple[str, ...], dict[str, Arrays]]:

@@ -1,39 +1,35 @@
-"""Pictures read in place: which files of a folder are pictures, of which class and in which published split.
+"""Pictures read in place: which files of a folder are pictures, of which class, and in which published split.
 
-Only names are looked at here; what the files hold is found out by `pictures.check`.
+Only names are looked at here; the files are read by `sources.check`.
 """
 
 import csv
 import dataclasses
-import hashlib
 import io
 import logging
 import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from inception_jax.data.images import FORMATS, SUFFIXES
+from inception_jax.data.scan import PICTURES, Scan, ending, entries, is_folder
 from inception_jax.errors import UserError, unknown_name
 from inception_jax.files import regular_file
 
-PICTURES = tuple(suffix for name in FORMATS for suffix in SUFFIXES[name])
-# What macOS, Synology's and Windows' file managers leave; names that begin with a dot are passed over, too.
-HIDDEN = frozenset(("__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini"))
 TABLES = (".csv", ".tsv")
 SPLITS = {
     "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
     "dev": "validation", "test": "test", "testing": "test",
 }  # fmt: skip
-# Names of a table's columns, less spaces and underscores; the first one that is there counts.
+# Names of a table's columns, without spaces and underscores; the first one that exists counts.
 PATH_COLUMNS = ("path", "filepath", "imagepath", "file", "filename", "image")
 LABEL_COLUMNS = ("classname", "class", "category", "label", "target")  # a name says more than a number
 SPLIT_COLUMNS = ("split", "set", "subset")
-HOLD_OUT = 0.1  # of each class, where a folder has neither a validation nor a test split
+HOLD_OUT = 0.1  # of each class, if a folder has neither a validation nor a test split
 NAMES_SHOWN = 3  # of files that a message is about
 CLASSES_SHOWN = 12
 
@@ -50,14 +46,14 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """Pictures that lie in folders.
+    """Pictures in folders.
 
     Attributes:
-      root: what the paths are relative to.
-      class_names: by label; readable, each once.
+      root: the folder that the paths are relative to.
+      class_names: by label; readable and unique.
       splits: by the names "train", "validation" and "test": POSIX paths, sorted, and labels, int32 `(n,)`.
-      hold_out: how much of each class of "train" becomes the split "test", unless the person says otherwise: a number
-        of pictures, or a share below 1, or 0.
+      hold_out: how much of each class of "train" becomes the split "test" by default: a number of pictures, or a share
+        below 1, or 0.
     """
 
     root: Path
@@ -71,28 +67,28 @@ def image_folder(folder: Path, classes: tuple[str, ...] = ()) -> Listing:
 
     The layouts:
 
-      - DIR/class/**/*.jpg: all that is below a class's folder, however deep, belongs to it.
+      - DIR/class/**/*.jpg: everything below a class's folder, at any depth, belongs to the class.
       - DIR/{train,val,test}/class/**: val may be called valid, validation or dev; val and test may be missing.
-      - a CSV file: comma, semicolon or tab between columns, UTF-8. Its first line names them: path (or file, filename,
-        image), label (or class_name, class, category, which come before it) and, where it likes, split. Paths are
-        relative to the file's folder, or absolute.
+      - a CSV file in UTF-8 with commas, semicolons or tabs between columns. Its first line names the columns: path (or
+        file, filename, image), label (or class_name, class, category, which take precedence) and, optionally, split.
+        Paths are relative to the file's folder, or absolute.
 
-    Pictures are the files that end as in `PICTURES`, and whatever a table lists. Hidden files are passed over, links
-    followed. Labels are in the order of the sorted names, or of the numbers where all names are whole numbers ("2"
-    before "10"; torchvision's ImageFolder has "10" first). Where neither val nor test is there, 10 % of each class are
+    Pictures are the files with a suffix of `scan.PICTURES`, and whatever a table lists. Hidden files are ignored, and
+    links are followed. Labels are in the order of the sorted names, or of the numbers if all names are integers ("2"
+    before "10"; torchvision's ImageFolder has "10" first). If there is neither val nor test, 10 % of each class are
     held out as test.
 
-    What is left out, and what looks like a mistake, is said in warnings: files with other endings, pictures outside of
-    the classes, classes without pictures or with one, names that differ in case alone.
+    Warnings tell what is left out and what looks like a mistake: files with other suffixes, pictures outside of the
+    classes, classes without pictures or with a single one, names that differ only in case.
 
     Args:
       folder: DIR, or the table.
-      classes: which classes, and in which order.
+      classes: which classes, in this order; (): all.
 
     Raises:
-      UserError: the folder cannot be read, or has another layout; a class is in val or test but not in train, or is
-        not there; names of classes that look the same; a table with columns or splits of other names, with files that
-        are not there, or with a file twice and different labels or splits.
+      UserError: the folder cannot be read, or has another layout; a class does not exist, or is in val or test but not
+        in train; names of classes look the same; a table has columns or splits with other names, lists files that do
+        not exist, or lists a file twice with different labels or splits.
     """
     classes = tuple(map(_normal, classes))
     if folder.is_file():
@@ -115,80 +111,17 @@ def image_folder(folder: Path, classes: tuple[str, ...] = ()) -> Listing:
     return listing(folder, found, classes)
 
 
-def held_out(paths: Sequence[str], labels: np.ndarray, amount: float, seed: int) -> np.ndarray:
-    """Which pictures are held out of training: bool `(n,)`.
-
-    Of each class those whose hash of the seed and the path is smallest. So a picture that is added or removed changes
-    the choice of at most one other, or none.
+def listing(root: Path, found: Found, classes: tuple[str, ...], hold_out: float = HOLD_OUT) -> Listing:
+    """The listing of what was found; warnings and errors are those of `image_folder`.
 
     Args:
-      paths: of the pictures.
-      labels: int `(n,)`.
-      amount: 1 or more: so many of each class. Below 1: this share of each class, rounded, but at least one of two
-        pictures or more, and not all of them. 0: none.
-      seed: another one chooses others.
+      root: the folder that the paths are relative to.
+      found: paths by split and class, with "train" among the splits.
+      classes: which classes, in this order; (): all, sorted.
+      hold_out: the listing's, if there is no split but train.
 
     Raises:
-      UserError: the amount is negative or between whole numbers, or a class has too few pictures to keep one for
-        training; it names a picture of each such class.
-    """
-    if not (0 <= amount < 1 or float(amount).is_integer()) or amount < 0:
-        raise UserError(f"hold_out={amount!r} is not allowed: it is a number of pictures of each class, or a share < 1")
-    ranks, sizes = _ranks(paths, labels, seed)
-    if amount >= 1:
-        few = np.flatnonzero((ranks == 0) & (sizes <= amount)).tolist()
-        if len(few):
-            examples = some([f"{sizes[row]} as {paths[row]}" for row in few])
-            raise UserError(
-                f"hold_out={amount:g} of each class leaves nothing to train on of {len(few)} classes that have too few "
-                f"pictures: {examples}; hold out fewer, or a share such as 0.1"
-            )
-        return ranks < amount
-    counts = np.floor(amount * sizes + 0.5)
-    return ranks < np.clip(counts, min(amount > 0, 1), sizes - 1)
-
-
-def stratified_order(paths: Sequence[str], labels: np.ndarray, seed: int) -> np.ndarray:
-    """An order of the pictures, int64 `(n,)`, of which every part holds the classes in their shares.
-
-    A class of k pictures has them at (0.5, 1.5, ..., k - 0.5) / k of the way, sorted by a hash of the seed and the
-    path. So the first m of n pictures hold m k / n of the class to within (1 + classes k / n) / 2 pictures, which is
-    one where all classes are of one size; every part between two such points, twice that. The one picture of a class
-    is in the middle, and so in training.
-
-    A picture that is added or removed moves the others of its class by one place of k at most, and others hardly.
-
-    Args:
-      paths: of the pictures.
-      labels: int `(n,)`.
-      seed: another one gives another order.
-    """
-    ranks, sizes = _ranks(paths, labels, seed)
-    return np.lexsort((_hashes(paths, seed), (ranks + 0.5) / np.maximum(sizes, 1))).astype(np.int64)
-
-
-def _ranks(paths: Sequence[str], labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The place of each picture in its class, sorted by hash, and the size of its class: int64 `(n,)`."""
-    order = np.lexsort((_hashes(paths, seed), labels))
-    _, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
-    ranks, sizes = np.empty((2, len(labels)), np.int64)
-    ranks[order] = np.arange(len(labels)) - np.repeat(starts, counts)
-    sizes[order] = np.repeat(counts, counts)
-    return ranks, sizes
-
-
-def _hashes(paths: Sequence[str], seed: int) -> np.ndarray:
-    """uint64 `(n,)`, the same on every machine."""
-    # macOS writes letters with accents in another way than the rest of the world.
-    texts = (f"{seed}/{unicodedata.normalize('NFC', path)}".encode(errors="surrogateescape") for path in paths)
-    digests = (hashlib.blake2b(text, digest_size=8).digest() for text in texts)
-    return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64)
-
-
-def listing(root: Path, found: Found, classes: tuple[str, ...], hold_out: float = HOLD_OUT) -> Listing:
-    """The listing of what was found, if it makes sense; `hold_out` is for where nothing but train was.
-
-    Raises UserError, and warns, as `image_folder` says; `found` has "train".
+      UserError: see `image_folder`.
     """
     sizes: Counter[str] = Counter()
     for by_class in found.values():
@@ -216,7 +149,7 @@ def listing(root: Path, found: Found, classes: tuple[str, ...], hold_out: float 
     single = [name for name in chosen if sizes[name] == 1]
     if single:
         logger.warning(
-            "%s: classes with one picture, which is for training alone: %s", root, some(single, CLASSES_SHOWN)
+            "%s: classes with one picture, which is used for training only: %s", root, some(single, CLASSES_SHOWN)
         )
     if len(chosen) == 1 and not classes:
         below = root / chosen[0]
@@ -227,7 +160,7 @@ def listing(root: Path, found: Found, classes: tuple[str, ...], hold_out: float 
 
 
 def labelled(found: Found, classes: Sequence[str]) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
-    """The pictures of each split, sorted by path, with their labels; splits without pictures are left out."""
+    """The pictures of each split, sorted by path, with their labels: int32 `(n,)`. Empty splits are left out."""
     splits = {}
     for split in ("train", "validation", "test"):
         by_class = found.get(split, {})
@@ -245,7 +178,11 @@ def _sorted_classes(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def check_names(root: Path | str, names: list[str]) -> None:
-    """Says which names of classes cannot be written (a UserError), or differ in case alone (a warning)."""
+    """Warns of class names that differ only in case.
+
+    Raises:
+      UserError: a name is not UTF-8.
+    """
     for name in names:
         if not is_utf8(name):
             raise UserError(f"the name of the class {os.fsencode(name)!r} in {root} is not UTF-8: rename it")
@@ -254,103 +191,33 @@ def check_names(root: Path | str, names: list[str]) -> None:
         by_letters.setdefault(name.casefold(), []).append(name)
     alike = [" and ".join(group) for group in by_letters.values() if len(group) > 1]
     if alike:
-        logger.warning("%s: classes differ in upper and lower case alone: %s", root, some(alike))
+        logger.warning("%s: classes differ only in upper and lower case: %s", root, some(alike))
 
 
 def check_once(classes: Sequence[str]) -> None:
+    """Raises UserError if a class is named more than once."""
     twice = [name for name, count in Counter(classes).items() if count > 1]
     if twice:
         raise UserError(f"classes names {some(twice)} more than once")
 
 
 def is_utf8(name: str) -> bool:
-    return not any("\ud800" <= letter <= "\udfff" for letter in name)  # what Python makes of other bytes
+    """Whether a name, as the file system gives it, is UTF-8."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)  # surrogates stand for other bytes
 
 
 def _normal(name: str) -> str:
-    """The name of a class, whichever system wrote it."""
+    """The name of a class, in the same Unicode form whichever system wrote it."""
     return unicodedata.normalize("NFC", name.strip())
 
 
 def some(names: Sequence[str], number: int = NAMES_SHOWN) -> str:
+    """The first of the names for a message, and how many there are if not all are shown."""
     return ", ".join(names[:number]) + (f", ... ({len(names)} in all)" if len(names) > number else "")
 
 
-class Scan:
-    """Looks for pictures below folders of `root`; counts the other files."""
-
-    def __init__(self, root: Path):
-        self.root = root
-        self.others: Counter[str] = Counter()
-
-    def pictures(self, folder: Path | str) -> Iterator[str]:
-        """The paths of the pictures below a folder, relative to the root; each folder once, for all links."""
-        place = Path(folder).relative_to(self.root).as_posix()
-        seen = set() if place == "." else {_identity(self.root)}
-        return self._walk(folder, "" if place == "." else f"{place}/", seen)
-
-    def _walk(self, folder: Path | str, prefix: str, seen: set[tuple[int, int]]) -> Iterator[str]:
-        identity = _identity(folder)
-        if identity in seen:  # a link to where we come from
-            return
-        seen.add(identity)
-        for entry in entries(folder):
-            if is_folder(entry):
-                yield from self._walk(entry.path, f"{prefix}{entry.name}/", seen)
-            elif self._is_picture(entry):
-                yield prefix + entry.name
-
-    def _is_picture(self, entry: os.DirEntry[str]) -> bool:
-        ending = _ending(entry.name)
-        if ending in PICTURES and _is_readable(entry):
-            return True
-        self.others[ending or "none"] += 1
-        return False
-
-    def report(self) -> None:
-        """Says how many files are no pictures by their names."""
-        if self.others:
-            endings = ", ".join(f"{ending} ({count})" for ending, count in self.others.most_common(CLASSES_SHOWN))
-            logger.warning(
-                "%s: %d files do not end like pictures and are left out: %s", self.root, self.others.total(), endings
-            )
-
-
-def entries(folder: Path | str) -> list[os.DirEntry[str]]:
-    """What is in a folder, sorted by name, but for what is hidden; a UserError if it cannot be read."""
-    try:
-        with os.scandir(folder) as entries:
-            shown = [entry for entry in entries if not (entry.name.startswith(".") or entry.name in HIDDEN)]
-    except OSError as error:
-        raise UserError(f"cannot read the folder {folder}: {error.strerror or error}") from error
-    return sorted(shown, key=lambda entry: entry.name)
-
-
-def is_folder(entry: os.DirEntry[str]) -> bool:
-    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()  # a link to itself makes is_dir() raise
-
-
-def _ending(name: str) -> str:
-    return os.path.splitext(name)[1].lower()
-
-
-def _is_readable(entry: os.DirEntry[str]) -> bool:
-    """Not so a pipe, which would be waited for for ever; a link that leads nowhere is a picture that is damaged."""
-    if entry.is_symlink():
-        return os.path.isfile(entry.path) or not os.path.exists(entry.path)
-    return entry.is_file()
-
-
-def _identity(folder: Path | str) -> tuple[int, int]:
-    try:
-        status = os.stat(folder)
-    except OSError as error:
-        raise UserError(f"cannot read the folder {folder}: {error.strerror or error}") from error
-    return status.st_dev, status.st_ino
-
-
 def _split_places(folder: Path, names: list[str]) -> dict[str, str]:
-    """The name of the folder of each split, where the folders are splits; nothing where they are classes."""
+    """The name of the folder of each split if the folders are splits; empty if they are classes."""
     splits: dict[str, list[str]] = {}
     for name in names:
         if name.casefold() in SPLITS:
@@ -379,7 +246,7 @@ def _split_places(folder: Path, names: list[str]) -> dict[str, str]:
 
 
 def _class_folders(scan: Scan, folder: Path) -> tuple[dict[str, list[str]], list[str]]:
-    """The paths of the pictures in each folder of a class, by its name, and the names of those beside the folders."""
+    """The paths of the pictures by class, and the names of those that are in no folder of a class."""
     by_class: dict[str, list[str]] = {}
     spelled: dict[str, str] = {}
     loose = []
@@ -393,15 +260,15 @@ def _class_folders(scan: Scan, folder: Path) -> tuple[dict[str, list[str]], list
                 )
             spelled[name] = entry.name
             by_class[name] = list(scan.pictures(entry.path))
-        elif _ending(entry.name) in PICTURES:
+        elif ending(entry.name) in PICTURES:
             loose.append(entry.name)
     return by_class, loose
 
 
 def _read_table(path: Path, classes: tuple[str, ...]) -> Found:
-    """What a CSV file lists."""
+    """The paths that a CSV file lists, by split and class."""
     if path.suffix.lower() not in TABLES:
-        raise UserError(f"{path} is no folder, and no table that ends in {' or '.join(TABLES)}: {LAYOUTS}")
+        raise UserError(f"{path} is neither a directory nor a table that ends in {' or '.join(TABLES)}: {LAYOUTS}")
     try:
         text = regular_file(path).read_bytes().decode("utf-8-sig")
     except OSError as error:
@@ -456,7 +323,7 @@ def _read_table(path: Path, classes: tuple[str, ...]) -> Found:
 
 
 def _columns(path: Path, text: str) -> tuple[list[tuple[int, list[str]]], tuple[int, int, int | None]]:
-    """The rows below a table's header, each with the number of its line, and the columns of path, label and split."""
+    """The rows below a table's header, each with its line number, and the columns of path, label and split."""
     names = [""]
     for delimiter in ",;\t":
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
@@ -478,7 +345,7 @@ def _columns(path: Path, text: str) -> tuple[list[tuple[int, list[str]]], tuple[
 
 
 def _existing(root: Path, file: str) -> str | None:
-    """The path of a file that a table lists as its writer's system spells it, or None."""
+    """The path of a file as the file system spells it, which the table may spell differently; None if there is none."""
     for spelled in (file, file.replace("\\", "/")):
         for form in ("", "NFC", "NFD"):
             path = Path(unicodedata.normalize(form, spelled) if form else spelled)

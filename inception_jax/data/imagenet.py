@@ -7,18 +7,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from inception_jax import synsets
-from inception_jax.data.folders import (
-    CLASSES_SHOWN,
-    Listing,
-    Scan,
-    check_once,
-    entries,
-    is_folder,
-    labelled,
-    listing,
-    some,
-)
+from inception_jax.data import synsets
+from inception_jax.data.folders import CLASSES_SHOWN, Listing, check_once, labelled, listing, some
+from inception_jax.data.scan import Scan, entries, is_folder
 from inception_jax.errors import UserError
 
 HOLD_OUT = 100  # pictures of each class (Mahmud 2024)

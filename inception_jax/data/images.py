@@ -1,8 +1,8 @@
 """From encoded or given images to uint8 arrays of one size and one number of channels.
 
-All pictures of people and strangers are opened here, and nowhere else: which kinds of files are, how large they may be,
-and what becomes of their orientation, bits, palettes and transparency is decided once, for training, predictions, the
-server and published weights.
+All pictures from users and strangers are opened here, and nowhere else: which kinds of files are opened, how large they
+may be, and how orientation, bit depth, palettes and transparency are handled is decided once, for training, for
+predictions, for the server and for published weights.
 """
 
 import contextlib
@@ -19,40 +19,36 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
+from inception_jax.data.headers import (
+    MAX_BYTES,
+    MAX_PIXELS,
+    PILLOWS_PIXELS,
+    TooLargeError,
+    check_size,
+    check_tags,
+    may_be_turned,
+    scans,
+)
 from inception_jax.errors import UserError, unknown_name
 from inception_jax.text import printable
 
-# Pillow's names of the formats that are opened, whatever a file's name ends in, and what the names of such files end
-# in. Among Pillow's others are some for which it starts programs, such as Ghostscript.
+# Pillow's names of the formats that are opened, whatever a file is called, and the usual suffixes of such files. For
+# some of its other formats Pillow starts programs, such as Ghostscript.
 SUFFIXES = {
     "BMP": (".bmp",), "GIF": (".gif",), "JPEG": (".jpg", ".jpeg", ".jpe"), "PNG": (".png",),
     "PPM": (".ppm", ".pgm", ".pnm"), "TIFF": (".tif", ".tiff"), "WEBP": (".webp",), "AVIF": (".avif",),
 }  # fmt: skip
 for _name in ("Avif", "Bmp", "Gif", "Jpeg", "Png", "Ppm", "Tiff", "WebP"):
     importlib.import_module(f"PIL.{_name}ImagePlugin")  # registers its format
-FORMATS = tuple(  # not every build of Pillow has all
+FORMATS = tuple(  # not every build of Pillow supports all
     name for name in SUFFIXES if name not in ("AVIF", "WEBP") or features.check(name.lower())
 )
-# What is decoded at most. Twice Pillow's own bound, where it refuses, too: 179 million pixels, such as 13,377x13,377.
-MAX_PIXELS = 2 * 89_478_485
-PILLOWS_PIXELS = 89_478_485  # above, Pillow warns; such a picture takes up to 2 GB while it is decoded
-MAX_SIDE = 65_535  # pixels: a JPEG's; Pillow keeps a pointer for each row, whatever the width
-MAX_SCANS = 100  # of a JPEG: encoders write ten. Thousands fit into few bytes, and each passes over all pixels
-MAX_BYTES = 8 * MAX_PIXELS  # of a file: four channels of 16 bits, not compressed
-MAX_PIECES = 65_536  # strips or tiles of a TIFF: Pillow takes 0.3 KB and 8 us for each
-MAX_TAGS = 4096  # of a TIFF, or of EXIF data
-MAX_SHARING = 8  # bytes of their values for each byte of the file: more than 1 are damaged, which Pillow forgives
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 FITS = ("squash", "crop")
-GRAY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's
-# Of the JPEG standard. EXIF and XMP data are APP1; frames that are not progressive may be of one scan.
-START_OF_SCAN, APP1, ONE_SCAN, WITHOUT_SEGMENT = 0xDA, 0xE1, (0xC0, 0xC1, 0xC9), (0x01, *range(0xD0, 0xD9))
-# Of TIFF and EXIF: bytes of a value by its type, and the tags that say where more tags are.
-TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-TILE_WIDTH, TILE_LENGTH, STRIPS, TILES, MORE_TAGS = 322, 323, 273, 324, (34665, 34853, 40965)
-ROWS_AT_ONCE = 1 << 22  # pixels that are converted from 16 bits at once
+GRAY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's names
+ROWS_AT_ONCE = 1 << 22  # pixels that are converted from 16 bits at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,11 +56,11 @@ class Format:
     """What every image is converted to.
 
     Attributes:
-      image_size: the side of the square, pixels; None: as it is.
-      channels: 1, by Pillow's luma (0.299 R + 0.587 G + 0.114 B), or 3, gray being repeated. Before the resize.
-      resize: "bilinear" or "bicubic": Pillow's filters, whose support grows with the reduction (so it is antialiased).
-      fit: how a picture becomes a square: "squash" changes its aspect ratio, "crop" takes the square at its centre.
-      crop_share: of fit "crop": the square's share of the shorter side. 0.875 is the usual 224 from 256 pixels.
+      image_size: the side of the square in pixels; None: unchanged.
+      channels: 1, by Pillow's luma (0.299 R + 0.587 G + 0.114 B), or 3, with gray repeated. Converted before resizing.
+      resize: "bilinear" or "bicubic": Pillow's antialiasing filters, whose support grows with the reduction.
+      fit: how a picture becomes a square: "squash" changes its aspect ratio, "crop" takes the square at its center.
+      crop_share: for fit "crop": the square's share of the shorter side. 0.875 is the usual 224 of 256 pixels.
 
     Raises:
       UserError: a value that is not allowed.
@@ -96,15 +92,8 @@ class Format:
 
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels of the picture as it is shown
-
-
 Crop = Callable[[int, int], Box]  # (height, width) of the picture as it is shown -> what is cut out of it
-
 Picture = bytes | str | os.PathLike[str] | Image.Image | np.ndarray
-
-
-class TooLargeError(ValueError):
-    """A picture has more pixels, or is longer or wider, than is decoded."""
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
@@ -112,9 +101,9 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
 
     Raises:
       OSError: it cannot be read.
-      ValueError: it is no regular file (a pipe would be waited for, a device never ends), or larger than any picture.
+      ValueError: it is not a regular file (a pipe would block, a device never ends), or is larger than any picture.
     """
-    # Without waiting for whoever would write to a pipe.
+    # O_NONBLOCK, so that opening a pipe does not wait for a writer.
     with open(path, "rb", buffering=0, opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
@@ -125,7 +114,7 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
 
 
 def read_stream(stream: BinaryIO) -> bytes:
-    """What a stream holds, up to what is more than any picture has."""
+    """The content of a stream, up to slightly more bytes than any picture has."""
     content = bytearray()
     while len(content) <= MAX_BYTES and (part := stream.read(1 << 20)):
         content += part
@@ -135,15 +124,15 @@ def read_stream(stream: BinaryIO) -> bytes:
 def open_picture(picture: Picture, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """A picture in red, green and blue, as it is shown.
 
-    Of whatever kind it is, it becomes the same: it is turned as its EXIF or XMP data says, 16 bits become 8, of an
-    animation the first frame counts, gray and palettes become colours, transparency is dropped.
+    The result does not depend on the kind of file: pictures are rotated as their EXIF or XMP data says, 16 bits become
+    8, the first frame of an animation is used, gray and palettes become RGB, and transparency is dropped.
 
     Args:
       picture: a file's path or its bytes; a Pillow image; or an array uint8 (height, width), (height, width, 1 or 3).
-      max_pixels: more are not decoded.
+      max_pixels: the largest number of pixels that is decoded.
 
     Raises:
-      UserError: it is no picture, or a larger one; the message names the file.
+      UserError: it is not a picture, or too large; the message names the file.
     """
     if isinstance(picture, np.ndarray):
         shape = picture.shape
@@ -157,7 +146,7 @@ def open_picture(picture: Picture, *, max_pixels: int = MAX_PIXELS) -> Image.Ima
             return _shown(picture, max_pixels).convert("RGB")
         with _open_file(picture if isinstance(picture, bytes) else read_file(picture), max_pixels) as image:
             return _shown(image, max_pixels, ours=True).convert("RGB")
-    except Exception as error:  # Pillow raises whatever a broken file makes it trip over
+    except Exception as error:  # Pillow raises anything on a broken file
         name = "given" if given else printable(os.fspath(picture))  # pyright: ignore[reportArgumentType]
         raise UserError(f"cannot read the picture {name}: {reason(error)}") from error
 
@@ -173,22 +162,24 @@ def reason(error: BaseException) -> str:
 def decode(content: bytes, form: Format, crop: Crop | None = None, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """An image file's bytes as uint8 `(height, width, channels)`.
 
-    Pixels are Pillow's: JPEGs go through simplejpeg, which holds the same libjpeg-turbo and gives the same bytes in
-    less time. Pictures are turned as their EXIF data says; of an animation the first frame counts; transparency is
-    dropped; 16 bits become 8.
+    Pixels equal Pillow's: JPEGs are decoded by simplejpeg, which contains the same libjpeg-turbo and gives the same
+    bytes in less time. Pictures are rotated as their EXIF data says; the first frame of an animation is used;
+    transparency is dropped; 16 bits become 8.
 
     Args:
-      crop: what is cut out and resized to the square, instead of `form.fit`. Of a JPEG it is decoded at 1/2, 1/4 or 1/8
-        of its size if that leaves it at least as large as the square: as good for training, and faster.
-      max_pixels: more are not decoded.
+      content: the file's bytes.
+      form: what the picture is converted to.
+      crop: what is cut out and resized to the square, instead of `form.fit`. A JPEG is decoded at 1/2, 1/4 or 1/8 of
+        its size if the crop is then still at least as large as the square: as good for training, and faster.
+      max_pixels: the largest number of pixels that is decoded.
 
     Raises:
       TooLargeError: it has more pixels, or a side is too long; nothing was decoded.
-      OSError, ValueError, SyntaxError and others: what Pillow says of a file that it cannot decode.
+      OSError, ValueError, SyntaxError and others: whatever Pillow raises for a file that it cannot decode.
     """
     header = _jpeg_header(content, max_pixels)
     if header and crop is None and _fits(header, form):
-        with contextlib.suppress(ValueError):  # Pillow forgives more
+        with contextlib.suppress(ValueError):  # Pillow tolerates more damage
             return simplejpeg.decode_jpeg(content, "GRAY" if form.channels == 1 else "RGB")
     image, box = _open(content, header, crop, form.image_size, max_pixels)
     mode = "L" if form.channels == 1 else "RGB"
@@ -196,15 +187,15 @@ def decode(content: bytes, form: Format, crop: Crop | None = None, *, max_pixels
 
 
 def convert(image: Image.Image, form: Format, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """As `decode`, of an image in hand."""
+    """As `decode`, for a Pillow image."""
     return _to_square(_shown(image, max_pixels).convert("L" if form.channels == 1 else "RGB"), form, None)
 
 
 def convert_arrays(images: np.ndarray, form: Format) -> np.ndarray:
-    """As `convert`, of uint8 `(n, height, width, channels)` at once; what need not change is returned as it is.
+    """As `convert`, for uint8 `(n, height, width, channels)`; images in the format already are returned unchanged.
 
     Raises:
-      UserError: the images have neither 1 nor 3 channels, and so cannot be converted.
+      UserError: the images need conversion, and have neither 1 nor 3 channels.
     """
     _, height, width, channels = images.shape
     if form.image_size in (None, height) and form.image_size in (None, width) and form.channels == channels:
@@ -216,14 +207,15 @@ def convert_arrays(images: np.ndarray, form: Format) -> np.ndarray:
 
 
 def check_batch(images: Any, shape: tuple[int, int, int], *, any_size: bool = False) -> Any:
-    """Images for a network as training had them: uint8 (batch, height, width, channels); gray ones may lack channels.
+    """Images for a network as in training: uint8 (batch, height, width, channels); gray ones may lack the last axis.
 
     Args:
+      images: the batch.
       shape: (height, width, channels) of the network's images.
-      any_size: whether other heights and widths are allowed, which most networks take.
+      any_size: whether other heights and widths are allowed, which most networks accept.
 
     Raises:
-      UserError: they are something else; the message says what to do.
+      UserError: anything else; the message says what to do.
     """
     expected = f"images must be an array uint8 (batch, {', '.join(map(str, shape))})"
     if isinstance(images, bytes | str | os.PathLike | Image.Image):
@@ -258,13 +250,13 @@ def verify(content: bytes) -> tuple[int, int, str]:
 
     Raises:
       TooLargeError: it has more pixels than are decoded, or a side is too long.
-      OSError, ValueError, SyntaxError and others: what Pillow says of one that cannot be decoded.
+      OSError, ValueError, SyntaxError and others: whatever Pillow raises for a file that it cannot decode.
     """
     header = _jpeg_header(content, MAX_PIXELS)
     if header:
         height, width, mode = header
-        with contextlib.suppress(ValueError):  # Pillow forgives more
-            # Every coefficient is read, at a fraction of the work.
+        with contextlib.suppress(ValueError):  # Pillow tolerates more damage
+            # Reads every coefficient at a fraction of the work.
             simplejpeg.decode_jpeg(content, "GRAY", min_height=-(-height // 8), min_width=-(-width // 8))
             return height, width, mode
     with _open_file(content, MAX_PIXELS) as image:
@@ -275,36 +267,36 @@ def verify(content: bytes) -> tuple[int, int, str]:
 
 
 def effort(content: bytes, *, max_pixels: int = MAX_PIXELS) -> int:
-    """The pixels that an image file's decoder passes over: its own, times the scans of a JPEG. Nothing is decoded.
+    """The work of decoding an image file: its pixels, times the scans of a JPEG. Nothing is decoded.
 
     Raises:
-      As `decode`, of what can be known from the file's head.
+      As `decode`, for what the file's header tells.
     """
-    scans = _scans(content)
+    passes = scans(content)
     header = _jpeg_header(content, max_pixels)
     if header:
-        return header[0] * header[1] * scans
+        return header[0] * header[1] * passes
     with _open_file(content, max_pixels) as image:
-        return image.width * image.height * scans
+        return image.width * image.height * passes
 
 
 def _open_file(content: bytes, max_pixels: int) -> Image.Image:
-    """Pillow's picture of a file of which nothing but the head was read.
+    """Pillow's image of a file of which only the header was read.
 
-    It is Image.open with `formats`, but for Pillow's bound: that warns without naming the file.
+    As Image.open with `formats`, except for Pillow's own bound, whose warning does not name the file.
     """
-    _check_tags(content, max_pixels)
-    _scans(content)
+    check_tags(content, max_pixels)
+    scans(content)
     for name in FORMATS:
         make, accepts = Image.OPEN[name]
         try:
             if accepts is not None and not accepts(content[:16]):
                 continue
             image = make(io.BytesIO(content), "")
-        except (SyntaxError, IndexError, TypeError, struct.error):  # as in Image.open: another one may know it
+        except (SyntaxError, IndexError, TypeError, struct.error):  # as in Image.open: another format may fit
             continue
         try:
-            _check_size(*image.size, max_pixels)
+            check_size(*image.size, max_pixels)
         except TooLargeError:
             image.close()
             raise
@@ -312,116 +304,21 @@ def _open_file(content: bytes, max_pixels: int) -> Image.Image:
     raise UnidentifiedImageError
 
 
-def _check_size(width: int, height: int, max_pixels: int) -> None:
-    """Raises TooLargeError."""
-    if width * height > max_pixels:
-        raise TooLargeError(f"it has {width}x{height} pixels; at most {max_pixels / 1e6:.4g} million are allowed")
-    if max(width, height) > MAX_SIDE:
-        raise TooLargeError(f"it has {width}x{height} pixels; at most {MAX_SIDE:,} on a side are allowed")
-
-
-def _check_tags(content: bytes, max_pixels: int) -> None:
-    """Raises ValueError if a TIFF, or EXIF data, has tags from which Pillow would make far more than it has bytes.
-
-    Its tiles must be within the bounds of pictures, its tiles or strips few, and its values not many times its bytes,
-    since any number of tags may point to the same ones.
-    """
-    if content[:2] not in (b"II", b"MM"):
-        return
-    order = "<" if content[:2] == b"II" else ">"
-    big = content[2:4] in (b"+\0", b"\0+")  # BigTIFF
-    pointer, head, entry = (struct.Struct(order + form) for form in (("Q", "Q", "HHQ") if big else ("L", "H", "HHL")))
-    size = entry.size + pointer.size
-    waiting, seen, values = [pointer.size], set(), 0  # where it says where tags are
-    while waiting:
-        place = waiting.pop()
-        place = pointer.unpack_from(content, place)[0] if place + pointer.size <= len(content) else len(content)
-        if place in seen or place + head.size > len(content):
-            continue
-        seen.add(place)
-        (number,) = head.unpack_from(content, place)
-        if number > MAX_TAGS or len(seen) > MAX_TAGS:
-            raise ValueError(f"it has more than {MAX_TAGS} tags")
-        first, tile = place + head.size, [1, 1]
-        for place in range(first, min(first + number * size, len(content) - size + 1), size):
-            tag, kind, count = entry.unpack_from(content, place)
-            values += min(TYPE_BYTES.get(kind, 1) * count, len(content))
-            if values > MAX_SHARING * len(content):
-                raise ValueError("its tags have far more values than it has bytes")
-            if tag in (STRIPS, TILES) and count > MAX_PIECES:
-                raise ValueError(f"it is in {count:,} pieces; at most {MAX_PIECES:,} are allowed")
-            if tag in (TILE_WIDTH, TILE_LENGTH):
-                number_form = order + ("H" if kind == 3 else "L")
-                (tile[tag - TILE_WIDTH],) = struct.unpack_from(number_form, content, place + entry.size)
-            if tag in MORE_TAGS:
-                waiting.append(place + entry.size)
-        _check_size(tile[0], tile[1], max_pixels)
-
-
-def _segments(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """The markers of a JPEG and what they hold, up to the first scan's."""
-    place, marker = 2, None
-    while marker != START_OF_SCAN and content[place : place + 1] == b"\xff" and place + 4 <= len(content):
-        marker = content[place + 1]
-        if marker == 0xFF:  # a marker may begin with several
-            place += 1
-        elif marker in WITHOUT_SEGMENT:
-            place += 2
-        else:
-            end = place + 2 + int.from_bytes(content[place + 2 : place + 4])
-            yield marker, content[place + 4 : end]
-            place = end
-
-
-def _scans(content: bytes) -> int:
-    """How often a decoder passes over the pixels: a JPEG may have many scans. Raises ValueError if it has too many."""
-    if content[:2] != b"\xff\xd8":
-        return 1
-    components = None
-    for marker, segment in _segments(content):
-        if marker in ONE_SCAN:
-            components = segment[5:6]
-        elif marker == START_OF_SCAN and segment[:1] == components:  # all of them in the first one
-            return 1
-    scans = content.count(b"\xff\xda")
-    if scans > MAX_SCANS:
-        raise ValueError(f"it has {scans} scans; at most {MAX_SCANS} are allowed")
-    return max(scans, 1)
-
-
 def _jpeg_header(content: bytes, max_pixels: int) -> tuple[int, int, str] | None:
-    """(height, width, mode) of a JPEG that simplejpeg decodes as Pillow does; None of any other file."""
-    if content[:2] != b"\xff\xd8" or _may_be_turned(content):
+    """(height, width, mode) of a JPEG that simplejpeg decodes as Pillow does; None for any other file."""
+    if content[:2] != b"\xff\xd8" or may_be_turned(content):
         return None
-    _scans(content)
+    scans(content)
     try:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(content)
     except ValueError:
         return None
-    _check_size(int(width), int(height), max_pixels)
+    check_size(int(width), int(height), max_pixels)
     return (int(height), int(width), "L" if colors == "Gray" else "RGB") if colors in ("Gray", "YCbCr") else None
 
 
-def _may_be_turned(content: bytes) -> bool:
-    """Whether a JPEG says that it is to be shown turned or mirrored, or one cannot tell from here."""
-    for marker, segment in _segments(content):
-        if marker == APP1:
-            if b"tiff:Orientation" in segment:  # XMP, which Pillow heeds, too
-                return True
-            if segment.startswith(b"Exif"):
-                exif = Image.Exif()
-                try:
-                    _check_tags(segment[6:], MAX_PIXELS)
-                    exif.load(segment)
-                    if exif.get(ExifTags.Base.Orientation, 1) != 1:
-                        return True
-                except Exception:  # whatever Pillow then makes of it
-                    return True
-    return False
-
-
 def _fits(header: tuple[int, int, str], form: Format) -> bool:
-    """Whether a JPEG is in the format already, gray or not: it then need not go through Pillow."""
+    """Whether a JPEG is in the format already, gray or not, so that it need not go through Pillow."""
     height, width, mode = header
     whole = form.fit == "squash" or (form.crop_share == 1 and height == width)
     return (
@@ -435,16 +332,16 @@ def _fits(header: tuple[int, int, str], form: Format) -> bool:
 def _open(
     content: bytes, header: tuple[int, int, str] | None, crop: Crop | None, wanted: int | None, max_pixels: int
 ) -> tuple[Image.Image, Box | None]:
-    """The picture, or the part of it that is cut out, and the box in that.
+    """The picture, or the part of it that is cut out, and the box within that.
 
-    A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where the box then keeps the pixels per side that are wanted.
+    A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if the box then still has the wanted pixels per side.
     """
     if header:
         height, width, mode = header
         box = crop(height, width) if crop else None
         largest = min(box[2] - box[0], box[3] - box[1]) / wanted if box and wanted else 1.0
         factor = next(factor for factor in (8, 4, 2, 1) if factor <= max(largest, 1.0))
-        with contextlib.suppress(ValueError):  # Pillow forgives more
+        with contextlib.suppress(ValueError):  # Pillow tolerates more damage
             pixels = simplejpeg.decode_jpeg(
                 content,
                 "GRAY" if mode == "L" else "RGB",
@@ -462,9 +359,9 @@ def _open(
 
 
 def _part(pixels: np.ndarray, box: Box, factor: int) -> tuple[Image.Image, Box]:
-    """The whole pixels that a box of a picture touches, and the box in them; their sides were reduced by a factor.
+    """The whole pixels that a box of a picture touches, and the box within them; `pixels` were reduced by the factor.
 
-    As in torchvision, the resampling then sees no pixel from outside the box; and less is copied.
+    As in torchvision, resampling then sees no pixel from outside the box; and less is copied.
     """
     left, top, right, bottom = (side / factor for side in box)
     right, bottom = min(right, pixels.shape[1]), min(bottom, pixels.shape[0])
@@ -474,11 +371,11 @@ def _part(pixels: np.ndarray, box: Box, factor: int) -> tuple[Image.Image, Box]:
 
 
 def _shown(image: Image.Image, max_pixels: int, *, ours: bool = False) -> Image.Image:
-    """The picture as it is to be shown, in a mode of 8 bits per channel; one that is ours may change."""
-    _check_size(*image.size, max_pixels)
+    """The picture as it is shown, in a mode of 8 bits per channel; if it is `ours`, it may be changed in place."""
+    check_size(*image.size, max_pixels)
     exif = image.info.get("exif", b"")
     if isinstance(exif, bytes):
-        _check_tags(exif.removeprefix(b"Exif\0\0"), MAX_PIXELS)
+        check_tags(exif.removeprefix(b"Exif\0\0"), MAX_PIXELS)
     with _without_pillows_bound(image):
         image.load()
         if ours:
@@ -489,7 +386,7 @@ def _shown(image: Image.Image, max_pixels: int, *, ours: bool = False) -> Image.
         return _to_8_bits(image)
     if image.mode == "F":
         raise ValueError("floating-point pixels have no known range: save it with 8 or 16 bits")
-    # With transparent palette entries Pillow warns unless it is RGBA first; alpha is dropped after it.
+    # Pillow warns of transparent palette entries unless they are converted to RGBA first; alpha is dropped later.
     return image.convert("RGBA") if "transparency" in image.info else image
 
 
@@ -498,7 +395,7 @@ _one_at_a_time = threading.Lock()
 
 @contextlib.contextmanager
 def _without_pillows_bound(image: Image.Image) -> Iterator[None]:
-    """Ours is checked before, and Pillow's warning does not name the file. Huge pictures are decoded one at a time."""
+    """Lifts Pillow's bound, since ours was checked before. Huge pictures are decoded one at a time."""
     if image.width * image.height <= PILLOWS_PIXELS:
         yield
         return
@@ -511,10 +408,10 @@ def _without_pillows_bound(image: Image.Image) -> Iterator[None]:
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Gray of 16 bits, which Pillow would clip instead of scaling."""
+    """Gray of 16 bits, scaled to 8, which Pillow would clip."""
     values = np.asarray(image)
     pixels = np.empty(values.shape, np.uint8)
-    rows = max(1, ROWS_AT_ONCE // image.width)  # at once, since wider numbers take several times the memory
+    rows = max(1, ROWS_AT_ONCE // image.width)  # a part at a time, since wider numbers take several times the memory
     for start in range(0, len(values), rows):
         part = values[start : start + rows].astype(np.int64)
         if part.min() < 0 or part.max() > 65535:

@@ -24,10 +24,10 @@ from typing import Any
 
 import numpy as np
 
-from inception_jax.data import pictures
+from inception_jax.data import sources
 from inception_jax.data.images import Box, Format
-from inception_jax.data.pictures import Source
 from inception_jax.data.resident import Arrays
+from inception_jax.data.sources import Source
 from inception_jax.errors import LostError, UserError
 
 logger = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ class Split:
         Args:
           crop: (height, width) of the picture -> what is cut out of it; None: as the split's form says.
         """
-        return pictures.decode(self.sources[self.source_of[position]], int(self.rows[position]), self.form, crop)
+        return sources.decode(self.sources[self.source_of[position]], int(self.rows[position]), self.form, crop)
 
 
 @cache

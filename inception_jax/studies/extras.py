@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from inception_jax import evaluate, files, inspection, predict, run
-from inception_jax.data.folders import Scan
+from inception_jax.data.scan import Scan
 from inception_jax.errors import UserError
 from inception_jax.experiment import Experiment, initial_key
 from inception_jax.studies.definitions import CrossEvaluation

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from inception_jax import synsets
+from inception_jax.data import synsets
 from inception_jax.data.images import MAX_PIXELS, Picture, open_picture
 from inception_jax.errors import UserError
 

@@ -124,7 +124,7 @@ def test_of_many_classes_some_are_shown():
         (["digitz"], "unknown data set 'digitz'. Did you mean 'digits'"),
         (["image_folder"], "name its folder, by --folder"),
         (["image_folder", "--folder", "nowhere"], "cannot read the folder nowhere: No such file"),
-        (["cifar10", "--archives", "nowhere"], "archives='nowhere' is no folder with files"),
+        (["cifar10", "--archives", "nowhere"], "archives='nowhere' is not a directory with files"),
         (["digits", "--config.data.image_size=0"], "image_size=0 is not allowed"),
         (["digits", "--config.data.imagesize=8"], "imagesize"),
         (["digits", "--frobnicate"], "frobnicate"),

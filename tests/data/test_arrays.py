@@ -143,7 +143,7 @@ def test_class_names_may_be_any_list_of_texts(caplog):
         assert data.from_arrays(train=(IMAGES, LABELS), class_names=names).class_names == tuple(names)
     assert caplog.messages == []
     labels_of(LABELS, class_names=("a", "A", "b"))
-    assert "differ in upper and lower case alone: A and a" in caplog.text
+    assert "differ only in upper and lower case: A and a" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from scipy import stats
 
 from inception_jax.config import default_config
 from inception_jax.data import augment as aug
+from inception_jax.data.augment import color, erasing, geometry, mixing, randaugment
 from inception_jax.errors import UserError
 
 STRENGTHS = {
@@ -31,9 +32,9 @@ STRENGTHS = {
     "random_erasing": 0.5,
 }
 KEY = jax.random.key(0)
-affine_resample = jax.jit(aug.affine_resample)  # at once, rather than an operation at a time
-similarity_matrices = jax.jit(aug.similarity_matrices)
-apply_operations = jax.jit(aug.apply_operations)
+affine_resample = jax.jit(geometry.affine_resample)  # at once, rather than an operation at a time
+similarity_matrices = jax.jit(geometry.similarity_matrices)
+apply_operations = jax.jit(randaugment.apply_operations)
 
 
 def augment(key, images, **strengths):
@@ -113,13 +114,15 @@ def test_one_strength_leaves_the_draws_of_the_others():
     np.testing.assert_allclose(augment(KEY, images, rotation=30.0, cutout=8), np.where(alone == 0, 0, turned))
 
 
-@pytest.mark.parametrize(("number", "name"), [(1, "horizontal_flip"), (6, "cutout"), (8, "random_erasing")])
-def test_keys_never_change(number, name):
+@pytest.mark.parametrize(
+    ("number", "transform"), [(1, geometry.horizontal_flip), (6, erasing.cutout), (8, erasing.random_erasing)]
+)
+def test_keys_never_change(number, transform):
     # Another number changes the result of every run that anybody has made with this augmentation.
-    images, strength = pictures(), STRENGTHS[name]
+    name, images = transform.__name__, pictures()
     key = jax.random.fold_in(jax.random.split(KEY)[1], number)
-    expected = getattr(aug, name)(key, images, strength)
-    np.testing.assert_array_equal(augment(KEY, images, **{name: strength}), expected)
+    expected = transform(key, images, STRENGTHS[name])
+    np.testing.assert_array_equal(augment(KEY, images, **{name: STRENGTHS[name]}), expected)
 
 
 # --- geometry ---------------------------------------------------------------------------------------------------
@@ -191,7 +194,7 @@ def test_crops_are_distributed_as_torchvision_draws_them(height, width, scale, r
     torch.manual_seed(0)
     image = torch.zeros(1, height, width)
     theirs = np.array([RandomResizedCrop.get_params(image, list(scale), list(ratio)) for _ in range(count)])
-    draw = jax.jit(functools.partial(aug.draw_crops, scale=scale, ratio=ratio))
+    draw = jax.jit(functools.partial(geometry.draw_crops, scale=scale, ratio=ratio))
     ours = np.asarray(draw(KEY, jnp.zeros((count, height, width, 1))), np.float64)
     top, left, box_height, box_width = ours.T
     assert np.array_equal(ours, np.round(ours))
@@ -217,7 +220,8 @@ def test_a_crop_that_never_fits_becomes_the_central_one(height, width, ratio):
 
     scale = (1.5, 2.0)  # of the area: never fits
     theirs = RandomResizedCrop.get_params(torch.zeros(1, height, width), list(scale), list(ratio))
-    ours = jax.jit(functools.partial(aug.draw_crops, scale=scale, ratio=ratio))(KEY, jnp.zeros((3, height, width, 1)))
+    draw = jax.jit(functools.partial(geometry.draw_crops, scale=scale, ratio=ratio))
+    ours = draw(KEY, jnp.zeros((3, height, width, 1)))
     np.testing.assert_array_equal(ours, [theirs] * 3)
 
 
@@ -225,7 +229,7 @@ def test_pad_and_crop_gives_every_window_of_the_padded_image():
     image = np.arange(1, 31, dtype=np.float32).reshape(1, 5, 6, 1)
     padded = np.pad(image[0], ((2, 2), (2, 2), (0, 0)))
     windows = {padded[y : y + 5, x : x + 6].tobytes() for y in range(5) for x in range(5)}
-    drawn = np.asarray(aug.pad_and_crop(KEY, jnp.asarray(np.repeat(image, 500, axis=0)), 2))
+    drawn = np.asarray(geometry.pad_and_crop(KEY, jnp.asarray(np.repeat(image, 500, axis=0)), 2))
     counts = {}
     for crop in drawn:
         counts[crop.tobytes()] = counts.get(crop.tobytes(), 0) + 1
@@ -236,7 +240,7 @@ def test_pad_and_crop_gives_every_window_of_the_padded_image():
 @pytest.mark.parametrize("probability", [0.0, 0.2, 1.0])
 def test_horizontal_flip(probability):
     images = pictures(batch=1000, height=2, width=5)
-    flipped = np.asarray(aug.horizontal_flip(KEY, images, probability))
+    flipped = np.asarray(geometry.horizontal_flip(KEY, images, probability))
     mirrored = (flipped == images[:, :, ::-1]).all(axis=(1, 2, 3))
     np.testing.assert_array_equal(flipped[~mirrored], images[~mirrored])
     assert stats.binomtest(int(mirrored.sum()), 1000, probability).pvalue > 1e-3
@@ -244,14 +248,14 @@ def test_horizontal_flip(probability):
 
 def test_angles_and_factors_fill_their_ranges():
     images = jnp.zeros((4000, 1, 1, 1))
-    assert stats.kstest(aug.draw_rotations(KEY, images, 15.0), stats.uniform(-15, 30).cdf).pvalue > 1e-3
-    assert stats.kstest(aug.draw_zooms(KEY, images, 0.2), stats.uniform(0.8, 0.4).cdf).pvalue > 1e-3
+    assert stats.kstest(geometry.draw_rotations(KEY, images, 15.0), stats.uniform(-15, 30).cdf).pvalue > 1e-3
+    assert stats.kstest(geometry.draw_zooms(KEY, images, 0.2), stats.uniform(0.8, 0.4).cdf).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("amount", [1.0, -0.1])
 def test_zoom_to_nothing_is_refused(amount):
     with pytest.raises(UserError, match="below 1"):
-        aug.zoom(KEY, pictures(), amount)
+        geometry.zoom(KEY, pictures(), amount)
 
 
 # --- colour -----------------------------------------------------------------------------------------------------
@@ -263,7 +267,7 @@ def test_colour_factors_equal_torchvision(name, channels):
     over = torch_functional()
     factors = [0.0, 0.6, 1.0, 1.7]
     images = pictures(channels=channels)
-    ours = getattr(aug, f"adjust_{name}")(images, jnp.array(factors))
+    ours = getattr(color, f"adjust_{name}")(images, jnp.array(factors))
     np.testing.assert_allclose(ours, over(f"adjust_{name}", images, factors), atol=1e-6)
 
 
@@ -275,14 +279,14 @@ def test_hue_equals_torchvision(channels):
     images[:, 4:8] = np.round(images[:, 4:8])  # the corners of the colour cube: two channels are the largest
     images = jnp.asarray(images)
     shifts = [0.0, 0.1, -0.35, 0.5]
-    ours = aug.adjust_hue(images, jnp.array(shifts))
+    ours = color.adjust_hue(images, jnp.array(shifts))
     np.testing.assert_allclose(ours, over("adjust_hue", images, shifts), atol=5e-6)
 
 
 @pytest.mark.parametrize("strength", [0.4, 1.5])
 def test_brightness_factors_fill_torchvisions_range(strength):
     grey = jnp.full((4000, 1, 1, 1), 0.25)
-    factors = np.asarray(aug.brightness(KEY, grey, strength)).ravel() / 0.25
+    factors = np.asarray(color.brightness(KEY, grey, strength)).ravel() / 0.25
     low = max(0, 1 - strength)
     assert stats.kstest(factors, stats.uniform(low, 1 + strength - low).cdf).pvalue > 1e-3
 
@@ -304,7 +308,7 @@ def torch_name(name):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("name", aug.OPERATIONS)
+@pytest.mark.parametrize("name", randaugment.OPERATIONS)
 def test_operations_equal_torchvisions_at_every_magnitude(name, channels):
     import_torchvision()
     import torch
@@ -318,9 +322,10 @@ def test_operations_equal_torchvisions_at_every_magnitude(name, channels):
         picture = torch.from_numpy(np.moveaxis(image, -1, 0).copy())
         changed = autoaugment._apply_op(picture, torch_name(name), value, InterpolationMode.NEAREST, None)
         theirs.append(np.moveaxis(changed.numpy(), 0, -1))
-        strength = aug.operation_strengths(magnitude, *images.shape[1:3])[list(aug.OPERATIONS).index(name)]
-        strengths.append(strength * (sign if aug.OPERATIONS[name] else 1))
-    operations = jnp.full(62, list(aug.OPERATIONS).index(name))
+        index = list(randaugment.OPERATIONS).index(name)
+        strength = randaugment.operation_strengths(magnitude, *images.shape[1:3])[index]
+        strengths.append(strength * (sign if randaugment.OPERATIONS[name] else 1))
+    operations = jnp.full(62, list(randaugment.OPERATIONS).index(name))
     ours = apply_operations(aug.to_unit(jnp.asarray(images), "float32"), operations, jnp.array(strengths))
     distances = np.abs(255 * np.asarray(ours) - np.array(theirs, np.float32))
     if name in ("shear_x", "shear_y"):  # places half-way between two pixels go to either of them, by rounding
@@ -344,7 +349,7 @@ def test_operations_on_plain_pictures_equal_torchvision(name):
     arguments = () if options is None else (options,)
     for images in (plain, plain[:, :2, :1]):
         theirs = over(name, images, *arguments)
-        ours = jax.jit(getattr(aug, name))(aug.to_unit(jnp.asarray(images), "float32"), *map(jnp.array, arguments))
+        ours = jax.jit(getattr(color, name))(aug.to_unit(jnp.asarray(images), "float32"), *map(jnp.array, arguments))
         np.testing.assert_allclose(255 * ours, theirs, atol=1e-3 if name != "autocontrast" else 1)
 
 
@@ -352,20 +357,20 @@ def test_operations_on_plain_pictures_equal_torchvision(name):
 def test_sharpness_of_tiny_pictures_equals_torchvisions(height, width):
     images, factors = pictures(height=height, width=width), [0.0, 0.6, 1.0, 1.7]
     theirs = torch_functional()("adjust_sharpness", images, factors)
-    np.testing.assert_allclose(aug.adjust_sharpness(images, jnp.array(factors)), theirs, atol=1e-6)
+    np.testing.assert_allclose(color.adjust_sharpness(images, jnp.array(factors)), theirs, atol=1e-6)
 
 
 def test_operations_are_drawn_uniformly_with_either_sign():
     images = jnp.asarray(byte_pictures(1, 18, 18) / np.float32(255))
     outcomes = [
         (index, sign, 1 / 28 if signed else 1 / 14)
-        for index, (name, signed) in enumerate(aug.OPERATIONS.items())
+        for index, (name, signed) in enumerate(randaugment.OPERATIONS.items())
         for sign in ((1, -1) if signed else (1,))
     ]
     operations, signs, probabilities = (np.array(column) for column in zip(*outcomes, strict=True))
-    strengths = np.array(aug.operation_strengths(20, 18, 18), np.float32)[operations] * signs
+    strengths = np.array(randaugment.operation_strengths(20, 18, 18), np.float32)[operations] * signs
     possible = apply_operations(jnp.repeat(images, len(outcomes), axis=0), jnp.asarray(operations), strengths)
-    drawn = jax.jit(functools.partial(aug.randaugment, operations=1, magnitude=20))(
+    drawn = jax.jit(functools.partial(randaugment.randaugment, operations=1, magnitude=20))(
         KEY, jnp.repeat(images, 2800, axis=0)
     )
     views = np.random.default_rng(1).standard_normal((18 * 18 * 3, 3))  # enough to tell them apart
@@ -378,7 +383,7 @@ def test_operations_are_drawn_uniformly_with_either_sign():
 
 def test_a_magnitude_beyond_the_scale_is_refused():
     with pytest.raises(UserError, match=r"randaugment_magnitude=31 .* from 0 to 30"):
-        aug.randaugment(KEY, pictures(), 2, 31)
+        randaugment.randaugment(KEY, pictures(), 2, 31)
 
 
 # --- cutout -----------------------------------------------------------------------------------------------------
@@ -394,7 +399,7 @@ def test_cutout_zeroes_a_square_around_any_pixel(size):
             top, left = y - size // 2, x - size // 2
             image[max(0, top) : top + size, max(0, left) : left + size] = 0
             squares.add(image.tobytes())
-    drawn = np.asarray(aug.cutout(KEY, jnp.ones((1000, height, width, 2)), size))
+    drawn = np.asarray(erasing.cutout(KEY, jnp.ones((1000, height, width, 2)), size))
     assert {image.tobytes() for image in drawn} == squares
 
 
@@ -411,10 +416,11 @@ def test_rectangles_are_distributed_as_torchvision_draws_them(height, width):
     torch.manual_seed(0)
     image = torch.zeros(1, height, width)
     theirs = [
-        RandomErasing.get_params(image, list(aug.ERASED_SHARES), list(aug.ERASED_RATIOS), [0]) for _ in range(count)
+        RandomErasing.get_params(image, list(erasing.ERASED_SHARES), list(erasing.ERASED_RATIOS), [0])
+        for _ in range(count)
     ]
     theirs = np.array([box[:4] for box in theirs if box[2:4] != (height, width)])
-    erase = jax.jit(functools.partial(aug.random_erasing, probability=1.0))
+    erase = jax.jit(functools.partial(erasing.random_erasing, probability=1.0))
     erased = np.asarray(erase(KEY, jnp.ones((count, height, width, 1))))[..., 0] == 0
     erased = erased[erased.any(axis=(1, 2))]
     rows, columns = erased.any(axis=2), erased.any(axis=1)
@@ -428,7 +434,7 @@ def test_rectangles_are_distributed_as_torchvision_draws_them(height, width):
 
 def test_random_erasing_spares_the_other_images():
     images = pictures(batch=1000, height=8, width=8) / 2 + 0.5
-    changed = np.asarray(aug.random_erasing(KEY, images, 0.3))
+    changed = np.asarray(erasing.random_erasing(KEY, images, 0.3))
     untouched = (changed == images).all(axis=(1, 2, 3))
     assert stats.binomtest(int((~untouched).sum()), 1000, 0.3).pvalue > 1e-3
     np.testing.assert_array_equal(changed[changed != 0], np.asarray(images)[changed != 0])
@@ -454,7 +460,7 @@ def test_mixtures_equal_torchvision(name):
         shares = (theirs[0] == images[0]).all(axis=-1).astype(np.float32)
     assert 0 < shares.mean() < 1
     targets = jax.nn.one_hot(labels, 4)
-    ours, our_targets = aug.mix_pairs(images, targets, jnp.asarray(shares), jnp.asarray(shares.mean()))
+    ours, our_targets = mixing.mix_pairs(images, targets, jnp.asarray(shares), jnp.asarray(shares.mean()))
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
     np.testing.assert_allclose(our_targets, their_targets, atol=1e-6)
 
@@ -462,7 +468,7 @@ def test_mixtures_equal_torchvision(name):
 @pytest.mark.parametrize("alpha", [0.05, 0.2, 1.0, 5.0])
 def test_shares_of_mixup_have_the_beta_distribution(alpha):
     images = jnp.zeros((2, 1, 1, 1))
-    pixels, shares = jax.jit(jax.vmap(lambda key: aug.draw_mixup(key, images, alpha)))(jax.random.split(KEY, 4000))
+    pixels, shares = jax.jit(jax.vmap(lambda key: mixing.draw_mixup(key, images, alpha)))(jax.random.split(KEY, 4000))
     np.testing.assert_array_equal(pixels[:, 0, 0], shares)
     assert shares.mean() == pytest.approx(0.5, abs=4 * stats.beta(alpha, alpha).std() / math.sqrt(4000))
     # In bins, since float32 has none of the numbers that are all but 1, which a small alpha makes frequent.
@@ -482,7 +488,7 @@ def test_boxes_of_cutmix_are_distributed_as_torchvision_draws_them():
     cutmix, labels = v2.CutMix(alpha=1.0, num_classes=2), torch.tensor([0, 1])
     batch = torch.stack([torch.ones(1, 12, 20), torch.zeros(1, 12, 20)])
     theirs = np.stack([cutmix(batch, labels)[0][0, 0].numpy() for _ in range(1000)])
-    draw = jax.jit(jax.vmap(lambda key: aug.draw_cutmix(key, jnp.zeros((2, 12, 20, 1)), 1.0)))
+    draw = jax.jit(jax.vmap(lambda key: mixing.draw_cutmix(key, jnp.zeros((2, 12, 20, 1)), 1.0)))
     ours, wholes = (np.asarray(drawn) for drawn in draw(jax.random.split(KEY, 4000)))
     np.testing.assert_allclose(wholes, ours.mean(axis=(1, 2)), atol=1e-6)
     assert set(np.unique(ours)) == {0, 1}

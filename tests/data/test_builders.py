@@ -16,6 +16,7 @@ from functools import partial
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from loading import load_data
 from PIL import Image
 
 from inception_jax import data
@@ -49,7 +50,7 @@ def test_digits_are_those_of_scikit_learn(digits):
 
 
 def test_digits_read_by_tfds_equal_the_decoded_arrays(digits):
-    dataset = data.load("digits", directory=digits, splits={"train": "train", "test": "test"})
+    dataset = load_data("digits", directory=digits, splits={"train": "train", "test": "test"})
     for split in ("train", "test"):
         images, labels = read_split(digits / "digits" / "1.0.0", split)
         decoded = dataset.splits[split].gather(np.arange(len(labels)))
@@ -60,7 +61,7 @@ def test_digits_read_by_tfds_equal_the_decoded_arrays(digits):
 @pytest.mark.slow
 def test_mnist_equals_its_files(originals, prepared):
     data.prepare("mnist", archives=originals)
-    dataset = data.load("mnist", splits={"train": "train", "test": "test"})
+    dataset = load_data("mnist", splits={"train": "train", "test": "test"})
     assert dataset.image_shape == (28, 28, 1)
     assert dataset.class_names == tuple("0123456789")
     for split, prefix, count in (("train", "train", 60_000), ("test", "t10k", 10_000)):
@@ -78,7 +79,7 @@ def test_mnist_equals_its_files(originals, prepared):
 @pytest.mark.slow
 def test_cifar10_equals_its_files(originals, prepared):
     data.prepare("cifar10", archives=originals)
-    dataset = data.load("cifar10", splits={"train": "train", "test": "test"})
+    dataset = load_data("cifar10", splits={"train": "train", "test": "test"})
     assert dataset.image_shape == (32, 32, 3)
     assert dataset.class_names[3] == "cat"
     folder = originals / "cifar-10-batches-bin"
@@ -150,7 +151,7 @@ def small_cifar100(monkeypatch, tmp_path):
 
 def prepared_labels(name, tmp_path, folder, split="train"):
     data.prepare(name, directory=tmp_path / "data", archives=folder)
-    return data.load(name, directory=tmp_path / "data", splits={split: split}).splits[split].labels.tolist()
+    return load_data(name, directory=tmp_path / "data", splits={split: split}).splits[split].labels.tolist()
 
 
 @pytest.mark.parametrize("layout", ["as published", "one level down", "unpacked", "unpacked, dotted", "packed again"])
@@ -212,7 +213,7 @@ def test_files_of_one_name_are_told_apart_by_what_they_hold(tmp_path, monkeypatc
     monkeypatch.setattr(mnist, "FILES", write_idx(folder / "mnist", hashlib.sha256))
     assert prepared_labels("mnist", tmp_path, folder) == [0, 1, 2, 3, 4, 5]
     assert prepared_labels("fashion_mnist", tmp_path, folder) == [4, 5, 6, 7, 8, 9]
-    dataset = data.load("fashion_mnist", directory=tmp_path / "data", splits={"test": "test"})
+    dataset = load_data("fashion_mnist", directory=tmp_path / "data", splits={"test": "test"})
     assert [dataset.class_names[label] for label in (0, 9)] == ["T-shirt/top", "Ankle boot"]
     assert dataset.image_shape == (28, 28, 1)
     flip(folder / "fashion" / "train-labels-idx1-ubyte.gz")
@@ -227,7 +228,7 @@ def test_cifar100_has_fine_labels_and_coarse_ones(packed, small_cifar100, tmp_pa
         pack(small_cifar100, tmp_path / "archives" / "cifar-100-binary.tar.gz", "cifar-100-binary/")
     archives = tmp_path / "archives" if packed else tmp_path
     folder = data.prepare("cifar100", directory=tmp_path / "data", archives=archives)
-    dataset = data.load("cifar100", directory=tmp_path / "data", splits={"train": "train", "test": "test"})
+    dataset = load_data("cifar100", directory=tmp_path / "data", splits={"train": "train", "test": "test"})
     names = [dataset.class_names[label] for label in dataset.splits["train"].labels]
     assert names == ["worm", "beaver", "cattle"]
     assert dataset.splits["test"].labels.tolist() == [0, 98]
@@ -312,7 +313,7 @@ def test_cifar10_archives_that_are_not_whole(small_cifar10, tmp_path):
 def test_archives_that_are_no_folder_with_files(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=f"archives='.*{folder}' is no folder with files in it"):
+    with pytest.raises(UserError, match=f"archives='.*{folder}' is not a directory with files in it"):
         data.prepare("mnist", directory=tmp_path / "data", archives=tmp_path / folder)
 
 
@@ -406,7 +407,7 @@ def test_what_a_killed_preparation_left_is_never_taken_for_a_whole_one(digits, t
     our_rest = folder / "decoded" / ".8x8x1.0123456789abcdef"
     shutil.copytree(whole / "decoded" / "8x8x1", our_rest)
     (our_rest / "train_labels.npy").unlink()
-    dataset = data.load("digits", directory=tmp_path, splits={"train": "train"})
-    expected = data.load("digits", directory=digits, splits={"train": "train"})
+    dataset = load_data("digits", directory=tmp_path, splits={"train": "train"})
+    expected = load_data("digits", directory=digits, splits={"train": "train"})
     np.testing.assert_array_equal(dataset.splits["train"].labels, expected.splits["train"].labels)
     np.testing.assert_array_equal(dataset.splits["train"].images, expected.splits["train"].images)

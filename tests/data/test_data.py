@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from loading import load_data
 from PIL import Image
 
 from inception_jax import data
@@ -89,7 +90,7 @@ def everything(split):
 
 
 def test_digits_as_configured_by_default(digits):
-    dataset = data.load("digits", directory=digits, splits=SPLITS)
+    dataset = load_data("digits", directory=digits, splits=SPLITS)
     assert {split: len(examples) for split, examples in dataset.splits.items()} == {
         "train": 1298, "validation": 144, "test": 355,
     }  # fmt: skip
@@ -99,21 +100,21 @@ def test_digits_as_configured_by_default(digits):
     np.testing.assert_allclose(
         dataset.channel_statistics()[0], everything(dataset.splits["train"])[0].mean() / 255, rtol=1e-12
     )
-    other = data.load("digits", directory=digits, splits={"train": "train[90%:]"})
+    other = load_data("digits", directory=digits, splits={"train": "train[90%:]"})
     np.testing.assert_allclose(
         other.channel_statistics()[0], everything(dataset.splits["validation"])[0].mean() / 255, rtol=1e-12
     )
 
 
 def test_a_split_may_be_absent(digits):
-    dataset = data.load("digits", directory=digits, splits={"train": "train", "validation": "", "test": "test"})
+    dataset = load_data("digits", directory=digits, splits={"train": "train", "validation": "", "test": "test"})
     assert list(dataset.splits) == ["train", "test"]
 
 
 @pytest.mark.parametrize(("image_size", "channels"), [(8, 1), (None, 3), (16, None), (5, 3), (1, 1)])
 def test_images_are_converted_once(image_size, channels, digits):
-    plain, _ = everything(data.load("digits", directory=digits, splits={"test": "test"}).splits["test"])
-    dataset = data.load("digits", directory=digits, splits={"test": "test"}, image_size=image_size, channels=channels)
+    plain, _ = everything(load_data("digits", directory=digits, splits={"test": "test"}).splits["test"])
+    dataset = load_data("digits", directory=digits, splits={"test": "test"}, image_size=image_size, channels=channels)
     size = (image_size or 8,) * 2
     assert dataset.image_shape == (*size, channels or 1)
     expected = [np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)) for image in plain[..., 0]]
@@ -122,7 +123,7 @@ def test_images_are_converted_once(image_size, channels, digits):
         np.testing.assert_array_equal(images[..., channel], expected)
     decoded = digits / "digits" / "1.0.0" / "decoded" / f"{size[0]}x{size[0]}x{channels or 1}"
     before = decoded.stat().st_mtime_ns
-    data.load("digits", directory=digits, splits={"test": "test"}, image_size=image_size, channels=channels)
+    load_data("digits", directory=digits, splits={"test": "test"}, image_size=image_size, channels=channels)
     assert decoded.stat().st_mtime_ns == before
 
 
@@ -143,7 +144,7 @@ def test_reduction_is_antialiased_and_gray_is_luma():
 )
 def test_formats_that_no_image_has(options, message, digits):
     with pytest.raises(UserError, match=message):
-        data.load("digits", directory=digits, splits=SPLITS, **options)
+        load_data("digits", directory=digits, splits=SPLITS, **options)
 
 
 @pytest.mark.parametrize(
@@ -157,14 +158,14 @@ def test_formats_that_no_image_has(options, message, digits):
 )
 def test_a_data_set_that_is_none(name, message, module):
     with pytest.raises(UserError, match=message):
-        data.load(name, splits=SPLITS)
+        load_data(name, splits=SPLITS)
 
 
 def test_a_folder_that_cannot_be_written(tmp_path, digits):
     (tmp_path / "file").touch()
     for directory in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(UserError, match=r"cannot write the data set to .*file.*--config.data.directory"):
-            data.load("digits", directory=directory, splits=SPLITS)
+            load_data("digits", directory=directory, splits=SPLITS)
 
 
 def test_default_directory(tmp_path, monkeypatch):
@@ -191,13 +192,13 @@ def test_preparation_prints_nothing(tmp_path, capfd):
 )
 def test_shared_examples_are_warned_of(splits, number, digits, caplog):
     with caplog.at_level(logging.WARNING):
-        data.load("digits", directory=digits, splits=splits)
+        load_data("digits", directory=digits, splits=splits)
     assert len(caplog.messages) == (number > 0)
     assert all(f"share {number} examples" in message for message in caplog.messages)
 
 
 def test_a_builder_from_outside(module, tmp_path):
-    dataset = data.load("mine:Mnist", directory=tmp_path, splits={"train": "train[1:]", "test": "test"})
+    dataset = load_data("mine:Mnist", directory=tmp_path, splits={"train": "train[1:]", "test": "test"})
     assert dataset.class_names == ("a", "b", "c")
     images, labels = everything(dataset.splits["train"])
     assert labels.tolist() == [1, 2]
@@ -212,7 +213,7 @@ def test_a_builder_that_was_changed_is_prepared_again(module, tmp_path):
     module.write_text(module.read_text().replace("BRIGHTNESS = 40", "BRIGHTNESS = 90 "))
     del sys.modules["mine"]
     linecache.clearcache()
-    dataset = data.load("mine:Mnist", directory=tmp_path, splits={"train": "train"})
+    dataset = load_data("mine:Mnist", directory=tmp_path, splits={"train": "train"})
     assert everything(dataset.splits["train"])[0].min() == 90
 
 
@@ -220,20 +221,20 @@ def test_images_of_several_sizes_need_one(module, tmp_path):
     module.write_text(module.read_text().replace("SIDES = (4, 4, 4)", "SIDES = (4, 5, 6)"))
     data.prepare("mine:Mnist", directory=tmp_path)
     with pytest.raises(UserError, match=r"several sizes, \(4, 4\) and \(5, 4\).*--config.data.image_size"):
-        data.load("mine:Mnist", directory=tmp_path, splits={"train": "train"})
+        load_data("mine:Mnist", directory=tmp_path, splits={"train": "train"})
     assert not list(tmp_path.rglob("*_images.npy"))
-    dataset = data.load("mine:Mnist", directory=tmp_path, splits={"train": "train"}, image_size=7)
+    dataset = load_data("mine:Mnist", directory=tmp_path, splits={"train": "train"}, image_size=7)
     assert dataset.image_shape == (7, 7, 3)
 
 
 def test_a_builder_without_labels(module, tmp_path):
     with pytest.raises(UserError, match="'unlabelled' has no image and class label"):
-        data.load("mine:Unlabelled", directory=tmp_path, splits={"train": "train"})
+        load_data("mine:Unlabelled", directory=tmp_path, splits={"train": "train"})
 
 
 @pytest.mark.parametrize("name", ["mine:ARRAYS", "mine:arrays"])
 def test_arrays_from_outside(name, module):
-    dataset = data.load(name, splits={"train": "train[:3]"})
+    dataset = load_data(name, splits={"train": "train[:3]"})
     images, labels = everything(dataset.splits["train"])
     np.testing.assert_array_equal(images.ravel(), np.arange(108))
     assert labels.tolist() == [0, 1, 1]
@@ -244,7 +245,7 @@ def test_arrays_from_outside(name, module):
 
 
 def test_arrays_from_outside_are_converted(module):
-    dataset = data.load("mine:ARRAYS", splits={"train": "train", "test": "held_out"}, image_size=3, channels=3)
+    dataset = load_data("mine:ARRAYS", splits={"train": "train", "test": "held_out"}, image_size=3, channels=3)
     assert dataset.image_shape == (3, 3, 3)
     assert (everything(dataset.splits["test"])[0] == 7).all()
 

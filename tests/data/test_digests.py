@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+from loading import load_data
 from PIL import Image
 
 from inception_jax import commands, data
@@ -140,7 +141,7 @@ def prepared(module, tmp_path):
 
 
 def load(place):
-    return data.load("tiny_mine:Tiny", directory=place)
+    return load_data("tiny_mine:Tiny", directory=place)
 
 
 def the_folder(prepared):
@@ -167,7 +168,7 @@ def test_a_folder_of_pictures(tmp_path, damages):
         image.save(tmp_path / "pictures" / "ab"[number % 2] / f"{number}.png")
 
     def load_pictures(place):
-        return data.load("image_folder", folder=tmp_path / "pictures", directory=place)
+        return load_data("image_folder", folder=tmp_path / "pictures", directory=place)
 
     everything(load_pictures(tmp_path / "prepared"))
     names = try_all(tmp_path / "prepared", tmp_path / "copies", load_pictures, damages)

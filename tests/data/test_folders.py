@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inception_jax.data.folders import held_out, image_folder, stratified_order
+from inception_jax.data.folders import image_folder
+from inception_jax.data.splits import held_out, stratified_order
 from inception_jax.errors import UserError
 
 
@@ -171,7 +172,7 @@ def test_a_class_with_one_picture(tmp_path, caplog):
     touch(tmp_path, *PETS, "owl/1.jpg")
     with caplog.at_level(logging.WARNING):
         assert image_folder(tmp_path).class_names == ("cat", "dog", "owl")
-    assert caplog.messages == [f"{tmp_path}: classes with one picture, which is for training alone: owl"]
+    assert caplog.messages == [f"{tmp_path}: classes with one picture, which is used for training only: owl"]
 
 
 def test_one_class_alone(tmp_path, caplog):
@@ -257,7 +258,7 @@ def test_classes_that_differ_in_case_are_probably_a_mistake(tmp_path, caplog):
         pytest.skip("this file system does not tell them apart")
     with caplog.at_level(logging.WARNING):
         assert image_folder(tmp_path).class_names == ("Cat", "cat", "dog")
-    assert caplog.messages == [f"{tmp_path}: classes differ in upper and lower case alone: Cat and cat"]
+    assert caplog.messages == [f"{tmp_path}: classes differ only in upper and lower case: Cat and cat"]
 
 
 def test_names_that_are_not_utf8(tmp_path):
@@ -369,7 +370,7 @@ def test_files_that_are_no_tables(tmp_path):
     with pytest.raises(UserError, match=r"is not in UTF-8 .*: save it as CSV UTF-8"):
         image_folder(write_table(tmp_path / "t.csv", "path,label\n", "utf-16"))
     touch(tmp_path, "cat.jpg")
-    with pytest.raises(UserError, match=r"is no folder, and no table that ends in \.csv or .tsv"):
+    with pytest.raises(UserError, match=r"is neither a directory nor a table that ends in \.csv or .tsv"):
         image_folder(tmp_path / "cat.jpg")
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from loading import load_data
 from PIL import ExifTags, Image, ImageOps
 
 from inception_jax import data
-from inception_jax.data import pictures
+from inception_jax.data import sources
 from inception_jax.errors import UserError
 
 
@@ -29,7 +30,7 @@ def folder(tmp_path) -> Path:
 
 @pytest.fixture
 def load(folder, tmp_path):
-    return partial(data.load, "image_folder", directory=tmp_path / "prepared", folder=folder)
+    return partial(load_data, "image_folder", directory=tmp_path / "prepared", folder=folder)
 
 
 def numbers(split) -> list[int]:
@@ -194,14 +195,14 @@ def test_pictures_as_they_come(pipeline, tmp_path, caplog):
     (place / "gone.jpg").symlink_to("nowhere.jpg")
 
     with caplog.at_level(logging.WARNING):
-        dataset = data.load(
+        dataset = load_data(
             "image_folder", directory=tmp_path / "prepared", folder=root, image_size=16, pipeline=pipeline,
             hold_out=0, splits={"train": "train"},
         )  # fmt: skip
     assert dataset.class_names == ("one", "寿司 to go")
     assert caplog.messages[:2] == [
         f"{root}: classes without pictures are left out: empty",
-        f"{root}: classes with one picture, which is for training alone: one",
+        f"{root}: classes with one picture, which is used for training only: one",
     ]
     assert "5 of the pictures in" in caplog.messages[2]
     report = Path(caplog.messages[2].rpartition(" all of them are in ")[2]).read_text(encoding="utf-8")
@@ -240,14 +241,14 @@ def test_a_train_folder_in_which_nothing_can_be_decoded(pipeline, load, folder):
 
 def test_a_picture_that_is_lost_before_it_is_decoded_into_memory(load, folder, monkeypatch):
     load(image_size=8)
-    read = pictures.FileSource.read
+    read = sources.FileSource.read
 
     def forbid(source, row):
         if source.name(row) == "cake/3.png":
             raise PermissionError(13, "Permission denied")
         return read(source, row)
 
-    monkeypatch.setattr(pictures.FileSource, "read", forbid)
+    monkeypatch.setattr(sources.FileSource, "read", forbid)
     with pytest.raises(UserError, match=r"^cake/3\.png could be decoded before, but not now: Permission denied$"):
         load(image_size=4)
 
@@ -264,13 +265,13 @@ def test_a_changed_folder_is_noticed_and_the_difference_named(load, folder, tmp_
         Image.new("RGB", (8, 8), (14, 13, 13)).save(folder / "apple pie" / "new.png")
         second = load()
     (message,) = caplog.messages
-    assert "is not what it was when it was last used" in message
+    assert "has changed since it was last used" in message
     assert "1 added: apple pie/new.png; 1 removed: cake/3.png; 1 changed: cake/2.png" in message
     assert first.cache
     assert second.fingerprint
     assert message.endswith(data.changes(first.cache, first.fingerprint or "", second.fingerprint))
     assert [path.name for path in (first.cache / "decoded").iterdir()] == [second.fingerprint]  # the old one takes room
-    assert data.changes(first.cache, "unknown", second.fingerprint) == "what it held then is not known any more"
+    assert data.changes(first.cache, "unknown", second.fingerprint) == "its earlier content is not known any more"
 
 
 def test_the_same_picture_in_two_splits_is_reported(load, folder, caplog):
@@ -314,7 +315,7 @@ def test_mistakes(options, message, load):
 
 def test_a_folder_is_for_sets_that_are_read_in_place(digits, folder):
     with pytest.raises(UserError, match="folder is for pictures that are read in place, not for data set 'digits'"):
-        data.load("digits", directory=digits, folder=folder)
+        load_data("digits", directory=digits, folder=folder)
 
 
 def test_a_half_written_decoding_is_removed_by_the_next(load, folder):

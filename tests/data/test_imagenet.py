@@ -4,8 +4,9 @@ import logging
 
 import numpy as np
 import pytest
+from loading import load_data
 
-from inception_jax import data, synsets
+from inception_jax.data import scan, synsets
 from inception_jax.data.imagenet import imagenet2012, imagenet_subset
 from inception_jax.errors import UserError
 
@@ -87,10 +88,8 @@ def test_parents_take_their_leaves_out_of_a_whole_tree(tmp_path):
 def test_only_the_folders_of_wanted_synsets_are_looked_into(tmp_path, monkeypatch):
     touch(tmp_path, *photographs("", TENCH, SPRINGER, CHURCH))
     opened = []
-    from inception_jax.data import folders
-
-    scandir = folders.os.scandir
-    monkeypatch.setattr(folders.os, "scandir", lambda folder: opened.append(str(folder)) or scandir(folder))
+    scandir = scan.os.scandir
+    monkeypatch.setattr(scan.os, "scandir", lambda folder: opened.append(str(folder)) or scandir(folder))
     imagenet_subset(tmp_path, (TENCH, CHURCH))
     assert not any(SPRINGER in folder for folder in opened)
 
@@ -143,7 +142,7 @@ def test_the_real_ten_synsets(originals, tmp_path):
         "gas pump", "golf ball", "parachute",
     )  # fmt: skip
     assert counts(listing) == {"train": dict.fromkeys(range(10), 90), "test": dict.fromkeys(range(10), 20)}
-    dataset = data.load(
+    dataset = load_data(
         "imagenet_subset", directory=tmp_path, folder=folder, classes=(CHURCH, TENCH), image_size=16,
         splits={"train": "train[:80%]", "validation": "train[80%:]", "test": "test"},
     )  # fmt: skip

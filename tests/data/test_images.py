@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from inception_jax.data import folders, images, pictures
+from inception_jax.data import headers, images, scan, sources
 from inception_jax.data.images import Format
 from inception_jax.errors import UserError
 from inception_jax.weights import Preprocessing
@@ -303,7 +303,7 @@ def head(kind, width, height):
 def test_one_bound_for_every_kind_before_anything_is_decoded(kind, size, monkeypatch):
     if "JPEG" in kind or kind == "GIF":  # whose sides cannot be longer
         size = min(size[0], 65_535), min(size[1], 65_535)
-        monkeypatch.setattr(images, "MAX_SIDE", 65_534)
+        monkeypatch.setattr(headers, "MAX_SIDE", 65_534)
     monkeypatch.setattr(ImageFile.ImageFile, "load", None)
     monkeypatch.setattr(images.simplejpeg, "decode_jpeg", None)
     content = head(kind, *size)
@@ -329,7 +329,7 @@ def test_pillows_own_warning_is_not_shown(kind, monkeypatch, tmp_path, caplog):
     images.decode(content, Format(8))  # a warning is an error here
     assert Image.MAX_IMAGE_PIXELS == 2000
     (tmp_path / "large.jpg").write_bytes(content)
-    pictures.check(pictures.FileSource.of(tmp_path, ["large.jpg"]), tmp_path / "facts")
+    sources.check(sources.FileSource.of(tmp_path, ["large.jpg"]), tmp_path / "facts")
     assert "take long to decode, such as large.jpg" in caplog.text
 
 
@@ -382,7 +382,7 @@ def test_other_kinds_are_refused_and_named(kind, tmp_path):
             read(content)
     with pytest.raises(UserError, match=r"cannot read the picture .*cat.jpg: it is no picture of a known kind"):
         Preprocessing(8, 8, (0.0,) * 3, (1.0,) * 3)(path)
-    facts = pictures.check(pictures.FileSource.of(tmp_path, ["cat.jpg"]), tmp_path / "facts")
+    facts = sources.check(sources.FileSource.of(tmp_path, ["cat.jpg"]), tmp_path / "facts")
     assert facts.errors == ["it is no picture of a known kind"]
 
 
@@ -400,7 +400,7 @@ def test_nothing_else_opens_pictures():
 
 
 def test_names_and_formats_agree(tmp_path):
-    assert set(folders.PICTURES) == {suffix for kind in images.FORMATS for suffix in images.SUFFIXES[kind]}
+    assert set(scan.PICTURES) == {suffix for kind in images.FORMATS for suffix in images.SUFFIXES[kind]}
     for kind in images.FORMATS:
         for suffix in images.SUFFIXES[kind]:
             RGB.save(tmp_path / f"picture{suffix}", kind)
@@ -416,7 +416,7 @@ def test_pipes_devices_and_folders_are_not_waited_for(tmp_path):
     with (tmp_path / "sparse.jpg").open("wb") as file:
         file.truncate(images.MAX_BYTES + 1)
     names = ["pipe.jpg", "folder.jpg", "zero.jpg", "loop.jpg", "gone.jpg", "sparse.jpg"]
-    facts = pictures.check(pictures.FileSource.of(tmp_path, names), tmp_path / "facts")
+    facts = sources.check(sources.FileSource.of(tmp_path, names), tmp_path / "facts")
     reasons = [
         "a pipe or a device",
         "directory",

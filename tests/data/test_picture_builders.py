@@ -10,6 +10,7 @@ import zipfile
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from loading import load_data
 from PIL import Image
 
 from inception_jax import data
@@ -106,7 +107,7 @@ def test_tiny_imagenet_is_read_in_any_layout(layout, tiny, tmp_path, monkeypatch
     ]
     assert all(image == tiny[name] for image, _, name in train + test)  # grayscale files among them
 
-    dataset = data.load("tiny_imagenet", directory=tmp_path / "data", splits={"train": "train"})
+    dataset = load_data("tiny_imagenet", directory=tmp_path / "data", splits={"train": "train"})
     assert dataset.class_names == tuple(names)
     images, _ = dataset.splits["train"].gather(np.arange(12))
     for image, name in zip(images, TINY_TRAIN, strict=True):
@@ -267,7 +268,7 @@ def test_tiny_imagenet_equals_its_files(originals, prepared):
     assert all(name.split("/")[1] == synsets[label] for _, label, name in train)
     of_file = dict(line.split("\t")[:2] for line in (root / "val" / "val_annotations.txt").read_text().splitlines())
     assert all(of_file[name.split("/")[-1]] == synsets[label] for _, label, name in test)
-    last = data.load("tiny_imagenet", splits={"train": "train[90%:]"}).splits["train"]
+    last = load_data("tiny_imagenet", splits={"train": "train[90%:]"}).splits["train"]
     _, labels = last.gather(np.arange(len(last)))
     assert np.bincount(labels).tolist() == [50] * len(synsets)
 

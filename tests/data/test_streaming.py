@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from loading import load_data
 from PIL import Image
 
-from inception_jax import data
 from inception_jax.data import dataset, order, streaming
 from inception_jax.data.dataset import eval_batches, train_batches
 from inception_jax.data.streaming import RandomCrop
@@ -45,7 +45,7 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def load(folder, tmp_path_factory):
     directory = tmp_path_factory.mktemp("prepared")
-    return partial(data.load, "image_folder", directory=directory, folder=folder, image_size=16)
+    return partial(load_data, "image_folder", directory=directory, folder=folder, image_size=16)
 
 
 def positions(split, batch_size=4):
@@ -152,7 +152,7 @@ def test_a_picture_that_is_gone_is_left_out_wherever_it_is_met(folder, tmp_path,
         (copy / path.parent.name).mkdir(parents=True, exist_ok=True)
         (copy / path.parent.name / path.name).write_bytes(path.read_bytes())
     load = partial(
-        data.load, "image_folder", directory=tmp_path, folder=copy, image_size=16, pipeline="streaming", hold_out=0
+        load_data, "image_folder", directory=tmp_path, folder=copy, image_size=16, pipeline="streaming", hold_out=0
     )
     split = load(splits={"train": "train"}).splits["train"]
     stream = partial(train_batches, split, positions(split), 0, 10)
@@ -187,7 +187,7 @@ def test_a_picture_that_is_gone_is_left_out_wherever_it_is_met(folder, tmp_path,
 def test_a_folder_that_is_gone_is_an_error(folder, tmp_path, num_workers, leave_out):
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
-    load = partial(data.load, "image_folder", directory=tmp_path, folder=copy, image_size=16, pipeline="streaming")
+    load = partial(load_data, "image_folder", directory=tmp_path, folder=copy, image_size=16, pipeline="streaming")
     split = dataclasses.replace(load().splits["train"], leave_out=leave_out)
     batches = train_batches(split, positions(split), 0, 1000, num_workers=num_workers)
     next(batches)
@@ -203,7 +203,7 @@ def test_a_folder_that_is_gone_is_an_error(folder, tmp_path, num_workers, leave_
 def test_a_class_that_is_gone_is_left_out_while_most_pictures_of_a_batch_are_there(folder, tmp_path, caplog):
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
-    load = partial(data.load, "image_folder", directory=tmp_path, folder=copy, image_size=16, pipeline="streaming")
+    load = partial(load_data, "image_folder", directory=tmp_path, folder=copy, image_size=16, pipeline="streaming")
     split = load(splits={"train": "train"}, hold_out=0).splits["train"]
     cats, dogs = (np.flatnonzero(split.labels == label) for label in (0, 1))
     shutil.rmtree(copy / "dog")
@@ -222,7 +222,7 @@ def test_a_class_that_is_gone_is_left_out_while_most_pictures_of_a_batch_are_the
 def test_prepared_records_that_are_gone_are_an_error(digits, tmp_path, num_workers, leave_out):
     copy = tmp_path / "data"
     shutil.copytree(digits, copy)
-    split = data.load("digits", directory=copy, pipeline="streaming").splits["train"]
+    split = load_data("digits", directory=copy, pipeline="streaming").splits["train"]
     split = dataclasses.replace(split, leave_out=leave_out)
     shutil.rmtree(copy)
     with pytest.raises(UserError, match=r"train\[\d+\] could be decoded before, but not now"):
@@ -258,8 +258,8 @@ def test_a_script_without_a_main_guard_is_told_so(guarded, folder, tmp_path):
         import numpy as np
 
         {guard}
-            dataset = data.load("image_folder", directory={directory!r}, folder={folder!r}, image_size=16,
-                                pipeline="streaming")
+            dataset = data.load("image_folder", data.Location({directory!r}, folder={folder!r}),
+                                decoding=data.Decoding(16, pipeline="streaming"))
             number = len(list(train_batches(dataset.splits["train"], np.atleast_1d, 0, 3, num_workers=2)))
             print("batches", number)
     """
@@ -290,8 +290,8 @@ def test_workers_that_die_again_and_again_are_an_error(load, caplog):
 
 def test_pictures_of_one_size_are_streamed_as_they_are(digits):
     options = {"directory": digits, "splits": {"train": "train[:20]"}}
-    memory = data.load("digits", **options).splits["train"]
-    streamed = data.load("digits", pipeline="streaming", **options).splits["train"]
+    memory = load_data("digits", **options).splits["train"]
+    streamed = load_data("digits", pipeline="streaming", **options).splits["train"]
     assert isinstance(streamed, streaming.Split)
     assert_batches_equal([memory.gather(np.arange(20))], [streamed.gather(np.arange(20))])
 
@@ -336,10 +336,10 @@ def test_a_set_larger_than_the_budget_stays_below_it(tmp_path):
         from inception_jax.data.dataset import train_batches
 
         if __name__ == "__main__":
-            split = data.load(
-                "image_folder", directory={str(tmp_path)!r}, folder={str(tmp_path / "large")!r}, image_size=224,
-                memory_gib=1.0, splits={{"train": "train"}}, hold_out=0,
-            ).splits["train"]
+            location = data.Location({str(tmp_path)!r}, folder={str(tmp_path / "large")!r})
+            selection = data.Selection(hold_out=0, splits={{"train": "train"}})
+            decoding = data.Decoding(224, memory_gib=1.0)
+            split = data.load("image_folder", location, selection, decoding).splits["train"]
             assert isinstance(split, streaming.Split)
             positions = partial(order.batch_indices, 0, num_examples=len(split), batch_size=64)
             for workers in (0, 2):
@@ -378,9 +378,9 @@ def test_nothing_is_left_of_a_process_that_is_killed(load, folder, tmp_path):
         from inception_jax.data.dataset import train_batches
 
         if __name__ == "__main__":
-            split = data.load(
-                "image_folder", directory={str(tmp_path)!r}, folder={str(folder)!r}, image_size=16, pipeline="streaming"
-            ).splits["train"]
+            location = data.Location({str(tmp_path)!r}, folder={str(folder)!r})
+            decoding = data.Decoding(16, pipeline="streaming")
+            split = data.load("image_folder", location, decoding=decoding).splits["train"]
             order_of = partial(order.batch_indices, 5, num_examples=len(split), batch_size=4)
             batches = train_batches(split, order_of, 0, 100_000, num_workers=2)
             next(batches)

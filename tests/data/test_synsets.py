@@ -1,6 +1,6 @@
 """The tables of ImageNet's synsets."""
 
-from inception_jax.synsets import CIFAR10, leaves, names, readable_names
+from inception_jax.data.synsets import CIFAR10, leaves, names, readable_names
 from inception_jax.weights import imagenet_classes
 
 

@@ -20,11 +20,12 @@ CIFAR10 = {
     "n04467665": "truck",
 }
 
-# The places in the sorted list of the 1000 classes, from 0, of what WordNet 3.0 has below those ten synsets or is one
-# of them. Its n02419796 is the antelope, n02121808 the domestic cat, n01641577 the bullfrog, n04467665 the trailer
-# truck. Worked out from WordNet's own data.noun (Debian's wordnet-base 1:3.0): a synset's number is its offset there,
-# and its ancestors are what its hypernym pointers (@ and @i) reach. So warplanes (895) are no airplanes and police vans
-# (734) no cars, but submarines and aircraft carriers are ships. All 1000 are there, with the names of our table.
+# The indices, from 0 in the sorted list of the 1000 classes, of the synsets that are one of these ten or below one of
+# them in WordNet 3.0, where n02419796 is the antelope, n02121808 the domestic cat, n01641577 the bullfrog and n04467665
+# the trailer truck. Derived from WordNet's data.noun (Debian's wordnet-base 1:3.0): a synset's number is its offset
+# there, and its ancestors are what its hypernym pointers (@ and @i) reach. So warplanes (895) are not airplanes and
+# police vans (734) not cars, but submarines and aircraft carriers are ships. All 1000 were found, with the names of the
+# table.
 _LEAVES = {
     "n02691156": (404,),
     "n02958343": (407, 436, 468, 511, 609, 627, 656, 661, 751, 817),
@@ -43,26 +44,26 @@ _LEAVES = {
 def names() -> dict[str, str]:
     """The name of each of the 1000 classes of ILSVRC 2012 by its synset, in the order of the synsets' numbers.
 
-    That is the order of all pretrained networks' outputs. The synsets are the challenge's (Russakovsky et al. 2015,
-    "ImageNet Large Scale Visual Recognition Challenge"); each name is the first of WordNet's words for the synset, and
-    of two that would be alike one says more ("crane bird").
+    This is the order of the outputs of all pretrained networks. The synsets are those of the challenge (Russakovsky et
+    al. 2015, "ImageNet Large Scale Visual Recognition Challenge"); each name is the first of WordNet's words for the
+    synset, extended if two would be equal ("crane bird").
     """
-    text = files("inception_jax").joinpath("imagenet_classes.csv").read_text()
+    text = files("inception_jax.data").joinpath("imagenet_classes.csv").read_text()
     return {row["synset"]: row["name"] for row in csv.DictReader(text.splitlines())}
 
 
 @cache
 def leaves() -> dict[str, tuple[str, ...]]:
-    """For each of the ten synsets of `CIFAR10`, those of the 1000 classes that are of its kind."""
+    """For each of the ten synsets of `CIFAR10`, those of the 1000 classes that are it or below it in WordNet."""
     ordered = tuple(names())
     return {synset: tuple(ordered[place] for place in places) for synset, places in _LEAVES.items()}
 
 
 def readable_names(synsets: Sequence[str]) -> tuple[str, ...]:
-    """A name for each synset, each once.
+    """A unique name for each synset.
 
-    CIFAR-10's where they are of the ten alone; else ILSVRC's, by which the bullfrog is not all frogs; a synset of
-    neither is called by its number.
+    CIFAR-10's names if all synsets are of its ten; otherwise ILSVRC's, which tell a bullfrog from other frogs. A synset
+    that is in neither is named by its number.
     """
     known = names() | CIFAR10 if set(synsets) <= CIFAR10.keys() else CIFAR10 | names()
     chosen = [known.get(synset, synset) for synset in synsets]

@@ -1,4 +1,4 @@
-"""Encoded pictures, in files or in ArrayRecord: where their bytes are, and what is known of each after a look at it.
+"""Encoded pictures, in files or in ArrayRecord: where their bytes are, and what is known of each once it was checked.
 
 Nothing here needs JAX, so that worker processes start fast.
 """
@@ -26,30 +26,30 @@ from inception_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-CHUNK = 64  # pictures that a thread looks at before it gives its results
-LOG_SECONDS = 10.0  # between lines about a check that takes long
+CHUNK = 64  # pictures that a thread checks before it returns its results
+LOG_SECONDS = 10.0  # between log messages about a check that takes long
 
 
 class Source(Protocol):
-    """The encoded pictures of one published split; it can be pickled, and is opened where it is read."""
+    """The encoded pictures of one published split; it can be pickled, and is opened by the process that reads it."""
 
     def __len__(self) -> int: ...
 
     def read(self, row: int) -> bytes:
-        """The file's content. Raises OSError or ValueError where it cannot be read any more."""
+        """The content of the file. Raises OSError or ValueError if it cannot be read any more."""
         ...
 
     def name(self, row: int) -> str:
-        """What messages call the picture."""
+        """The name of the picture in messages."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class FileSource:
-    """Files below a folder, read where they are. `joined` holds their POSIX paths, with a NUL between two."""
+    """Files below a folder, read in place. `joined` holds their POSIX paths, separated by NUL."""
 
     root: Path
-    joined: str  # one string is pickled for a million paths in no time
+    joined: str  # a single string is pickled quickly even for a million paths
 
     @classmethod
     def of(cls, root: Path, paths: Iterable[str]) -> "FileSource":
@@ -63,11 +63,11 @@ class FileSource:
         return len(self.paths)
 
     def read(self, row: int) -> bytes:
-        # Tables may list absolute paths, which stay as they are. pathlib takes as long as reading.
+        # Tables may list absolute paths, which stay as they are. pathlib would take as long as reading.
         return images.read_file(os.path.join(self.root, self.paths[row]))
 
     def name(self, row: int) -> str:
-        # Printable, though a file's name need not be UTF-8.
+        # Printable, although a file's name need not be UTF-8.
         return os.fsencode(self.paths[row]).decode(errors="backslashreplace")
 
     def __getstate__(self) -> dict[str, Any]:
@@ -75,19 +75,19 @@ class FileSource:
 
 
 def check_features(folder: Path) -> None:
-    """Raises UserError where what TFDS has kept of a data set names classes that it would import to read it.
+    """Raises UserError if the files that TFDS wrote name classes that it would import to read the data set.
 
-    TFDS's own, and those of modules that are there already, such as of one's own builder, are read.
+    TFDS's own classes, and those of modules that are imported already, such as a user's builder, are allowed.
     """
     for path in (folder / "features.json", folder / "dataset_info.json"):
         for name in _class_names(files.read_json(path)) if path.is_file() else ():
             module = name.rpartition(".")[0]
             if module.partition(".")[0] != "tensorflow_datasets" and module not in sys.modules:
-                raise UserError(f"{path} names the class {name!r}, which is not imported: prepare the data set anew")
+                raise UserError(f"{path} names the class {name!r}, which is not imported: prepare the data set again")
 
 
 def _class_names(content: Any) -> Iterator[str]:
-    """The Python classes in TFDS's JSON, at any depth: of today's form, and as it was before 2021."""
+    """The Python classes in TFDS's JSON, at any depth: in today's format and in that from before 2021."""
     if isinstance(content, dict):
         for key, value in content.items():
             if key in ("pythonClassName", "python_class_name", "type") and isinstance(value, str) and "." in value:
@@ -109,7 +109,7 @@ class RecordSource:
     @cached_property
     def records(self) -> Any:
         builder = tfds.builder_from_directory(self.folder)
-        # Decoded by ours alone, so that the pixels do not depend on whether OpenCV is there, too.
+        # Decoded by `images` alone, so that the pixels do not depend on whether OpenCV is installed.
         return builder.as_data_source(self.split, decoders={self.key: tfds.decode.SkipDecoding()})  # pyright: ignore[reportCallIssue]
 
     def __len__(self) -> int:
@@ -119,12 +119,12 @@ class RecordSource:
         return self.records[row][self.key]
 
     def read_all(self, rows: Sequence[int]) -> list[bytes]:
-        """As `read`, of several rows: small ones in an eighth of the time."""
+        """As `read`, for several rows: an eighth of the time for small pictures."""
         return [record[self.key] for record in self.records.__getitems__(rows)]
 
     def name(self, row: int) -> str:
         name = None
-        with contextlib.suppress(Exception):  # whatever files that are gone or damaged make their reader raise
+        with contextlib.suppress(Exception):  # missing or damaged files make their reader raise anything
             name = self.records[row].get("file_name")
         return name.decode() if isinstance(name, bytes) else name or f"{self.split}[{row}]"
 
@@ -134,14 +134,14 @@ class RecordSource:
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What is known of the pictures of a source, one entry for each.
+    """What is known of the pictures of a source; one entry per picture.
 
     Attributes:
-      digests: of the files' content, 32 hexadecimal digits: equal files have equal ones.
+      digests: of the files' content, 32 hexadecimal digits; equal for equal files.
       heights, widths: in pixels, as they are shown (EXIF).
-      modes: Pillow's name for the pixels: "L" is gray, "RGB" colour.
-      errors: why it cannot be decoded; "" where it can.
-      stamps: size and time of change of the file, by which it is known again; "" of records, which do not change.
+      modes: Pillow's name of the pixel format: "L" is gray, "RGB" color.
+      errors: why it cannot be decoded; "" if it can.
+      stamps: path, size and modification time of the file, by which it is recognized; the row of a record.
     """
 
     digests: list[str]
@@ -158,7 +158,7 @@ class Facts:
 
     @cached_property
     def grayscale(self) -> np.ndarray:
-        """bool `(n,)`: the picture is stored without colours. One whose colours are all gray does not count."""
+        """bool `(n,)`: the picture is stored without colors. One in color whose pixels are all gray does not count."""
         return np.array([mode in images.GRAY_MODES for mode in self.modes], bool)
 
 
@@ -172,15 +172,15 @@ def decode(source: Source, row: int, form: images.Format, crop: images.Crop | No
 
 
 def decode_all(source: Source, rows: Sequence[int], form: images.Format) -> Iterator[np.ndarray]:
-    """As `decode`, of several pictures in less time."""
+    """As `decode`, for several pictures in less time."""
     for row, read in zip(rows, _readers(source, rows), strict=True):
         yield _decode(source, row, read, form, None)
 
 
 def _readers(source: Source, rows: Sequence[int]) -> list[Callable[[], bytes]]:
-    """For each row what gives its content, or raises what `source.read` does."""
+    """A function per row that returns its content, or raises what `source.read` does."""
     if isinstance(source, RecordSource):
-        with contextlib.suppress(Exception):  # one of them cannot be read: which one, reading them singly tells
+        with contextlib.suppress(Exception):  # one cannot be read; reading them one by one tells which
             return [partial(bytes, content) for content in source.read_all(rows)]
     return [partial(source.read, row) for row in rows]
 
@@ -190,21 +190,21 @@ def _decode(
 ) -> np.ndarray:
     try:
         return images.decode(read(), form, crop)
-    except Exception as error:  # Pillow raises whatever a broken file makes it trip over
+    except Exception as error:  # Pillow raises anything on a broken file
         why = images.reason(error)
         raise UserError(f"{source.name(row)} could be decoded before, but not now: {why}") from error
 
 
 def check(source: Source, path: Path) -> Facts:
-    """Reads every picture once and decodes it as far as it takes to know that it can be; the result is kept.
+    """Reads every picture once, finds out whether it can be decoded, and keeps the result.
 
     Args:
-      source: the pictures. Of files that were checked before and have the size and time they had, nothing is read,
-        unless reading failed then: what that was due to, such as permissions, shows in neither.
+      source: the pictures. Files that were checked before and still have the same size and modification time are not
+        read again, unless reading them failed: its cause, such as permissions, may be gone.
       path: where the result is kept.
     """
     kept = digests.read_or_none(path, _as_rows) or []
-    known = {row[-1]: row for row in kept if row[0] or row[-1].endswith("\0")}  # a file that is gone has no size
+    known = {row[-1]: row for row in kept if row[0] or row[-1].endswith("\0")}  # a missing file has no size
     if isinstance(source, FileSource):
         stamps = [_stamp(source, row) for row in range(len(source))]
     else:
@@ -212,9 +212,9 @@ def check(source: Source, path: Path) -> Facts:
     new = [row for row, stamp in enumerate(stamps) if stamp not in known]
     if new:
         started = said = time.monotonic()
-        # Decoding and hashing let go of the interpreter's lock.
+        # Decoding and hashing release the interpreter's lock.
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            # Several to a thread, since small pictures take less time than handing them over.
+            # Several per thread, since checking a small picture takes less time than handing it over.
             chunks = [new[start : start + CHUNK] for start in range(0, len(new), CHUNK)]
             looks = itertools.chain.from_iterable(
                 pool.map(lambda chunk: [_look(read) for read in _readers(source, chunk)], chunks)
@@ -240,10 +240,13 @@ def check(source: Source, path: Path) -> Facts:
 
 
 def verify(source: FileSource, facts: Facts) -> tuple[int, int]:
-    """Reads every picture again and compares it with what `check` found; the number of files and of bytes.
+    """Reads every picture again and compares it with what `check` found.
+
+    Returns:
+      The number of files and of bytes.
 
     Raises:
-      UserError: one has another content, though its size and time of change are what they were.
+      UserError: the content of one has changed, although its size and modification time have not.
     """
 
     def look(start: int) -> int:
@@ -251,7 +254,7 @@ def verify(source: FileSource, facts: Facts) -> tuple[int, int]:
         for row in range(start, min(start + CHUNK, len(source))):
             try:
                 content = source.read(row)
-            except OSError:  # which `check` says
+            except OSError:  # `check` reports it
                 continue
             size += len(content)
             if hashlib.blake2b(content, digest_size=16).hexdigest() != facts.digests[row]:
@@ -268,7 +271,7 @@ def verify(source: FileSource, facts: Facts) -> tuple[int, int]:
 def _as_rows(content: Any) -> list[list[Any]]:
     for row in content:
         if list(map(type, row)) != [str, int, int, str, str, str]:
-            raise ValueError("no facts of pictures")
+            raise ValueError("not facts of pictures")
     return content
 
 
@@ -288,5 +291,5 @@ def _look(read: Callable[[], bytes]) -> tuple[str, int, int, str, str]:
         if not content:
             raise ValueError("it is empty")
         return digest, *images.verify(content), ""
-    except Exception as error:  # Pillow raises whatever a broken file makes it trip over
+    except Exception as error:  # Pillow raises anything on a broken file
         return digest, 0, 0, "", images.reason(error)

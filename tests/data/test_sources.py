@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from inception_jax.data import pictures
-from inception_jax.data.pictures import FileSource
+from inception_jax.data import sources
+from inception_jax.data.sources import FileSource
 
 NAMES = ["a/1.png", "a/ü b.png", "b/gray.jpg", "b/half.jpg", "b/empty.png", "b/gone.png", "b/text.jpg"]
 
@@ -29,7 +29,7 @@ def source(tmp_path):
 
 
 def test_facts(source, tmp_path):
-    facts = pictures.check(source, tmp_path / "facts.json")
+    facts = sources.check(source, tmp_path / "facts.json")
     assert facts.decodable.tolist() == [True, True, True, False, False, False, False]
     assert facts.grayscale.tolist() == [False, False, True, False, False, False, False]
     assert list(zip(facts.heights, facts.widths, facts.modes, strict=True))[:3] == [
@@ -42,23 +42,23 @@ def test_facts(source, tmp_path):
 
 def test_a_picture_is_read_again_only_if_it_changed(source, tmp_path, monkeypatch):
     path = tmp_path / "cache" / "facts.json"
-    first = pictures.check(source, path)
+    first = sources.check(source, path)
     read = []
-    monkeypatch.setattr(pictures, "_look", lambda content: read.append(content()) or ("new", 1, 2, "L", ""))
-    assert pictures.check(source, path) == first
+    monkeypatch.setattr(sources, "_look", lambda content: read.append(content()) or ("new", 1, 2, "L", ""))
+    assert sources.check(source, path) == first
     assert read == []
     status = (source.root / NAMES[1]).stat()
     os.utime(source.root / NAMES[1], ns=(status.st_atime_ns, status.st_mtime_ns + 1))
-    assert pictures.check(source, path).digests[1] == "new"
+    assert sources.check(source, path).digests[1] == "new"
     assert read == [source.read(1)]
     more = FileSource.of(source.root, [*NAMES[2:], "a/1.png", "b/half.jpg"])
-    assert pictures.check(more, path).digests == [*first.digests[2:], first.digests[0], first.digests[3]]
+    assert sources.check(more, path).digests == [*first.digests[2:], first.digests[0], first.digests[3]]
     assert len(read) == 1
 
 
 def test_a_file_that_could_not_be_read_is_tried_again(source, tmp_path, monkeypatch):
     path = tmp_path / "facts.json"
-    expected = pictures.check(source, tmp_path / "others.json")
+    expected = sources.check(source, tmp_path / "others.json")
 
     def forbid(source, row):
         (source.root / source.paths[row]).stat()
@@ -66,12 +66,12 @@ def test_a_file_that_could_not_be_read_is_tried_again(source, tmp_path, monkeypa
 
     with monkeypatch.context() as patch:
         patch.setattr(FileSource, "read", forbid)
-        assert pictures.check(source, path).errors.count("Permission denied") == len(NAMES) - 1
-    assert pictures.check(source, path) == expected  # permissions change neither the size nor the time of a file
+        assert sources.check(source, path).errors.count("Permission denied") == len(NAMES) - 1
+    assert sources.check(source, path) == expected  # permissions change neither the size nor the time of a file
 
 
 def test_a_damaged_cache_is_made_again(source, tmp_path):
     path = tmp_path / "facts.json"
-    first = pictures.check(source, path)
+    first = sources.check(source, path)
     path.write_text(path.read_text()[:100])
-    assert pictures.check(source, path) == first
+    assert sources.check(source, path) == first
