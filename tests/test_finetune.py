@@ -13,7 +13,7 @@ from PIL import Image
 import inception_jax
 from inception_jax import main, run, weights
 from inception_jax.config import default_config
-from inception_jax.config_files import find_config, load_config
+from inception_jax.config.files import find_config, load_config
 from inception_jax.errors import UserError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (64, 16, 16, 3), np.uint8)
