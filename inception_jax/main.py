@@ -16,10 +16,8 @@ from typing import NamedTuple
 from absl import flags
 
 from inception_jax import files, multihost, process
-from inception_jax.config import Config
+from inception_jax.config import Config, reference
 from inception_jax.config.files import find_config_and_argument, load_config, override, shipped_configs
-from inception_jax.config.reference import WIDTH as HELP_WIDTH
-from inception_jax.config.reference import help_text, section_names
 from inception_jax.distributed import watch
 from inception_jax.errors import UserError
 from inception_jax.process import FINISHED, INTERRUPTED, NOT_FINITE, TERMINATED
@@ -128,7 +126,7 @@ def _help(argv: list[str], program: str) -> str | None:
             following = argv[place + 1 : place + 2]
             if not equals and following and not following[0].startswith("-"):
                 section = following[0]
-            return help_text(section) if section else _usage(program)
+            return reference.help_text(section) if section else _usage(program)
     return None
 
 
@@ -137,14 +135,14 @@ def _usage(program: str) -> str:
         program=program,
         environment=multihost.ENVIRONMENT,
         configs=_listed(shipped_configs()),
-        sections=_listed(section_names()),
-        fields=help_text(),
+        sections=_listed(reference.section_names()),
+        fields=reference.help_text(),
     )
 
 
 def _listed(names: Iterable[str]) -> str:
     """The names on lines that continue the descriptions of flags."""
-    return textwrap.fill(", ".join(names), HELP_WIDTH - FLAG_WIDTH).replace("\n", "\n" + " " * FLAG_WIDTH)
+    return textwrap.fill(", ".join(names), reference.WIDTH - FLAG_WIDTH).replace("\n", "\n" + " " * FLAG_WIDTH)
 
 
 def main(argv: list[str] | None = None, program: str = "python -m inception_jax.main") -> int:
