@@ -147,9 +147,10 @@ FIELDS: tuple[Field, ...] = (
     _row("data.on_error", str, "leave_out", choices=("leave_out", "error"),
          meaning="What happens to pictures that cannot be decoded: they are left out with a warning, or an error "
                  "ends the run."),
-    _row("data.splits.train", str, "auto", "The training split, such as train[:90%].", rule=rules.SPLIT),
+    _row("data.splits.train", str, "auto", rule=rules.SPLIT,
+         meaning="The training split; auto is train[:90%] where no validation split is published."),
     _row("data.splits.validation", str, "auto",
-         meaning="The validation split, such as train[90%:]; auto is that where none is published."),
+         meaning="The validation split; auto is train[90%:] where none is published."),
     _row("data.splits.test", str, "auto", "The test split."),
     _row("data.image_size", int | None, None, rule=rules.PIXELS,
          meaning="Side of the square that every picture is resized to, in pixels. Unset, pictures keep their size."),
