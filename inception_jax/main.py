@@ -1,6 +1,6 @@
 """`python -m inception_jax.main --config=NAME_OR_FILE`: reads the flags, then trains.
 
-JAX is imported only after the flags have been read: help and mistakes are answered at once.
+JAX is imported only after the flags have been read, so that help and mistakes are answered at once.
 """
 
 import logging
@@ -9,52 +9,64 @@ import re
 import signal
 import sys
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from absl import flags
 
 from inception_jax import files, multihost, process
-from inception_jax.config import Config, default_config, field_names
-from inception_jax.config_files import find_config_and_argument, load_config, override, shipped_configs
+from inception_jax.config import Config, reference
+from inception_jax.config.files import find_config_and_argument, load_config, override, shipped_configs
 from inception_jax.distributed import watch
 from inception_jax.errors import UserError
 from inception_jax.process import FINISHED, INTERRUPTED, NOT_FINITE, TERMINATED
 from inception_jax.text import say
 
 USAGE = """\
-Trains a network as a config says, or goes on with a run that was stopped.
+Trains a network as a config describes, or resumes a run that was stopped.
 
-usage: {program} --config=NAME_OR_FILE [--workdir=FOLDER] [--config.FIELD=VALUE ...]
+usage: {program} --config=NAME_OR_FILE [--workdir=DIR] [--config.FIELD=VALUE ...]
+       {program} --help [SECTION]
 
-  --config        a config file, or the name of a shipped one: {configs};
-                  FILE:ARGUMENT gives its get_config() an argument
-  --workdir       the run's folder, by default runs/<the config's name>; a run that is there goes on
-  --config.FIELD  sets a field of the config
-  --wait          where another process trains in the folder, wait for it to end; else that is a mistake
-  --trust-code    a run in init_from may name a network outside the package, where the config names none
-  --multihost     several processes train together: JAX finds them through Slurm or Open MPI; elsewhere name them:
-                  --coordinator=HOST:PORT --num_processes=N --process_id=I (or ${environment}COORDINATOR, ...)
+  --config        a config file, or the name of a shipped one:
+                  {configs};
+                  FILE:ARGUMENT passes an argument to its get_config()
+  --workdir       directory of the run, by default runs/<name of the config>; a run that is there is resumed
+  --config.FIELD  sets a field of the config; None unsets a field that is optional
+  --help SECTION  describes the fields of one section:
+                  {sections}
+  --wait          wait while another process trains in the directory, instead of ending with an error
+  --trust-code    let the run in init_from name a network outside the package, if the config names none
+  --multihost     train with several processes, which JAX finds through Slurm or Open MPI; elsewhere name them:
+                  --coordinator=HOST:PORT --num_processes=N --process_id=I (or {environment}COORDINATOR, ...)
 
 examples:
   {program} --config=googlenet_digits
   {program} --config=googlenet_cifar10 --config.schedule.learning_rate=0.05 --workdir=runs/slower
   {program} --config=my_experiment.py --config.model.name=my_module:MyNet --config.evaluate.splits=validation,test
+  {program} --help optimizer
 
 exit codes: 0 finished, 2 a mistake in what was given, 3 loss not finite, 4 a file could not be written, 5 another
-process of the run died, or one that decodes pictures, or training stood still, 6 stopped at once by a second Ctrl-C,
-without saving, 75 stopped by SIGTERM and saved (start it again), 130 stopped by Ctrl-C and saved
+process of the run or one that decodes pictures died, or training made no progress, 6 stopped at once by a second
+Ctrl-C, without saving, 75 stopped by SIGTERM and saved (start it again), 130 stopped by Ctrl-C and saved
 
-fields (their meanings and defaults: {reference}):
+fields:
+
 {fields}
 """
+HELP = ("--help", "-help", "-h")
+FLAG_WIDTH = 18  # columns that USAGE has for the name of a flag
 
 
 class Flags(NamedTuple):
-    """What the command line says: the config with the fields that it sets, the run's folder, and of which processes.
+    """What the command line says.
 
     Attributes:
-      wait: for another process that trains in the folder.
+      config: with the fields that the command line sets.
+      workdir: directory of the run.
+      group: the processes that train together; None for one process.
+      wait: whether to wait while another process trains in the directory.
     """
 
     config: Config
@@ -64,7 +76,7 @@ class Flags(NamedTuple):
 
 
 def parse_flags(argv: list[str]) -> Flags:
-    """What `argv`, without the program's name, says.
+    """Reads `argv`, without the name of the program.
 
     Raises:
       UserError: an unknown config, flag or field, a value of the wrong type, or a config file that fails.
@@ -76,7 +88,7 @@ def parse_flags(argv: list[str]) -> Flags:
     flags.DEFINE_boolean("multihost", False, "", flag_values=values)
     flags.DEFINE_boolean("wait", False, "", flag_values=values)
     try:
-        # Numbers in the environment are read as the flags are.
+        # Numbers in the environment are parsed like flags.
         flags.DEFINE_string(
             "coordinator", os.environ.get(f"{multihost.ENVIRONMENT}COORDINATOR"), "", flag_values=values
         )
@@ -102,27 +114,47 @@ def parse_flags(argv: list[str]) -> Flags:
     return Flags(config, workdir, group if several else None, bool(values["wait"].value))
 
 
+def _help(argv: list[str], program: str) -> str | None:
+    """The text that `--help`, `--help SECTION` or `--help=SECTION` asks for; None if help is not asked for.
+
+    Raises:
+      UserError: an unknown section.
+    """
+    for place, argument in enumerate(argv):
+        flag, equals, section = argument.partition("=")
+        if flag in HELP:
+            following = argv[place + 1 : place + 2]
+            if not equals and following and not following[0].startswith("-"):
+                section = following[0]
+            return reference.help_text(section) if section else _usage(program)
+    return None
+
+
 def _usage(program: str) -> str:
-    sections: dict[str, list[str]] = {}
-    for field in field_names(default_config()):
-        section, _, name = field.rpartition(".")
-        sections.setdefault(section, []).append(name)
-    lines = [f"{f'{section}.' if section else '':15} {', '.join(names)}" for section, names in sections.items()]
-    wrapped = [textwrap.fill(line, 110, initial_indent="  ", subsequent_indent=" " * 18) for line in lines]
     return USAGE.format(
         program=program,
         environment=multihost.ENVIRONMENT,
-        configs=", ".join(shipped_configs()),
-        reference=Path(__file__).with_name("config.py"),
-        fields="\n".join(wrapped),
+        configs=_listed(shipped_configs()),
+        sections=_listed(reference.section_names()),
+        fields=reference.help_text(),
     )
 
 
+def _listed(names: Iterable[str]) -> str:
+    """The names on lines that continue the descriptions of flags."""
+    return textwrap.fill(", ".join(names), reference.WIDTH - FLAG_WIDTH).replace("\n", "\n" + " " * FLAG_WIDTH)
+
+
 def main(argv: list[str] | None = None, program: str = "python -m inception_jax.main") -> int:
-    """Trains as the flags say (`argv` without the program's name; None: this process's); returns the exit code."""
+    """Trains as the flags say and returns the exit code.
+
+    Args:
+      argv: the arguments without the name of the program; None: those of this process.
+      program: how the program is called in its help.
+    """
     argv = sys.argv[1:] if argv is None else argv
     trust_code, argv = "--trust-code" in argv, [argument for argument in argv if argument != "--trust-code"]
-    if not flags.FLAGS.is_parsed():  # TFDS looks at absl's own flags
+    if not flags.FLAGS.is_parsed():  # TFDS reads absl's own flags
         flags.FLAGS.mark_as_parsed()
     code = FINISHED
     with process.terminable(), multihost.ended_after_failure():
@@ -131,7 +163,7 @@ def main(argv: list[str] | None = None, program: str = "python -m inception_jax.
                 code = _run(argv, program, trust_code)
         except UserError as error:
             code = process.say(f"error: {error}", process.exit_code(error))
-        except KeyboardInterrupt as stop:  # of training it says more, see train.StoppedAtOnce
+        except KeyboardInterrupt as stop:  # in training it has a message, see train.StoppedAtOnce
             code = process.say(str(stop) or "interrupted: there was nothing to save", process.exit_code(stop))
         except process.Terminated:
             code = process.say("terminated: there was nothing to save", TERMINATED)
@@ -140,13 +172,14 @@ def main(argv: list[str] | None = None, program: str = "python -m inception_jax.
 
 
 def _run(argv: list[str], program: str, trust_code: bool) -> int:
-    if {"--help", "-help", "-h"}.intersection(argv):
-        say(_usage(program))
+    text = _help(argv, program)
+    if text is not None:
+        say(text)
         return FINISHED
     given = parse_flags(argv)
     process.use_compilation_cache()
     if given.config.get("deterministic"):
-        process.make_deterministic()  # here, since to join the others is to use a device
+        process.make_deterministic()  # before the processes join, which uses a device
     from inception_jax import train
 
     with watch.progress(given.config.get("log", {}).get("watchdog_minutes", 0)), multihost.joined(given.group):

@@ -24,7 +24,7 @@ from inception_jax import (
     writers,
 )
 from inception_jax.checkpoints import Checkpoints
-from inception_jax.config import Config, check_types, default_config
+from inception_jax.config import Config, check_types, default_config, may_differ, per_process
 from inception_jax.data import images
 from inception_jax.data.dataset import Dataset
 from inception_jax.data.images import check_batch
@@ -35,17 +35,6 @@ from inception_jax.models.folding import fold_model, inference_variables
 
 INFERENCE_TYPES = ("float32", "bfloat16")
 logger = logging.getLogger(__name__)
-
-# Where things are, how they are shown and what is done when something fails may differ when a run goes on; what is
-# computed may not.
-MAY_DIFFER = (
-    "data.directory", "data.archives", "data.folder", "data.pipeline", "data.memory_gib", "data.num_workers",
-    "num_devices", "profile", "log.", "checkpoint.", "nonfinite.",
-)  # fmt: skip
-# What may differ between the processes of one run.
-OWN_FIELDS = (
-    "data.directory", "data.archives", "data.folder", "data.pipeline", "data.memory_gib", "data.num_workers", "log.",
-)  # fmt: skip
 
 
 def prepare_folder(folder: Path, config: Config) -> None:
@@ -116,14 +105,14 @@ def config_differences(kept: Config, given: Config) -> list[str]:
     return [
         f"{field} was {old.get(field)!r}, now {new.get(field)!r}"
         for field in sorted(old.keys() | new.keys())
-        if old.get(field) != new.get(field) and not field.startswith(MAY_DIFFER)
+        if old.get(field) != new.get(field) and not may_differ(field)
     ]
 
 
 def common_fields(config: Config) -> dict[str, Any]:
     """The fields, as JSON values by full name, that are the same in all processes of a run."""
     fields = _flatten(json.loads(config.to_json()))
-    return {field: value for field, value in fields.items() if not field.startswith(OWN_FIELDS)}
+    return {field: value for field, value in fields.items() if not per_process(field)}
 
 
 def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:

@@ -75,7 +75,7 @@ def trained(shared, tmp_path_factory, digits) -> Path:
 
 def train_small_network(folder: Path, digits: Path) -> None:
     from inception_jax import train
-    from inception_jax.config_files import find_config, load_config, override
+    from inception_jax.config.files import find_config, load_config, override
 
     config = load_config(find_config("googlenet_digits"))
     fields = {"model.name": "simple_cnn", "model.stage_features": "(8, 16)", "model.norm": "batch", "num_epochs": "3"}

@@ -10,9 +10,9 @@ from loading import load_data
 from PIL import Image
 
 import inception_jax
-from inception_jax import commands, config_files, files, main, predict, run
+from inception_jax import commands, files, main, predict, run
 from inception_jax.config import default_config, validate
-from inception_jax.config_files import find_config_and_argument, load_config
+from inception_jax.config.files import find_config_and_argument, load_config, run_file
 from inception_jax.errors import UserError
 from inception_jax.studies.plan import PlannedRun
 from inception_jax.train.initial import with_network_of_weights
@@ -196,7 +196,7 @@ def test_none_unsets_what_may_be_unset(field, here):
     write(here / "set.py", f"c.{field} = {values[field]}")
     for argv in ([f"--config.{field}=None"], [f"--config.{field}=7", f"--config.{field}", "None"]):
         if field == "model.aux_heads" and len(argv) > 1:
-            continue  # of a switch the next word is not the value
+            argv = argv[1:]  # 7 is no value of a switch
         config = parse("--config=set.py", *argv)
         section, _, name = field.rpartition(".")
         assert (config[section] if section else config)[name] is None
@@ -358,4 +358,4 @@ def test_a_config_file_that_fails_names_its_line_once(here):
     (here / "helper.py").write_text("def broken():\n    return undefined\n")
     with pytest.raises(UserError, match=r"config file broken.py, line 4: NameError: name 'undefined' is not defined"):
         load_config(Path("broken.py"))
-    assert isinstance(config_files.run_file(Path("broken.py"), "nothing"), type(None))
+    assert isinstance(run_file(Path("broken.py"), "nothing"), type(None))

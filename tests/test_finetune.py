@@ -13,7 +13,7 @@ from PIL import Image
 import inception_jax
 from inception_jax import main, run, weights
 from inception_jax.config import default_config
-from inception_jax.config_files import find_config, load_config
+from inception_jax.config.files import find_config, load_config
 from inception_jax.errors import UserError
 from inception_jax.experiment import build_model
 from inception_jax.train import initial as initial_weights

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "inception_jax"
 LAYERS = (
     {"errors", "files", "downloads", "text", "process", "distributed", "multihost"},
     {"registry", "config", "ops"},
-    {"config_files", "models", "losses", "metrics"},
+    {"models", "losses", "metrics"},
     {"data", "checkpoints", "schedules", "optimizers", "sharding", "writers", "state", "initialization"},
     {"steps", "weights", "inspection"},
     {"experiment"},

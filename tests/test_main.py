@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from inception_jax import commands, main, run
-from inception_jax.config_files import shipped_configs
+from inception_jax.config.files import shipped_configs
 from inception_jax.errors import LostError, UserError
 from inception_jax.process import NOT_WRITTEN
 

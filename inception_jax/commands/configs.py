@@ -3,7 +3,7 @@
 import argparse
 import ast
 
-from inception_jax.config_files import shipped_configs
+from inception_jax.config.files import shipped_configs
 from inception_jax.text import say
 
 EXAMPLES = """\

@@ -11,7 +11,7 @@ import numpy as np
 from inception_jax import data
 from inception_jax.commands import flags
 from inception_jax.config import default_config
-from inception_jax.config_files import override
+from inception_jax.config.files import override
 from inception_jax.data import streaming
 from inception_jax.errors import UserError
 from inception_jax.process import log_to_stderr

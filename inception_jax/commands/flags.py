@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from inception_jax import files
 from inception_jax.config import Config
-from inception_jax.config_files import find_config_and_argument, load_config
+from inception_jax.config.files import find_config_and_argument, load_config
 from inception_jax.errors import UserError
 
 if TYPE_CHECKING:

@@ -14,8 +14,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from inception_jax import config_files, files
+from inception_jax import files
 from inception_jax.config import Config, validate
+from inception_jax.config import files as config_files
 from inception_jax.errors import UserError, unknown_name
 from inception_jax.studies.definitions import Form, Range, Search, Study, Variation
 

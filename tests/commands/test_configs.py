@@ -5,7 +5,7 @@ import importlib.metadata
 import pytest
 
 from inception_jax import commands
-from inception_jax.config_files import shipped_configs
+from inception_jax.config.files import shipped_configs
 
 
 def test_every_shipped_config_is_listed_with_what_it_is(capsys):

@@ -1,6 +1,6 @@
-"""Config files: finding one by path or by name, running it, setting its fields from the shell.
+"""Config files: finding one by path or name, running it, and setting its fields from the command line.
 
-Free of JAX, so that mistakes are answered at once.
+JAX is not imported here, so that mistakes are reported at once.
 """
 
 import ast
@@ -24,25 +24,25 @@ from absl import flags
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
 from inception_jax import files
-from inception_jax.config import KINDS, PATHS, Config, check_fields, default_config, field_names, get_field
+from inception_jax.config.fields import BY_NAME, Config, default_config, field_names, get_field, may_be_unset
+from inception_jax.config.validate import KINDS, check_fields
 from inception_jax.errors import UserError, unknown_name
 
-NAMES = ("data.classes",)  # fields of names that are anybody's choice
-# Shipped configs stand inside the package in a wheel, and beside it in a checkout.
-_FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")
+# Shipped configs are inside the package in a wheel, and beside it in a checkout.
+_FOLDERS = tuple(Path(__file__).parents[level] / "configs" for level in (1, 2))
 
 
 def shipped_configs() -> dict[str, Path]:
-    """The configs that come with the package: name to file, sorted by name."""
+    """The configs that come with the package: a dict from name to file, sorted by name."""
     folder = next((folder for folder in _FOLDERS if folder.is_dir()), _FOLDERS[0])
     return {path.stem: path for path in sorted(folder.glob("*.py"))}
 
 
 def find_config(name_or_path: str) -> Path:
-    """The config file at a path, else the shipped one of that name; a bare name of a shipped one is always that.
+    """The config file at a path, or the shipped config of that name, which takes precedence over a file.
 
     Raises:
-      UserError: there is neither; the message names the nearest shipped config.
+      UserError: there is neither; the message names the closest shipped config.
     """
     shipped = shipped_configs()
     if name_or_path in shipped:
@@ -50,7 +50,7 @@ def find_config(name_or_path: str) -> Path:
     path = files.expand(name_or_path, "--config")
     if path.is_file():
         return path
-    if path.parent == Path() and path.stem in shipped:  # "googlenet_digits.py" where no such file is
+    if path.parent == Path() and path.stem in shipped:  # "googlenet_digits.py", although there is no such file
         return shipped[path.stem]
     nearest = difflib.get_close_matches(path.stem, shipped, n=1, cutoff=0.5)
     hint = f"did you mean {nearest[0]}? " if nearest else ""
@@ -58,22 +58,22 @@ def find_config(name_or_path: str) -> Path:
 
 
 def find_config_and_argument(text: str) -> tuple[Path, str | None]:
-    """As `find_config`, of NAME_OR_FILE or NAME_OR_FILE:ARGUMENT, with what is to be given to its `get_config`.
+    """As `find_config`, of NAME_OR_FILE or NAME_OR_FILE:ARGUMENT, and the argument of the file's `get_config`.
 
     Raises:
       UserError: there is no such config.
     """
     with contextlib.suppress(UserError):
-        return find_config(text), None  # a file's name may have a colon
+        return find_config(text), None  # the name of a file may contain a colon
     name, colon, argument = text.partition(":")
     return find_config(name), argument if colon else None
 
 
 def load_config(path: Path, argument: str | None = None) -> Config:
-    """Runs the file and returns what its `get_config()` returns, or `get_config(argument)` where one is given.
+    """Runs the file and returns its `get_config()`, or `get_config(argument)` if an argument is given.
 
     Raises:
-      UserError: the file cannot be read or raises an exception (the message has its name and line), or has no
+      UserError: the file cannot be read or raises an exception (the message says on which line), or it has no
         `get_config()` that returns a config with all fields.
     """
     config = run_file(path, "get_config", *([] if argument is None else [argument]))
@@ -90,10 +90,10 @@ def load_config(path: Path, argument: str | None = None) -> Config:
 
 
 def _thawed(frozen: FrozenConfigDict) -> Config:
-    """A frozen config's fields, which have lost the types of those that are unset, as they are in the default config.
+    """A config that can be changed, with the fields of a frozen one, which has lost the types of unset fields.
 
     Raises:
-      UserError: there is no such field, or a value has another type than the field.
+      UserError: the frozen config has an unknown field, or a value that is not of the field's type.
     """
     config = default_config()
     for path in field_names(frozen):
@@ -109,19 +109,19 @@ def _thawed(frozen: FrozenConfigDict) -> Config:
 
 
 def run_file(path: Path, function: str, *arguments: str) -> Any:
-    """Runs a Python file and returns what a function in it returns; None where it has none of that name.
+    """Runs a Python file and returns what a function in it returns, or None if it has no function of that name.
 
-    While it runs it is a module like others, for dataclasses and whatever else looks for the module of a class; and
-    behind all that is installed, its own folder and the current one are searched for modules.
+    While it runs it is a module like any other, as dataclasses require. Its own directory and the current one are
+    searched for modules after everything that is installed.
 
     Raises:
-      UserError: the file cannot be read or raises an exception; the message has its name and line.
+      UserError: the file cannot be read or raises an exception; the message says on which line.
     """
-    # Not imported: an import leaves __pycache__ beside people's files and can find a stale one there.
+    # Not imported: an import would leave __pycache__ beside the file, and could find a stale one there.
     module = types.ModuleType(f"config_file_{path.stem}")
     module.__file__ = str(path)
     try:
-        with _registered(module), _neighbours(path.resolve().parent, Path.cwd()):
+        with _registered(module), _neighbors(path.resolve().parent, Path.cwd()):
             exec(compile(path.read_bytes(), str(path), "exec"), vars(module))
             if function not in vars(module):
                 return None
@@ -138,7 +138,7 @@ def run_file(path: Path, function: str, *arguments: str) -> Any:
 
 
 def _check_takes(called: Any, arguments: Sequence[str]) -> None:
-    """Raises TypeError where a config file's function needs an argument that is not given, or takes none."""
+    """Raises TypeError if a function of a config file does not take the arguments that are given."""
     try:
         inspect.signature(called).bind(*arguments)
     except TypeError as error:
@@ -148,7 +148,7 @@ def _check_takes(called: Any, arguments: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def _registered(module: types.ModuleType) -> Iterator[None]:
-    """The module is in sys.modules; one that runs already, of the same name, is back afterwards."""
+    """The module is in sys.modules; afterwards another one of that name, if there was one, is back."""
     before = sys.modules.get(module.__name__)
     sys.modules[module.__name__] = module
     try:
@@ -160,19 +160,19 @@ def _registered(module: types.ModuleType) -> Iterator[None]:
 
 
 class _Source(importlib.machinery.SourceFileLoader):
-    """Reads a module's text, and leaves no __pycache__ beside it nor trusts one that is there."""
+    """Loads a module from its source; neither reads nor writes __pycache__."""
 
     def get_code(self, fullname: str) -> types.CodeType:
         path = self.get_filename(fullname)
         return self.source_to_code(self.get_data(path), path)
 
 
-class _Neighbours(importlib.abc.MetaPathFinder):
-    """Finds modules that nobody else has found in some folders, and remembers which."""
+class _Neighbors(importlib.abc.MetaPathFinder):
+    """Finds modules in some directories after all other finders have failed, and remembers their names."""
 
-    def __init__(self, folders: Sequence[Path]):
+    def __init__(self, directories: Sequence[Path]):
         kinds = (_Source, importlib.machinery.SOURCE_SUFFIXES)
-        self.finders = [importlib.machinery.FileFinder(str(folder), kinds) for folder in folders]
+        self.finders = [importlib.machinery.FileFinder(str(directory), kinds) for directory in directories]
         self.found: set[str] = set()
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
@@ -184,9 +184,12 @@ class _Neighbours(importlib.abc.MetaPathFinder):
 
 
 @contextlib.contextmanager
-def _neighbours(*folders: Path) -> Iterator[None]:
-    """Modules in these folders can be imported, and are forgotten afterwards: another file's may have their names."""
-    finder = _Neighbours(folders)
+def _neighbors(*directories: Path) -> Iterator[None]:
+    """Makes the modules in these directories importable.
+
+    They are forgotten afterwards, since the modules beside another config may have the same names.
+    """
+    finder = _Neighbors(directories)
     sys.meta_path.append(finder)
     try:
         yield
@@ -197,7 +200,7 @@ def _neighbours(*folders: Path) -> Iterator[None]:
 
 
 def _one_line(error: Exception) -> str:
-    """The message without the dump of all other fields that a ConfigDict adds to it."""
+    """The message on one line, without the list of all other fields that a ConfigDict adds."""
     content = error.msg if isinstance(error, SyntaxError) else error
     while isinstance(content, Exception) and content.args:  # a ConfigDict wraps a KeyError in an AttributeError
         content = content.args[0]
@@ -206,9 +209,10 @@ def _one_line(error: Exception) -> str:
 
 
 def override(config: Config, argv: list[str]) -> None:
-    """Sets the fields given as --config.FIELD=VALUE; argv[0] is the program's name.
+    """Sets the fields given as --config.FIELD=VALUE. `argv[0]` is the name of the program.
 
-    None unsets a field that may be unset. Names of classes are texts, whatever they look like.
+    The value None unsets an optional field. Class names are read as text, even if they look like numbers. Another
+    model.name resets all options of the network that are not given as well.
 
     Raises:
       UserError: an unknown field or flag, or a value of the wrong type.
@@ -221,7 +225,7 @@ def override(config: Config, argv: list[str]) -> None:
     values.set_gnu_getopt(True)
     ours, rest = _split_off(config, argv)
     try:
-        # New fields are for networks from outside the package: _check_field lets them pass in unlocked sections only.
+        # New fields are options of networks from outside the package; _check_field has refused all others.
         config_flags.DEFINE_config_dict(
             "config", config, flag_values=values, lock_config=False, accept_new_attributes=True, sys_argv=rest
         )
@@ -232,7 +236,7 @@ def override(config: Config, argv: list[str]) -> None:
     except flags.IllegalFlagValueError as error:
         field, value = re.findall(r"flag --config\.([^=]*)=(.*?): ", f"{error}: ", re.DOTALL)[0]
         section, name = _section(config, field)
-        expected = KINDS.get(section.get_type(name), "another type")
+        expected = KINDS.get(section.get_type(name), "of another type")
         raise UserError(f"--config.{field}={' '.join(value.split())} is not allowed: it must be {expected}") from error
     except (flags.Error, ValueError) as error:
         raise UserError(_one_line(error)) from error
@@ -250,10 +254,10 @@ def override(config: Config, argv: list[str]) -> None:
 
 
 def _split_off(config: Config, argv: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """The fields whose values are not what they look like, with these, and the arguments that are left for absl.
+    """Reads the fields that absl would misread, and returns them with the arguments that are left for absl.
 
     Raises:
-      UserError: a path is empty.
+      UserError: a path is empty, or a quote in a list of names is not closed.
     """
     ours: dict[str, Any] = {}
     rest: list[str] = []
@@ -264,41 +268,41 @@ def _split_off(config: Config, argv: list[str]) -> tuple[dict[str, Any], list[st
         if not match:
             rest.append(argument)
             continue
-        field, text = match.groups()
-        section, name = _section(config, field)
-        apart = text is None and bool(left) and (name not in section or section.get_type(name) is not bool)
-        text = left[-1] if apart else text
-        if field in PATHS and text is not None and not text.strip():
-            raise UserError(f"--config.{field} is empty; is a variable of the shell unset? None is for no {field}")
-        if field in NAMES and text is not None:
-            ours[field] = (*ours.get(field, ()), *_as_names(field, text))
-        elif text == "None" and _may_be_unset(field):
-            ours[field] = None
+        name, text = match.groups()
+        separate = text is None and bool(left) and _takes_next(config, name, left[-1])
+        text = left[-1] if separate else text
+        field = BY_NAME.get(name)
+        if field and field.source and text is not None and not text.strip():
+            raise UserError(f"--config.{name} is empty; is a variable of the shell unset? None is for no {name}")
+        if field and field.any_name and text is not None:
+            ours[name] = (*ours.get(name, ()), *_as_names(name, text))
+        elif text == "None" and may_be_unset(name):
+            ours[name] = None
         else:
-            ours.pop(field, None)  # the last one holds
+            ours.pop(name, None)  # the last value applies
             rest.append(argument)
             continue
-        if apart:
+        if separate:
             left.pop()
     return ours, rest
 
 
-def _may_be_unset(field: str) -> bool:
-    """Whether None is a value of the field: where it is the default, and for all options of networks."""
-    default = default_config()
-    section, name = _section(default, field)
-    return section is not None and field != "model.name" and section.get(name) is None
+def _takes_next(config: Config, name: str, word: str) -> bool:
+    """Whether the word after --config.NAME is its value: always, unless it is a switch; of a switch only None."""
+    section, last = _section(config, name)
+    switch = last in section and section.get_type(last) is bool
+    return word == "None" if switch else True
 
 
 def _as_names(field: str, text: str) -> tuple[str, ...]:
-    """Names with commas between: in quotes where they have commas themselves, or as Python or JSON writes a list.
+    """Names separated by commas, in quotes if they contain commas, or a list as in Python or JSON.
 
     Raises:
       UserError: a quote is not closed.
     """
     value: Any = None
     with warnings.catch_warnings(), contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
-        warnings.simplefilter("ignore")  # of Python about a backslash
+        warnings.simplefilter("ignore")  # invalid escape sequences
         value = ast.literal_eval(text.strip()) if text.strip()[:1] in ("(", "[", "'", '"') else None
     value = (value,) if isinstance(value, str) else value
     if isinstance(value, tuple | list) and all(isinstance(item, str) for item in value):
@@ -311,7 +315,7 @@ def _as_names(field: str, text: str) -> tuple[str, ...]:
 
 
 def _without_brackets(text: str) -> str:
-    """The text without a pair of brackets around the whole of it; those inside stay."""
+    """The text without the brackets that enclose all of it; others stay."""
     if not text or text[0] + text[-1] not in ("()", "[]"):
         return text
     depth = 0
@@ -323,14 +327,14 @@ def _without_brackets(text: str) -> str:
 
 
 def _forget_options(config: Config, given: list[str]) -> None:
-    """Another network starts from its own defaults: the config's options were meant for the one that it names."""
+    """Unsets the options that were meant for the config's own network, except those in `given`."""
     for name in config.model:
         if name != "name" and f"model.{name}" not in given:
             config.model[name] = None
 
 
 def _split_names(values: tuple) -> tuple:
-    """`--config.evaluate.splits=validation,test` comes as one text; numbers come one by one already."""
+    """Splits `validation,test`, which absl leaves as one text; it has split numbers already."""
     parts = []
     for value in values:
         parts += [part.strip() for part in value.strip("()[]").split(",")] if isinstance(value, str) else [value]
@@ -338,6 +342,7 @@ def _split_names(values: tuple) -> tuple:
 
 
 def _check_field(config: Config, field: str) -> None:
+    """Raises UserError for an unknown field, or for a section."""
     section, name = _section(config, field)
     known = list(field_names(config))
     if section is None or (name not in section and (section.is_locked or not name.isidentifier())):
@@ -348,7 +353,7 @@ def _check_field(config: Config, field: str) -> None:
 
 
 def _section(config: Config, field: str) -> tuple[Any, str]:
-    """The part of the config that a field is in, None if there is no such part, and the field's name there."""
+    """The section that a field is in, or None if there is no such section, and the field's name in it."""
     *sections, name = field.split(".")
     part: Any = config
     for section in sections:
