@@ -118,7 +118,7 @@ def default_config() -> Config:
     config.accumulation_steps = 1  # micro-batches per update, each of batch_size / accumulation_steps examples
     config.num_epochs = 10
     config.num_devices = 0  # devices of the data mesh; 0: all there are
-    config.compute_dtype = "auto"  # auto: bfloat16 where it is faster, else float32; see README, "Speed"
+    config.compute_dtype = "auto"  # auto: bfloat16 where it is faster, else float32; see docs/speed.md
     config.average_decay = 0.0  # of the weights' moving average, which is evaluated; less in the first steps; 0: none
     config.init_from = placeholder(str)  # weights: a run's folder, "torchvision:googlenet", a file; unset: random ones
     config.deterministic = False  # the same bits in every run on a GPU, too, which costs speed; CPUs need no switch
