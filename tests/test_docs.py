@@ -124,9 +124,9 @@ def test_what_a_page_links_to_and_names_exists(page):
         assert (page.parent / target).exists(), target
     for path in re.findall(r"\b(?:benchmarks|launch|tests)/[\w.]+\.(?:py|sh|sbatch|yaml)\b", text):
         assert (ROOT / path).exists(), path
-    shipped = {*shipped_configs(), "NAME", "my_pictures.py", "my_experiment.py"}
-    for name in re.findall(r"--config=([\w.]+)", text):
-        assert name in shipped, name
+    known = {*shipped_configs(), "NAME", "FILE", "my_pictures", "..."}
+    for name in re.findall(r"--config=(?:configs/)?([\w.]+?)(?:\.py)?(?![\w.])", text):
+        assert name in known, name
 
 
 def test_the_sites_navigation_has_every_page():
