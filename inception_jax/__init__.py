@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from inception_jax import ops, steps, weights
     from inception_jax.compare import compare_runs
     from inception_jax.config import default_config
     from inception_jax.errors import UserError
@@ -14,9 +15,12 @@ if TYPE_CHECKING:
     from inception_jax.train import fit, train_and_evaluate
     from inception_jax.weights import Preprocessing, create_model
 
+    __version__: str
+
 __all__ = [
     "Preprocessing",
     "UserError",
+    "__version__",
     "activations",
     "compare_runs",
     "create_model",
@@ -30,9 +34,14 @@ __all__ = [
     "list_models",
     "list_runs",
     "load",
+    "ops",
     "overlay",
+    "steps",
     "train_and_evaluate",
+    "weights",
 ]
+
+_MODULES = ("ops", "steps", "weights")
 
 _PLACES = {
     "Preprocessing": "weights.Preprocessing",
@@ -57,6 +66,10 @@ _PLACES = {
 
 def __getattr__(name: str) -> Any:
     """Imports on first use, so that the shell answers help and mistakes without waiting for JAX."""
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("inception-jax")
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, _, attribute = _PLACES[name].rpartition(".")

@@ -1,4 +1,4 @@
-"""The walk-through's code runs as it stands, and prints what it says."""
+"""Code in README and docs runs as printed and prints what it says; what the pages link to and name exists."""
 
 import contextlib
 import io
@@ -7,12 +7,20 @@ import sys
 import types
 from pathlib import Path
 
+import jax
+import pytest
+import yaml
+
 import inception_jax
 from inception_jax import models
+from inception_jax.config.files import shipped_configs
 from inception_jax.studies.plan import load_study, make_plan, shipped_studies
 
-PAGE = Path(__file__).parent.parent / "docs" / "inspect.md"
-# It stands for the GoogLeNet that the page has trained: the same names, a fraction of the time to compile.
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGE = DOCS / "inspect.md"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
+# Stands in for the GoogLeNet that the page trains: the same names, a fraction of the time to compile.
 STAND_IN = """
 from flax import linen as nn
 from inception_jax.models.googlenet import Inception, InceptionModule
@@ -30,9 +38,14 @@ class StandIn(nn.Module):
 """
 
 
+def fenced_blocks(page):
+    """(language, text) of every fenced block."""
+    return re.findall(r"^```(\w+)\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
 def run_page(page):
-    """Runs the page's blocks of code, each of which has to print the block of text behind it; returns them all."""
-    blocks = re.findall(r"^```(\w+)\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+    """Runs the page's blocks of code, each of which has to print the block of text after it; returns them all."""
+    blocks = fenced_blocks(page)
     assert {language for language, _ in blocks} == {"python", "text"}
     namespace, printed = {}, ""
     for language, text in blocks:
@@ -81,3 +94,48 @@ def test_the_study_of_the_page_can_be_run(tmp_path):
 def test_the_page_names_every_study():
     page = PAGE.with_name("studies.md").read_text()
     assert all(f"`{name}`" in page for name in shipped_studies())
+
+
+def test_the_api_page_prints_what_it_says():
+    run_page(DOCS / "api" / "index.md")
+
+
+def test_the_readmes_code_runs(capsys):
+    ((language, text),) = fenced_blocks(ROOT / "README.md")
+    assert language == "python"
+    exec(compile(text, "README.md", "exec"), {})
+    assert "inception_3a" in capsys.readouterr().out
+
+
+def test_the_network_of_the_page_is_one(tmp_path, monkeypatch):
+    _, text = fenced_blocks(DOCS / "your_own.md")[0]
+    (tmp_path / "network_of_the_docs.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    network = models.create_model("network_of_the_docs:MyNet", num_classes=10, width=64)
+    images = jax.ShapeDtypeStruct((2, 8, 8, 3), "float32")
+    logits, _ = jax.eval_shape(lambda images: network.init_with_output(jax.random.key(0), images, train=False), images)
+    assert logits.shape == (2, 10)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_a_page_links_to_and_names_exists(page):
+    text = page.read_text()
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+        assert (page.parent / target).exists(), target
+    for path in re.findall(r"\b(?:benchmarks|launch|tests)/[\w.]+\.(?:py|sh|sbatch|yaml)\b", text):
+        assert (ROOT / path).exists(), path
+    known = {*shipped_configs(), "NAME", "FILE", "my_pictures", "..."}
+    for name in re.findall(r"--config=(?:configs/)?([\w.]+?)(?:\.py)?(?![\w.])", text):
+        assert name in known, name
+
+
+def test_the_sites_navigation_has_every_page():
+    def leaves(tree):
+        if isinstance(tree, str):
+            return [tree]
+        return [leaf for branch in (tree.values() if isinstance(tree, dict) else tree) for leaf in leaves(branch)]
+
+    listed = leaves(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
+    pages = {page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")}
+    assert len(listed) == len(set(listed))
+    assert pages | {"config.md"} == set(listed)

@@ -62,9 +62,9 @@ def test_the_file_computes_the_runs_logits_for_any_batch(exported, original, for
         close(found.logits(IMAGES[:number]), original.logits(IMAGES[:number]), TOLERANCES[format])
 
 
-def test_jax_alone_reads_it_as_the_readme_says(exported, original, tmp_path):
-    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"^```python\n(import json\n\nimport jax\.export.*?)^```$", readme, re.DOTALL | re.MULTILINE)
+def test_jax_alone_reads_it_as_the_page_says(exported, original, tmp_path):
+    page = (Path(__file__).parent.parent / "docs" / "use.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(import json\n\nimport jax\.export.*?)^```$", page, re.DOTALL | re.MULTILINE)
     code = code.replace("runs/my_pictures/googlenet.stablehlo", str(exported["stablehlo", "uint8"]))
     np.save(tmp_path / "images.npy", IMAGES)
     program = f"import sys\nimport numpy as np\nimages = np.load({str(tmp_path / 'images.npy')!r})\n{code}"
@@ -147,7 +147,7 @@ def test_the_normalization_by_each_images_own_deviation_is_inside_too(tmp_path, 
 
 
 class Outside(nn.Module):
-    """A network as the README writes one, without fields for data types."""
+    """A network as docs/your_own.md writes one, without fields for data types."""
 
     num_classes: int
 

@@ -19,7 +19,7 @@ LAYERS = (
     {"compare", "connections", "report", "serving"},
     {"train"},
     {"studies"},
-    {"main", "commands"},
+    {"main", "commands", "__main__"},
 )
 MODELS_MAY_IMPORT = {"errors", "registry", "ops", "models"}
 ONLY_IMPORTERS = {"orbax": {"checkpoints.py"}, "tensorboardX": {"writers.py"}}

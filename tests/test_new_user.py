@@ -1,4 +1,4 @@
-"""The path of a new user: the README's commands on a trained network, in their order, as they stand there."""
+"""The path of a new user: the commands on a trained network in docs/use.md, in their order, as printed there."""
 
 import json
 import os
@@ -15,18 +15,18 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-README = Path(__file__).parent.parent / "README.md"
+PAGE = Path(__file__).parent.parent / "docs" / "use.md"
 COMMAND = [sys.executable, "-c", "from inception_jax.commands import main; main()"]  # what `inception-jax` runs
 
 
 def commands():
-    section = README.read_text().partition("\n## A trained network\n")[2].partition("\n## ")[0]
+    section = PAGE.read_text().partition("\n## ")[0]
     lines = re.findall(r"^    inception-jax (.*)$", section, re.MULTILINE)
     return [shlex.split(line) for line in lines]
 
 
 @pytest.mark.slow
-def test_the_readmes_commands_in_their_order(tmp_path):
+def test_the_pages_commands_in_their_order(tmp_path):
     digits = load_digits()
     (tmp_path / "pictures").mkdir()
     for label in range(10):

@@ -1,0 +1,6 @@
+"""`python -m inception_jax` is the command `inception-jax`."""
+
+from inception_jax.commands import main
+
+if __name__ == "__main__":
+    main()
