@@ -208,6 +208,22 @@ def _lost(what: str, error: UserError) -> UserError:
     return UserError(f"{what} are lost: {error}. Bring them back; the same command then goes on")
 
 
+class _Context(SpawnContext):
+    """Starts processes and knows their exit codes. Spawned: forking a process that runs JAX may hang."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._started: list[Any] = []
+
+    def Process(self, *args: Any, **options: Any) -> Any:  # noqa: N802 (the executor calls it)
+        process = SpawnContext.Process(*args, **options)
+        self._started.append(process)
+        return process
+
+    def exit_codes(self) -> set[int | None]:
+        return {process.exitcode for process in self._started}
+
+
 def batches(
     split: Split,
     positions: Callable[[int], np.ndarray],
@@ -276,14 +292,14 @@ def _cpus() -> int:
     return os.cpu_count() or 1
 
 
-def _start_pool(load: _LoadBatch, num_workers: int, context: "_Context") -> Executor:
+def _start_pool(load: _LoadBatch, num_workers: int, context: _Context) -> Executor:
     """Threads of this process, or as many processes as there are workers."""
     if not num_workers:
         return ThreadPoolExecutor(_cpus(), thread_name_prefix="batch")
     return ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker, initargs=(load, os.getpid()))
 
 
-def _report_death(deaths: int, num_workers: int, context: "_Context", error: BrokenExecutor) -> None:
+def _report_death(deaths: int, num_workers: int, context: _Context, error: BrokenExecutor) -> None:
     """Warns that a worker died.
 
     Raises:
@@ -302,22 +318,6 @@ def _report_death(deaths: int, num_workers: int, context: "_Context", error: Bro
             "Choose a smaller data.num_workers, or 0"
         ) from error
     logger.warning("a process that decodes pictures died: %s. New ones go on", usual)
-
-
-class _Context(SpawnContext):
-    """Starts processes and knows their exit codes. Spawned: forking a process that runs JAX may hang."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._started: list[Any] = []
-
-    def Process(self, *args: Any, **options: Any) -> Any:  # noqa: N802 (the executor calls it)
-        process = SpawnContext.Process(*args, **options)
-        self._started.append(process)
-        return process
-
-    def exit_codes(self) -> set[int | None]:
-        return {process.exitcode for process in self._started}
 
 
 def end_unguarded_worker() -> None:
