@@ -1,4 +1,4 @@
-"""Arrays in hand as a data set: what they must be, what is said of those that are not, and by what they are known."""
+"""Arrays in memory as a data set: how they are checked, what is said of mistakes, and their fingerprint."""
 
 import logging
 import unicodedata
@@ -12,8 +12,8 @@ from inception_jax.data.dataset import Dataset
 from inception_jax.data.resident import Arrays, Split
 from inception_jax.errors import UserError
 
-CHANNELS = (1, 3)  # of gray pictures and of colour
-MOST_CLASSES = 2**20  # a larger label is not one of as many classes: "none" as -1 or as 2**32 - 1, an identity number
+CHANNELS = (1, 3)  # of gray and of color images
+MOST_CLASSES = 2**20  # a larger label is not a class, but e.g. "none" as 2**32 - 1, or an ID
 
 logger = logging.getLogger(__name__)
 
@@ -46,16 +46,16 @@ def from_arrays(
 
 
 def checked(name: str, arrays: Mapping[str, Any]) -> tuple[tuple[str, ...], dict[str, Arrays]]:
-    """Class names, and images uint8 (n, h, w, c) with labels int32 (n,) by split, from what a person gave.
+    """The class names, and images uint8 (n, h, w, c) with labels int32 (n,) by split, from what a user passed.
 
-    Classes without examples, and names that differ in case alone, are named in warnings.
+    Warns of classes without examples, and of names that differ only in case.
 
     Args:
-      name: what messages call them.
+      name: of the data set in messages.
       arrays: a pair (images, labels) by split, and possibly "class_names".
 
     Raises:
-      UserError: they are anything else, see `from_arrays` of this package.
+      UserError: anything else, see `from_arrays`.
     """
     if not isinstance(arrays, Mapping) or not any(split != "class_names" for split in arrays):
         raise UserError(
@@ -88,7 +88,7 @@ def checked(name: str, arrays: Mapping[str, Any]) -> tuple[tuple[str, ...], dict
 
 
 def fingerprint(class_names: Sequence[str], splits: Mapping[str, Split]) -> str:
-    """By which the content of splits is known again; `digests.differences` tells two of them apart in words."""
+    """Of the content of the splits; `digests.differences` describes how two of them differ."""
     parts = [digests.part("class names", len(class_names), digests.of_texts(class_names))]
     for name, split in splits.items():
         height, width, channels = split.image_shape
@@ -104,7 +104,7 @@ def fingerprint(class_names: Sequence[str], splits: Mapping[str, Split]) -> str:
 
 
 def _reader(split: Split) -> Callable[[slice], np.ndarray]:
-    """Gives some images of a split: a view where it can be, since to copy takes as long as to hash."""
+    """Returns some images of a split: a view if possible, since copying takes as long as hashing."""
     rows = split.rows
     if isinstance(rows, slice):
         return split.images[rows].__getitem__
@@ -112,7 +112,7 @@ def _reader(split: Split) -> Callable[[slice], np.ndarray]:
 
 
 def _checked_names(name: str, class_names: Any) -> tuple[str, ...]:
-    """The class names, each a text of its own."""
+    """The class names: unique strings."""
     if isinstance(class_names, Mapping):
         raise UserError(
             f"{name}: class_names must be texts in the order of the labels, not a mapping: "
@@ -224,7 +224,7 @@ def _one_hot(labels: np.ndarray) -> bool:
 
 
 def _array(what: str, kind: str, given: Any, advice: str) -> np.ndarray:
-    """As NumPy has it, which takes arrays of other libraries and lists."""
+    """As a NumPy array, also from arrays of other libraries and lists."""
     if given is None:
         raise UserError(f"{what}: there are no {kind}: None is given")
     if isinstance(given, Mapping | Set | str | bytes):
@@ -233,7 +233,7 @@ def _array(what: str, kind: str, given: Any, advice: str) -> np.ndarray:
         raise UserError(f"{what}: {kind} have masked entries, for which nothing stands: leave these examples out")
     try:
         array = np.asarray(given)
-    except Exception as error:  # whatever another library raises
+    except Exception as error:  # other libraries may raise anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{what}: {kind} cannot be made into one array ({reason}): {advice}") from error
     if array.dtype == object and kind == "images":

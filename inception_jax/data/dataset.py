@@ -1,4 +1,4 @@
-"""A data set as training and evaluation see it: named splits, whose batches are the same in memory and streamed."""
+"""A data set as training and evaluation see it: named splits with equal batches, in memory or streamed."""
 
 import contextlib
 import dataclasses
@@ -14,9 +14,9 @@ from inception_jax.data import digests, streaming
 from inception_jax.data.resident import Arrays
 from inception_jax.errors import UserError, WriteError
 
-STATISTICS_BYTES = 2**26  # images read at a time; any number gives the same result
-# Of more examples than the first number, as many as the second, evenly spaced, stand for all: to decode a million of
-# them takes too long. Streamed or in memory alike, as the pipeline decides nothing of what is computed.
+STATISTICS_BYTES = 2**26  # of images that are read at a time; it does not change the result
+# With more examples than the first number, the second number of them, evenly spaced, represent all, as decoding a
+# million takes too long. This holds in memory, too, since the pipeline must not change what is computed.
 STATISTICS_OF_ALL, STATISTICS_EXAMPLES = 100_000, 20_000
 
 
@@ -35,7 +35,7 @@ class Split(Protocol):
         ...
 
     def grayscale(self) -> np.ndarray | None:
-        """bool `(len(self),)`: which examples were stored without colours; None where nobody knows."""
+        """bool `(len(self),)`: which examples were stored without colors; None: unknown."""
         ...
 
     def gather(self, positions: np.ndarray) -> Arrays:
@@ -48,12 +48,14 @@ class Dataset:
     """Named splits of images of one shape.
 
     Attributes:
+      name: of the data set.
       class_names: in the order of the labels.
-      statistics_path: where `channel_statistics` are kept, if at all.
-      fingerprint: of the pictures in a person's folder, their names and classes; of the images, labels and class names
-        of each split of arrays and of builders from outside; None of published sets.
-      cache: the folder where what was found out about pictures is kept; None of arrays.
-      version: of a published set, as its builder states it: another one may have other examples, splits or orders.
+      splits: by name.
+      statistics_path: where `channel_statistics` are kept; None: they are not.
+      fingerprint: for pictures in a user's folder: of their names, classes and contents; for arrays and builders from
+        outside: of the images, labels and class names of each split; None for the package's builders.
+      cache: the folder where what is known about pictures is kept; None for arrays.
+      version: of a builder's data set, as the builder states it; versions may differ in examples, splits or order.
     """
 
     name: str
@@ -76,8 +78,8 @@ class Dataset:
     def channel_statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of the training split's pixels, scaled to 0..1: float64 `(channels,)` each.
 
-        The deviation is the population's, over all pixels of all images, or of `STATISTICS_EXAMPLES` of them where they
-        are more than `STATISTICS_OF_ALL`. Both come from exact integer sums.
+        The deviation is the population's, over all pixels of all images, or of `STATISTICS_EXAMPLES` images if there
+        are more than `STATISTICS_OF_ALL`. Both are computed from exact integer sums.
         """
         check = partial(_as_statistics, channels=self.image_shape[-1])
         kept = digests.read_or_none(self.statistics_path, check) if self.statistics_path else None
@@ -85,7 +87,7 @@ class Dataset:
             return kept
         mean, std = _channel_statistics(self.splits["train"])
         if self.statistics_path:
-            # A folder that may only be read costs the sums again next time, and nothing else.
+            # In a read-only folder they are merely computed again the next time.
             with contextlib.suppress(OSError, WriteError):
                 self.statistics_path.parent.mkdir(parents=True, exist_ok=True)
                 digests.write(self.statistics_path, [mean.tolist(), std.tolist()])
@@ -95,7 +97,7 @@ class Dataset:
 def _as_statistics(content: Any, channels: int) -> tuple[np.ndarray, np.ndarray]:
     mean, std = (np.array(values, np.float64) for values in content)
     if mean.shape != (channels,) or std.shape != (channels,) or not np.isfinite([mean, std]).all():
-        raise ValueError("no statistics of the channels")
+        raise ValueError("not statistics of the channels")
     return mean, std
 
 
@@ -113,7 +115,7 @@ def _channel_statistics(split: Split) -> tuple[np.ndarray, np.ndarray]:
     values = np.arange(256)
     mean, std = [], []
     for number, total, squares in zip(*(counts @ values**power for power in range(3)), strict=True):
-        number, total, squares = int(number), int(total), int(squares)  # of any size, so that nothing overflows
+        number, total, squares = int(number), int(total), int(squares)  # Python integers, which do not overflow
         mean.append(total / (255 * number))
         std.append(math.sqrt((number * squares - total**2) / (255 * number) ** 2))
     return np.array(mean), np.array(std)
@@ -129,14 +131,14 @@ def train_batches(
     crop: streaming.RandomCrop | None = None,
     steps_per_epoch: int = 1,
 ) -> Generator[Arrays, None, None]:
-    """The images and labels of the steps from `first` up to, but without, `last`; close it when done before.
+    """The images and labels of the steps from `first` up to, but not including, `last`; to be closed if not exhausted.
 
     Args:
       positions: step -> the positions of its examples in the split, e.g. `partial(order.batch_indices, seed, ...)`.
-      num_workers, crop: of a split that is streamed, see `streaming.batches`.
+      num_workers, crop, steps_per_epoch: for a split that is streamed, see `streaming.batches`.
 
     Raises:
-      UserError: a crop is wanted of images that are in memory at one size.
+      UserError: a crop of images that are in memory at one size.
     """
     if isinstance(split, streaming.Split):
         with contextlib.closing(
@@ -158,12 +160,12 @@ def eval_batches(
 
     Args:
       split: what is evaluated.
-      batch_size: examples per batch. The last batch is filled up with copies of the last example.
-      rows: the part of every batch that is wanted, e.g. of one process among several.
+      batch_size: examples per batch. The last batch is padded with copies of the last example.
+      rows: the part of every batch that is wanted, e.g. by one of several processes.
 
     Yields:
-      images uint8 `(b, h, w, c)`, labels int32 `(b,)` and mask bool `(b,)`, False on what only fills up, and on
-      pictures that cannot be decoded any more.
+      images uint8 `(b, h, w, c)`, labels int32 `(b,)` and mask bool `(b,)`, False for padding and for pictures that
+      cannot be decoded any more.
     """
     number = -(-len(split) // batch_size)
     positions = partial(_eval_positions, batch_size=batch_size, rows=rows)

@@ -21,21 +21,21 @@ logger = logging.getLogger(__name__)
 def imagenet_subset(folder: Path, classes: tuple[str, ...] = ()) -> Listing:
     """Some of ImageNet's synsets, each in a folder ("n02084071", or "n02084071-dog").
 
-    The folders are in DIR, or in DIR/train with DIR/val or DIR/test for the test split (both: validation and test); or
-    DIR is a full ILSVRC2012 tree, as `imagenet2012` reads it. Each of the ten `synsets.CIFAR10` has the
-    pictures of its own folder and of the folders of its leaves, but for leaves that are in `classes` themselves. Where
-    there is no test split, 100 pictures of each class are held out.
+    The folders are in DIR, or in DIR/train with DIR/val or DIR/test for the test split (if there are both, val is the
+    validation split); or DIR is a full ILSVRC2012 tree, as read by `imagenet2012`. Each of the ten `synsets.CIFAR10`
+    has the pictures of its own folder and of the folders of its leaves, except for leaves that are in `classes`
+    themselves. If there is no test split, 100 pictures of each class are held out.
 
-    The classes have CIFAR-10's names where they are of those ten synsets alone, else ILSVRC2012's; a synset that is in
-    neither is called by its number.
+    The classes have CIFAR-10's names if all are of those ten synsets, otherwise ILSVRC2012's; a synset that is in
+    neither is named by its number.
 
     Args:
       folder: DIR.
-      classes: synsets, in the order of the labels; () is the ten that match CIFAR-10's classes, ("all",) those that are
-        there, sorted.
+      classes: synsets, in the order of the labels; () for the ten that match CIFAR-10's classes, ("all",) for all that
+        exist, sorted.
 
     Raises:
-      UserError: the folder cannot be read, or has no pictures of one of the synsets; it says which there are.
+      UserError: the folder cannot be read, or has no pictures of one of the synsets; the message names those it has.
     """
     place = _place(folder)
     split_names = ("train", "val", "test") if (place / "train").is_dir() else ("",)
@@ -44,7 +44,7 @@ def imagenet_subset(folder: Path, classes: tuple[str, ...] = ()) -> Listing:
     if not folders[split_names[0]]:
         raise UserError(f"{place / split_names[0]} has no folders of synsets, such as n02084071")
     chosen = tuple(there) if classes == ("all",) else classes or tuple(synsets.CIFAR10)
-    # A leaf that is a class of its own does not belong to its parent's, too.
+    # A leaf that is a class of its own does not also belong to its parent.
     parts = {
         synset: (synset, *(leaf for leaf in synsets.leaves().get(synset, ()) if leaf not in chosen))
         for synset in chosen
@@ -72,26 +72,26 @@ def imagenet_subset(folder: Path, classes: tuple[str, ...] = ()) -> Listing:
 
 
 def imagenet2012(folder: Path, classes: tuple[str, ...] = ()) -> Listing:
-    """The photographs of ILSVRC2012: 1,281,167 of 1000 synsets for training, and its val, 50,000, as test split.
+    """The photographs of ILSVRC2012: 1,281,167 of 1000 synsets for training, and the 50,000 of val as test split.
 
     Russakovsky et al. 2015, "ImageNet Large Scale Visual Recognition Challenge"; for non-commercial research and
     education.
 
     The layouts:
 
-      - DIR/train/<synset>/*.JPEG, and DIR/val in folders of synsets, too (torchvision's layout).
+      - DIR/train/<synset>/*.JPEG and DIR/val/<synset>/*.JPEG (torchvision's layout).
       - DIR/ILSVRC/Data/CLS-LOC/{train,val} (Kaggle's), where val is flat and DIR/LOC_val_solution.csv has its classes.
       - a flat val with val.txt beside it or in it: on each line a file's name and its label (0 to 999) or synset.
 
-    Labels are those of pretrained networks, 0 to 999 in the order of the sorted synsets, also where not all of them, or
-    only one of train and val, are there; warnings say so. Nothing is held out.
+    Labels are those of pretrained networks, 0 to 999 in the order of the sorted synsets, even if some of them, or one
+    of train and val, are missing, with a warning. Nothing is held out.
 
     Args:
       folder: DIR.
-      classes: synsets, if not all, in the order of the labels.
+      classes: synsets in the order of the labels; () for all.
 
     Raises:
-      UserError: the folder cannot be read, or has neither train nor val; the classes of a flat val are not known, or
+      UserError: the folder cannot be read, or has neither train nor val; the classes of a flat val are unknown, or
         labels in its table are not 0 to 999.
     """
     names = synsets.names()
@@ -129,8 +129,8 @@ def imagenet2012(folder: Path, classes: tuple[str, ...] = ()) -> Listing:
 
 
 def _place(folder: Path) -> Path:
-    """The folder that holds train and val: this one, or the one that Kaggle's archive has them in."""
-    entries(folder)  # or a UserError
+    """The folder that contains train and val: this one, or the one within Kaggle's archive."""
+    entries(folder)  # raises UserError
     places = [folder.joinpath(*KAGGLE[start:]) for start in reversed(range(len(KAGGLE) + 1))]
     return next((place for place in places if (place / "train").is_dir() or (place / "val").is_dir()), folder)
 
@@ -148,7 +148,7 @@ def _synset_folders(folder: Path) -> dict[str, list[str]]:
 def _pictures(
     scan: Scan, place: Path, folders: Mapping[str, Sequence[str]], wanted: Iterable[str]
 ) -> dict[str, list[str]]:
-    """The paths of the pictures of each wanted synset in a split; `folders` is empty where a val is flat."""
+    """The paths of the pictures of each wanted synset in a split; `folders` is empty if val is flat."""
     if place.name == "val" and not folders:
         by_synset = _flat_pictures(scan, place)
         return {synset: by_synset.get(synset, []) for synset in wanted}
@@ -156,7 +156,7 @@ def _pictures(
 
 
 def _flat_pictures(scan: Scan, place: Path) -> dict[str, list[str]]:
-    """The paths of the pictures of each synset where all lie in one folder and a table has their classes."""
+    """The paths of the pictures of each synset if all are in one folder and a table has their classes."""
     there = {Path(path).stem: path for path in scan.pictures(place)}
     if not there:
         return {}
@@ -191,7 +191,7 @@ def _flat_pictures(scan: Scan, place: Path) -> dict[str, list[str]]:
 
 
 def _read_kaggle_solution(path: Path) -> dict[str, str]:
-    """The synset of each picture by its name without ending, from lines as "ILSVRC2012_val_00048981,n03995372 85 1"."""
+    """The synset by a picture's name without suffix, from lines such as "ILSVRC2012_val_00048981,n03995372 85 1"."""
     rows = list(csv.reader(path.read_text(encoding="utf-8-sig").splitlines()))[1:]
     for row in rows:
         if len(row) < 2 or not re.match(r"n\d{8}\b", row[1]):
@@ -200,7 +200,7 @@ def _read_kaggle_solution(path: Path) -> dict[str, str]:
 
 
 def _read_caffe_labels(path: Path) -> dict[str, str]:
-    """The synset of each picture by its name without ending, from lines as "ILSVRC2012_val_00000001.JPEG 65"."""
+    """The synset by a picture's name without suffix, from lines such as "ILSVRC2012_val_00000001.JPEG 65"."""
     numbered = list(synsets.names())
     found = {}
     for line in path.read_text(encoding="utf-8-sig").splitlines():

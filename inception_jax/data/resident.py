@@ -23,7 +23,7 @@ class Split:
       images: uint8 `(n, height, width, channels)`, possibly a read-only memory map.
       labels: int32 `(n,)`, one for each of `images`.
       rows: the examples that belong to the split, in its order: int64 indices into `images`, or a slice.
-      gray: bool `(n,)`, one for each of `images`: whether its picture was stored without colours; None: not known.
+      gray: bool `(n,)`, one for each of `images`: whether its picture was stored without colors; None: unknown.
     """
 
     images: np.ndarray
@@ -47,14 +47,14 @@ class Split:
         return self.labels[self.rows]
 
     def grayscale(self) -> np.ndarray | None:
-        """bool `(len(self),)`: which examples were stored without colours; None where nobody knows."""
+        """bool `(len(self),)`: which examples were stored without colors; None: unknown."""
         return None if self.gray is None else self.gray[self.rows]
 
     def gather(self, positions: np.ndarray) -> Arrays:
         """Copies the examples at `positions` (int, `(b,)`, each from 0 to `len(self) - 1`).
 
         Returns:
-          images uint8 `(b, h, w, c)`, C-contiguous, and labels int32 `(b,)`; both new arrays at every call.
+          images uint8 `(b, h, w, c)`, C-contiguous, and labels int32 `(b,)`; new arrays at every call.
         """
         positions = np.asarray(positions)
         if positions.size and not 0 <= positions.min() <= positions.max() < len(self):
@@ -68,9 +68,10 @@ class Split:
 
 
 def open_arrays(folder: Path, again: str = "") -> tuple[tuple[str, ...], dict[str, Arrays]]:
-    """The class names and the memory-mapped arrays per split that `write_arrays` wrote, compared with their digests.
+    """The class names and the memory-mapped arrays per split that `write_arrays` wrote, verified by their digests.
 
     Args:
+      folder: which `write_arrays` wrote.
       again: what else the error says about making the folder again, such as a command.
 
     Raises:
@@ -99,14 +100,15 @@ def verify(folder: Path, again: str = "", *, fully: bool = False) -> tuple[int, 
 
 @contextlib.contextmanager
 def required(path: Path, again: str = "") -> Iterator[None]:
-    """Has a UserError say what to do where reading `path`, which is made again if it is not there, fails.
+    """Turns any error while reading `path` into a UserError that says to remove it, as it is made again if missing.
 
     Args:
-      again: what else it says about that, such as a command.
+      path: a file or a folder.
+      again: what else the error says about making it again, such as a command.
     """
     try:
         yield
-    except Exception as error:  # what TFDS and the readers of its files raise is anybody's guess
+    except Exception as error:  # TFDS and the readers of its files may raise anything
         if isinstance(error, UserError) and not isinstance(error, digests.DamagedError):
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -116,18 +118,18 @@ def required(path: Path, again: str = "") -> Iterator[None]:
 
 
 def write_arrays(folder: Path, class_names: tuple[str, ...], splits: Mapping[str, tuple[int, Iterator]]) -> None:
-    """Writes a folder that `open_arrays` reads, which appears whole or not at all.
+    """Writes a folder that `open_arrays` reads, atomically: it appears whole or not at all.
 
     Args:
-      folder: where; its parent must exist. If another process writes the same one first, that one stays.
+      folder: to be written; its parent must exist. If another process writes the same one first, that one stays.
       class_names: by label.
-      splits: by name, the number of examples and an iterator of as many (image uint8 `(h, w, c)`, label), whose
-        images have one shape.
+      splits: by name, the number of examples and an iterator of as many pairs (image uint8 `(h, w, c)`, label), whose
+        images have the same shape.
     """
     with whole_folder(folder) as new:
         for split, (num_examples, examples) in splits.items():
             labels = np.zeros(num_examples, np.int32)
-            # Written, not memory-mapped: where a map finds no room on the disk, the process is killed.
+            # Written, not memory-mapped: the process would be killed if a map found no space on the disk.
             with (new / f"{split}_images.npy").open("wb") as images:
                 for row, (image, label) in zip(range(num_examples), examples, strict=True):
                     if row == 0:
@@ -139,6 +141,6 @@ def write_arrays(folder: Path, class_names: tuple[str, ...], splits: Mapping[str
                     images.write(np.ascontiguousarray(image).data)
                     labels[row] = label
             np.save(new / f"{split}_labels.npy", labels)
-        written = [split for split, (num_examples, _) in splits.items() if num_examples]  # .npy maps no empty array
+        written = [split for split, (num_examples, _) in splits.items() if num_examples]  # empty ones cannot be mapped
         (new / "index.json").write_text(json.dumps({"class_names": class_names, "splits": written}))
         digests.seal(new, sorted(path.name for path in new.iterdir()))

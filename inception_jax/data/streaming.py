@@ -1,6 +1,6 @@
-"""Data sets that do not fit in memory: pictures are decoded when their batch is due, by workers that read ahead.
+"""Data sets that do not fit in memory: pictures are decoded when their batch is needed, by workers that read ahead.
 
-A batch is a pure function of its step, so that any number of workers, from any step on, gives the same batches.
+A batch is a pure function of its step, so any number of workers, starting at any step, gives the same batches.
 Nothing here needs JAX, so that worker processes start fast.
 """
 
@@ -32,26 +32,26 @@ from inception_jax.errors import LostError, UserError
 
 logger = logging.getLogger(__name__)
 
-CROP_ATTEMPTS = 10  # crops that are drawn before the central one is taken (torchvision)
-LOST_AT_ONCE = 3  # pictures: fewer, even if they are all of a small batch, may be lost by themselves
-UNGUARDED = 78  # exit code of a worker that runs its parent's script, which asks for workers in its turn
-CLOSE_SECONDS = 20.0  # in which workers may finish what they are at when nobody wants it any more
-DEATHS_IN_A_ROW = 3  # of worker processes, without a batch in between, after which no new ones are started
+CROP_ATTEMPTS = 10  # crops drawn before falling back to the central one (torchvision)
+LOST_AT_ONCE = 3  # pictures; fewer may be missing by chance, even if they are all of a small batch
+UNGUARDED = 78  # exit code of a worker whose parent's script, run again, asks for workers itself
+CLOSE_SECONDS = 20.0  # that workers may take to finish when their results are not needed any more
+DEATHS_IN_A_ROW = 3  # of worker processes without a batch in between, after which no new ones are started
 PR_SET_PDEATHSIG = 1  # Linux's prctl: a signal for the child when its parent dies
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Some of the pictures of one or several sources, decoded when they are asked for.
+    """Some of the pictures of one or several sources, decoded on request.
 
     Attributes:
       sources: where the encoded pictures are.
-      source_of: int `(n,)`: each example's source, an index.
-      rows: int64 `(n,)`: each example's row there.
+      source_of: int `(n,)`: the index of each example's source.
+      rows: int64 `(n,)`: each example's row in its source.
       labels: int32 `(n,)`.
       gray: bool `(n,)`: whether an example is stored without colours.
-      form: what pictures are converted to; its `image_size` is set.
-      leave_out: a picture that cannot be decoded any more is left out with a warning, instead of being an error.
+      form: what pictures are converted to; its `image_size` is not None.
+      leave_out: whether a picture that cannot be decoded any more is left out with a warning, instead of an error.
     """
 
     sources: tuple[Source, ...]
@@ -116,7 +116,7 @@ def _threads() -> ThreadPoolExecutor:
 
 @dataclasses.dataclass(frozen=True)
 class RandomCrop:
-    """Random resized crop of pictures at full size, keyed by (seed, epoch, position in the split).
+    """Random resized crop of pictures at full size, a function of (seed, epoch, position in the split).
 
     Attributes:
       scale: smallest and largest share of the picture's area.
@@ -130,12 +130,12 @@ class RandomCrop:
     def draw(self, epoch: int, position: int, height: int, width: int) -> Box:
         """A box (left, top, right, bottom) in whole pixels, distributed as torchvision's RandomResizedCrop has them.
 
-        The share of the area is uniform in `scale`, width / height log-uniform in `ratio`. Of ten such boxes the first
-        that fits is taken, at a place drawn uniformly; where none does, the largest central one within `ratio`.
+        The share of the area is uniform in `scale` and width / height is log-uniform in `ratio`. The first of ten such
+        boxes that fits is placed uniformly; if none fits, the largest central box within `ratio` is used.
         """
         low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
         for attempt in range(CROP_ATTEMPTS):
-            # A hash is a random function of all this, and many times as fast as to set up a generator.
+            # A hash is a random function of all this, and many times faster than setting up a generator.
             numbers = struct.pack("<4Q", self.seed % 2**64, epoch, position, attempt)
             words = struct.unpack("<4Q", hashlib.blake2b(numbers, digest_size=32).digest())
             share, shape, down, right = (2.0**-53 * (word >> 11) for word in words)
@@ -154,7 +154,7 @@ class RandomCrop:
 
 @dataclasses.dataclass(frozen=True)
 class _LoadBatch:
-    """step -> (images, labels, position of what was to be read at each row, or -1 where it could be)."""
+    """step -> (images, labels, at each row -1, or the position of an example that could not be read)."""
 
     split: Split
     positions: Callable[[int], np.ndarray]
@@ -175,7 +175,7 @@ class _LoadBatch:
                 failed[row] = position
                 self._require_few(positions, failed, error)
         for row in np.flatnonzero(failed >= 0):
-            # In place of one that cannot be read the next one is taken, whichever process meets it.
+            # The next example that can be read replaces one that cannot, the same in every process.
             for candidate in range(positions[row] + 1, positions[row] + 1 + len(self.split)):
                 candidate %= len(self.split)
                 try:
@@ -189,7 +189,7 @@ class _LoadBatch:
 
     @staticmethod
     def _require_few(positions: np.ndarray, failed: np.ndarray, error: UserError) -> None:
-        """Nothing stands in for a folder that is gone: a batch then lacks more than a picture here and there."""
+        """Raises if a batch lacks more than a picture here and there: then a folder is gone."""
         lost, wanted = len(np.unique(failed[failed >= 0])), len(np.unique(positions))
         if lost >= LOST_AT_ONCE and 2 * lost > wanted:
             raise _lost(f"more than half of the {wanted} pictures of a batch", error)
@@ -208,94 +208,8 @@ def _lost(what: str, error: UserError) -> UserError:
     return UserError(f"{what} are lost: {error}. Bring them back; the same command then goes on")
 
 
-def batches(
-    split: Split,
-    positions: Callable[[int], np.ndarray],
-    first: int,
-    last: int,
-    *,
-    num_workers: int = 0,
-    crop: RandomCrop | None = None,
-    steps_per_epoch: int = 1,
-) -> Generator[tuple[np.ndarray, np.ndarray, np.ndarray], None, None]:
-    """The batches of the steps from `first` up to, but without, `last`, read ahead.
-
-    Args:
-      positions: step -> the positions of its examples in the split, int `(b,)`; it can be pickled.
-      num_workers: processes that decode; 0: threads of this one.
-      crop: what is cut out of each picture, before it is resized; None: what the split's form says.
-
-    Yields:
-      images uint8 `(b, h, w, c)`, labels int32 `(b,)`, both new arrays, and mask bool `(b,)`: False where the picture
-      could not be decoded any more and the next one of the split stands in its place.
-
-    Raises:
-      UserError: that happened and the split does not leave such pictures out; or it happened to more than half of a
-        batch (and to three pictures at least), so that a folder is gone; or workers cannot start, since this is a
-        script without `if __name__ == "__main__":`.
-      LostError: workers die again and again.
-    """
-    if num_workers:
-        end_unguarded_worker()
-    load = _LoadBatch(split, positions, crop, steps_per_epoch)
-    threads = os.cpu_count() or 1
-    run, ahead = (_run_in_worker, 2 * num_workers) if num_workers else (load, threads + 1)
-
-    context = _Context()
-
-    def start() -> Executor:
-        if not num_workers:
-            return ThreadPoolExecutor(threads, thread_name_prefix="batch")
-        return ProcessPoolExecutor(
-            num_workers,
-            mp_context=context,
-            initializer=_start_worker,
-            initargs=(load, os.getpid()),
-        )
-
-    told = set()
-    due: collections.deque[Future] = collections.deque()
-    pool, deaths, step = start(), 0, first
-    try:
-        while step < last:
-            try:
-                while len(due) <= ahead and step + len(due) < last:
-                    due.append(pool.submit(run, step + len(due)))
-                images, labels, failed = due[0].result()
-            except BrokenExecutor as error:
-                deaths += 1
-                usual = "too little memory or a small /dev/shm is the usual cause"
-                pool.shutdown(wait=True, cancel_futures=True)
-                if UNGUARDED in context.exit_codes():
-                    raise UserError(
-                        f"data.num_workers={num_workers} starts processes, which begin by running this script again: "
-                        'wrap what it does in `if __name__ == "__main__":`, or set data.num_workers=0'
-                    ) from None
-                if deaths == DEATHS_IN_A_ROW:
-                    raise LostError(
-                        f"processes that decode pictures died {deaths} times without a batch: {usual}. "
-                        "Choose a smaller data.num_workers, or 0"
-                    ) from error
-                logger.warning("a process that decodes pictures died: %s. New ones go on", usual)
-                due.clear()
-                pool = start()
-                continue
-            due.popleft()
-            deaths, step = 0, step + 1
-            for position in set(failed[failed >= 0].tolist()) - told:
-                told.add(position)
-                name = split.sources[split.source_of[position]].name(int(split.rows[position]))
-                logger.warning("%s cannot be decoded any more: left out", name)
-            yield images, labels, failed < 0
-    finally:
-        # A worker at a disk that does not answer must not keep a process alive that has failed.
-        close = threading.Thread(target=pool.shutdown, kwargs={"cancel_futures": True}, daemon=True)
-        close.start()
-        close.join(CLOSE_SECONDS)
-
-
 class _Context(SpawnContext):
-    """Starts processes, and knows by what they ended. Spawned: a fork of one in which JAX runs threads may hang."""
+    """Starts processes and knows their exit codes. Spawned: forking a process that runs JAX may hang."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -310,10 +224,106 @@ class _Context(SpawnContext):
         return {process.exitcode for process in self._started}
 
 
-def end_unguarded_worker() -> None:
-    """Ends a process that is starting, runs its parent's script to do so, and is about to start processes itself.
+def batches(
+    split: Split,
+    positions: Callable[[int], np.ndarray],
+    first: int,
+    last: int,
+    *,
+    num_workers: int = 0,
+    crop: RandomCrop | None = None,
+    steps_per_epoch: int = 1,
+) -> Generator[tuple[np.ndarray, np.ndarray, np.ndarray], None, None]:
+    """The batches of the steps from `first` up to, but not including, `last`, read ahead.
 
-    Python does not allow that, and says so with a traceback from each of them; the parent says it in one line.
+    Args:
+      split: the examples.
+      positions: step -> the positions of its examples in the split, int `(b,)`; it can be pickled.
+      first, last: steps.
+      num_workers: number of processes that decode; 0: threads of this process.
+      crop: what is cut out of each picture before it is resized; None: as the split's form says.
+      steps_per_epoch: of the crops, which are drawn for each epoch.
+
+    Yields:
+      images uint8 `(b, h, w, c)`, labels int32 `(b,)`, both new arrays, and mask bool `(b,)`: False if the picture
+      could not be decoded any more and the next one of the split replaces it.
+
+    Raises:
+      UserError: a picture cannot be decoded any more and the split does not leave such pictures out; or more than half
+        of a batch (and at least three pictures) cannot, so that a folder is gone; or workers cannot start because this
+        is a script without `if __name__ == "__main__":`.
+      LostError: workers die repeatedly.
+    """
+    if num_workers:
+        end_unguarded_worker()
+    load = _LoadBatch(split, positions, crop, steps_per_epoch)
+    run, ahead = (_run_in_worker, 2 * num_workers) if num_workers else (load, _cpus() + 1)
+    context, told = _Context(), set()
+    due: collections.deque[Future] = collections.deque()
+    pool, deaths, step = _start_pool(load, num_workers, context), 0, first
+    try:
+        while step < last:
+            try:
+                while len(due) <= ahead and step + len(due) < last:
+                    due.append(pool.submit(run, step + len(due)))
+                images, labels, failed = due[0].result()
+            except BrokenExecutor as error:
+                deaths += 1
+                pool.shutdown(wait=True, cancel_futures=True)
+                _report_death(deaths, num_workers, context, error)
+                due.clear()
+                pool = _start_pool(load, num_workers, context)
+                continue
+            due.popleft()
+            deaths, step = 0, step + 1
+            for position in set(failed[failed >= 0].tolist()) - told:
+                told.add(position)
+                name = split.sources[split.source_of[position]].name(int(split.rows[position]))
+                logger.warning("%s cannot be decoded any more: left out", name)
+            yield images, labels, failed < 0
+    finally:
+        # A worker that waits for an unresponsive disk must not keep a failed process alive.
+        close = threading.Thread(target=pool.shutdown, kwargs={"cancel_futures": True}, daemon=True)
+        close.start()
+        close.join(CLOSE_SECONDS)
+
+
+def _cpus() -> int:
+    return os.cpu_count() or 1
+
+
+def _start_pool(load: _LoadBatch, num_workers: int, context: _Context) -> Executor:
+    """Threads of this process, or as many processes as there are workers."""
+    if not num_workers:
+        return ThreadPoolExecutor(_cpus(), thread_name_prefix="batch")
+    return ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker, initargs=(load, os.getpid()))
+
+
+def _report_death(deaths: int, num_workers: int, context: _Context, error: BrokenExecutor) -> None:
+    """Warns that a worker died.
+
+    Raises:
+      UserError: it could not start, see `batches`.
+      LostError: it died for the last time in a row that is tolerated.
+    """
+    usual = "too little memory or a small /dev/shm is the usual cause"
+    if UNGUARDED in context.exit_codes():
+        raise UserError(
+            f"data.num_workers={num_workers} starts processes, which begin by running this script again: "
+            'wrap what it does in `if __name__ == "__main__":`, or set data.num_workers=0'
+        ) from None
+    if deaths == DEATHS_IN_A_ROW:
+        raise LostError(
+            f"processes that decode pictures died {deaths} times without a batch: {usual}. "
+            "Choose a smaller data.num_workers, or 0"
+        ) from error
+    logger.warning("a process that decodes pictures died: %s. New ones go on", usual)
+
+
+def end_unguarded_worker() -> None:
+    """Ends a process that is starting up, by running its parent's script, and is about to start processes itself.
+
+    Python does not allow this and prints a traceback in each of them; the parent reports it in one line.
     """
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         sys.stdout.flush()
@@ -321,17 +331,17 @@ def end_unguarded_worker() -> None:
         os._exit(UNGUARDED)
 
 
-_load: _LoadBatch  # a worker's own, sent once and not with every step
+_load: _LoadBatch  # of a worker; sent once, not with every step
 
 
 def _start_worker(load: _LoadBatch, parent: int) -> None:
-    """Ctrl-C is for the parent to answer, and no worker outlives it."""
+    """Leaves Ctrl-C to the parent, and makes sure that the worker does not outlive it."""
     global _load
     _load = load
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it was faster
+        if os.getppid() != parent:  # the parent died before
             os._exit(1)
 
 

@@ -215,7 +215,7 @@ def test_uc_merced_is_read_in_any_layout(suffix, where, merced, tmp_path, monkey
         pack({"UCMerced_LandUse/readme.txt": b"", **inside}, given / "UCMerced_LandUse.zip", uc_merced, monkeypatch)
     else:
         write(given / where, files)
-    folder = data.published("uc_merced", directory=tmp_path / "data", archives=given).folder
+    folder = data.published("uc_merced", data.Location(tmp_path / "data", given)).folder
     train, test = read_split(folder, "train"), read_split(folder, "test")
     for examples, numbers in ((train, (0, 8, 7, 6, 5, 3, 2, 1)), (test, (4, 9))):
         expected = [(label, number) for number in numbers for label in range(3)]
@@ -235,7 +235,7 @@ def test_uc_merced_is_read_in_any_layout(suffix, where, merced, tmp_path, monkey
 def test_a_uc_merced_that_is_not_whole(merced, tmp_path):
     def refused(match):
         with pytest.raises(UserError, match=match):
-            data.published("uc_merced", directory=tmp_path / "data", archives=tmp_path / "given")
+            data.published("uc_merced", data.Location(tmp_path / "data", tmp_path / "given"))
 
     write(tmp_path / "given", {"readme.txt": b""})
     refused("no UCMerced_LandUse.zip in .*given or in a folder of it, and no folder agricultural")
@@ -277,7 +277,7 @@ def test_uc_merced_equals_its_files(originals, tmp_path):
     root = originals / "ucmerced"
     if not root.is_dir():
         pytest.skip("there is no ucmerced")
-    folder = data.published("uc_merced", directory=tmp_path, archives=root).folder
+    folder = data.published("uc_merced", data.Location(tmp_path, root)).folder
     classes = sorted(path.name for path in root.iterdir())
     assert tfds.builder_from_directory(folder).info.features["label"].names == classes
     train, test = read_split(folder, "train"), read_split(folder, "test")
