@@ -16,11 +16,14 @@ from flax import linen as nn
 from jax import numpy as jnp
 from worker import Side, serve
 
-from inception_jax import config, engines, initialization, process, run
+from inception_jax import config, process
 from inception_jax.experiment import Inputs
-from inception_jax.export import run_as_onnx
 from inception_jax.models import create_model
-from inception_jax.state import count_parameters
+from inception_jax.runs import run
+from inception_jax.steps import initialization
+from inception_jax.steps.state import count_parameters
+from inception_jax.trained import engines
+from inception_jax.trained.export import run_as_onnx
 
 
 class AutoSide(Side):

@@ -17,7 +17,8 @@ import jax
 import numpy as np
 
 import inception_jax
-from inception_jax import main, process, sharding
+from inception_jax import main, process
+from inception_jax.distributed import sharding
 from inception_jax.experiment import Experiment, Inputs
 from inception_jax.train.console import Console
 

@@ -14,11 +14,12 @@ import numpy as np
 from jax import numpy as jnp
 from worker import Side, serve
 
-from inception_jax import initialization, ops, process, steps
+from inception_jax import ops, process, steps
 from inception_jax.models import create_model
 from inception_jax.models.folding import fold_model, inference_variables
-from inception_jax.optimizers import make_optimizer
-from inception_jax.state import count_parameters, create_state
+from inception_jax.steps import initialization
+from inception_jax.steps.optimizers import make_optimizer
+from inception_jax.steps.state import count_parameters, create_state
 
 STEPS_IN_FLIGHT = 2  # as in inception_jax.train, which this does not import: its libraries need memory
 

@@ -45,7 +45,7 @@ def _replay(groups: list[list[tuple[int, ...]]], mesh):
     import numpy as np
     from jax.sharding import PartitionSpec
 
-    from inception_jax import sharding
+    from inception_jax.distributed import sharding
 
     def reduce(first):
         carried = first[0]
@@ -69,10 +69,11 @@ def work(options: argparse.Namespace) -> None:
     import numpy as np
     from jax.sharding import NamedSharding, PartitionSpec
 
-    from inception_jax import multihost, process, sharding, steps
+    from inception_jax import process, steps
+    from inception_jax.distributed import multihost, sharding
     from inception_jax.models import create_model
-    from inception_jax.optimizers import make_optimizer
-    from inception_jax.state import create_state
+    from inception_jax.steps.optimizers import make_optimizer
+    from inception_jax.steps.state import create_state
 
     process.use_compilation_cache()
     cores = sorted(os.sched_getaffinity(0))

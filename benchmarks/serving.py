@@ -142,9 +142,10 @@ def bare(run, images: np.ndarray, batch: int) -> float:
 
 def main(argv: list[str] | None = None) -> int:
     """Prints the numbers; 1 if a request failed."""
-    from inception_jax import engines, process
+    from inception_jax import process
     from inception_jax.data.images import decode
-    from inception_jax.run import load_run
+    from inception_jax.runs.run import load_run
+    from inception_jax.trained import engines
 
     options = parse_arguments(argv)
     process.use_compilation_cache()

@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from inception_jax import ops, steps, weights
-    from inception_jax.compare import compare_runs
     from inception_jax.config import default_config
     from inception_jax.errors import UserError
     from inception_jax.inspection import activations, feature_grid, filters, grad_cam, layer_table, overlay
     from inception_jax.models import fold_batch_norm, list_models
-    from inception_jax.run import load_run as load
-    from inception_jax.runs import list_runs
+    from inception_jax.runs.records import list_runs
+    from inception_jax.runs.run import load_run as load
     from inception_jax.train import fit, train_and_evaluate
+    from inception_jax.trained.compare import compare_runs
     from inception_jax.weights import Preprocessing, create_model
 
     __version__: str
@@ -47,7 +47,7 @@ _PLACES = {
     "Preprocessing": "weights.Preprocessing",
     "UserError": "errors.UserError",
     "activations": "inspection.activations",
-    "compare_runs": "compare.compare_runs",
+    "compare_runs": "trained.compare.compare_runs",
     "create_model": "weights.create_model",
     "default_config": "config.default_config",
     "feature_grid": "inspection.feature_grid",
@@ -57,8 +57,8 @@ _PLACES = {
     "grad_cam": "inspection.grad_cam",
     "layer_table": "inspection.layer_table",
     "list_models": "models.list_models",
-    "list_runs": "runs.list_runs",
-    "load": "run.load_run",
+    "list_runs": "runs.records.list_runs",
+    "load": "runs.run.load_run",
     "overlay": "inspection.overlay",
     "train_and_evaluate": "train.train_and_evaluate",
 }

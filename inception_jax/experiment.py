@@ -16,12 +16,13 @@ import optax
 from flax import linen as nn
 from jax import numpy as jnp
 
-from inception_jax import ops, optimizers, schedules, state, steps
+from inception_jax import ops, steps
 from inception_jax.config import CHOICES, Config
 from inception_jax.data import augment
 from inception_jax.errors import UserError, unknown_name
 from inception_jax.models import create_model
 from inception_jax.models.folding import fold_model
+from inception_jax.steps import optimizers, schedules, state
 
 SCHEDULE_OPTIONS = (
     "learning_rate", "warmup_epochs", "every_epochs", "boundaries", "factor", "final_rate", "decay_rate",

@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 from absl import flags
 
-from inception_jax import files, multihost, process
+from inception_jax import files, process
 from inception_jax.config import Config, reference
 from inception_jax.config.files import find_config_and_argument, load_config, override, shipped_configs
-from inception_jax.distributed import watch
+from inception_jax.distributed import multihost, watch
 from inception_jax.errors import UserError
 from inception_jax.process import FINISHED, INTERRUPTED, NOT_FINITE, TERMINATED
 from inception_jax.text import say

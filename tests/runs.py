@@ -11,9 +11,9 @@ import numpy as np
 from networks import random_variables
 from PIL import Image
 
-from inception_jax import run
 from inception_jax.config import default_config
 from inception_jax.experiment import Experiment, Inputs
+from inception_jax.runs import run
 from inception_jax.train.console import Console
 
 TIMINGS = ("images_per_second", "seconds", "training_seconds", "evaluation_seconds")

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from inception_jax.optimizers import make_optimizer
-from inception_jax.schedules import init_plateau
+from inception_jax.steps.optimizers import make_optimizer
+from inception_jax.steps.schedules import init_plateau
 
 
 def make_state(seed=0, step=0):

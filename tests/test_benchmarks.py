@@ -11,7 +11,7 @@ import pytest
 from peers import import_torchvision
 
 from inception_jax.models import create_model
-from inception_jax.state import count_parameters
+from inception_jax.steps.state import count_parameters
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 PEER = f"""

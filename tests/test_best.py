@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from runs import rows, stop_after
 
-from inception_jax import checkpoints, evaluate, run, train
+from inception_jax import train
 from inception_jax.commands import main
 from inception_jax.config import default_config
 from inception_jax.errors import UserError
-from inception_jax.report.findings import examine
+from inception_jax.runs import checkpoints, run
+from inception_jax.trained import evaluate
+from inception_jax.trained.report.findings import examine
 
 BEST, LATEST, LAST_BUT_ONE = 42, 84, 63
 

@@ -17,9 +17,9 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from states import assert_equal, make_state
 
-from inception_jax.checkpoints import Checkpoints
 from inception_jax.errors import UserError, WriteError
-from inception_jax.schedules import init_plateau, plateau_update
+from inception_jax.runs.checkpoints import Checkpoints
+from inception_jax.steps.schedules import init_plateau, plateau_update
 
 PLATEAU = {
     "mode": "max", "factor": 0.1, "patience": 0, "threshold": 0.0, "threshold_mode": "absolute",
@@ -319,7 +319,7 @@ def test_a_killed_save_leaves_the_last_whole_checkpoint(tmp_path):
         """
         import os, signal, sys
         import jax, jax.numpy as jnp
-        from inception_jax.checkpoints import Checkpoints
+        from inception_jax.runs.checkpoints import Checkpoints
 
         checkpoints = Checkpoints(sys.argv[1])
         checkpoints.save(1, {"kernel": jnp.ones((3000, 3000))}, {"seconds": 1})
@@ -346,7 +346,7 @@ def test_a_failed_save_is_said_at_once_and_leaves_everything_as_it_was(tmp_path)
         """
         import os, resource, signal, sys, time
         import jax, jax.numpy as jnp
-        from inception_jax.checkpoints import Checkpoints
+        from inception_jax.runs.checkpoints import Checkpoints
         from inception_jax.errors import WriteError
 
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

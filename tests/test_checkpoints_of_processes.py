@@ -20,7 +20,7 @@ index, folder = int(sys.argv[2]), Path(sys.argv[3])
 jax.distributed.initialize(f"127.0.0.1:{sys.argv[1]}", num_processes=2, process_id=index, initialization_timeout=60)
 
 import orbax.checkpoint as ocp
-from inception_jax.checkpoints import Checkpoints
+from inception_jax.runs.checkpoints import Checkpoints
 from inception_jax.errors import UserError
 
 mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))

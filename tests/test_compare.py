@@ -9,11 +9,11 @@ from PIL import Image
 from runs import four_classes, untrained_run
 
 import inception_jax
-from inception_jax import compare, evaluate
 from inception_jax.commands import main
 from inception_jax.errors import UserError
-from inception_jax.evaluate import Predictions
 from inception_jax.inspection import activations
+from inception_jax.trained import compare, evaluate
+from inception_jax.trained.evaluate import Predictions
 
 CLASSES = ("Cat", "DOG", "sea_urchin", "teapot")
 

@@ -6,12 +6,13 @@ from typing import get_args
 import ml_collections
 import pytest
 
-from inception_jax import commands, main, run
+from inception_jax import commands, main
 from inception_jax.config import FIELDS, default_config, field_names, get_field, may_differ, per_process, validate
 from inception_jax.config.fields import SECTIONS
 from inception_jax.config.reference import help_text, markdown, section_names
 from inception_jax.config.validate import has_type
 from inception_jax.errors import UserError
+from inception_jax.runs import run
 
 PAGE = Path(__file__).parent.parent / "docs" / "config.md"
 OPTIONAL = [field.name for field in FIELDS if field.optional]

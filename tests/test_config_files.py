@@ -10,12 +10,14 @@ from loading import load_data
 from PIL import Image
 
 import inception_jax
-from inception_jax import commands, files, main, predict, run
+from inception_jax import commands, files, main
 from inception_jax.config import default_config, validate
 from inception_jax.config.files import find_config_and_argument, load_config, run_file
 from inception_jax.errors import UserError
+from inception_jax.runs import run
 from inception_jax.studies.plan import PlannedRun
 from inception_jax.train.initial import with_network_of_weights
+from inception_jax.trained import predict
 
 START = "from inception_jax.config import default_config\n"
 

@@ -14,13 +14,16 @@ from hypothesis import strategies as st
 from jax import numpy as jnp
 from networks import DEEPER
 
-from inception_jax import data, main, run, schedules, sharding, train
+from inception_jax import data, main, train
 from inception_jax.config import CHOICES, default_config, field_names, validate
 from inception_jax.data import images, order, splits
+from inception_jax.distributed import sharding
 from inception_jax.errors import UserError
 from inception_jax.experiment import Experiment, Inputs, build_model
 from inception_jax.models import MODELS, list_models
 from inception_jax.models.folding import inference_variables
+from inception_jax.runs import run
+from inception_jax.steps import schedules
 from inception_jax.train.initial import load_initial, with_options_of_weights
 
 fuzz = partial(settings, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))

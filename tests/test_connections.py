@@ -22,10 +22,12 @@ pytest.importorskip("starlette")
 from starlette.exceptions import HTTPException
 from test_serving import Counting, ask, picture
 
-from inception_jax import commands, connections, serving
-from inception_jax.connections import Access, allowed_names, host_name
+from inception_jax import commands
 from inception_jax.data import images
 from inception_jax.errors import UserError
+from inception_jax.trained.serving import app as serving
+from inception_jax.trained.serving import connections
+from inception_jax.trained.serving.connections import Access, allowed_names, host_name
 
 START = b"POST /predict HTTP/1.1\r\nHost: localhost\r\n"
 

@@ -7,8 +7,8 @@ from runs import assert_same_run, stop_after
 from states import assert_equal, make_state
 
 from inception_jax import train
-from inception_jax.checkpoints import Checkpoints
 from inception_jax.config import default_config
+from inception_jax.runs.checkpoints import Checkpoints
 
 
 def flip(path, share):

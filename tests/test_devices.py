@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from runs import stop_after
 
-from inception_jax import run, train
+from inception_jax import train
 from inception_jax.config import default_config
 from inception_jax.models.googlenet import Inception, InceptionModule
 from inception_jax.models.layers import ConvUnit
+from inception_jax.runs import run
 
 
 class ShortGoogLeNet(nn.Module):

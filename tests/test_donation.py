@@ -6,8 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from inception_jax import run, sharding, train
+from inception_jax import train
 from inception_jax.config import default_config
+from inception_jax.distributed import sharding
+from inception_jax.runs import run
 from inception_jax.train import loop
 
 

@@ -14,15 +14,16 @@ from flax import linen as nn
 from networks import module_shapes, random_variables
 from PIL import Image
 
-from inception_jax import engines, run
 from inception_jax.commands import main
 from inception_jax.config import default_config
 from inception_jax.errors import UserError
 from inception_jax.experiment import Inputs
-from inception_jax.export import export_run
 from inception_jax.models.googlenet import Inception, InceptionModule
 from inception_jax.models.layers import ConvUnit, Outputs
-from inception_jax.predict import load_classifier, predict
+from inception_jax.runs import run
+from inception_jax.trained import engines
+from inception_jax.trained.export import export_run
+from inception_jax.trained.predict import load_classifier, predict
 
 pytest.importorskip("onnx", reason="onnx is in the extras 'onnxruntime' and 'openvino'")
 
@@ -368,7 +369,7 @@ def test_predict_tries_engines_for_many_large_pictures_alone(trained, picture, m
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_server_answers_with_an_engine_as_with_jax(trained, engine):
-    serving = pytest.importorskip("inception_jax.serving", reason="its packages are in the extra 'serve'")
+    serving = pytest.importorskip("inception_jax.trained.serving.app", reason="its packages are in the extra 'serve'")
     from test_serving import ask, picture, serving_at
 
     assert serving.Run is run.Run

@@ -14,11 +14,12 @@ from PIL import Image
 from runs import four_classes, untrained_run
 from sklearn.metrics import confusion_matrix, log_loss, precision_recall_fscore_support, top_k_accuracy_score
 
-from inception_jax import commands, evaluate
+from inception_jax import commands
 from inception_jax.errors import UserError
-from inception_jax.evaluate import Predictions
 from inception_jax.experiment import Experiment
-from inception_jax.run import Run, open_checkpoints
+from inception_jax.runs.run import Run, open_checkpoints
+from inception_jax.trained import evaluate
+from inception_jax.trained.evaluate import Predictions
 
 CLASSES = ("cat", "dog", "sea urchin")
 

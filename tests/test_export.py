@@ -15,13 +15,14 @@ from flax import linen as nn
 from networks import DEEPER, SHORTENED, random_variables
 from PIL import Image
 
-from inception_jax import experiment, models, run
+from inception_jax import experiment, models
 from inception_jax.commands import main
 from inception_jax.config import default_config
 from inception_jax.errors import UserError
-from inception_jax.export import export_run, load_exported
-from inception_jax.export.onnx_graph import to_onnx
-from inception_jax.run import load_run
+from inception_jax.runs import run
+from inception_jax.runs.run import load_run
+from inception_jax.trained.export import export_run, load_exported
+from inception_jax.trained.export.onnx_graph import to_onnx
 
 FORMATS = ("stablehlo", "onnx")
 TOLERANCES = {"stablehlo": 1e-5, "onnx": 1e-4}
@@ -195,7 +196,7 @@ def test_damaged_files_are_named(exported, tmp_path, damage, message):
 
 
 def test_a_file_that_computes_something_else_is_removed(original, tmp_path, monkeypatch):
-    monkeypatch.setattr("inception_jax.export.exported.TOLERANCES", {"stablehlo": -1.0})
+    monkeypatch.setattr("inception_jax.trained.export.exported.TOLERANCES", {"stablehlo": -1.0})
     with pytest.raises(UserError, match="differ from the network's by"):
         export_run(original, tmp_path / "a.stablehlo", "stablehlo")
     assert list(tmp_path.iterdir()) == []

@@ -11,11 +11,12 @@ from networks import random_variables, shapes
 from PIL import Image
 
 import inception_jax
-from inception_jax import main, run, weights
+from inception_jax import main, weights
 from inception_jax.config import default_config
 from inception_jax.config.files import find_config, load_config
 from inception_jax.errors import UserError
 from inception_jax.experiment import build_model
+from inception_jax.runs import run
 from inception_jax.train import initial as initial_weights
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (64, 16, 16, 3), np.uint8)

@@ -13,9 +13,10 @@ from fake_runs import fake_plan
 from networks import random_variables
 from PIL import Image
 
-from inception_jax import commands, main, process, run
+from inception_jax import commands, main, process
 from inception_jax.config import default_config
 from inception_jax.experiment import Experiment, Inputs
+from inception_jax.runs import run
 
 STUDY = f"""
 import sys

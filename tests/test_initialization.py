@@ -9,10 +9,10 @@ from flax import linen as nn
 from jax import numpy as jnp
 from networks import DEEPER
 
-from inception_jax import initialization
 from inception_jax.models import MODELS, create_model, initializers
-from inception_jax.optimizers import OPTIMIZERS, make_optimizer
-from inception_jax.state import create_state
+from inception_jax.steps import initialization
+from inception_jax.steps.optimizers import OPTIMIZERS, make_optimizer
+from inception_jax.steps.state import create_state
 
 KEY = jax.random.key(7)
 

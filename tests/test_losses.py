@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax import numpy as jnp
 
-from inception_jax import losses
+from inception_jax.steps import losses
 
 
 def batch(dtype="float64", num_classes=7, scale=3.0):

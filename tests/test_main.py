@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from inception_jax import commands, main, run
+from inception_jax import commands, main
 from inception_jax.config.files import shipped_configs
 from inception_jax.errors import LostError, UserError
 from inception_jax.process import NOT_WRITTEN
+from inception_jax.runs import run
 
 CONFIG = """
 from inception_jax.config import default_config

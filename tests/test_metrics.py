@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from jax import numpy as jnp
 from sklearn.metrics import log_loss, top_k_accuracy_score
 
-from inception_jax import losses, metrics
+from inception_jax.steps import losses, metrics
 
 
 @functools.partial(jax.jit, static_argnames="label_smoothing")

@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 from runs import final_state, rows, summary
 
-from inception_jax import multihost, process
+from inception_jax import process
+from inception_jax.distributed import multihost
 from inception_jax.errors import UserError
 
 SECONDS = 240  # after which a process of these tests is ended
@@ -168,7 +169,9 @@ def test_one_process_may_be_half_a_minute_behind_the_others(digits, tmp_path):
     """A collective of a CPU's devices would give up after 30 s."""
     late = """
 import sys, time
-from inception_jax import main, multihost, run
+from inception_jax import main
+from inception_jax.distributed import multihost
+from inception_jax.runs import run
 prepare = run.prepare_folder
 def prepare_late(*args):
     time.sleep(40 * multihost.is_first())
@@ -228,7 +231,7 @@ def test_processes_find_each_other_by_what_their_launcher_says(launcher):
             free.bind(("127.0.0.1", 61440 + job % 4096))
             break
     script = """
-from inception_jax import multihost
+from inception_jax.distributed import multihost
 with multihost.joined(multihost.Group()):
     print(multihost.index(), multihost.count())
 """
@@ -242,7 +245,7 @@ def test_who_has_left_is_not_taken_for_dead():
         port = free.getsockname()[1]
     script = f"""
 import os, time
-from inception_jax import multihost
+from inception_jax.distributed import multihost
 from inception_jax.distributed import watch
 watch.BEAT_SECONDS, watch.SILENT_SECONDS = 0.2, 4
 with multihost.joined(multihost.Group("127.0.0.1:{port}", 2, int(os.environ["RANK"]))):
@@ -326,7 +329,9 @@ def test_processes_that_differ_end_before_anything_is_written(digits, tmp_path, 
 
 LATE = """
 import sys, time
-from inception_jax import main, multihost, run
+from inception_jax import main
+from inception_jax.distributed import multihost
+from inception_jax.runs import run
 prepare = run.prepare_folder
 def prepare_late(*args):
     while multihost.is_first():

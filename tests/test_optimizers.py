@@ -7,8 +7,8 @@ import optax
 import pytest
 
 from inception_jax.errors import UserError
-from inception_jax.optimizers import OPTIMIZERS, clip_by_global_norm, kernels, make_optimizer, moving_average
-from inception_jax.schedules import init_plateau, make_schedule, plateau_update
+from inception_jax.steps.optimizers import OPTIMIZERS, clip_by_global_norm, kernels, make_optimizer, moving_average
+from inception_jax.steps.schedules import init_plateau, make_schedule, plateau_update
 
 STEPS = 50
 RATE = 0.01

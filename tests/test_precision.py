@@ -6,11 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from inception_jax import experiment, ops, run, train
+from inception_jax import experiment, ops, train
 from inception_jax.config import default_config
 from inception_jax.errors import UserError
 from inception_jax.inspection.table import layer_table
 from inception_jax.models import create_model
+from inception_jax.runs import run
 from inception_jax.train import precision
 
 

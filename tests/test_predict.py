@@ -13,7 +13,7 @@ from PIL import Image
 from inception_jax.commands import main
 from inception_jax.data import images
 from inception_jax.errors import UserError
-from inception_jax.predict import find_pictures, load_classifier, predict
+from inception_jax.trained.predict import find_pictures, load_classifier, predict
 
 
 @pytest.fixture(scope="module")

@@ -12,14 +12,14 @@ import browser
 import pytest
 from PIL import Image
 
-from inception_jax import evaluate
 from inception_jax.commands import main
 from inception_jax.config import default_config
 from inception_jax.errors import UserError
-from inception_jax.report import write_report
-from inception_jax.report.findings import examine
-from inception_jax.run import load_run
-from inception_jax.writers import MetricWriter
+from inception_jax.runs.metrics_log import MetricWriter
+from inception_jax.runs.run import load_run
+from inception_jax.trained import evaluate
+from inception_jax.trained.report import write_report
+from inception_jax.trained.report.findings import examine
 
 METRICS = {"top1": 0.93125, "top5": 0.9971, "loss": 0.2513, "count": 5000}
 

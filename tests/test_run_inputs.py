@@ -11,10 +11,10 @@ from inception_jax import activations, create_model, default_config, grad_cam
 from inception_jax.data.images import Format
 from inception_jax.errors import UserError
 from inception_jax.experiment import Inputs
-from inception_jax.export import export_run, load_exported
 from inception_jax.inspection import gradient_norms
-from inception_jax.predict import predict
-from inception_jax.run import Run
+from inception_jax.runs.run import Run
+from inception_jax.trained.export import export_run, load_exported
+from inception_jax.trained.predict import predict
 from inception_jax.weights import Preprocessing
 from inception_jax.weights.pretrained import Pretrained
 

@@ -12,11 +12,11 @@ import inception_jax
 from inception_jax.commands import main
 from inception_jax.config import default_config
 from inception_jax.errors import UserError
-from inception_jax.report import write_report
-from inception_jax.report.records import facts_of_runs, results_of_runs, results_table
-from inception_jax.report.sections import results, versions
-from inception_jax.runs import read_records
-from inception_jax.writers import MetricWriter
+from inception_jax.runs.metrics_log import MetricWriter
+from inception_jax.runs.records import read_records
+from inception_jax.trained.report import write_report
+from inception_jax.trained.report.records import facts_of_runs, results_of_runs, results_table
+from inception_jax.trained.report.sections import results, versions
 
 
 def make(folder, *, epochs=2, rate=0.1, top1=None, model="googlenet"):

@@ -3,8 +3,10 @@
 import pytest
 from runs import assert_same_run, rows, stop_after, summary
 
-from inception_jax import main, multihost, run, train
+from inception_jax import main, train
 from inception_jax.config import default_config
+from inception_jax.distributed import multihost
+from inception_jax.runs import run
 from inception_jax.train import session
 from inception_jax.train.console import Console
 from inception_jax.train.stopping import Votes

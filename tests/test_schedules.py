@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from inception_jax.errors import UserError
-from inception_jax.schedules import SCHEDULES, init_plateau, make_schedule, plateau_update
+from inception_jax.steps.schedules import SCHEDULES, init_plateau, make_schedule, plateau_update
 
 STEPS_PER_EPOCH = 5
 NUM_EPOCHS = 10

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from runs import assert_same_run, stop_after
 
-from inception_jax import checkpoints, experiment, run, train
+from inception_jax import experiment, train
 from inception_jax.config import default_config
 from inception_jax.data import order
+from inception_jax.runs import checkpoints, run
 from inception_jax.train import record, session, start, training
 
 SEEDS = [0, 1, 2, 3, 2**31 - 2, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1]

@@ -26,10 +26,11 @@ from PIL import Image
 
 pytest.importorskip("starlette")
 
-from inception_jax import commands, serving
+from inception_jax import commands
 from inception_jax.data.images import Format, decode
 from inception_jax.errors import UserError
-from inception_jax.run import load_run
+from inception_jax.runs.run import load_run
+from inception_jax.trained.serving import app as serving
 
 
 @contextlib.contextmanager
@@ -312,8 +313,8 @@ def test_the_command_names_mistakes(trained, capsys):
 
 
 def test_the_command_names_what_is_not_installed(trained, capsys, monkeypatch):
-    monkeypatch.delitem(sys.modules, "inception_jax.serving")
-    monkeypatch.delattr("inception_jax.serving")
+    monkeypatch.delitem(sys.modules, "inception_jax.trained.serving.app")
+    monkeypatch.delattr("inception_jax.trained.serving.app")
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert commands.main(["serve", str(trained)]) == 2
     assert (

@@ -8,7 +8,8 @@ import threading
 import pytest
 from loading import load_data
 
-from inception_jax import checkpoints, data, main, process, run
+from inception_jax import data, main, process
+from inception_jax.runs import checkpoints, run
 from inception_jax.train import training
 from inception_jax.train.console import Console
 
@@ -168,7 +169,7 @@ def test_all_is_saved_once_the_last_evaluation_has_begun(folder, monkeypatch, ca
 
 @pytest.mark.parametrize(("number", "code"), [(INT, 130), pytest.param(TERM, 75, marks=pytest.mark.slow)])
 def test_all_is_saved_while_the_report_is_written(folder, monkeypatch, capsys, number, code):
-    from inception_jax import report
+    from inception_jax.trained import report
 
     before_call(monkeypatch, report, "write_report", number)
     assert train_in(folder) == code

@@ -20,11 +20,13 @@ from loading import load_data
 from runs import assert_same_run, rows, stop_after, summary
 
 import inception_jax
-from inception_jax import checkpoints, data, main, run, state, steps, train
+from inception_jax import data, main, steps, train
 from inception_jax.config import default_config
 from inception_jax.data import augment
 from inception_jax.data.augment import mixing
 from inception_jax.errors import UserError
+from inception_jax.runs import checkpoints, run
+from inception_jax.steps import state
 from inception_jax.train import profiling, record
 from inception_jax.train.console import Console
 

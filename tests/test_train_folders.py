@@ -5,9 +5,11 @@ import pytest
 from PIL import Image
 from runs import assert_same_run, rows, stop_after
 
-from inception_jax import evaluate, run, train
+from inception_jax import train
 from inception_jax.config import default_config
 from inception_jax.errors import UserError
+from inception_jax.runs import run
+from inception_jax.trained import evaluate
 
 
 @pytest.fixture

@@ -17,13 +17,15 @@ from PIL import Image
 from runs import four_classes, untrained_run
 
 import inception_jax
-from inception_jax import commands, evaluate, models, registry, run
+from inception_jax import commands, models, registry
 from inception_jax.config import default_config, field_names, get_field
 from inception_jax.errors import UntrustedError, UserError
 from inception_jax.experiment import build_model
-from inception_jax.export import export_run
-from inception_jax.predict import load_classifier
+from inception_jax.runs import run
 from inception_jax.train import initial as initial_weights
+from inception_jax.trained import evaluate
+from inception_jax.trained.export import export_run
+from inception_jax.trained.predict import load_classifier
 
 CLASSES = ("Cat", "DOG", "sea_urchin", "teapot")
 OWN = """

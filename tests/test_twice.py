@@ -13,9 +13,9 @@ from fake_runs import fake_plan
 from PIL import Image
 
 from inception_jax import commands
-from inception_jax.export import load_exported
 from inception_jax.files import held
-from inception_jax.run import load_run
+from inception_jax.runs.run import load_run
+from inception_jax.trained.export import load_exported
 
 STUDY = f"""
 import sys

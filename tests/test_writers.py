@@ -13,8 +13,8 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from inception_jax.errors import UserError
+from inception_jax.runs.metrics_log import MetricWriter, read_metrics
 from inception_jax.train.console import Console
-from inception_jax.writers import MetricWriter, read_metrics
 
 
 def read_csv(folder):
@@ -189,7 +189,7 @@ def test_events_that_find_no_room_are_said_instead_of_waited_for(tmp_path):
     script = """
 import resource, signal, sys
 from inception_jax.errors import WriteError
-from inception_jax.writers import MetricWriter
+from inception_jax.runs.metrics_log import MetricWriter
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))

@@ -11,7 +11,7 @@ from inception_jax.process import log_to_stderr
 from inception_jax.text import json_text, printable, say
 
 if TYPE_CHECKING:
-    from inception_jax.compare import Comparison
+    from inception_jax.trained.compare import Comparison
 
 EXAMPLES = """\
 examples:
@@ -57,10 +57,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints who is right where, the classes that differ most, and the similarity of layers."""
     # Imported only now: help is answered without waiting for JAX.
-    from inception_jax.compare import check_chart_file, compare_runs, save_chart
     from inception_jax.errors import UserError
-    from inception_jax.evaluate import read_class_map
-    from inception_jax.run import load_run
+    from inception_jax.runs.run import load_run
+    from inception_jax.trained.compare import check_chart_file, compare_runs, save_chart
+    from inception_jax.trained.evaluate import read_class_map
 
     flags.check_batch_size(args)
     if args.chart:

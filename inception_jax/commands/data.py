@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
         if args.sheet:
             if dataset is None:
                 raise UserError("a contact sheet needs images of one size: choose one by --image-size")
-            from inception_jax.contact_sheet import contact_sheet
+            from inception_jax.trained.contact_sheet import contact_sheet
 
             contact_sheet(dataset, config).save(args.sheet)
             page["sheet"] = str(args.sheet)
@@ -113,7 +113,7 @@ def _published(config: Any) -> data.Published | None:
     """The config's data set, which is prepared if it is not yet; None for arrays."""
     if not data.is_encoded(config.data.name):
         return None
-    from inception_jax.run import data_options
+    from inception_jax.runs.run import data_options
 
     location, selection, _ = data_options(config)
     return data.published(config.data.name, location, selection)
@@ -121,7 +121,7 @@ def _published(config: Any) -> data.Published | None:
 
 def _describe(config: Any, published: data.Published | None) -> tuple[dict[str, Any], Any]:
     """What is known of the config's data set, as JSON has it, and the data set; None where it needs an image size."""
-    from inception_jax.run import load_data
+    from inception_jax.runs.run import load_data
 
     section = config.data
     page: dict[str, Any] = {"name": section.name}

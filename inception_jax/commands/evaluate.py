@@ -75,9 +75,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints a row for each run: top-1, top-5, loss and ECE, and top-1 on grayscale and colour pictures where known."""
     # Imported only now: help is answered without waiting for JAX.
-    from inception_jax import evaluate
     from inception_jax.inspection.confusion import check_suffix, save_confusion
-    from inception_jax.run import load_run
+    from inception_jax.runs.run import load_run
+    from inception_jax.trained import evaluate
 
     several = len(args.run_folders) > 1
     if args.grayscale_run and several:

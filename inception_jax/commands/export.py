@@ -8,7 +8,7 @@ from inception_jax.errors import UserError, unknown_name
 from inception_jax.text import printable, say
 
 if TYPE_CHECKING:
-    from inception_jax.run import Run
+    from inception_jax.runs.run import Run
 
 GRAPHS = ("stablehlo", "onnx")
 WEIGHTS = ("torchvision", "timm", "cadene")
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"{flag} is for --format {' and '.join(formats)}, not for {args.format}")
     # Imported only now: help is answered without waiting for JAX.
     from inception_jax import process
-    from inception_jax.run import load_run
+    from inception_jax.runs.run import load_run
 
     process.use_compilation_cache()
     trained = load_run(args.run_folder, args.checkpoint, trust_code=args.trust_code)
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _graph(args: argparse.Namespace, trained: "Run") -> None:
-    from inception_jax.export import export_run
+    from inception_jax.trained.export import export_run
     from inception_jax.weights.convert import registered_name
 
     name = registered_name(trained.model)
@@ -94,7 +94,7 @@ def _graph(args: argparse.Namespace, trained: "Run") -> None:
 
 
 def _weights(args: argparse.Namespace, trained: "Run") -> None:
-    from inception_jax.export import export_weights
+    from inception_jax.trained.export import export_weights
     from inception_jax.weights.convert import registered_name
 
     name = registered_name(trained.model)

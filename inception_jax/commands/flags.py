@@ -11,7 +11,7 @@ from inception_jax.config.files import find_config_and_argument, load_config
 from inception_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from inception_jax.run import Run
+    from inception_jax.runs.run import Run
 
 
 def path(text: str) -> Path:
@@ -48,7 +48,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 
 def data_fields(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of `config.data` that the flags of `add_data` set."""
-    from inception_jax.evaluate import source_fields  # only now: help is answered without waiting for JAX
+    from inception_jax.trained.evaluate import source_fields  # only now: help is answered without waiting for JAX
 
     given = {
         "name": args.data,

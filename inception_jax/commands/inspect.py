@@ -160,7 +160,7 @@ def _load(name: str, args: argparse.Namespace) -> tuple[Any, tuple[int, int, int
     if (folder / "config.json").is_file():
         if args.option or args.num_classes:
             raise UserError(f"--option and --num-classes are for networks by name; {name} is a run, which has its own")
-        from inception_jax.run import load_run
+        from inception_jax.runs.run import load_run
 
         loaded = load_run(folder, trust_code=args.trust_code)
         height, width, channels = loaded.inputs.image_shape
@@ -189,7 +189,7 @@ def _options(given: list[str]) -> dict[str, Any]:
 def _run_accuracy(run: Any) -> Any:
     """Of the run's best weights on the test split, where it was evaluated."""
     from inception_jax.inspection.compare import Accuracy
-    from inception_jax.runs import read_summary
+    from inception_jax.runs.records import read_summary
 
     summary = read_summary(run.folder) or {}
     result = (summary.get("best") or {}).get("test")

@@ -12,7 +12,7 @@ from inception_jax.process import log_to_stderr
 from inception_jax.text import aligned, complain, csv_line, json_text, printable, say, width
 
 if TYPE_CHECKING:
-    from inception_jax.predict import Prediction
+    from inception_jax.trained.predict import Prediction
 
 EXAMPLES = """\
 examples:
@@ -65,9 +65,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints a row for each picture; 1 if one could not be read."""
     # Imported only now: help is answered without waiting for JAX.
-    from inception_jax import engines
     from inception_jax.data.images import read_stream
-    from inception_jax.predict import find_pictures, load_classifier, predict
+    from inception_jax.trained import engines
+    from inception_jax.trained.predict import find_pictures, load_classifier, predict
 
     process.use_compilation_cache()
     classifier = load_classifier(args.source, args.checkpoint, dtype=args.dtype, trust_code=args.trust_code)

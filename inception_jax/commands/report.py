@@ -51,10 +51,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Writes the page and prints where it is; what had to be left out is said on stderr."""
     # Imported only now: help is answered without waiting for JAX.
-    from inception_jax import report
     from inception_jax.models.layers import check_choice
-    from inception_jax.report.page import FORMATS
-    from inception_jax.runs import read_records
+    from inception_jax.runs.records import read_records
+    from inception_jax.trained import report
+    from inception_jax.trained.report.page import FORMATS
 
     check_choice("--format", args.format, FORMATS)
     check_choice("--checkpoint", args.checkpoint, ("best", "latest"))
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     output = args.output or report.default_output(args.run_folders, args.format)
     findings: dict[str | Path, Any] = {}
     if not args.quick:
-        from inception_jax.report.findings import examine
+        from inception_jax.trained.report.findings import examine
 
         process.use_compilation_cache()
         for folder in folders:

@@ -11,7 +11,7 @@ from inception_jax.process import log_to_stderr
 from inception_jax.text import csv_line, json_text, say
 
 if TYPE_CHECKING:
-    from inception_jax.runs import Record
+    from inception_jax.runs.records import Record
 
 EXAMPLES = """\
 examples:
@@ -52,7 +52,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints a row for each run."""
     from inception_jax.inspection.formats import format_table
-    from inception_jax.runs import differing_fields, list_runs, show
+    from inception_jax.runs.records import differing_fields, list_runs, show
     from inception_jax.text import format_seconds
 
     with log_to_stderr():
@@ -106,7 +106,7 @@ def _order(value: Any) -> tuple[int, Any]:
 
 def _values(record: "Record") -> dict[str, Any]:
     """Everything that may be a column, by its name."""
-    from inception_jax.runs import flatten
+    from inception_jax.runs.records import flatten
 
     summary, last = record.summary or {}, record.rows[-1] if record.rows else {}
     last = {name: value for name, value in last.items() if math.isfinite(value)}

@@ -80,16 +80,16 @@ def run(args: argparse.Namespace) -> int:
     """Prints the address once the network is ready."""
     # Imported only now: help is answered without waiting for JAX.
     try:
-        from inception_jax import serving
+        from inception_jax.trained.serving import app as serving
     except ModuleNotFoundError as error:
         if error.name not in ("prometheus_client", "starlette", "uvicorn"):
             raise
         raise UserError(
             f"serve needs {error.name}, which is not installed: pip install 'inception-jax[serve]'"
         ) from None
-    from inception_jax import engines
-    from inception_jax.connections import Access, allowed_names
-    from inception_jax.predict import load_classifier
+    from inception_jax.trained import engines
+    from inception_jax.trained.predict import load_classifier
+    from inception_jax.trained.serving.connections import Access, allowed_names
 
     token = None if args.no_token else _token(args.token_file)
     access = Access(allowed_names(args.allowed_host, args.host), token)

@@ -112,7 +112,7 @@ def _train_and_report(plan, *, jobs: int, seconds: float | None, gpus: list[str]
 
 def _dry_run(plan: "Plan") -> None:
     """Prints each run with what is there of it; for what is missing, the time and disk from measured steps."""
-    from inception_jax.run import open_checkpoints, read_config
+    from inception_jax.runs.run import open_checkpoints, read_config
     from inception_jax.studies.plan import state_of
     from inception_jax.studies.runner import measure
 

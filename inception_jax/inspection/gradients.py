@@ -8,9 +8,9 @@ import jax
 from flax import linen as nn
 from jax import numpy as jnp
 
-from inception_jax import losses
 from inception_jax.inspection.features import fitting, network_inputs
 from inception_jax.models.layers import as_outputs
+from inception_jax.steps import losses
 
 
 def gradient_norms(

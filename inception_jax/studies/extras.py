@@ -10,14 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from inception_jax import evaluate, files, inspection, predict, run
+from inception_jax import files, inspection
 from inception_jax.data.scan import Scan
 from inception_jax.errors import UserError
 from inception_jax.experiment import Experiment, initial_key
+from inception_jax.runs import run
 from inception_jax.studies.definitions import CrossEvaluation
 from inception_jax.studies.plan import read_json
 from inception_jax.studies.results import EXTRAS, Result, Table
 from inception_jax.text import csv_cell
+from inception_jax.trained import evaluate, predict
 
 logger = logging.getLogger(__name__)
 

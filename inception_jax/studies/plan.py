@@ -252,7 +252,7 @@ def start(planned: PlannedRun) -> None:
     Raises:
       UserError: the place holds a run with another config.
     """
-    from inception_jax.run import config_differences  # with JAX, which a plan alone does without
+    from inception_jax.runs.run import config_differences  # with JAX, which a plan alone does without
 
     note = planned.folder.with_suffix(".json")
     config = planned.load_config()

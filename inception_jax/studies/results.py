@@ -13,10 +13,10 @@ from typing import Any
 import scipy.stats
 
 from inception_jax.errors import UserError
-from inception_jax.runs import read_summary
+from inception_jax.runs.metrics_log import Row, read_metrics
+from inception_jax.runs.records import read_summary
 from inception_jax.studies.definitions import Claim, Minimum
 from inception_jax.studies.plan import Plan, PlannedRun, read_json, state_of
-from inception_jax.writers import Row, read_metrics
 
 logger = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from inception_jax import sharding
 from inception_jax.config import Config
 from inception_jax.data import order, streaming
 from inception_jax.data.dataset import Dataset, train_batches
+from inception_jax.distributed import sharding
 from inception_jax.experiment import Experiment
 
 RESIDENT_BYTES = 4 * 2**30  # a training split up to this size is kept in the memory of every accelerator

@@ -11,11 +11,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from inception_jax import metrics, multihost, sharding
 from inception_jax.data.dataset import Dataset, eval_batches
+from inception_jax.distributed import multihost, sharding
 from inception_jax.distributed.watch import moved, waiting
 from inception_jax.experiment import Experiment
 from inception_jax.models.folding import inference_variables
+from inception_jax.steps import metrics
 from inception_jax.train.stopping import STEPS_IN_FLIGHT, EvaluationStopped
 
 

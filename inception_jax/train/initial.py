@@ -10,11 +10,12 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import numpy as jnp
 
-from inception_jax import files, initialization, registry, weights
+from inception_jax import files, registry, weights
 from inception_jax.config import Config
 from inception_jax.errors import UserError
 from inception_jax.experiment import build_model
-from inception_jax.run import kept_inputs, load_run, read_config
+from inception_jax.runs.run import kept_inputs, load_run, read_config
+from inception_jax.steps import initialization
 from inception_jax.weights.names import naming, nearest_options
 
 

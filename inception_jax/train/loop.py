@@ -8,9 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from inception_jax import metrics, schedules, sharding
+from inception_jax.distributed import sharding
 from inception_jax.experiment import Experiment
-from inception_jax.state import TrainState
+from inception_jax.steps import metrics, schedules
+from inception_jax.steps.state import TrainState
 from inception_jax.train.evaluator import Evaluator
 from inception_jax.train.events import Events
 from inception_jax.train.session import STEPS_TO_ESTIMATE, Session

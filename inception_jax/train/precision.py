@@ -14,7 +14,7 @@ from jax.extend.core import jaxprs_in_params
 from inception_jax import ops
 from inception_jax.config import Config
 from inception_jax.experiment import build_model
-from inception_jax.run import read_config
+from inception_jax.runs.run import read_config
 
 # Of a mean convolution in a step; below, bfloat16 is the slower type on a CPU that has units for it: what is around
 # oneDNN's operations takes longer than they save. GoogLeNet, 64 images: 0.77 times float32's speed with 36 million

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from inception_jax import data
-from inception_jax.checkpoints import Checkpoints
 from inception_jax.data.dataset import Dataset
 from inception_jax.errors import UserError
 from inception_jax.experiment import Experiment, Inputs
+from inception_jax.runs.checkpoints import Checkpoints
 
 logger = logging.getLogger(__name__)
 

@@ -14,12 +14,13 @@ from typing import Any, NoReturn
 import jax
 import numpy as np
 
-from inception_jax import multihost
-from inception_jax.checkpoints import Checkpoints
 from inception_jax.data.dataset import Dataset
+from inception_jax.distributed import multihost
 from inception_jax.distributed.watch import moved, waiting
 from inception_jax.experiment import training_key
-from inception_jax.state import TrainState
+from inception_jax.runs.checkpoints import Checkpoints
+from inception_jax.runs.metrics_log import MetricWriter
+from inception_jax.steps.state import TrainState
 from inception_jax.text import format_seconds
 from inception_jax.train.batches import training_batches
 from inception_jax.train.clock import Clock
@@ -28,7 +29,6 @@ from inception_jax.train.profiling import Profiler
 from inception_jax.train.record import Record
 from inception_jax.train.start import Start
 from inception_jax.train.stopping import STEPS_IN_FLIGHT, Interrupted, NonFiniteLoss, StopRequests, Votes
-from inception_jax.writers import MetricWriter
 
 logger = logging.getLogger(__name__)
 

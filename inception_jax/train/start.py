@@ -15,15 +15,15 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from inception_jax import multihost, run, sharding
-from inception_jax.checkpoints import saved_steps
 from inception_jax.config import Config
 from inception_jax.data import order, streaming
 from inception_jax.data.dataset import Dataset
-from inception_jax.distributed import agreement
+from inception_jax.distributed import agreement, multihost, sharding
 from inception_jax.errors import UserError
 from inception_jax.experiment import Experiment, Inputs, build_model, initial_key
-from inception_jax.state import TrainState, count_parameters
+from inception_jax.runs import run
+from inception_jax.runs.checkpoints import saved_steps
+from inception_jax.steps.state import TrainState, count_parameters
 from inception_jax.text import format_seconds
 from inception_jax.train.initial import Initial, load_initial, with_options_of_weights
 from inception_jax.train.precision import choose_compute_dtype, equations

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from inception_jax import multihost, sharding
+from inception_jax.distributed import multihost, sharding
 
 STEPS_IN_FLIGHT = 2  # how far the host may run ahead of the devices
 SECONDS_OF_PRESSING = 1.0  # many people press Ctrl-C twice and mean it once

@@ -10,11 +10,12 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from inception_jax import files, multihost
-from inception_jax.checkpoints import Checkpoints
+from inception_jax import files
 from inception_jax.config import Config
+from inception_jax.distributed import multihost
 from inception_jax.errors import UserError
-from inception_jax.state import TrainState, count_parameters
+from inception_jax.runs.checkpoints import Checkpoints
+from inception_jax.steps.state import TrainState, count_parameters
 from inception_jax.text import format_seconds, printable
 from inception_jax.train.evaluator import Evaluator
 from inception_jax.train.record import Record

@@ -15,13 +15,16 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from inception_jax import data, files, initialization, multihost, process, run, sharding
+from inception_jax import data, files, process
 from inception_jax.config import Config, validate
 from inception_jax.data import streaming
 from inception_jax.data.dataset import Dataset
+from inception_jax.distributed import multihost, sharding
 from inception_jax.errors import UserError
 from inception_jax.experiment import initial_key
-from inception_jax.state import TrainState
+from inception_jax.runs import run
+from inception_jax.steps import initialization
+from inception_jax.steps.state import TrainState
 from inception_jax.train import loop, start, summary
 from inception_jax.train.console import Console
 from inception_jax.train.evaluator import Evaluator
@@ -180,7 +183,7 @@ def _train(
             logger.warning("%s is complete: its network is loaded, nothing is trained", folder)
         result = _summarize(session, state, evaluator, stopped, requests)
     if multihost.is_first():
-        from inception_jax import report  # only now, since Matplotlib would delay the first step
+        from inception_jax.trained import report  # only now, since Matplotlib would delay the first step
 
         logger.info("report: %s", report.write_report(folder))
         for line in summary.describe_result(result):

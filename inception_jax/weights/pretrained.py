@@ -13,10 +13,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import numpy as jnp
 from jaxtyping import Float
 
-from inception_jax import files, initialization, models
+from inception_jax import files, models
 from inception_jax.errors import UserError, unknown_name
 from inception_jax.models import folding
 from inception_jax.models.folding import fold_model, inference_variables
+from inception_jax.steps import initialization
 from inception_jax.weights.convert import count_classes, from_state_dict, identify, recognize, registered_name
 from inception_jax.weights.files import read_state_dict
 from inception_jax.weights.names import NAMINGS, naming, nearest_options

@@ -9,10 +9,11 @@ import pytest
 from networks import random_variables
 from peers import import_torchvision
 
-from inception_jax import commands, run
+from inception_jax import commands
 from inception_jax.config import default_config
 from inception_jax.experiment import Experiment, Inputs
-from inception_jax.run import Run
+from inception_jax.runs import run
+from inception_jax.runs.run import Run
 from inception_jax.weights import from_state_dict, read_state_dict
 
 
@@ -71,7 +72,7 @@ def test_a_file_that_reads_back_otherwise_is_removed(trained, tmp_path, capsys, 
         tensors["fc.bias"] = np.nextafter(tensors["fc.bias"], np.float32(9))
         return tensors
 
-    monkeypatch.setattr("inception_jax.export.exported.read_state_dict", damaged)
+    monkeypatch.setattr("inception_jax.trained.export.exported.read_state_dict", damaged)
     output = tmp_path / "weights.safetensors"
     assert commands.main(["export", str(trained.folder), "--format=timm", "--output", str(output)]) == 2
     assert "1 of the arrays in" in (error := capsys.readouterr().err)

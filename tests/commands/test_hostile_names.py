@@ -18,8 +18,8 @@ from PIL import Image
 from runs import untrained_run
 
 from inception_jax.commands import main
-from inception_jax.report import findings, write_report
 from inception_jax.text import printable
+from inception_jax.trained.report import findings, write_report
 
 CLASSES = (
     "\x1b[31mred\x1b[0m",

@@ -9,10 +9,11 @@ import sys
 import pytest
 from networks import module_shapes, random_variables
 
-from inception_jax import commands, create_model, run
+from inception_jax import commands, create_model
 from inception_jax.config import default_config
 from inception_jax.experiment import Inputs
-from inception_jax.run import Run
+from inception_jax.runs import run
+from inception_jax.runs.run import Run
 
 
 def inspect(capsys, *argv):

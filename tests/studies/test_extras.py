@@ -8,10 +8,11 @@ import pytest
 from fake_runs import fake_plan, make_study
 from ml_collections import ConfigDict
 
-from inception_jax import evaluate, run
+from inception_jax.runs import run
 from inception_jax.studies import CrossEvaluation, Pair
 from inception_jax.studies.extras import measure_all
 from inception_jax.studies.results import EXTRAS, read_table
+from inception_jax.trained import evaluate
 
 TOP1 = {"wide": (0.9, 0.9, 0.9), "narrow": (0.8, 0.8, 0.8)}
 LABELS = np.array([0, 1, 0, 1], np.int32)
@@ -79,7 +80,7 @@ def test_unlabelled_pictures_are_found_once_they_are_there(tmp_path, loaded, mon
     (tmp_path / "test/images").mkdir(parents=True)
     (tmp_path / "test/images/1.png").write_bytes(b"a picture")
     said = SimpleNamespace(name="test/images/1.png", classes=("dog",), probabilities=(0.75,), error=None)
-    monkeypatch.setattr("inception_jax.predict.predict", lambda trained, pictures, top: [said] * len(pictures))
+    monkeypatch.setattr("inception_jax.trained.predict.predict", lambda trained, pictures, top: [said] * len(pictures))
     measure_all(read_table(plan))
     assert json.loads(extras.read_text())["predicted_pictures"] == 1
     lines = (extras.parent / "predictions.csv").read_text().split()

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from inception_jax.losses import Labels, Outputs, cross_entropy
+from inception_jax.steps.losses import Labels, Outputs, cross_entropy
 
 
 def metric_sums(

@@ -18,8 +18,8 @@ from PIL import Image
 from inception_jax import files
 from inception_jax.errors import unknown_name
 from inception_jax.inspection.formats import format_table
-from inception_jax.report import drawing
 from inception_jax.text import page_text, printable
+from inception_jax.trained.report import drawing
 
 FORMATS = ("html", "markdown")
 LARGEST = 224  # pixels: pictures are reduced to this side, so that a page with many stays small

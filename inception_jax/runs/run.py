@@ -17,13 +17,9 @@ import numpy as np
 from flax import linen as nn
 from jax import numpy as jnp
 
-from inception_jax import (
-    data,
-    files,
-    registry,
-    writers,
-)
-from inception_jax.checkpoints import Checkpoints
+from inception_jax import data, files, registry
+from inception_jax.runs import metrics_log as writers
+from inception_jax.runs.checkpoints import Checkpoints
 from inception_jax.config import Config, check_types, default_config, may_differ, per_process
 from inception_jax.data import images
 from inception_jax.data.dataset import Dataset

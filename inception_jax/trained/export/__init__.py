@@ -1,5 +1,5 @@
 """Trained networks as files for other programs: StableHLO, ONNX, and what has to be known to use them."""
 
-from inception_jax.export.exported import Exported, export_run, export_weights, load_exported, run_as_onnx
+from inception_jax.trained.export.exported import Exported, export_run, export_weights, load_exported, run_as_onnx
 
 __all__ = ["Exported", "export_run", "export_weights", "load_exported", "run_as_onnx"]

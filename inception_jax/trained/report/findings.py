@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from inception_jax import evaluate
 from inception_jax.errors import UserError
 from inception_jax.inspection.features import grad_cam
 from inception_jax.inspection.pictures import overlay
-from inception_jax.run import Run, load_run
+from inception_jax.runs.run import Run, load_run
+from inception_jax.trained import evaluate
 
 logger = logging.getLogger(__name__)
 

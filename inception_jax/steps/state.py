@@ -9,9 +9,9 @@ import optax
 from flax import linen as nn
 from jax import numpy as jnp
 
-from inception_jax import metrics
 from inception_jax.models.layers import as_outputs
-from inception_jax.schedules import PlateauState, init_plateau
+from inception_jax.steps import metrics
+from inception_jax.steps.schedules import PlateauState, init_plateau
 
 
 class TrainState(flax.struct.PyTreeNode):

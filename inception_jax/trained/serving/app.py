@@ -34,14 +34,14 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from inception_jax.connections import Access, Connection
 from inception_jax.data import images
 from inception_jax.data.images import FORMATS
 from inception_jax.errors import UserError
 from inception_jax.inspection import grad_cam, overlay
-from inception_jax.predict import Classifier
-from inception_jax.run import Run
+from inception_jax.runs.run import Run
 from inception_jax.text import page_text
+from inception_jax.trained.predict import Classifier
+from inception_jax.trained.serving.connections import Access, Connection
 
 MOST_MEGAPIXELS = 89  # that a server may be told to take: they are up to 1 GB while they are decoded
 LARGE = 16_000_000  # pixels, times the scans of a JPEG, from which on a picture is decoded while no other such one is

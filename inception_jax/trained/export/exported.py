@@ -23,7 +23,7 @@ from inception_jax.errors import UserError, unknown_name
 from inception_jax.experiment import Inputs, dtypes
 from inception_jax.models.folding import fold_model, fold_variables
 from inception_jax.models.layers import as_outputs
-from inception_jax.run import Run
+from inception_jax.runs.run import Run
 from inception_jax.weights import from_state_dict, read_state_dict, to_state_dict, write_state_dict
 from inception_jax.weights.convert import registered_name
 
@@ -126,7 +126,7 @@ def export_run(
         with jax.default_matmul_precision(PRECISION):
             content = bytes(jax_export.export(constants, platforms=tuple(platforms))(argument).serialize())
     else:
-        from inception_jax.export.onnx_graph import to_onnx
+        from inception_jax.trained.export.onnx_graph import to_onnx
 
         content = to_onnx(network, variables, shape, input)
     about = _about(run, format, input, tuple(platforms) if format == "stablehlo" else None)
@@ -217,7 +217,7 @@ def run_as_onnx(run: Run, input: str = "uint8") -> bytes:
     Raises:
       UserError: it cannot be written so, or the package onnx is missing.
     """
-    from inception_jax.export.onnx_graph import to_onnx
+    from inception_jax.trained.export.onnx_graph import to_onnx
 
     network, variables = _inference(run, input)
     return to_onnx(network, variables, run.inputs.image_shape, input)

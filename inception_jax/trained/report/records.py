@@ -4,9 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from inception_jax.report.page import Cell, Table
-from inception_jax.runs import Record, differing_fields, show
+from inception_jax.runs.records import Record, differing_fields, show
 from inception_jax.text import format_seconds
+from inception_jax.trained.report.page import Cell, Table
 
 SPLITS = ("train", "validation", "test")
 MEASURES = {"top1": "Top-1", "top5": "Top-5", "loss": "Loss"}

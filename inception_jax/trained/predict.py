@@ -63,14 +63,14 @@ def load_classifier(
     """
     source = files.expand(source, "RUN")
     if source.suffix in (".stablehlo", ".onnx"):
-        from inception_jax.export import load_exported
+        from inception_jax.trained.export import load_exported
 
         if dtype is not None:
             raise UserError(
                 f"dtype={dtype} is for a run's folder: {source} computes in the type that it was exported in"
             )
         return load_exported(source)
-    from inception_jax.run import load_run
+    from inception_jax.runs.run import load_run
 
     return load_run(source, checkpoint, dtype=dtype, trust_code=trust_code)
 

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 from inception_jax import files
 from inception_jax.errors import UserError
-from inception_jax.report import records, sections
-from inception_jax.report.page import Page, Section, Text
-from inception_jax.runs import Record, read_record, read_records
+from inception_jax.runs.records import Record, read_record, read_records
+from inception_jax.trained.report import records, sections
+from inception_jax.trained.report.page import Page, Section, Text
 
 if TYPE_CHECKING:
-    from inception_jax.report.findings import Findings
+    from inception_jax.trained.report.findings import Findings
 
 
 def write_report(

@@ -13,7 +13,7 @@ from inception_jax.data import streaming
 from inception_jax.data.dataset import Dataset
 from inception_jax.experiment import Inputs
 from inception_jax.inspection.pictures import Picture
-from inception_jax.state import stream
+from inception_jax.steps.state import stream
 
 TILE = 96  # least side of a tile, pixels: smaller images are enlarged by a whole number
 LARGEST_TILE = 224  # larger images are reduced

@@ -21,9 +21,9 @@ import numpy as np
 from jax import numpy as jnp
 
 from inception_jax.errors import UserError, unknown_name
-from inception_jax.export import Exported, run_as_onnx
-from inception_jax.predict import Classifier
-from inception_jax.run import Run
+from inception_jax.runs.run import Run
+from inception_jax.trained.export import Exported, run_as_onnx
+from inception_jax.trained.predict import Classifier
 
 Engine = Callable[[np.ndarray], np.ndarray]  # images as the graph has them to logits; threads may share it
 

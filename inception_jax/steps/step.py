@@ -9,10 +9,10 @@ from flax import linen as nn
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from inception_jax import losses, metrics
 from inception_jax.models.layers import as_outputs
-from inception_jax.optimizers import moving_average
-from inception_jax.state import TrainState
+from inception_jax.steps import losses, metrics
+from inception_jax.steps.optimizers import moving_average
+from inception_jax.steps.state import TrainState
 
 Prepare = Callable[[jax.Array, jax.Array], jax.Array]  # (key, images as stored) -> the network's inputs
 Mix = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]  # (key, inputs, labels) -> mixed ones

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from inception_jax.report import records
-from inception_jax.report.drawing import GREY, PALETTE, Points, draw_curves, draw_matrix, line_style
-from inception_jax.report.page import Block, Cell, Facts, Picture, Pictures, Section, Table, Text
-from inception_jax.report.records import MEASURES, SPLITS, percent
-from inception_jax.runs import Record, show
+from inception_jax.runs.records import Record, show
 from inception_jax.text import printable
+from inception_jax.trained.report import records
+from inception_jax.trained.report.drawing import GREY, PALETTE, Points, draw_curves, draw_matrix, line_style
+from inception_jax.trained.report.page import Block, Cell, Facts, Picture, Pictures, Section, Table, Text
+from inception_jax.trained.report.records import MEASURES, SPLITS, percent
 
 if TYPE_CHECKING:
-    from inception_jax.report.findings import Example, Findings
+    from inception_jax.trained.report.findings import Example, Findings
 
 SPLIT_STYLES = {"train": {"color": GREY}, "validation": {"color": PALETTE[0]}, "test": {"color": PALETTE[1]}}
 QUANTITIES = {

@@ -28,7 +28,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 
-from inception_jax import multihost
+from inception_jax.distributed import multihost
 from inception_jax.distributed.watch import waiting
 from inception_jax.errors import UserError, WriteError, unknown_name
 from inception_jax.files import no_room, parse_json

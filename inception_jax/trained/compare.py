@@ -12,14 +12,14 @@ import scipy.stats
 from jax import numpy as jnp
 from matplotlib.figure import Figure
 
-from inception_jax import evaluate
 from inception_jax.data.dataset import Dataset
 from inception_jax.errors import UserError
-from inception_jax.evaluate import Predictions
 from inception_jax.inspection import activations
 from inception_jax.inspection.figures import save_figure
-from inception_jax.run import Run
+from inception_jax.runs.run import Run
 from inception_jax.text import chart_label
+from inception_jax.trained import evaluate
+from inception_jax.trained.evaluate import Predictions
 
 CONFIDENCE = 0.95
 BATCH = 64  # images whose layers are compared at once, so that VGG at 224 pixels takes 4 GB

@@ -15,7 +15,7 @@ from inception_jax import files
 from inception_jax.config import default_config
 from inception_jax.errors import UserError
 from inception_jax.files import read_json
-from inception_jax.writers import Row, read_metrics
+from inception_jax.runs.metrics_log import Row, read_metrics
 
 MADE_BY_US = {"model", "data", "checkpoint"}  # sections that tell a run's config.json from other programs'
 
