@@ -25,9 +25,10 @@ from test_serving import Counting, ask, picture
 from inception_jax import commands
 from inception_jax.data import images
 from inception_jax.errors import UserError
-from inception_jax.trained.serving import app as serving
+from inception_jax.trained import serving
 from inception_jax.trained.serving import connections
 from inception_jax.trained.serving.connections import Access, allowed_names, host_name
+from inception_jax.trained.serving.work import LARGE, Decoders
 
 START = b"POST /predict HTTP/1.1\r\nHost: localhost\r\n"
 
@@ -151,7 +152,7 @@ def test_requests_in_a_row_are_all_answered():
 
 
 def test_bodies_in_memory_are_bounded(monkeypatch):
-    monkeypatch.setattr(serving, "BODIES", 2)
+    monkeypatch.setattr("inception_jax.trained.serving.app.BODIES", 2)
     with started(max_mb=0.2, timeout_s=15) as (server, address), contextlib.ExitStack() as clients:
         large = [clients.enter_context(connect(address)) for _ in range(12)]
         for client in large:
@@ -242,14 +243,14 @@ def test_large_pictures_are_decoded_one_at_a_time_and_small_ones_first():
 
     def decode(effort):
         seen.append(effort)
-        running.append(effort >= serving.LARGE)
+        running.append(effort >= LARGE)
         time.sleep(0.02)
         assert running.count(True) <= 1
-        running.remove(effort >= serving.LARGE)
+        running.remove(effort >= LARGE)
         return effort
 
     async def all_of(efforts):
-        decoders = serving.Decoders(2)
+        decoders = Decoders(2)
         blocking = [asyncio.create_task(decoders.run(1, blocked.wait)) for _ in range(2)]
         tasks = [asyncio.create_task(decoders.run(effort, lambda effort=effort: decode(effort))) for effort in efforts]
         given_up = asyncio.create_task(decoders.run(5, lambda: seen.append("given up")))
@@ -262,9 +263,9 @@ def test_large_pictures_are_decoded_one_at_a_time_and_small_ones_first():
         assert await asyncio.gather(*blocking) == [True, True]
         decoders.close()
 
-    asyncio.run(all_of([serving.LARGE * 5, serving.LARGE, serving.LARGE * 2, 400, 300, 200, 100]))
+    asyncio.run(all_of([LARGE * 5, LARGE, LARGE * 2, 400, 300, 200, 100]))
     assert set(seen[:2]) == {100, 200}
-    assert seen[-3:] == [serving.LARGE, serving.LARGE * 2, serving.LARGE * 5]
+    assert seen[-3:] == [LARGE, LARGE * 2, LARGE * 5]
 
 
 def test_a_refused_picture_does_not_stay_in_memory():
@@ -276,7 +277,7 @@ def test_a_refused_picture_does_not_stay_in_memory():
         raise OSError("image file is truncated")
 
     async def refused():
-        decoders = serving.Decoders(2)
+        decoders = Decoders(2)
         with pytest.raises(HTTPException):
             await decoders.run(1, decode)
         decoders.close()

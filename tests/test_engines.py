@@ -369,10 +369,9 @@ def test_predict_tries_engines_for_many_large_pictures_alone(trained, picture, m
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_server_answers_with_an_engine_as_with_jax(trained, engine):
-    serving = pytest.importorskip("inception_jax.trained.serving.app", reason="its packages are in the extra 'serve'")
+    pytest.importorskip("inception_jax.trained.serving", reason="its packages are in the extra 'serve'")
     from test_serving import ask, picture, serving_at
 
-    assert serving.Run is run.Run
     original = run.load_run(trained)
     contents = [picture(seed) for seed in range(12)]
     expected = list(predict(original, contents, top=10))

@@ -19,6 +19,7 @@ from inception_jax.errors import UserError
 from inception_jax.experiment import Experiment
 from inception_jax.runs.run import Run, open_checkpoints
 from inception_jax.trained import evaluate
+from inception_jax.trained.classes import match_classes, read_class_map
 from inception_jax.trained.evaluate import Predictions
 
 CLASSES = ("cat", "dog", "sea urchin")
@@ -307,7 +308,7 @@ def test_a_split_is_evaluated_beside_which_no_other_is_there(trained, folder, tm
     ],
 )
 def test_classes_are_matched_by_name(theirs, ours, given, expected):
-    labels = evaluate.match_classes(theirs, ours, given)
+    labels = match_classes(theirs, ours, given)
     assert labels.tolist() == expected
     assert labels.dtype == np.int32
 
@@ -322,19 +323,19 @@ def test_classes_are_matched_by_name(theirs, ours, given, expected):
 )
 def test_classes_that_cannot_be_matched(given, message):
     with pytest.raises(UserError, match=message):
-        evaluate.match_classes(("fox", "ant"), ("cat", "dog"), given)
+        match_classes(("fox", "ant"), ("cat", "dog"), given)
 
 
 def test_names_that_are_alike_are_said(caplog):
-    evaluate.match_classes(("cat", "CAT", "dog"), ("cat", "Cat", "Dog"))
+    match_classes(("cat", "CAT", "dog"), ("cat", "Cat", "Dog"))
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
         "classes are left out, as names are too much alike: 'CAT' of the data, like 'cat', may be 'cat' or 'Cat' of "
         "the run. --class-map FILE says which are the same"
     ]
     with pytest.raises(UserError, match=r"'Cat' of the data, like 'CAT', may be 'cat' of the run.*--class-map"):
-        evaluate.match_classes(("Cat", "CAT"), ("cat", "dog"))
+        match_classes(("Cat", "CAT"), ("cat", "dog"))
     with caplog.at_level("INFO"):
-        evaluate.match_classes(("cat", "Sea_Urchin"), ("sea urchin", "cat"))
+        match_classes(("cat", "Sea_Urchin"), ("sea urchin", "cat"))
     assert caplog.messages[-1].endswith("but for their spelling: 'Sea_Urchin' is 'sea urchin'")
 
 
@@ -353,7 +354,7 @@ def test_names_that_are_alike_are_said(caplog):
 )
 def test_a_class_map_that_does_not_say_which(theirs, ours, given, message):
     with pytest.raises(UserError, match=message):
-        evaluate.match_classes(theirs, ours, given)
+        match_classes(theirs, ours, given)
 
 
 @pytest.mark.parametrize(
@@ -368,7 +369,7 @@ def test_a_class_map_that_does_not_say_which(theirs, ours, given, message):
 def test_files_that_are_no_class_map(content, message, tmp_path):
     (tmp_path / "map.json").write_text(content)
     with pytest.raises(UserError, match=message) as error:
-        evaluate.read_class_map(tmp_path / "map.json")
+        read_class_map(tmp_path / "map.json")
     assert "\n" not in str(error.value)
 
 

@@ -30,7 +30,7 @@ from inception_jax import commands
 from inception_jax.data.images import Format, decode
 from inception_jax.errors import UserError
 from inception_jax.runs.run import load_run
-from inception_jax.trained.serving import app as serving
+from inception_jax.trained import serving
 
 
 @contextlib.contextmanager
@@ -313,8 +313,9 @@ def test_the_command_names_mistakes(trained, capsys):
 
 
 def test_the_command_names_what_is_not_installed(trained, capsys, monkeypatch):
-    monkeypatch.delitem(sys.modules, "inception_jax.trained.serving.app")
-    monkeypatch.delattr("inception_jax.trained.serving.app")
+    for module in [name for name in sys.modules if name.startswith("inception_jax.trained.serving")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.delattr("inception_jax.trained.serving")
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert commands.main(["serve", str(trained)]) == 2
     assert (

@@ -59,8 +59,8 @@ def run(args: argparse.Namespace) -> int:
     # Imported only now: help is answered without waiting for JAX.
     from inception_jax.errors import UserError
     from inception_jax.runs.run import load_run
+    from inception_jax.trained.classes import read_class_map
     from inception_jax.trained.compare import check_chart_file, compare_runs, save_chart
-    from inception_jax.trained.evaluate import read_class_map
 
     flags.check_batch_size(args)
     if args.chart:

@@ -78,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
     from inception_jax.inspection.confusion import check_suffix, save_confusion
     from inception_jax.runs.run import load_run
     from inception_jax.trained import evaluate
+    from inception_jax.trained.classes import read_class_map
 
     several = len(args.run_folders) > 1
     if args.grayscale_run and several:
@@ -94,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
         if path:
             check(path)
     process.use_compilation_cache()
-    class_map = evaluate.read_class_map(args.class_map) if args.class_map else None
+    class_map = read_class_map(args.class_map) if args.class_map else None
     fields = flags.data_fields(args)
     if not args.keep and (several or args.grayscale_run):
         fields["keep"] = "all"

@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     """Prints the address once the network is ready."""
     # Imported only now: help is answered without waiting for JAX.
     try:
-        from inception_jax.trained.serving import app as serving
+        from inception_jax.trained import serving
     except ModuleNotFoundError as error:
         if error.name not in ("prometheus_client", "starlette", "uvicorn"):
             raise
@@ -89,10 +89,9 @@ def run(args: argparse.Namespace) -> int:
         ) from None
     from inception_jax.trained import engines
     from inception_jax.trained.predict import load_classifier
-    from inception_jax.trained.serving.connections import Access, allowed_names
 
     token = None if args.no_token else _token(args.token_file)
-    access = Access(allowed_names(args.allowed_host, args.host), token)
+    access = serving.Access(serving.allowed_names(args.allowed_host, args.host), token)
     limits = serving.Limits(
         args.max_batch, args.max_wait_ms, args.max_queue, args.max_mb, args.max_megapixels, args.timeout_s
     )

@@ -140,7 +140,7 @@ def compare_runs(
     Args:
       split: None: test, or validation where there is no test split, see `evaluate.load_split`.
       fields: of `config.data`, e.g. {"name": "cifar10"}: other data than the first run's own.
-      class_map: the runs' class for the data's, see `evaluate.match_classes`.
+      class_map: the runs' class for the data's, see `classes.match_classes`.
       images: on how many, spread evenly over the split, layers are compared; 0: on none.
       layers: see `inspection.activations`; None: all of each network's own submodules.
 
