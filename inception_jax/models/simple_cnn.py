@@ -14,7 +14,7 @@ class SimpleCNN(Network):
 
     It stands for the sequential baseline of Mahmud's GoogLeNet replication on an ImageNet subset, whose text gives
     stacked convolutions followed by pooling with 32 to 256 filters; its exact figure is lost, so the number of stages
-    (one a filter count), two convolutions in each and the classifier are ours. 1,174,826 parameters for colour images
+    (one a filter count), two convolutions in each and the classifier are ours. 1,174,826 parameters for color images
     of 10 classes without norm.
 
     Attributes:
