@@ -3,16 +3,19 @@
 import copy
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from flax import linen as nn
 from flax.traverse_util import flatten_dict
 from jax import numpy as jnp
 
 from inception_jax.errors import UserError
 from inception_jax.models import create_model, fold_batch_norm
 from inception_jax.models.folding import inference_variables
+from inception_jax.models.layers import ConvUnit
 from inception_jax.weights import from_state_dict, to_state_dict
 
 # Networks of another registered one's blocks, and more of them: what is slow is tried with that one alone.
@@ -25,6 +28,20 @@ SHORTENED = {
 }
 # For functions that are called once, and take longer to compile than to run.
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": "0"})
+
+
+class OneBlock(nn.Module):
+    """A network that is one block, with the fields that `fold_batch_norm` looks for; `block(conv=...)` makes it."""
+
+    block: Any
+    norm: str = "batch"
+    norm_epsilon: float = 1e-3
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        conv = partial(ConvUnit, norm=self.norm, norm_epsilon=self.norm_epsilon, dtype=self.dtype)
+        return self.block(conv=conv, name="block")(x, train)
 
 
 def shapes(name, size=224, channels=3, num_classes=1000, **options):
@@ -134,16 +151,28 @@ def peer_variables(model, peer, format):
     return variables
 
 
+def peer_logits(outputs):
+    """A PyTorch network's logits by our names: "logits", and its auxiliary heads' where it returns them, too."""
+    outputs = outputs._asdict() if isinstance(outputs, tuple) else {"logits": outputs}
+    return {name.replace("aux_logits", "aux"): logits for name, logits in outputs.items()}
+
+
 def assert_logits_equal(model, variables, peer, image_shape):
-    """Those of the PyTorch network in evaluation, for its variables in ours."""
+    """Those of the PyTorch network in evaluation, auxiliary heads' included, for its variables in ours."""
     import torch
 
     assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, module_shapes(model, image_shape)[1])
     images = np.random.default_rng(0).standard_normal(image_shape, np.float32)
+    peer.eval()
+    # The flag of the outermost module alone: torchvision's networks then return their auxiliary heads' logits, too.
+    peer.training = getattr(model, "aux_heads", False)
     with torch.no_grad():
-        expected = peer.eval()(torch.from_numpy(images.transpose(0, 3, 1, 2))).numpy()
+        expected = peer_logits(peer(torch.from_numpy(images.transpose(0, 3, 1, 2))))
     outputs = quick_jit(lambda v, x: model.apply(v, x, train=False))(variables, images)
-    np.testing.assert_allclose(outputs.logits, expected, atol=1e-4 * np.abs(expected).max())
+    actual = {"logits": outputs.logits, **outputs.aux}
+    assert actual.keys() == expected.keys()
+    for name, logits in expected.items():
+        np.testing.assert_allclose(actual[name], logits, rtol=0, atol=1e-4 * float(logits.abs().max()), err_msg=name)
 
 
 def assert_gradients_equal(model, convert, peer, image_shape, tolerance=1e-8):
@@ -156,11 +185,9 @@ def assert_gradients_equal(model, convert, peer, image_shape, tolerance=1e-8):
     import torch
 
     peer = copy.deepcopy(peer).double().eval()
-    # The flag of the outermost module alone: torchvision's networks then return their auxiliary heads' logits, too.
-    peer.training = getattr(model, "aux_heads", False)
+    peer.training = getattr(model, "aux_heads", False)  # see assert_logits_equal
     images = np.random.default_rng(0).standard_normal(image_shape)
-    outputs = peer(torch.from_numpy(images.transpose(0, 3, 1, 2)))
-    outputs = {"logits": outputs} if isinstance(outputs, torch.Tensor) else outputs._asdict()
+    outputs = peer_logits(peer(torch.from_numpy(images.transpose(0, 3, 1, 2))))
     sum(logits.square().sum() for logits in outputs.values()).backward()
     gradients = copy.deepcopy(peer)
     for ours, theirs in zip(gradients.parameters(), peer.parameters(), strict=True):
@@ -182,7 +209,7 @@ def assert_gradients_equal(model, convert, peer, image_shape, tolerance=1e-8):
         (_, heads), actual = quick_jit(jax.value_and_grad(loss, has_aux=True))(params, variables)
         heads, actual = jax.device_get((heads, actual))
         wanted = convert(gradients)["params"]
-    expected = {name.replace("aux_logits", "aux"): logits.detach().numpy() for name, logits in outputs.items()}
+    expected = {name: logits.detach().numpy() for name, logits in outputs.items()}
     jax.tree_util.tree_map_with_path(assert_close, heads, expected)
     jax.tree_util.tree_map_with_path(assert_close, actual, wanted)
 

@@ -254,7 +254,7 @@ REFUSED = [
     ({"model.norm_epsilon": {}}, "model.norm_epsilon={} is not allowed: simple_cnn takes float"),
     ({"model.norm_epsilon": -1.0}, "norm_epsilon=-1.0 is not allowed: it must be from 1e-12 to 1"),
     ({"model.stage_features": ("a",)}, "model.stage_features=('a',) is not allowed: simple_cnn takes tuple[int, ...]"),
-    ({"model.name": "os:getcwd"}, "model 'os:getcwd' is no network: name a Linen module"),
+    ({"model.name": "os:getcwd"}, "model 'os:getcwd' is not a network: name a Linen module"),
     ({"data.name": "math:sqrt"}, "data set 'math:sqrt' must be a function that can be called without arguments"),
 ]
 

@@ -27,10 +27,11 @@ class ShortGoogLeNet(nn.Module):
     @nn.compact
     def __call__(self, images, *, train):
         common = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        x = ConvUnit(16, (3, 3), (2, 2), name="conv1", **common)(images, train)
+        conv = partial(ConvUnit, **common)
+        x = conv(16, (3, 3), (2, 2), name="conv1")(images, train)
         row = Inception(8, 4, 8, 4, 8, 8)
-        x = InceptionModule(row, name="inception_3a", **common)(x, train)
-        x = InceptionModule(row, residual="identity", name="inception_3b", **common)(x, train)
+        x = InceptionModule(row, conv=conv, name="inception_3a")(x, train)
+        x = InceptionModule(row, residual="identity", conv=conv, name="inception_3b")(x, train)
         x = nn.Dropout(0.4, deterministic=not train)(x.mean(axis=(1, 2)))
         return nn.Dense(self.num_classes, name="fc", **common)(x)
 

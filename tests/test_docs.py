@@ -22,6 +22,7 @@ PAGE = DOCS / "inspect.md"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
 # Stands in for the GoogLeNet that the page trains: the same names, a fraction of the time to compile.
 STAND_IN = """
+from functools import partial
 from flax import linen as nn
 from inception_jax.models.googlenet import Inception, InceptionModule
 from inception_jax.models.layers import ConvUnit
@@ -31,9 +32,10 @@ class StandIn(nn.Module):
 
     @nn.compact
     def __call__(self, images, *, train):
-        x = ConvUnit(4, (3, 3), norm="none", name="conv1")(images, train)
-        x = InceptionModule(Inception(2, 2, 3, 2, 2, 2), norm="none", name="inception_3a")(x, train)
-        x = ConvUnit(4, norm="none", name="inception_3b")(x, train)
+        conv = partial(ConvUnit, norm="none")
+        x = conv(4, (3, 3), name="conv1")(images, train)
+        x = InceptionModule(Inception(2, 2, 3, 2, 2, 2), conv=conv, name="inception_3a")(x, train)
+        x = conv(4, name="inception_3b")(x, train)
         return nn.Dense(self.num_classes, name="fc")(x.mean((1, 2)))
 """
 

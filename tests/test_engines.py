@@ -5,6 +5,7 @@ import json
 import logging
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -51,13 +52,13 @@ class SmallGoogLeNet(nn.Module):
 
     @nn.compact
     def __call__(self, images, *, train):
-        kind = {"norm": self.norm, "dtype": self.dtype}
-        x = ConvUnit(8, (3, 3), **kind, name="conv1")(images, train)
+        conv = partial(ConvUnit, norm=self.norm, dtype=self.dtype)
+        x = conv(8, (3, 3), name="conv1")(images, train)
         x = nn.max_pool(x, (3, 3), (2, 2), "SAME")
         table = Inception(8, 4, 8, 4, 8, 8)
-        x = InceptionModule(table, **kind, name="inception_3a")(x, train)
+        x = InceptionModule(table, conv=conv, name="inception_3a")(x, train)
         aux = nn.Dense(self.num_classes, name="aux")(x.mean((1, 2)))
-        x = InceptionModule(table, **kind, name="inception_3b")(x, train)
+        x = InceptionModule(table, conv=conv, name="inception_3b")(x, train)
         return Outputs(nn.Dense(self.num_classes, name="fc")(x.mean((1, 2)).astype(np.float32)), {"aux": aux})
 
 

@@ -185,7 +185,7 @@ def test_no_field_of_a_folders_config_makes_a_command_import_or_call_anything(co
 def test_trusted_or_not_what_is_no_network_is_not_called(name, canary, runs, tmp_path):
     (tmp_path / "run" / "planted_too.py").write_text("import os\nfrom flax.linen import Dense\n")
     folder = change(tmp_path / "run", model__name=name, model__filename=str(tmp_path / "new"), model__command="true")
-    with pytest.raises(UserError, match="is no network"):
+    with pytest.raises(UserError, match="is not a network"):
         inception_jax.load(folder, trust_code=True)
     assert not (tmp_path / "new").exists()
 

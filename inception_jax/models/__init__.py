@@ -93,10 +93,10 @@ def create_model(
 ) -> nn.Module:
     """The Linen module of a registered name, or of "module:Name" outside the package.
 
-    Its `__call__(images, *, train)` takes normalised images (batch, height, width, channels) and returns Outputs; a
-    network from outside may return the logits (batch, num_classes) alone. `Name` is such a module's class with the
-    field num_classes, or a function that takes num_classes, and perhaps options, and returns such a module. What it is
-    is looked at before it is called.
+    Its `__call__(images, *, train)` takes normalized images (batch, height, width, channels) and returns Outputs; a
+    network from outside may return only the logits (batch, num_classes). `Name` is the class of such a module, with the
+    field num_classes, or a function that takes num_classes, and perhaps options, and returns such a module. It is
+    inspected before it is called.
 
     Args:
       name: one of list_models(), or "module:Name".
@@ -106,26 +106,10 @@ def create_model(
       options: the module's own fields, such as norm="batch".
 
     Raises:
-      UserError: the name, or an option, is unknown; an option is not of its type; there is no module of that name.
+      UserError: the name or an option is unknown, an option has the wrong type, or `Name` does not make a network.
     """
     constructor = resolve("model", name, MODELS)
-    no_network = UserError(
-        f"model {name!r} is no network: name a Linen module that has the field num_classes, or a function that takes "
-        "num_classes and returns such a module"
-    )
-    function = constructor.func if isinstance(constructor, partial) else constructor
-    linen = isinstance(function, type) and issubclass(function, nn.Module)
-    if not linen and not is_function(function):
-        raise no_network
-    signature = inspect.signature(constructor)
-    known = dict(signature.parameters)
-    for fixed in constructor.keywords if isinstance(constructor, partial) else ():
-        known.pop(fixed, None)
-    for own in ("parent", "name") if linen else ():  # Linen's, not the network's
-        known.pop(own, None)
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
-    if "num_classes" not in known and not (takes_any and _uses_linen(function)):
-        raise no_network
+    known, takes_any = _inspect(name, constructor)
     for option, value in options.items():
         if option not in known and not takes_any:
             raise unknown_name(f"option of {name}", option, known.keys() - {"num_classes"})
@@ -136,7 +120,7 @@ def create_model(
     # A small network from outside need not have the fields for data types.
     given = {"num_classes": num_classes, **{key: dtypes[key] for key in dtypes.keys() & known.keys()}, **options}
     try:
-        signature.bind(**given)
+        inspect.signature(constructor).bind(**given)
     except TypeError as error:
         raise UserError(
             f"model {name!r} cannot be made: {error}; its options are config.model's other fields"
@@ -146,24 +130,45 @@ def create_model(
     else:
         try:
             model = constructor(**given)
-        except TypeError as error:  # it hands on what it is given, and there is no such option
+        except TypeError as error:  # it passes its arguments on to what has no such option
             raise UserError(f"model {name!r} cannot be made: {error}") from error
     if not isinstance(model, nn.Module):
-        raise UserError(f"model {name!r} is no network: it returns {type(model).__name__}, not a Linen module")
-    if takes_any:  # which types it hands on, nobody knows; those of its module that are still the defaults are set
+        raise UserError(f"model {name!r} is not a network: it returns {type(model).__name__}, not a Linen module")
+    if takes_any:  # it may or may not pass the types on: set those of its module that are still the defaults
         fields = {field.name: field.default for field in dataclasses.fields(model)}
         left = {key: dtypes[key] for key in dtypes.keys() & fields.keys() if getattr(model, key) is fields[key]}
         model = model.clone(**left)
     return model
 
 
-def _uses_linen(function: Callable[..., Any]) -> bool:
-    """Whether a function that takes anything may be a network's: it, or its module, speaks of Flax or of this package.
+def _inspect(name: str, constructor: Any) -> tuple[dict[str, inspect.Parameter], bool]:
+    """The options of what makes a network, and whether it takes any; raises UserError if it does not make one."""
+    not_a_network = UserError(
+        f"model {name!r} is not a network: name a Linen module that has the field num_classes, or a function that "
+        "takes num_classes and returns such a module"
+    )
+    function = constructor.func if isinstance(constructor, partial) else constructor
+    linen = isinstance(function, type) and issubclass(function, nn.Module)
+    if not linen and not is_function(function):
+        raise not_a_network
+    known = dict(inspect.signature(constructor).parameters)
+    for fixed in constructor.keywords if isinstance(constructor, partial) else ():
+        known.pop(fixed, None)
+    for own in ("parent", "name") if linen else ():  # Linen's, not the network's
+        known.pop(own, None)
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+    if "num_classes" not in known and not (takes_any and _uses_linen(function)):
+        raise not_a_network
+    return known, takes_any
 
-    Others that take anything are many in what is installed, and do with it whatever they like.
+
+def _uses_linen(function: Callable[..., Any]) -> bool:
+    """Whether a function that takes any keyword may make a network: it, or its module, names Flax or this package.
+
+    An environment has many other functions that take any keyword, and they may do anything with it.
     """
     function = inspect.unwrap(getattr(function, "__func__", function))
-    names = [*function.__code__.co_names]  # what it imports itself is among them
+    names = [*function.__code__.co_names]  # they include what it imports itself
     for value in function.__globals__.values():
         if isinstance(value, type) and issubclass(value, nn.Module):
             return True
@@ -175,7 +180,7 @@ def _uses_linen(function: Callable[..., Any]) -> bool:
 
 
 def _is_a(value: Any, annotation: Any) -> bool:
-    """Whether an option has the type that its network's field is annotated with; what says nothing here, fits."""
+    """Whether an option has the type of its field's annotation; annotations that say nothing here accept any value."""
     if get_origin(annotation) in (Union, UnionType):
         return any(_is_a(value, kind) for kind in get_args(annotation))
     if get_origin(annotation) is tuple and get_args(annotation)[1:] == (...,):

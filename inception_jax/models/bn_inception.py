@@ -1,24 +1,13 @@
 """BN-Inception, from figure 5 of Ioffe & Szegedy 2015, "Batch normalization: accelerating deep network training by
 reducing internal covariate shift" (ICML; the figure is in the arXiv version)."""
 
-from functools import partial
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 from flax import linen as nn
-from jax import numpy as jnp
 
 from inception_jax.models.branches import BranchedModule, Branches, Conv, Pool
-from inception_jax.models.layers import (
-    ConvUnit,
-    Dtype,
-    MaxPool,
-    Outputs,
-    check_choice,
-    check_image_size,
-    classify,
-    initializer_name,
-)
+from inception_jax.models.layers import MaxPool, Network, Outputs, classify, make_units
 
 
 class Inception(NamedTuple):
@@ -49,11 +38,10 @@ FIGURE_5: dict[str, Inception] = {
     "inception_5a": Inception(352, 192, 320, 160, 224, "avg", 128),
     "inception_5b": Inception(352, 192, 320, 192, 224, "max", 128),
 }
-STEMS = ("imagenet", "small")
 
 
 def module(row: Inception) -> Branches:
-    """The branches of a row of figure 5: GoogLeNet's, with two 3x3 convolutions in place of the 5x5 one."""
+    """The branches of a row of figure 5: GoogLeNet's, with two 3x3 convolutions instead of the 5x5 one."""
     halves = not row.conv_1x1
     stride = 2 if halves else 1
     conv_1x1 = () if halves else ((Conv("conv_1x1", row.conv_1x1),),)
@@ -71,26 +59,25 @@ def module(row: Inception) -> Branches:
     )
 
 
-class BNInception(nn.Module):
+class BNInception(Network):
     """BN-Inception (Ioffe & Szegedy 2015, figure 5): 11,285,224 parameters at 1000 classes.
 
     The figure contradicts itself: with the 128 channels that it prints for the pool projections of 4c and 4d, modules
-    4c, 4d and 4e have 608, 608 and 1056 channels, not the 576, 576 and 1024 that it prints as well and that would need
-    96. The widely used weights have 128 there, and so has this network; with 96 it would have 11,194,984 parameters.
-    Their ports keep biases before batch norm, without effect: 10,016 more parameters, 11,295,240. The first convolution
-    is a whole 7x7 one, as theirs; the paper's is separable.
+    4c, 4d and 4e have 608, 608 and 1056 channels, not the 576, 576 and 1024 that it also prints and that would need
+    96. The widely used weights have 128, and so does this network; with 96 it would have 11,194,984 parameters. Ports
+    of those weights keep biases before batch norm, which have no effect: 10,016 more parameters, 11,295,240. The first
+    convolution is a full 7x7 one, as in the weights; the paper's is separable.
 
     Submodules: `conv1`, `pool_1`, `conv2`, `conv3`, `pool_2`, then `inception_3a` to `inception_5b`, `fc`.
 
     Attributes:
       norm: "batch"; "none" is what folding its batch norm leaves.
-      norm_epsilon: of batch norm: 1e-5 as those weights.
-      stem: "imagenet", the figure's, divides the map by 8; "small", one 3x3 convolution that keeps it, the usual choice
+      norm_epsilon: of batch norm: 1e-5 as in those weights.
+      stem: "imagenet", the figure's, divides the map by 8; "small", one 3x3 convolution at stride 1, the usual choice
         for CIFAR.
-      dropout_rate: before the classifier; the paper has removed it.
+      dropout_rate: before the classifier; the paper removes dropout.
       initializer: a name from layers.INITIALIZERS, or "paper": it names none, so "he_normal", which its authors'
         TensorFlow version draws all but the 1x1 convolutions from.
-      dtype: of the computation; None: that of the inputs and parameters.
     """
 
     num_classes: int
@@ -99,33 +86,13 @@ class BNInception(nn.Module):
     stem: str = "imagenet"
     dropout_rate: float = 0.0
     initializer: str = "he_normal"
-    dtype: Dtype | None = None
-    param_dtype: Dtype = jnp.float32
 
-    @property
-    def native_image_size(self) -> int:
-        """Side of the images that the network is made for, pixels."""
-        return 224 if self.stem == "imagenet" else 32
-
-    @property
-    def min_image_size(self) -> int:
-        """Side of the smallest images that it can take, pixels."""
-        return 7 if self.stem == "imagenet" else 1
+    image_sizes: ClassVar = {"imagenet": (224, 7), "small": (32, 1)}
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> Outputs:
-        """Images (batch, height, width, channels), normalised, to Outputs.
-
-        Raises:
-          UserError: an option has a value that is not allowed, or the images are too small.
-        """
-        check_choice("stem", self.stem, STEMS)
-        check_choice("norm", self.norm, ("batch", "none"))
-        check_image_size(images, self.min_image_size)
-        initializer = initializer_name(self.initializer, "he_normal")
-        common = {"initializer": initializer, "dtype": self.dtype, "param_dtype": self.param_dtype}
-        norm = {"norm": self.norm, "norm_epsilon": self.norm_epsilon}
-        conv = partial(ConvUnit, **norm, **common)
+        """Images (batch, height, width, channels), normalized, to Outputs; raises as `Network` says."""
+        conv, dense = make_units(self, images, paper="he_normal")
         if self.stem == "imagenet":
             x = conv(64, (7, 7), (2, 2), name="conv1")(images, train)
             x = MaxPool(ceil_mode=True, name="pool_1")(x)
@@ -135,6 +102,5 @@ class BNInception(nn.Module):
         else:
             x = conv(192, (3, 3), name="conv1")(images, train)
         for name, row in FIGURE_5.items():
-            x = BranchedModule(module(row), name=name, **norm, **common)(x, train)
-        logits = classify(x, self.num_classes, train=train, dropout_rate=self.dropout_rate, **common)
-        return Outputs(logits)
+            x = BranchedModule(module(row), conv, name=name)(x, train)
+        return Outputs(classify(x, dense, self.num_classes, self.dropout_rate, train=train))

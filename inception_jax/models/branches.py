@@ -2,7 +2,6 @@
 of."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -10,7 +9,7 @@ from flax import linen as nn
 from jax import numpy as jnp
 
 from inception_jax import ops
-from inception_jax.models.layers import ConvUnit, Dtype, apply_siblings
+from inception_jax.models.layers import ConvUnit, apply_siblings
 
 
 class Conv(NamedTuple):
@@ -74,8 +73,8 @@ def pad(branches: Branches) -> Branches:
 def apply_branches(branches: Branches, x: jax.Array, train: bool, conv: Callable[..., ConvUnit]) -> jax.Array:
     """(batch, height, width, channels) to the branches' results, concatenated.
 
-    To be called inside a compact `__call__`, whose submodules the convolutions become. `conv` is ConvUnit with the
-    network's options. 1x1 convolutions that branches begin with run as one where that is faster.
+    To be called inside a compact `__call__`, whose submodules the convolutions become; `conv` makes them. The 1x1
+    convolutions that branches begin with run as one where that is faster.
     """
 
     def unit(step: Conv) -> ConvUnit:
@@ -110,24 +109,16 @@ def _pool(step: Pool, x: jax.Array) -> jax.Array:
 
 
 class BranchedModule(nn.Module):
-    """Parallel branches, concatenated. Its submodules have the names in `branches`."""
+    """Parallel branches, concatenated; the submodules have the names in `branches`.
+
+    Attributes:
+      conv: makes the convolution units: ConvUnit, given the network's options (see `layers.make_units`).
+    """
 
     branches: Branches
-    norm: str = "batch"
-    norm_epsilon: float = 1e-3
-    initializer: str = "he_normal"
-    dtype: Dtype | None = None
-    param_dtype: Dtype = jnp.float32
+    conv: Callable[..., ConvUnit] = ConvUnit
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """(batch, height, width, channels) to (batch, height', width', sum of the branches' channels)."""
-        conv = partial(
-            ConvUnit,
-            norm=self.norm,
-            norm_epsilon=self.norm_epsilon,
-            initializer=self.initializer,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-        )
-        return apply_branches(self.branches, x, train, conv)
+        return apply_branches(self.branches, x, train, self.conv)

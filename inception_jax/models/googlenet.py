@@ -1,7 +1,8 @@
 """GoogLeNet, from Table 1 of Szegedy et al. 2015, "Going deeper with convolutions" (CVPR)."""
 
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 from flax import linen as nn
@@ -10,10 +11,10 @@ from jax import numpy as jnp
 from inception_jax import ops
 from inception_jax.errors import UserError
 from inception_jax.models.layers import (
-    INITIALIZERS,
+    NORMS,
     ConvUnit,
-    Dtype,
     MaxPool,
+    Network,
     Outputs,
     apply_siblings,
     at_least_float32,
@@ -21,7 +22,7 @@ from inception_jax.models.layers import (
     check_image_size,
     classify,
     dropout,
-    initializer_name,
+    make_units,
 )
 
 
@@ -51,7 +52,6 @@ TABLE_1: dict[str, Inception | str] = {
     "inception_5b": Inception(384, 192, 384, 48, 128, 128),
 }
 AUX_HEADS = {"inception_4a": "aux1", "inception_4d": "aux2"}  # the module whose output each head reads
-STEMS = ("imagenet", "small", "small_pooled")
 
 
 class InceptionModule(nn.Module):
@@ -62,10 +62,11 @@ class InceptionModule(nn.Module):
       reductions: 1x1 convolutions before the 3x3 and 5x5 ones. Without them, the naive module (figure 2a), except that
         the pool's projection stays: with it gone as well, the depth would grow by its input's at every module.
       kernel_3x3: side of the second branch's kernel: 3, or 1 as in a tutorial (see `configs/studies`).
-      kernel_5x5: side of the third branch's kernel: 5, or 3 as torchvision has it, or 1.
-      residual: "none"; "identity" adds the input where it has the output's shape; "projection" adds it everywhere,
+      kernel_5x5: side of the third branch's kernel: 5, or 3 as in torchvision, or 1.
+      residual: "none"; "identity" adds the input if it has the output's shape; "projection" always adds it,
         through a 1x1 convolution without activation where the shapes differ (He et al. 2016, option B). The input is
         added to the concatenated, activated branches.
+      conv: makes the convolution units: ConvUnit, given the network's options.
     """
 
     table: Inception
@@ -73,24 +74,12 @@ class InceptionModule(nn.Module):
     kernel_3x3: int = 3
     kernel_5x5: int = 5
     residual: str = "none"
-    norm: str = "batch"
-    norm_epsilon: float = 1e-3
-    initializer: str = "he_normal"
-    dtype: Dtype | None = None
-    param_dtype: Dtype = jnp.float32
+    conv: Callable[..., ConvUnit] = ConvUnit
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """(batch, height, width, channels) to (batch, height, width, sum of the branches' channels)."""
-        conv = partial(
-            ConvUnit,
-            norm=self.norm,
-            norm_epsilon=self.norm_epsilon,
-            initializer=self.initializer,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-        )
-        table, side_3x3, side_5x5 = self.table, self.kernel_3x3, self.kernel_5x5
+        conv, table, side_3x3, side_5x5 = self.conv, self.table, self.kernel_3x3, self.kernel_5x5
         if self.reductions:
             siblings = [
                 conv(table.conv_1x1, name="conv_1x1"),
@@ -118,18 +107,17 @@ class AuxHead(nn.Module):
     """An auxiliary classifier (Szegedy et al. 2015, section 5): pooling, 1x1 convolution, two dense layers.
 
     Attributes:
-      pool: "adaptive" averages to 4x4 maps, as torchvision; "paper" averages 5x5 windows at stride 3 without padding,
-        which is 4x4 on the paper's 14x14 maps.
+      pool: "adaptive" averages to 4x4 maps, as in torchvision; "paper" averages 5x5 windows at stride 3 without
+        padding, which gives 4x4 on the paper's 14x14 maps.
+      conv: makes the convolution unit.
+      dense: makes the dense layers.
     """
 
     num_classes: int
     pool: str = "adaptive"
     dropout_rate: float = 0.7
-    norm: str = "batch"
-    norm_epsilon: float = 1e-3
-    initializer: str = "he_normal"
-    dtype: Dtype | None = None
-    param_dtype: Dtype = jnp.float32
+    conv: Callable[..., ConvUnit] = ConvUnit
+    dense: Callable[..., nn.Dense] = nn.Dense
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -143,49 +131,37 @@ class AuxHead(nn.Module):
             )
         else:
             x = ops.avg_pool(x, (5, 5), (3, 3), "VALID")
-        x = ConvUnit(
-            128,
-            norm=self.norm,
-            norm_epsilon=self.norm_epsilon,
-            initializer=self.initializer,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            name="conv",
-        )(x, train)
-        dense = partial(
-            nn.Dense, dtype=self.dtype, param_dtype=self.param_dtype, kernel_init=INITIALIZERS[self.initializer]
-        )
-        x = nn.relu(dense(1024, name="fc1")(x.reshape(x.shape[0], -1)))
+        x = self.conv(128, name="conv")(x, train)
+        x = nn.relu(self.dense(1024, name="fc1")(x.reshape(x.shape[0], -1)))
         x = dropout(x, self.dropout_rate, train=train)
-        return dense(self.num_classes, name="fc2")(x)
+        return self.dense(self.num_classes, name="fc2")(x)
 
 
-class GoogLeNet(nn.Module):
+class GoogLeNet(Network):
     """GoogLeNet (Szegedy et al. 2015, Table 1), with the departures of its descendants as named options.
 
-    Parameters at 1000 classes: 6,998,552 as the paper, 13,378,280 with both auxiliary heads; 7,005,832 with batch norm;
-    6,624,904 and 13,004,888 with batch norm and 3x3 kernels, where the logits are torchvision's.
+    Parameters at 1000 classes: 6,998,552 as in the paper, 13,378,280 with both auxiliary heads; 7,005,832 with batch
+    norm; 6,624,904 and 13,004,888 with batch norm and 3x3 kernels, where the logits are torchvision's.
 
     Attributes:
-      norm: "lrn", two local response norms in the stem as the paper; "batch" after every convolution (Ioffe & Szegedy
-        2015), which then has no bias; "none".
-      norm_epsilon: of batch norm: 1e-3 as torchvision.
+      norm: "lrn", two local response norms in the stem, as in the paper; "batch" after every convolution (Ioffe &
+        Szegedy 2015), which then has no bias; "none".
+      norm_epsilon: of batch norm: 1e-3 as in torchvision.
       reductions: False: the naive modules, see InceptionModule.
       kernel_3x3: side of the second branch's kernels: 3 or 1.
-      kernel_5x5: side of the third branch's kernels: 5, or 3 as torchvision, or 1.
-      pool_padding: of the max pools that halve the map: "ceil", windows reach past the end as in Caffe and PyTorch's
-        ceil mode, or "valid", they do not.
-      pool_4: side of the last max pool's window: 3 as Table 1, or 2 as torchvision. None: 2 beside 3x3 kernels, so that
-        `kernel_5x5=3` alone is torchvision's network, else 3.
-      aux_heads: two auxiliary classifiers, behind inception_4a and inception_4d.
+      kernel_5x5: side of the third branch's kernels: 5, or 3 as in torchvision, or 1.
+      pool_padding: of the max pools that halve the map: "ceil", whose windows reach past the end as in Caffe and
+        PyTorch's ceil mode, or "valid", whose windows do not.
+      pool_4: side of the last max pool's window: 3 as in Table 1, or 2 as in torchvision. None: 2 with kernel_5x5=3,
+        which alone then gives torchvision's network, else 3.
+      aux_heads: whether there are two auxiliary classifiers, after inception_4a and inception_4d.
       aux_pool: "adaptive" or "paper", see AuxHead.
       residual: "none", "identity" or "projection", see InceptionModule.
-      stem: "imagenet", Table 1's, divides the map by 8; "small", one 3x3 convolution that keeps it, the usual
-        choice for CIFAR; "small_pooled", Table 1's with a 3x3 first convolution at stride 1, divides it by 4 and
+      stem: "imagenet", Table 1's, divides the map by 8; "small", one 3x3 convolution at stride 1, the usual choice
+        for CIFAR; "small_pooled", Table 1's with a 3x3 first convolution at stride 1, divides it by 4 and
         costs a sixteenth of "small" in the body.
       dropout_rate: before the classifier: 0.4 in the paper, 0.2 in torchvision.
       initializer: a name from layers.INITIALIZERS, or "paper": the paper names none, so torchvision's.
-      dtype: of the computation; None: that of the inputs and parameters.
     """
 
     num_classes: int
@@ -203,19 +179,15 @@ class GoogLeNet(nn.Module):
     dropout_rate: float = 0.4
     aux_dropout_rate: float = 0.7
     initializer: str = "he_normal"
-    dtype: Dtype | None = None
-    param_dtype: Dtype = jnp.float32
 
-    @property
-    def native_image_size(self) -> int:
-        """Side of the images that the network is made for, pixels."""
-        return 224 if self.stem == "imagenet" else 32
+    image_sizes: ClassVar = {"imagenet": (224, 1), "small": (32, 1), "small_pooled": (32, 1)}
 
     @property
     def min_image_size(self) -> int:
-        """Side of the smallest images that it can take, pixels."""
+        """Side of the smallest images that it accepts, pixels."""
+        smallest = super().min_image_size
         if not (self.aux_heads and self.aux_pool == "paper"):
-            return 1
+            return smallest
         side = 5  # of the maps behind inception_4a
         for _ in range(1 if self.stem == "small" else 3):  # the pools of 3 pixels at stride 2 before it
             side = 2 * side + (self.pool_padding == "valid")
@@ -223,11 +195,7 @@ class GoogLeNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> Outputs:
-        """Images (batch, height, width, channels), normalised, to Outputs.
-
-        Raises:
-          UserError: an option has a value that is not allowed, or the images are too small for aux_pool="paper".
-        """
+        """Images (batch, height, width, channels), normalized, to Outputs; raises as `Network` says."""
         check_choice("kernel_3x3", self.kernel_3x3, (1, 3))
         check_choice("kernel_5x5", self.kernel_5x5, (1, 3, 5))
         check_choice("pool_padding", self.pool_padding, ("ceil", "valid"))
@@ -235,13 +203,7 @@ class GoogLeNet(nn.Module):
         check_choice("aux_pool", self.aux_pool, ("adaptive", "paper"))
         check_choice("residual", self.residual, ("none", "identity", "projection"))
         check_image_size(images, self.min_image_size, "a stem that shrinks them less, or aux_pool='adaptive'")
-        common = {
-            "norm": self.norm,
-            "norm_epsilon": self.norm_epsilon,
-            "initializer": initializer_name(self.initializer, "truncated_normal"),
-            "dtype": self.dtype,
-            "param_dtype": self.param_dtype,
-        }
+        conv, dense = make_units(self, images, paper="truncated_normal", norms=NORMS)
         pool_4 = self.pool_4 or (2 if self.kernel_5x5 == 3 else 3)
         windows = {"pool_3": 3, "pool_4": pool_4}
         module = partial(
@@ -250,33 +212,25 @@ class GoogLeNet(nn.Module):
             kernel_3x3=self.kernel_3x3,
             kernel_5x5=self.kernel_5x5,
             residual=self.residual,
-            **common,
+            conv=conv,
         )
         aux = {}
-        x = self._stem(images, train, partial(ConvUnit, **common))
+        x = self._stem(images, train, conv)
         for name, row in TABLE_1.items():
             x = self._halve(x, name, windows[name]) if isinstance(row, str) else module(row, name=name)(x, train)
             if self.aux_heads and name in AUX_HEADS:
-                head = AuxHead(self.num_classes, self.aux_pool, self.aux_dropout_rate, name=AUX_HEADS[name], **common)
+                head = AuxHead(
+                    self.num_classes, self.aux_pool, self.aux_dropout_rate, conv, dense, name=AUX_HEADS[name]
+                )
                 aux[AUX_HEADS[name]] = at_least_float32(head(x, train))
-        logits = classify(
-            x,
-            self.num_classes,
-            train=train,
-            dropout_rate=self.dropout_rate,
-            initializer=common["initializer"],
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-        )
-        return Outputs(logits, aux)
+        return Outputs(classify(x, dense, self.num_classes, self.dropout_rate, train=train), aux)
 
     def _stem(self, x: jax.Array, train: bool, conv) -> jax.Array:
-        check_choice("stem", self.stem, STEMS)
         local_response_norm = ops.local_response_norm if self.norm == "lrn" else lambda x: x
         if self.stem == "small":
             return conv(192, (3, 3), name="conv1")(x, train)
         if self.stem == "imagenet":
-            # Symmetric padding as in PyTorch; SAME would pad 2 before and 3 behind.
+            # Symmetric padding as in PyTorch; SAME would pad 2 before and 3 after.
             x = conv(64, (7, 7), (2, 2), ((3, 3), (3, 3)), name="conv1")(x, train)
         else:
             x = conv(64, (3, 3), name="conv1")(x, train)

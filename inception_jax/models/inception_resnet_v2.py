@@ -1,23 +1,16 @@
 """Inception-ResNet v2, from Szegedy et al. 2017, "Inception-v4, Inception-ResNet and the impact of residual connections
 on learning" (AAAI), as released."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import ClassVar
 
 import jax
 from flax import linen as nn
-from jax import numpy as jnp
 
 from inception_jax.models.branches import BranchedModule, Branches, Conv, Pool, apply_branches, pad, reduction_a
 from inception_jax.models.inception_v3 import apply_stem
-from inception_jax.models.layers import (
-    ConvUnit,
-    Dtype,
-    Outputs,
-    check_choice,
-    check_image_size,
-    classify,
-    initializer_name,
-)
+from inception_jax.models.layers import ConvUnit, Network, Outputs, classify, make_units
 
 MIXED_5B: Branches = (
     (Conv("conv_1x1", 96),),
@@ -52,31 +45,26 @@ class ResidualModule(nn.Module):
 
     Attributes:
       scale: of what is added (section 3.3).
-      activate: ReLU after the sum.
+      activate: whether a ReLU follows the sum.
+      conv: makes the convolution units: ConvUnit, given the network's options.
     """
 
     branches: Branches
     scale: float
     activate: bool = True
-    norm: str = "batch"
-    norm_epsilon: float = 1e-3
-    initializer: str = "he_normal"
-    dtype: Dtype | None = None
-    param_dtype: Dtype = jnp.float32
+    conv: Callable[..., ConvUnit] = ConvUnit
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """(batch, height, width, channels) to the same shape."""
-        common = {"initializer": self.initializer, "dtype": self.dtype, "param_dtype": self.param_dtype}
-        conv = partial(ConvUnit, norm=self.norm, norm_epsilon=self.norm_epsilon, **common)
-        y = apply_branches(self.branches, x, train, conv)
+        y = apply_branches(self.branches, x, train, self.conv)
         # A bias: to save memory there is no batch norm around the sums (section 3.2).
-        y = ConvUnit(x.shape[-1], norm="none", activation=None, name="projection", **common)(y, train)
+        y = self.conv(x.shape[-1], norm="none", activation=None, name="projection")(y, train)
         y = x + self.scale * y
         return nn.relu(y) if self.activate else y
 
 
-class InceptionResNetV2(nn.Module):
+class InceptionResNetV2(Network):
     """Inception-ResNet v2 as released, with timm's logits: 55,843,464 parameters at 1000 classes.
 
     The released network has Inception v3's stem and another first module, 320, 1088 and 2080 channels at 35x35, 17x17
@@ -89,13 +77,12 @@ class InceptionResNetV2(nn.Module):
     network.
 
     Attributes:
-      repeats: how many residual modules there are at 35x35, 17x17 and 8x8: (10, 20, 10).
+      repeats: the numbers of residual modules at 35x35, 17x17 and 8x8: (10, 20, 10).
       stem: "imagenet", or "small" for 32 and 64 pixels, as Inception v3's; all reductions are then padded.
       norm: "batch"; "none" is what folding its batch norm leaves.
       norm_epsilon: of batch norm: 1e-3 as released.
-      dropout_rate: before the classifier: 0.2 as figure 15, which keeps 0.8.
+      dropout_rate: before the classifier: 0.2 as in figure 15, which keeps 0.8.
       initializer: a name from layers.INITIALIZERS, or "paper": it names none, so the released network's "he_normal".
-      dtype: of the computation; None: that of the inputs and parameters.
     """
 
     repeats: tuple[int, int, int]
@@ -105,38 +92,19 @@ class InceptionResNetV2(nn.Module):
     norm_epsilon: float = 1e-3
     dropout_rate: float = 0.2
     initializer: str = "he_normal"
-    dtype: Dtype | None = None
-    param_dtype: Dtype = jnp.float32
 
-    @property
-    def native_image_size(self) -> int:
-        """Side of the images that the network is made for, pixels."""
-        return 299 if self.stem == "imagenet" else 32
-
-    @property
-    def min_image_size(self) -> int:
-        """Side of the smallest images that it can take, pixels."""
-        return 75 if self.stem == "imagenet" else 1
+    image_sizes: ClassVar = {"imagenet": (299, 75), "small": (32, 1)}
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> Outputs:
-        """Images (batch, height, width, channels), normalised, to Outputs.
-
-        Raises:
-          UserError: an option has a value that is not allowed, or the images are too small.
-        """
-        check_choice("norm", self.norm, ("batch", "none"))
-        check_image_size(images, self.min_image_size)
-        initializer = initializer_name(self.initializer, "he_normal")
-        common = {"initializer": initializer, "dtype": self.dtype, "param_dtype": self.param_dtype}
-        norm = {"norm": self.norm, "norm_epsilon": self.norm_epsilon}
-        conv = partial(ConvUnit, **norm, **common)
+        """Images (batch, height, width, channels), normalized, to Outputs; raises as `Network` says."""
+        conv, dense = make_units(self, images, paper="he_normal")
 
         def mixed(name: str, branches: Branches, x: jax.Array) -> jax.Array:
             branches = pad(branches) if self.stem == "small" else branches
-            return BranchedModule(branches, name=name, **norm, **common)(x, train)
+            return BranchedModule(branches, conv, name=name)(x, train)
 
-        block = partial(ResidualModule, **norm, **common)
+        block = partial(ResidualModule, conv=conv)
         count_35, count_17, count_8 = self.repeats
         x = apply_stem(images, train, conv, stem=self.stem)
         x = mixed("mixed_5b", MIXED_5B, x)
@@ -150,5 +118,4 @@ class InceptionResNetV2(nn.Module):
             x = block(BLOCK_8, 0.20, name=f"block8_{i}")(x, train)
         x = block(BLOCK_8, 1.0, activate=False, name=f"block8_{count_8}")(x, train)
         x = conv(1536, name="conv_7b")(x, train)
-        logits = classify(x, self.num_classes, train=train, dropout_rate=self.dropout_rate, **common)
-        return Outputs(logits)
+        return Outputs(classify(x, dense, self.num_classes, self.dropout_rate, train=train))

@@ -2,28 +2,25 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import ClassVar
 
 import jax
 from flax import linen as nn
-from jax import numpy as jnp
 
 from inception_jax import ops
 from inception_jax.models.branches import BranchedModule, Branches, Conv, Pool, pad, reduction_a
 from inception_jax.models.initializers import initializer
 from inception_jax.models.layers import (
-    INITIALIZERS,
     ConvUnit,
-    Dtype,
     MaxPool,
+    Network,
     Outputs,
     at_least_float32,
     check_choice,
-    check_image_size,
     classify,
-    initializer_name,
+    make_units,
 )
 
-STEMS = ("imagenet", "small")
 _RELEASED_CLASSIFIER = initializer("truncated_normal_0.001", nn.initializers.truncated_normal(0.001))
 
 
@@ -123,9 +120,8 @@ def apply_stem(
     """What stands before the first module of Inception v3 and Inception-ResNet v2: images to 192 channels.
 
     "imagenet" takes 299 pixels to 35; "small" has the same convolutions, padded and at stride 1, and no pools. To be
-    called inside the network's compact `__call__`; `conv` is ConvUnit with its options.
+    called inside the network's compact `__call__`; `conv` makes the convolution units.
     """
-    check_choice("stem", stem, STEMS)
     small = stem == "small"
     stride, padding = (1, None) if small else (2, "VALID")
     if factorized_7x7:
@@ -147,34 +143,27 @@ class AuxHead(nn.Module):
     convolution needs would be left, it averages adaptively to 5x5, which spreads still smaller maps.
 
     Attributes:
-      norm_fc: the norm of the 5x5 convolution, which on 17x17 maps is a fully connected layer; "none" with norm="none".
+      conv: makes the 1x1 convolution's unit.
+      conv_fc: makes the 5x5 convolution's, which on 17x17 maps is a fully connected layer.
+      dense: makes the dense layer.
     """
 
     num_classes: int
-    norm: str = "batch"
-    norm_fc: str = "batch"
-    norm_epsilon: float = 1e-3
-    initializer: str = "he_normal"
-    dtype: Dtype | None = None
-    param_dtype: Dtype = jnp.float32
+    conv: Callable[..., ConvUnit] = ConvUnit
+    conv_fc: Callable[..., ConvUnit] = ConvUnit
+    dense: Callable[..., nn.Dense] = nn.Dense
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """(batch, height, width, channels) to logits (batch, num_classes)."""
         large = min(x.shape[1:3]) >= 17
         x = ops.avg_pool(x, (5, 5), (3, 3), "VALID") if large else ops.adaptive_avg_pool(x, (5, 5))
-        common = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        conv = partial(ConvUnit, norm_epsilon=self.norm_epsilon, **common)
-        initializer = initializer_name(self.initializer, "truncated_normal_0.1")
-        x = conv(128, norm=self.norm, initializer=initializer, name="conv1")(x, train)
-        initializer = initializer_name(self.initializer, "truncated_normal")
-        norm_fc = "none" if self.norm == "none" else self.norm_fc
-        x = conv(768, (5, 5), padding="VALID", norm=norm_fc, initializer=initializer, name="conv2")(x, train)
-        kernel_init = _RELEASED_CLASSIFIER if self.initializer == "paper" else INITIALIZERS[self.initializer]
-        return nn.Dense(self.num_classes, kernel_init=kernel_init, name="fc", **common)(x.mean((1, 2)))
+        x = self.conv(128, name="conv1")(x, train)
+        x = self.conv_fc(768, (5, 5), padding="VALID", name="conv2")(x, train)
+        return self.dense(self.num_classes, name="fc")(x.mean((1, 2)))
 
 
-class InceptionV3(nn.Module):
+class InceptionV3(Network):
     """Inception v3 as released, with torchvision's logits; its fields are the rungs of the ladder from v2.
 
     Parameters at 1000 classes: 23,834,568; 27,161,264 with the auxiliary head. Submodules: `conv_1a`, `conv_2a`,
@@ -202,14 +191,13 @@ class InceptionV3(nn.Module):
       aux_norm: "batch", or "none" for a head whose fully connected layer has no batch norm; its 1x1 convolution has it
         either way, which is what the paper's last rung says.
       stem: "imagenet", or "small" for 32 and 64 pixels, after the CIFAR versions in wide use: the stem's convolutions
-        at stride 1 without its pools, so that the modules see the full map. Here all are padded, those and the pools of
-        the reductions included: maps of 32, 16 and 8 pixels for images of 32, and none is ever too small.
+        at stride 1 without its pools, so that the modules see the full map. Everything is then padded, the reductions
+        included: images of 32 pixels give maps of 32, 16 and 8, and no image is too small.
       norm: "batch"; "none" is what folding its batch norm leaves.
       norm_epsilon: of batch norm: 1e-3 as released.
-      dropout_rate: before the classifier: 0.5 as torchvision, 0.2 as released.
+      dropout_rate: before the classifier: 0.5 as in torchvision, 0.2 as released.
       initializer: a name from layers.INITIALIZERS, or "paper": it names none, so the released network's
         "truncated_normal_0.1", with smaller deviations in the auxiliary head.
-      dtype: of the computation; None: that of the inputs and parameters.
     """
 
     num_classes: int
@@ -223,52 +211,39 @@ class InceptionV3(nn.Module):
     norm_epsilon: float = 1e-3
     dropout_rate: float = 0.5
     initializer: str = "he_normal"
-    dtype: Dtype | None = None
-    param_dtype: Dtype = jnp.float32
 
-    @property
-    def native_image_size(self) -> int:
-        """Side of the images that the network is made for, pixels."""
-        return 299 if self.stem == "imagenet" else 32
-
-    @property
-    def min_image_size(self) -> int:
-        """Side of the smallest images that it can take, pixels."""
-        return 75 if self.stem == "imagenet" else 1
+    image_sizes: ClassVar = {"imagenet": (299, 75), "small": (32, 1)}
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> Outputs:
-        """Images (batch, height, width, channels), normalised, to Outputs.
-
-        Raises:
-          UserError: an option has a value that is not allowed, or the images are too small.
-        """
+        """Images (batch, height, width, channels), normalized, to Outputs; raises as `Network` says."""
         check_choice("kernel_5x5", self.kernel_5x5, (3, 5))
-        check_choice("norm", self.norm, ("batch", "none"))
         check_choice("aux_norm", self.aux_norm, ("batch", "none"))
-        check_image_size(images, self.min_image_size)
-        initializer = initializer_name(self.initializer, "truncated_normal_0.1")
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        norm = {"norm": self.norm, "norm_epsilon": self.norm_epsilon}
-        conv = partial(ConvUnit, initializer=initializer, **norm, **dtypes)
+        conv, dense = make_units(self, images, paper="truncated_normal_0.1")
         aux = {}
         x = apply_stem(images, train, conv, stem=self.stem, factorized_7x7=self.factorized_7x7)
         for name, branches in table_1(self.factorized_kernels, self.kernel_5x5).items():
             branches = pad(branches) if self.stem == "small" else branches
-            x = BranchedModule(branches, initializer=initializer, name=name, **norm, **dtypes)(x, train)
+            x = BranchedModule(branches, conv, name=name)(x, train)
             if self.aux_heads and name == "mixed_6e":
-                head = AuxHead(
-                    self.num_classes, norm_fc=self.aux_norm, initializer=self.initializer, name="aux", **norm, **dtypes
-                )
-                aux["aux"] = at_least_float32(head(x, train))
-        logits = classify(
-            x, self.num_classes, train=train, dropout_rate=self.dropout_rate, initializer=initializer, **dtypes
-        )
-        return Outputs(logits, aux)
+                aux["aux"] = at_least_float32(aux_head(self, conv, dense)(x, train))
+        return Outputs(classify(x, dense, self.num_classes, self.dropout_rate, train=train), aux)
+
+
+def aux_head(network: InceptionV3, conv: Callable[..., ConvUnit], dense: Callable[..., nn.Dense]) -> AuxHead:
+    """The auxiliary head of a network with these units, as its fields norm, aux_norm and initializer ask for.
+
+    To be called inside the network's compact `__call__`, whose submodule `aux` it becomes.
+    """
+    conv_fc = conv if network.norm == "none" else partial(conv, norm=network.aux_norm)
+    if network.initializer == "paper":  # as released, with smaller deviations than in the rest of the network
+        conv_fc = partial(conv_fc, initializer="truncated_normal")
+        dense = partial(dense, kernel_init=_RELEASED_CLASSIFIER)
+    return AuxHead(network.num_classes, conv, conv_fc, dense, name="aux")
 
 
 class InceptionV2(InceptionV3):
-    """The paper's Inception v2: the same network with the rungs that lead to v3 still to be taken, see InceptionV3.
+    """The paper's Inception v2: the same network on the lowest rung of the ladder to v3, see InceptionV3.
 
     23,667,880 parameters at 1000 classes; 26,993,808 with the auxiliary head.
     """

@@ -2,23 +2,14 @@
 learning" (AAAI), figures 3 to 9."""
 
 from functools import partial
+from typing import ClassVar
 
 import jax
 from flax import linen as nn
-from jax import numpy as jnp
 
 from inception_jax.models.branches import BranchedModule, Branches, Conv, Pool, pad, reduction_a
-from inception_jax.models.layers import (
-    ConvUnit,
-    Dtype,
-    Outputs,
-    check_choice,
-    check_image_size,
-    classify,
-    initializer_name,
-)
+from inception_jax.models.layers import Network, Outputs, classify, make_units
 
-STEMS = ("imagenet", "small")
 AVG_POOL = Pool("avg", count_include_pad=False)
 
 INCEPTION_A: Branches = (  # figure 4, 35x35 maps
@@ -82,7 +73,7 @@ def stem_modules(stride: int = 2) -> dict[str, Branches]:
 
 
 def figure_9(repeats: tuple[int, int, int]) -> dict[str, Branches]:
-    """What follows the stem: modules A, B and C, so many times each, with the reductions between them."""
+    """What follows the stem: modules A, B and C, each repeated, with the reductions between them."""
     a, b, c = repeats
     return {
         **{f"inception_a{i}": INCEPTION_A for i in range(1, a + 1)},
@@ -93,7 +84,7 @@ def figure_9(repeats: tuple[int, int, int]) -> dict[str, Branches]:
     }
 
 
-class InceptionV4(nn.Module):
+class InceptionV4(Network):
     """Inception v4 (Szegedy et al. 2017, figure 9), with timm's logits: 42,679,816 parameters at 1000 classes.
 
     The order of 1xn and nx1 convolutions is that of the released network, and differs from the figures' in places.
@@ -103,15 +94,14 @@ class InceptionV4(nn.Module):
     `inception_c1` to `inception_c3`, `fc`.
 
     Attributes:
-      repeats: how many modules A, B and C there are: (4, 7, 3).
+      repeats: the numbers of modules A, B and C: (4, 7, 3).
       stem: "imagenet", figure 3, takes 299 pixels to 35; "small", for 32 and 64 pixels, after the CIFAR versions in
-        wide use: figure 3 at stride 1 throughout, so that the modules see the full map. Here all of it is padded, the
-        reductions included: maps of 32, 16 and 8 pixels for images of 32, and none is ever too small.
+        wide use: figure 3 at stride 1 throughout, so that the modules see the full map. Everything is then padded, the
+        reductions included: images of 32 pixels give maps of 32, 16 and 8, and no image is too small.
       norm: "batch"; "none" is what folding its batch norm leaves.
       norm_epsilon: of batch norm: 1e-3 as released.
-      dropout_rate: before the classifier: 0.2 as figure 9, which keeps 0.8.
+      dropout_rate: before the classifier: 0.2 as in figure 9, which keeps 0.8.
       initializer: a name from layers.INITIALIZERS, or "paper": it names none, so the released network's "he_normal".
-      dtype: of the computation; None: that of the inputs and parameters.
     """
 
     repeats: tuple[int, int, int]
@@ -121,40 +111,20 @@ class InceptionV4(nn.Module):
     norm_epsilon: float = 1e-3
     dropout_rate: float = 0.2
     initializer: str = "he_normal"
-    dtype: Dtype | None = None
-    param_dtype: Dtype = jnp.float32
 
-    @property
-    def native_image_size(self) -> int:
-        """Side of the images that the network is made for, pixels."""
-        return 299 if self.stem == "imagenet" else 32
-
-    @property
-    def min_image_size(self) -> int:
-        """Side of the smallest images that it can take, pixels."""
-        return 75 if self.stem == "imagenet" else 1
+    image_sizes: ClassVar = {"imagenet": (299, 75), "small": (32, 1)}
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> Outputs:
-        """Images (batch, height, width, channels), normalised, to Outputs.
-
-        Raises:
-          UserError: an option has a value that is not allowed, or the images are too small.
-        """
-        check_choice("stem", self.stem, STEMS)
-        check_choice("norm", self.norm, ("batch", "none"))
-        check_image_size(images, self.min_image_size)
-        initializer = initializer_name(self.initializer, "he_normal")
-        common = {"initializer": initializer, "dtype": self.dtype, "param_dtype": self.param_dtype}
-        norm = {"norm": self.norm, "norm_epsilon": self.norm_epsilon}
-        conv = partial(ConvUnit, kernel_size=(3, 3), **norm, **common)
+        """Images (batch, height, width, channels), normalized, to Outputs; raises as `Network` says."""
+        conv, dense = make_units(self, images, paper="he_normal")
         small = self.stem == "small"
         stride, padding = (1, None) if small else (2, "VALID")
-        x = conv(32, strides=(stride, stride), padding=padding, name="conv_1a")(images, train)
-        x = conv(32, padding=padding, name="conv_2a")(x, train)
-        x = conv(64, name="conv_2b")(x, train)
+        conv_3x3 = partial(conv, kernel_size=(3, 3))
+        x = conv_3x3(32, strides=(stride, stride), padding=padding, name="conv_1a")(images, train)
+        x = conv_3x3(32, padding=padding, name="conv_2a")(x, train)
+        x = conv_3x3(64, name="conv_2b")(x, train)
         for name, branches in {**stem_modules(stride), **figure_9(self.repeats)}.items():
             branches = pad(branches) if small else branches
-            x = BranchedModule(branches, name=name, **norm, **common)(x, train)
-        logits = classify(x, self.num_classes, train=train, dropout_rate=self.dropout_rate, **common)
-        return Outputs(logits)
+            x = BranchedModule(branches, conv, name=name)(x, train)
+        return Outputs(classify(x, dense, self.num_classes, self.dropout_rate, train=train))

@@ -1,8 +1,8 @@
-"""What all networks are made of: the output struct, the convolution unit, pooling, the classifier."""
+"""What all networks are made of: the output struct, the common fields, the convolution unit, pooling, the head."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import flax.struct
 import jax
@@ -16,8 +16,6 @@ from inception_jax.errors import UserError, unknown_name
 from inception_jax.models.initializers import INITIALIZERS
 
 Dtype = Any
-
-
 NORMS = ("lrn", "batch", "none")
 
 
@@ -35,12 +33,12 @@ class Outputs:
 
 
 def as_outputs(outputs: Any) -> Outputs:
-    """A network's result as Outputs: one from outside the package may return its logits alone."""
+    """A network's result as Outputs; a network from outside the package may return only its logits."""
     return outputs if isinstance(outputs, Outputs) else Outputs(outputs)
 
 
 def check_choice(kind: str, value: Any, allowed: Sequence) -> None:
-    """Raises UserError unless the option `kind` has one of its `allowed` values."""
+    """Raises UserError if the option `kind` has none of its `allowed` values."""
     if value not in allowed:
         if isinstance(value, str):
             raise unknown_name(kind, value, allowed)
@@ -48,7 +46,7 @@ def check_choice(kind: str, value: Any, allowed: Sequence) -> None:
 
 
 def initializer_name(name: str, paper: str) -> str:
-    """`name`, or for "paper" that of the network's paper.
+    """`name`, or `paper`, the initializer of the network's paper, if the name is "paper".
 
     Raises:
       UserError: the name is unknown.
@@ -58,9 +56,9 @@ def initializer_name(name: str, paper: str) -> str:
 
 
 def check_image_size(images: jax.Array, smallest: int, otherwise: str = "") -> None:
-    """Raises UserError where images (batch, height, width, channels) have a side below `smallest` pixels.
+    """Raises UserError if images (batch, height, width, channels) have a side of less than `smallest` pixels.
 
-    `otherwise` says what else would help.
+    `otherwise` names another way out, for the message.
     """
     height, width = images.shape[1:3]
     if min(height, width) < smallest:
@@ -71,18 +69,20 @@ def check_image_size(images: jax.Array, smallest: int, otherwise: str = "") -> N
 
 
 def check_norm_epsilon(epsilon: float) -> None:
-    """Raises UserError for an epsilon of batch norm with which even maps become NaN, or all maps 0."""
+    """Raises UserError if batch norm's epsilon would turn constant maps into NaN, or all maps into 0."""
     if not 1e-12 <= epsilon <= 1:
         raise UserError(f"norm_epsilon={epsilon} is not allowed: it must be from 1e-12 to 1")
 
 
 class BatchNorm(nn.Module):
-    """`flax.linen.BatchNorm` over all axes but the last, with its variables, on `ops.batch_norm` in training.
+    """Batch norm over all axes but the last, with the variables of `flax.linen.BatchNorm`.
+
+    In training it runs on `ops.batch_norm`.
 
     Attributes:
-      relu: whether a ReLU follows.
-      zero_init: whether the scales start at 0 rather than 1.
-      bias_factor: what the parameter "bias" is multiplied by: with SGD, the biases learn its square times as fast.
+      relu: whether to apply a ReLU to the result.
+      zero_init: whether the scales start at 0 instead of 1.
+      bias_factor: factor of the parameter "bias"; under SGD the biases learn faster by its square.
       dtype: of the result; None: that of the inputs and parameters.
     """
 
@@ -118,16 +118,16 @@ class BatchNorm(nn.Module):
 
 
 class ConvUnit(nn.Module):
-    """Convolution, batch norm where wanted, ReLU: the unit of every network here.
+    """Convolution, optional batch norm, ReLU: the unit that every network here is built from.
 
-    A convolution before batch norm has no bias (Ioffe & Szegedy 2015, section 3.2). `padding=None` is half the
-    kernel on every side, as PyTorch pads: SAME is lopsided where the stride is 2. A variable "kernel" of the
+    A convolution before batch norm has no bias (Ioffe & Szegedy 2015, section 3.2). A variable "kernel" in the
     collection "transformed" saves work in inference, see `folding.inference_variables`.
 
     Attributes:
-      use_bias: None: where no batch norm follows.
-      norm: "batch" for batch norm; "lrn" and "none" for a bias instead (local response norm is no part of the unit).
-      zero_init: whether batch norm's scales start at 0 rather than 1, and so the unit's outputs.
+      padding: None pads half the kernel on every side, as PyTorch does; SAME is lopsided at stride 2.
+      norm: "batch" for batch norm; "lrn" and "none" for a bias instead (local response norm is not part of the unit).
+      use_bias: whether the convolution has a bias; None: only without batch norm.
+      zero_init: whether batch norm's scales, and with them the unit's outputs, start at 0 instead of 1.
       dtype: of the computation; None: that of the inputs and parameters.
     """
 
@@ -149,7 +149,7 @@ class ConvUnit(nn.Module):
         """(batch, height, width, channels) to (batch, height', width', features).
 
         Args:
-          convolved: the convolution of x without its bias, where it was computed elsewhere (see `apply_siblings`).
+          convolved: the convolution of x without its bias, if it is already computed (see `apply_siblings`).
         """
         check_choice("norm", self.norm, NORMS)
         check_choice("initializer", self.initializer, tuple(INITIALIZERS))
@@ -159,7 +159,7 @@ class ConvUnit(nn.Module):
         if padding is None:
             padding = [((size - 1) // 2, size // 2) for size in self.kernel_size]
         convolve = partial(ops.conv_general_dilated, transformed=self.get_variable("transformed", "kernel"))
-        if self.is_initializing():  # only shapes matter then, and this one is traced two to four times as fast
+        if self.is_initializing():  # only shapes matter here, and this is traced two to four times as fast
             convolve = lax.conv_general_dilated
         x = nn.Conv(
             self.features,
@@ -187,10 +187,76 @@ class ConvUnit(nn.Module):
         return ops.alone(activation(x) if activation else x)
 
 
-def apply_siblings(units: Sequence[ConvUnit], x: jax.Array, train: bool) -> list[jax.Array]:
-    """The results of units with 1x1 kernels that read the same maps; the convolutions run as one where that is faster.
+class Network(nn.Module, kw_only=True):
+    """The fields and properties that all networks share.
 
-    To be called inside the compact `__call__` of the module whose submodules the units are. Parameters stay theirs.
+    `__call__(images, *, train)` takes normalized images (batch, height, width, channels), returns Outputs, and raises
+    UserError if a field has a value that is not allowed or the images are too small.
+
+    Attributes:
+      dtype: of the computation; None: that of the inputs and parameters.
+      param_dtype: of the parameters.
+      image_sizes: by the network's field `stem`, None for networks without one: the side of the images that it is made
+        for and of the smallest that it accepts, pixels.
+    """
+
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    image_sizes: ClassVar[Mapping[str | None, tuple[int, int]]]
+
+    @property
+    def native_image_size(self) -> int:
+        """Side of the images that the network is made for, pixels."""
+        return _image_sizes(self)[0]
+
+    @property
+    def min_image_size(self) -> int:
+        """Side of the smallest images that it accepts, pixels."""
+        return _image_sizes(self)[1]
+
+
+def _image_sizes(network: Network) -> tuple[int, int]:
+    stem = getattr(network, "stem", None)
+    check_choice("stem", stem, tuple(network.image_sizes))
+    return network.image_sizes[stem]
+
+
+class Units(NamedTuple):
+    """What a network makes its layers with: ConvUnit and `flax.linen.Dense`, each given the network's fields."""
+
+    conv: Callable[..., ConvUnit]
+    dense: Callable[..., nn.Dense]
+
+
+def make_units(network: Network, images: jax.Array, *, paper: str, norms: Sequence[str] = ("batch", "none")) -> Units:
+    """Checks the fields that networks share, and returns what to make the network's layers with.
+
+    Args:
+      images: (batch, height, width, channels).
+      paper: the initializer that "paper" stands for.
+      norms: what the network's field `norm` may be; a network without the field has "none".
+
+    Raises:
+      UserError: the stem, norm, norm_epsilon or initializer is not allowed, or the images are too small.
+    """
+    check_image_size(images, network.min_image_size)
+    norm = getattr(network, "norm", "none")
+    check_choice("norm", norm, norms)
+    check_norm_epsilon(network.norm_epsilon)
+    initializer = initializer_name(network.initializer, paper)
+    dtypes = {"dtype": network.dtype, "param_dtype": network.param_dtype}
+    return Units(
+        partial(ConvUnit, norm=norm, norm_epsilon=network.norm_epsilon, initializer=initializer, **dtypes),
+        partial(nn.Dense, kernel_init=INITIALIZERS[initializer], **dtypes),
+    )
+
+
+def apply_siblings(units: Sequence[ConvUnit], x: jax.Array, train: bool) -> list[jax.Array]:
+    """The results of units with 1x1 kernels on the same maps; their convolutions run as one where that is faster.
+
+    To be called inside the compact `__call__` of the module whose submodules the units are. Each unit keeps its own
+    parameters.
     """
     if any(unit.is_initializing() for unit in units):
         return [unit(x, train) for unit in units]
@@ -200,7 +266,7 @@ def apply_siblings(units: Sequence[ConvUnit], x: jax.Array, train: bool) -> list
 
 
 class MaxPool(nn.Module):
-    """`ops.max_pool` as a step of a network that has a name. With ceil_mode, windows may reach past the end."""
+    """`ops.max_pool` as a named step of a network. With ceil_mode, windows may reach past the end of the map."""
 
     window: tuple[int, int] = (3, 3)
     strides: tuple[int, int] = (2, 2)
@@ -213,7 +279,7 @@ class MaxPool(nn.Module):
 
 
 class GlobalAvgPool(nn.Module):
-    """The mean over each map, as a step of a network that has a name."""
+    """The mean over each map, as a named step of a network."""
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(batch, height, width, channels) to (batch, channels)."""
@@ -224,7 +290,7 @@ def dropout(x: jax.Array, rate: float, *, train: bool) -> jax.Array:
     """Dropout as a step of a network's compact `__call__`.
 
     Raises:
-      UserError: the rate is no probability.
+      UserError: the rate is not between 0 and 1.
     """
     if not 0 <= rate <= 1:
         raise UserError(f"dropout_rate={rate} is not allowed: it must be from 0 to 1")
@@ -232,27 +298,20 @@ def dropout(x: jax.Array, rate: float, *, train: bool) -> jax.Array:
 
 
 def classify(
-    x: jax.Array,
-    num_classes: int,
-    *,
-    train: bool,
-    dropout_rate: float,
-    initializer: str,
-    dtype: Dtype | None,
-    param_dtype: Dtype,
+    x: jax.Array, dense: Callable[..., nn.Dense], num_classes: int, dropout_rate: float, *, train: bool
 ) -> jax.Array:
-    """Maps (batch, height, width, channels) to logits (batch, num_classes): mean, dropout, dense layer.
+    """The head of a network: maps (batch, height, width, channels) to logits (batch, num_classes).
 
-    Features (batch, channels) are taken as they are. To be called inside a network's compact `__call__`, whose
-    submodules `avg_pool` and `fc` become.
+    The mean over each map, dropout, and a dense layer made with `dense` (see `make_units`). Features (batch, channels)
+    are not averaged. To be called inside a network's compact `__call__`, whose submodules `avg_pool` and `fc` become.
+
+    Raises:
+      UserError: dropout_rate is not between 0 and 1.
     """
     if x.ndim == 4:
         x = GlobalAvgPool(name="avg_pool")(x)
     x = dropout(x, dropout_rate, train=train)
-    dense = nn.Dense(
-        num_classes, dtype=dtype, param_dtype=param_dtype, kernel_init=INITIALIZERS[initializer], name="fc"
-    )
-    return at_least_float32(dense(x))
+    return at_least_float32(dense(num_classes, name="fc")(x))
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:

@@ -1,13 +1,13 @@
 """Residual networks, from Table 1 of He et al. 2016, "Deep residual learning for image recognition" (CVPR)."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import ClassVar
 
 import jax
 from flax import linen as nn
-from jax import numpy as jnp
 
-from inception_jax.models.layers import ConvUnit, Dtype, MaxPool, Outputs, check_choice, classify, initializer_name
+from inception_jax.models.layers import ConvUnit, MaxPool, Network, Outputs, check_choice, classify, make_units
 
 # The columns of Table 1 by depth: the kind of block, and how many of it each stage (conv2_x to conv5_x) has.
 TABLE_1: dict[int, tuple[str, tuple[int, ...]]] = {
@@ -17,44 +17,32 @@ TABLE_1: dict[int, tuple[str, tuple[int, ...]]] = {
     101: ("bottleneck", (3, 4, 23, 3)),
     152: ("bottleneck", (3, 8, 36, 3)),
 }
-STEMS = ("imagenet", "small")
 
 
 class ResidualBlock(nn.Module):
     """Convolutions with a shortcut around them (He et al. 2016, figure 5); ReLU follows the sum.
 
-    The shortcut is the input where it has the output's shape, else a 1x1 convolution without activation, `projection`
+    The shortcut is the input if it has the output's shape, otherwise a 1x1 convolution without activation, `projection`
     (option B).
 
     Attributes:
       block: "basic", two 3x3 convolutions; "bottleneck", 1x1, 3x3 and 1x1, the last with four times the features.
       features: of the 3x3 convolutions.
       stride: of the block, taken by its first 3x3 convolution and by the projection.
-      zero_init: whether the last batch norm's scales start at 0, and so the block as its shortcut alone.
+      zero_init: whether the last batch norm's scales start at 0, so that the block starts as its shortcut alone.
+      conv: makes the convolution units: ConvUnit, given the network's options.
     """
 
     block: str
     features: int
     stride: int = 1
-    norm: str = "batch"
-    norm_epsilon: float = 1e-5
     zero_init: bool = False
-    initializer: str = "he_normal"
-    dtype: Dtype | None = None
-    param_dtype: Dtype = jnp.float32
+    conv: Callable[..., ConvUnit] = ConvUnit
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """(batch, height, width, channels) to (batch, ceil(height / stride), ceil(width / stride), features or 4x)."""
-        conv = partial(
-            ConvUnit,
-            norm=self.norm,
-            norm_epsilon=self.norm_epsilon,
-            initializer=self.initializer,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-        )
-        features, strides = self.features, (self.stride, self.stride)
+        conv, features, strides = self.conv, self.features, (self.stride, self.stride)
         if self.block == "basic":
             y = conv(features, (3, 3), strides, name="conv1")(x, train)
             y = conv(features, (3, 3), activation=None, zero_init=self.zero_init, name="conv2")(y, train)
@@ -67,7 +55,7 @@ class ResidualBlock(nn.Module):
         return nn.relu(y + x)
 
 
-class ResNet(nn.Module):
+class ResNet(Network):
     """ResNet-18, 34, 50, 101 and 152 (He et al. 2016, Table 1), with torchvision's logits.
 
     Bottlenecks halve the map in their 3x3 convolution, as torchvision's do ("v1.5"); the paper's do in the first 1x1.
@@ -80,16 +68,15 @@ class ResNet(nn.Module):
       block: "basic" or "bottleneck", see ResidualBlock.
       stage_sizes: blocks of each stage. The first stage's 3x3 convolutions have 64 features; each further stage doubles
         them and halves the map.
-      stem: "imagenet", a 7x7 convolution and a max pool that divide the map by 4; "small", one 3x3 convolution that
-        keeps it, the usual choice for CIFAR.
+      stem: "imagenet", a 7x7 convolution and a max pool that divide the map by 4; "small", one 3x3 convolution at
+        stride 1, the usual choice for CIFAR.
       norm: "batch"; "none" is what folding its batch norm leaves.
-      norm_epsilon: of batch norm: 1e-5 as torchvision.
+      norm_epsilon: of batch norm: 1e-5 as in torchvision.
       zero_init_residual: whether every block starts as its shortcut alone, the scales of its last batch norm at 0, so
         that a deep network starts to learn as fast as a shallow one (Goyal et al. 2017, "Accurate, large minibatch
         SGD", section 5.1). torchvision's default is False too, timm's (`zero_init_last`) is True.
-      dropout_rate: before the classifier; neither the paper nor torchvision has any.
+      dropout_rate: before the classifier; neither the paper nor torchvision uses dropout there.
       initializer: a name from layers.INITIALIZERS, or "paper", which is "he_normal".
-      dtype: of the computation; None: that of the inputs and parameters.
     """
 
     block: str
@@ -101,33 +88,18 @@ class ResNet(nn.Module):
     zero_init_residual: bool = False
     dropout_rate: float = 0.0
     initializer: str = "he_normal"
-    dtype: Dtype | None = None
-    param_dtype: Dtype = jnp.float32
 
-    min_image_size: ClassVar[int] = 1  # side of the smallest images that it can take, pixels
-
-    @property
-    def native_image_size(self) -> int:
-        """Side of the images that the network is made for, pixels."""
-        return 224 if self.stem == "imagenet" else 32
+    image_sizes: ClassVar = {"imagenet": (224, 1), "small": (32, 1)}
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> Outputs:
-        """Images (batch, height, width, channels), normalised, to Outputs.
-
-        Raises:
-          UserError: an option has a value that is not allowed.
-        """
+        """Images (batch, height, width, channels), normalized, to Outputs; raises as `Network` says."""
         check_choice("block", self.block, ("basic", "bottleneck"))
-        check_choice("stem", self.stem, STEMS)
-        check_choice("norm", self.norm, ("batch", "none"))
-        initializer = initializer_name(self.initializer, "he_normal")
-        common = {"initializer": initializer, "dtype": self.dtype, "param_dtype": self.param_dtype}
-        norm = {"norm": self.norm, "norm_epsilon": self.norm_epsilon}
-        conv1 = partial(ConvUnit, 64, name="conv1", **norm, **common)
+        conv, dense = make_units(self, images, paper="he_normal")
+        conv1 = partial(conv, 64, name="conv1")
         if self.stem == "imagenet":
             x = conv1((7, 7), (2, 2))(images, train)
-            # Padded as in PyTorch; SAME would pad behind alone.
+            # Padded as in PyTorch; SAME would pad only at the end.
             x = MaxPool(padding=((1, 1), (1, 1)), name="pool1")(x)
         else:
             x = conv1((3, 3))(images, train)
@@ -135,7 +107,8 @@ class ResNet(nn.Module):
             for index in range(1, size + 1):
                 stride = 2 if stage > 1 and index == 1 else 1
                 name = f"stage{stage}_block{index}"
-                block = partial(ResidualBlock, self.block, 64 * 2 ** (stage - 1), stride, **norm, **common)
-                x = block(zero_init=self.zero_init_residual, name=name)(x, train)
-        logits = classify(x, self.num_classes, train=train, dropout_rate=self.dropout_rate, **common)
-        return Outputs(logits)
+                block = ResidualBlock(
+                    self.block, 64 * 2 ** (stage - 1), stride, self.zero_init_residual, conv, name=name
+                )
+                x = block(x, train)
+        return Outputs(classify(x, dense, self.num_classes, self.dropout_rate, train=train))

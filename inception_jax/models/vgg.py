@@ -5,20 +5,17 @@ from functools import partial
 
 import jax
 from flax import linen as nn
-from jax import numpy as jnp
 
 from inception_jax import ops
 from inception_jax.models.layers import (
     INITIALIZERS,
-    ConvUnit,
-    Dtype,
     MaxPool,
+    Network,
     Outputs,
     check_choice,
-    check_image_size,
     classify,
     dropout,
-    initializer_name,
+    make_units,
 )
 
 # The columns of Table 1 that have 3x3 convolutions and no local response norm: convolutions before each max pool.
@@ -30,7 +27,7 @@ TABLE_1: dict[str, tuple[int, ...]] = {
 }
 
 
-class VGG(nn.Module):
+class VGG(Network):
     """VGG-11, 13, 16 and 19 (Simonyan & Zisserman 2015, Table 1: A, B, D, E), with torchvision's logits.
 
     Parameters at 1000 classes, by depth: 132,863,336; 133,047,848; 138,357,544; 143,667,240; with batch norm
@@ -40,18 +37,18 @@ class VGG(nn.Module):
     Attributes:
       stage_sizes: 3x3 convolutions of each stage, which a 2x2 max pool ends, so images have at least 2 ** stages pixels
         a side. The first stage has 64 features; each further one doubles them, up to 512.
-      norm: "none" as the paper, or "batch" after every convolution, which keeps its bias, without effect in training,
-        as torchvision's do.
-      norm_epsilon: of batch norm: 1e-5 as torchvision.
-      classifier: "paper", three dense layers on 7x7 maps, to which maps of other sizes are averaged or spread, as
-        torchvision; "mean", one on the mean over the map, the usual choice for 32 and 64 pixels.
-      hidden_features: of `fc6` and `fc7`, which the classifier "paper" has.
+      norm: "none" as in the paper, or "batch" after every convolution, which keeps its bias, as in torchvision, though
+        it has no effect in training.
+      norm_epsilon: of batch norm: 1e-5 as in torchvision.
+      classifier: "paper", three dense layers on 7x7 maps (maps of other sizes are pooled adaptively, as in
+        torchvision); "mean", one on the mean over the map, the usual choice for 32 and 64 pixels.
+      hidden_features: of `fc6` and `fc7`, which only the classifier "paper" has.
       dropout_rate: before every dense layer but `fc6`.
-      initializer: a name from layers.INITIALIZERS, or "paper", which is "normal": a deviation of 0.01, as in what was
-        made of the paper, where 0.01 is the variance. "he_normal" is of the convolutions; the three dense layers of the
-        classifier "paper" have "normal" then, as torchvision's. With He's in its place the loss of torchvision's
-        vgg19_bn on CIFAR-10 (batches of 64, rate 0.01) began at 7.6 instead of 2.5 and rose to 80 instead of 6.3.
-      dtype: of the computation; None: that of the inputs and parameters.
+      initializer: a name from layers.INITIALIZERS, or "paper", which is "normal": a standard deviation of 0.01, as in
+        implementations of the paper, in which 0.01 is the variance. "he_normal" applies to the convolutions; the three
+        dense layers of the classifier "paper" then use "normal", as in torchvision. With He's initializer there, the
+        loss of torchvision's vgg19_bn on CIFAR-10 (batches of 64, rate 0.01) began at 7.6 instead of 2.5 and rose to 80
+        instead of 6.3.
     """
 
     stage_sizes: tuple[int, ...]
@@ -62,8 +59,6 @@ class VGG(nn.Module):
     hidden_features: int = 4096
     dropout_rate: float = 0.5
     initializer: str = "he_normal"
-    dtype: Dtype | None = None
-    param_dtype: Dtype = jnp.float32
 
     @property
     def native_image_size(self) -> int:
@@ -72,44 +67,25 @@ class VGG(nn.Module):
 
     @property
     def min_image_size(self) -> int:
-        """Side of the smallest images that it can take, pixels."""
+        """Side of the smallest images that it accepts, pixels."""
         return 2 ** len(self.stage_sizes)
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> Outputs:
-        """Images (batch, height, width, channels), normalised, to Outputs.
-
-        Raises:
-          UserError: an option has a value that is not allowed, or the images are too small.
-        """
-        check_choice("norm", self.norm, ("none", "batch"))
+        """Images (batch, height, width, channels), normalized, to Outputs; raises as `Network` says."""
         check_choice("classifier", self.classifier, ("paper", "mean"))
-        check_image_size(images, self.min_image_size)
-        initializer = initializer_name(self.initializer, "normal")
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        conv = partial(
-            ConvUnit,
-            kernel_size=(3, 3),
-            norm=self.norm,
-            use_bias=True,
-            norm_epsilon=self.norm_epsilon,
-            initializer=initializer,
-            **dtypes,
-        )
+        conv, dense = make_units(self, images, paper="normal")
+        conv = partial(conv, kernel_size=(3, 3), use_bias=True)
         x = images
         for stage, size in enumerate(self.stage_sizes, start=1):
             for index in range(1, size + 1):
                 x = conv(min(64 * 2 ** (stage - 1), 512), name=f"conv{stage}_{index}")(x, train)
             x = MaxPool((2, 2), name=f"pool{stage}")(x)
         if self.classifier == "paper":
-            if initializer == "he_normal":
-                initializer = "normal"
-            dense = partial(nn.Dense, self.hidden_features, kernel_init=INITIALIZERS[initializer], **dtypes)
+            if self.initializer == "he_normal":
+                dense = partial(dense, kernel_init=INITIALIZERS["normal"])
             x = ops.adaptive_avg_pool(x, (7, 7)).reshape(x.shape[0], -1)
-            x = nn.relu(dense(name="fc6")(x))
+            x = nn.relu(dense(self.hidden_features, name="fc6")(x))
             x = dropout(x, self.dropout_rate, train=train)
-            x = nn.relu(dense(name="fc7")(x))
-        logits = classify(
-            x, self.num_classes, train=train, dropout_rate=self.dropout_rate, initializer=initializer, **dtypes
-        )
-        return Outputs(logits)
+            x = nn.relu(dense(self.hidden_features, name="fc7")(x))
+        return Outputs(classify(x, dense, self.num_classes, self.dropout_rate, train=train))

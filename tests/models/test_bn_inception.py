@@ -4,30 +4,10 @@ from collections import OrderedDict
 
 import jax
 import pytest
-from networks import (
-    assert_folding_changes_nothing,
-    assert_gradients_equal,
-    assert_logits_equal,
-    assert_smallest_image_is,
-    assert_trains_and_evaluates,
-    count,
-    randomize,
-    shapes,
-    sizes,
-)
+from networks import assert_gradients_equal, assert_logits_equal, randomize, sizes
 
-from inception_jax.errors import UserError
 from inception_jax.models import BNInception, create_model
-from inception_jax.models.bn_inception import FIGURE_5, module
-from inception_jax.models.branches import BranchedModule
 from inception_jax.weights import from_state_dict
-
-
-def test_has_exactly_the_published_parameters():
-    outputs, variables = shapes("bn_inception")
-    assert count(variables) == 11_285_224
-    assert outputs.logits.shape == (2, 1000)
-    assert variables["params"].keys() == {"conv1", "conv2", "conv3", "fc"} | FIGURE_5.keys()
 
 
 def test_maps_have_the_sizes_of_figure_5():
@@ -48,41 +28,6 @@ def test_the_small_stem_keeps_the_map_and_odd_maps_fit():
         names = ("inception_3a", "inception_3c", "inception_4e")
         assert tuple(found[name][:2] for name in names) == tuple((side, side) for side in sides)
     assert sizes(BNInception(10), 113)["inception_4e"] == (4, 4, 1056)
-
-
-@pytest.mark.parametrize(("stem", "smallest", "native"), [("imagenet", 7, 224), ("small", 1, 32)])
-def test_knows_its_smallest_and_native_image_size(stem, smallest, native):
-    model = BNInception(10, stem=stem)
-    assert model.native_image_size == native
-    assert_smallest_image_is(model, smallest)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"stem": "smal"}, "unknown stem 'smal'. Did you mean 'small'?"),
-        ({"norm": "lrn"}, "unknown norm 'lrn'. Known: batch, none"),
-        ({"initializer": "he_norm"}, "unknown initializer 'he_norm'. Did you mean 'he_normal'?"),
-    ],
-)
-def test_wrong_options_are_named(options, message):
-    with pytest.raises(UserError) as error:
-        shapes("bn_inception", size=32, **options)
-    assert message in str(error.value)
-
-
-@pytest.mark.parametrize("name", ["inception_3c", "inception_5b"])
-def test_a_module_trains_and_evaluates(name):
-    assert_trains_and_evaluates(BranchedModule(module(FIGURE_5[name])), (4, 4, 4, 8))
-
-
-def test_folding_changes_nothing_in_a_module():
-    assert_folding_changes_nothing(BranchedModule(module(FIGURE_5["inception_3c"])), (2, 4, 4, 8))
-
-
-@pytest.mark.slow
-def test_folding_changes_nothing():
-    assert_folding_changes_nothing(BNInception(3), (2, 32, 32, 3))
 
 
 # Channels of the branches: 1x1; 1x1, 3x3; 1x1, 3x3, 3x3; pool, 1x1.

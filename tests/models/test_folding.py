@@ -35,9 +35,10 @@ class OneModule(nn.Module):
     @nn.compact
     def __call__(self, images, *, train):
         options = {"norm": self.norm, "norm_epsilon": self.norm_epsilon}
-        x = ConvUnit(8, (3, 3), (2, 2), name="conv1", **options)(images, train)
-        x = ConvUnit(8, use_bias=True, name="conv2", **options)(x, train)
-        x = InceptionModule(Inception(4, 4, 8, 4, 4, 4), residual="projection", name="inception", **options)(x, train)
+        conv = partial(ConvUnit, **options)
+        x = conv(8, (3, 3), (2, 2), name="conv1")(images, train)
+        x = conv(8, use_bias=True, name="conv2")(x, train)
+        x = InceptionModule(Inception(4, 4, 8, 4, 4, 4), residual="projection", conv=conv, name="inception")(x, train)
         x = nn.relu(BatchNormAfterDense(name="fc1", **options)(x.mean((1, 2)), train))
         return nn.Dense(5, name="fc")(x)
 

@@ -1,4 +1,4 @@
-"""Networks from outside the package, as people write what makes them."""
+"""Networks from outside the package, in the ways that people write their constructors."""
 
 import sys
 import types
@@ -83,7 +83,7 @@ def returns_nothing(num_classes):
 
 class Plain:
     def __init__(self, num_classes):
-        raise AssertionError("it is no Linen module")
+        raise AssertionError("it is not a Linen module")
 
 instance = Net(10)
 number = 3
@@ -94,7 +94,7 @@ STRANGE = "def strange(**kwargs):\n    raise AssertionError('it speaks of no net
 
 @pytest.fixture(autouse=True)
 def mine(monkeypatch):
-    """The modules of one's own, without files."""
+    """A user's modules, without files."""
     for name, text in (("mine", MINE), ("lazy", LAZY), ("strange", STRANGE)):
         module = types.ModuleType(name)
         monkeypatch.setitem(sys.modules, name, module)
@@ -138,9 +138,9 @@ def test_one_that_hands_on_what_it_takes_computes_in_the_types_that_are_asked_fo
         ("mine:returns_a_dict", {}, "it returns dict, not a Linen module"),
         ("mine:returns_a_class", {}, "not a Linen module"),
         ("mine:returns_nothing", {}, "it returns NoneType, not a Linen module"),
-        ("mine:Plain", {}, "model 'mine:Plain' is no network"),
-        ("mine:instance", {}, "model 'mine:instance' is no network"),
-        ("mine:number", {}, "model 'mine:number' is no network"),
+        ("mine:Plain", {}, "model 'mine:Plain' is not a network"),
+        ("mine:instance", {}, "model 'mine:instance' is not a network"),
+        ("mine:number", {}, "model 'mine:number' is not a network"),
         ("mine:Net.nothing", {}, "unknown model in mine 'Net.nothing'"),
         ("mine:plain", {"wdith": 3}, "unknown option of mine:plain 'wdith'. Did you mean 'width'?"),
         ("mine:small", {"width": 3}, "unknown option of mine:small 'width'"),
@@ -149,12 +149,12 @@ def test_one_that_hands_on_what_it_takes_computes_in_the_types_that_are_asked_fo
         ("mine:Net", {"width": "wide"}, "model.width='wide' is not allowed: mine:Net takes int"),
         ("mine:Net", {"parent": 3}, "unknown option of mine:Net 'parent'"),
         ("googlenet", {"parent": "x"}, "unknown option of googlenet 'parent'"),
-        ("strange:strange", {}, "model 'strange:strange' is no network"),
-        ("logging:basicConfig", {"filename": "x"}, "model 'logging:basicConfig' is no network"),
-        ("os:system", {"command": "true"}, "model 'os:system' is no network"),
+        ("strange:strange", {}, "model 'strange:strange' is not a network"),
+        ("logging:basicConfig", {"filename": "x"}, "model 'logging:basicConfig' is not a network"),
+        ("os:system", {"command": "true"}, "model 'os:system' is not a network"),
     ],
 )
-def test_what_is_no_network_is_said_in_a_line(name, options, message):
+def test_what_is_not_a_network_is_reported_in_a_line(name, options, message):
     with pytest.raises(UserError) as error:
         create_model(name, num_classes=3, **options)
     assert message in str(error.value)

@@ -1,23 +1,10 @@
-"""The small Inception network for 32x32 pictures."""
+"""The small Inception network for images of 32x32 pixels: its first maps and its initial kernels."""
 
 import jax
 import numpy as np
 import pytest
-from networks import assert_trains_and_evaluates, count, shapes
 
-from inception_jax.errors import UserError
 from inception_jax.models import create_model
-
-
-def test_has_the_parameters_of_its_docstring():
-    _, variables = shapes("small_inception", size=32, num_classes=10)
-    assert count(variables) == 1_702_154
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_trains_and_evaluates(channels):
-    model = create_model("small_inception", num_classes=3, stage_features=(8, 12))
-    assert_trains_and_evaluates(model, (4, 16, 16, channels))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -45,11 +32,6 @@ def test_its_first_maps_are_whitened_squares_in_both_signs(channels):
     assert np.abs(correlations - np.eye(4 * channels)).max() < 0.1
     pixels = np.stack([images[:, i : i + 31, j : j + 31] for i in (0, 1) for j in (0, 1)], -1).reshape(-1, 4 * channels)
     assert np.abs(np.corrcoef(pixels.T) - np.eye(4 * channels)).max() > 0.7
-
-
-def test_features_that_have_no_quarter_are_refused():
-    with pytest.raises(UserError, match=r"stage_features=\(64, 6\) is not allowed: it must be multiples of 4"):
-        shapes("small_inception", size=32, num_classes=10, stage_features=(64, 6))
 
 
 def test_its_convolutions_begin_as_the_identity():

@@ -1,21 +1,11 @@
-"""VGG against the paper's tables and against torchvision."""
+"""VGG against the paper's Tables 1 and 2, initial weights, and the places of dropout."""
 
 from functools import partial
 
 import jax
 import numpy as np
 import pytest
-from networks import (
-    assert_gradients_equal,
-    assert_logits_equal,
-    assert_trains_and_evaluates,
-    count,
-    module_shapes,
-    peer_variables,
-    randomize,
-    shapes,
-)
-from peers import import_torchvision
+from networks import count, module_shapes, shapes
 
 from inception_jax.errors import UserError
 from inception_jax.models import VGG, create_model
@@ -26,12 +16,11 @@ TABLE_2 = {11: 133, 13: 133, 16: 138, 19: 144}  # of the paper, millions of para
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
-def test_vggs_have_exactly_the_published_parameters_and_layers(depth):
-    outputs, variables = shapes(f"vgg{depth}")
+def test_vggs_have_the_rounded_parameters_of_table_2_and_as_many_layers_as_their_names_say(depth):
+    _, variables = shapes(f"vgg{depth}")
     assert count(variables) == DEPTHS[depth]
     assert round(count(variables) / 1e6) == TABLE_2[depth]
-    assert outputs.logits.shape == (2, 1000)
-    assert len(variables["params"]) == depth  # the name counts the layers with weights
+    assert len(variables["params"]) == depth
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
@@ -43,22 +32,15 @@ def test_batch_norm_adds_a_scale_and_a_bias_for_every_feature_of_the_convolution
     assert jax.tree.map(np.shape, variables) == jax.tree.map(np.shape, shapes(f"vgg{depth}", 32, norm="batch")[1])
 
 
-def test_the_name_fixes_batch_norm():
-    with pytest.raises(UserError, match="unknown option of vgg11_bn 'norm'"):
-        create_model("vgg11_bn", num_classes=10, norm="none")
-
-
 def test_the_classifier_decides_what_images_the_network_is_made_for():
     paper, mean = (create_model("vgg16", num_classes=10, classifier=classifier) for classifier in ("paper", "mean"))
     assert (paper.native_image_size, mean.native_image_size) == (224, 32)
     assert paper.min_image_size == mean.min_image_size == 32
 
 
-def test_submodules_have_the_names_of_the_docstring():
-    _, variables = shapes("vgg16", size=32)
-    convolutions = [f"conv{stage}_{i + 1}" for stage, size in enumerate((2, 2, 3, 3, 3), start=1) for i in range(size)]
-    assert variables["params"].keys() == {*convolutions, "fc6", "fc7", "fc"}
+def test_with_the_mean_there_is_one_dense_layer():
     _, variables = shapes("vgg16", size=32, classifier="mean", num_classes=10)
+    convolutions = [f"conv{stage}_{i + 1}" for stage, size in enumerate((2, 2, 3, 3, 3), start=1) for i in range(size)]
     assert variables["params"].keys() == {*convolutions, "fc"}
     assert variables["params"]["fc"]["kernel"].shape == (512, 10)
 
@@ -80,13 +62,6 @@ def test_images_that_the_pools_use_up_are_refused(classifier, shape):
     assert str(error.value) == (
         f"images of {shape[0]}x{shape[1]} pixels are too small for this network: use at least 32x32"
     )
-
-
-@pytest.mark.parametrize(
-    "options", [{"norm": "batch", "classifier": "mean", "stage_sizes": (2, 1)}, {"stage_sizes": (1,)}]
-)
-def test_trains_and_evaluates(options):
-    assert_trains_and_evaluates(VGG(num_classes=3, **options), (4, 8, 8, 3))
 
 
 @pytest.mark.parametrize(
@@ -118,48 +93,3 @@ def test_dropout_stands_before_fc7_and_fc():
     assert (fc6 > 1).all()
     np.testing.assert_array_equal(fc7, 1)
     np.testing.assert_array_equal(outputs.logits, 1)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"norm": "bach"}, "unknown norm 'bach'. Did you mean 'batch'?"),
-        ({"norm": "lrn"}, "unknown norm 'lrn'. Known: batch, none"),
-        ({"classifier": "men"}, "unknown classifier 'men'. Did you mean 'mean'?"),
-        ({"initializer": "he_norm"}, "unknown initializer 'he_norm'. Did you mean 'he_normal'?"),
-        ({"clasifier": "mean"}, "unknown option of vgg11 'clasifier'. Did you mean 'classifier'?"),
-        ({"stage_sizes": (1,)}, "unknown option of vgg11 'stage_sizes'. Known: classifier, dropout_rate, dtype, "),
-    ],
-)
-def test_wrong_options_are_named_and_the_depth_is_fixed(options, message):
-    with pytest.raises(UserError) as error:
-        shapes("vgg11", size=32, **options)
-    assert message in str(error.value)
-    assert "num_classes" not in str(error.value)
-
-
-# Maps of 2x3, which are spread to 7x7, and of 8x7, which are averaged; the paper's 7x7 are as they are.
-@pytest.mark.parametrize(
-    ("name", "size"),
-    [pytest.param("vgg11", (67, 96), marks=pytest.mark.slow), ("vgg11_bn", (67, 96)), ("vgg11", (256, 224))],
-)
-def test_logits_equal_torchvisions(name, size):
-    peer = import_torchvision().models.get_model(name, num_classes=100, init_weights=False)
-    randomize(peer)
-    model = create_model(name, num_classes=100)
-    assert_logits_equal(model, peer_variables(model, peer, "torchvision"), peer, (2, *size, 3))
-
-
-@pytest.mark.parametrize("name", ["vgg11", "vgg11_bn"])
-def test_gradients_equal_torchvisions(name):
-    peer = import_torchvision().models.get_model(name, num_classes=10, init_weights=False)
-    from torch import nn
-
-    # In float64 the paper's 4096 features have 10 GB of weights, gradients and copies.
-    narrow = (nn.Linear(512 * 7 * 7, 16), nn.Linear(16, 16), nn.Linear(16, 10))
-    for place, dense in zip((0, 3, 6), narrow, strict=True):
-        peer.classifier[place] = dense
-    randomize(peer)
-    model = create_model(name, num_classes=10, hidden_features=16)
-    convert = partial(peer_variables, model, format="torchvision")
-    assert_gradients_equal(model, convert, peer, (2, 67, 96, 3))
