@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from inception_jax import ops
-from inception_jax.ops import convolution, onednn
+from inception_jax.ops import convolution_forms, onednn
 
 NEW, OLD = "0.12.0", "0.10.2"
 PLAIN, WIDE, WITH_UNITS = {"avx2"}, {"avx2", "avx512f"}, {"avx2", "avx512f", "avx512_bf16"}
@@ -140,7 +140,7 @@ def test_the_kernels_gradient_is_summed_over_parts_of_the_batch(monkeypatch, num
 )  # fmt: skip
 def test_the_forms_for_tiles(monkeypatch, batch, size, kernel, stride, channels):
     """Products of rows for the kernel's gradient, and channels or examples filled up with zeros, in float64."""
-    monkeypatch.setattr(convolution, "_suits_onednn", lambda dtype: True)
+    monkeypatch.setattr(convolution_forms, "_suits_onednn", lambda dtype: True)
     monkeypatch.setattr(onednn, "has_tiles", lambda: True)
     random = np.random.default_rng(0)
     x, weights = random.normal(size=(batch, size, size, channels[0])), random.normal(size=(kernel, kernel, *channels))
