@@ -3,7 +3,7 @@
 import argparse
 import importlib.metadata
 import sys
-from typing import IO, NoReturn
+from typing import Any, NoReturn
 
 from inception_jax import process
 from inception_jax.errors import UserError, WriteError, unknown_name
@@ -22,7 +22,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")
 
-    def _print_message(self, message: str, file: IO[str] | None = None) -> None:
+    def _print_message(self, message: str, file: Any = None) -> None:
         stream = file or sys.stdout
         if stream:
             stream.write(message)  # argparse itself says nothing where that fails

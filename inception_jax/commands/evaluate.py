@@ -75,29 +75,16 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints a row for each run: top-1, top-5, loss and ECE, and top-1 on grayscale and colour pictures where known."""
     # Imported only now: help is answered without waiting for JAX.
-    from inception_jax.inspection.confusion import check_suffix, save_confusion
+    from inception_jax.inspection.confusion import save_confusion
     from inception_jax.runs.run import load_run
     from inception_jax.trained import evaluate
     from inception_jax.trained.classes import read_class_map
 
-    several = len(args.run_folders) > 1
-    if args.grayscale_run and several:
-        raise UserError("--grayscale-run makes a pair with one run, not with several")
-    if args.ensemble and not several:
-        raise UserError("--ensemble needs two runs or more")
-    flags.check_batch_size(args)
-    for flag, path, check in (
-        ("--confusion", args.confusion, check_suffix),
-        ("--predictions", args.predictions, evaluate.check_predictions_file),
-    ):
-        if path and several and not args.ensemble:
-            raise UserError(f"{flag} is for one run, or with --ensemble for several as one")
-        if path:
-            check(path)
+    _check(args)
     process.use_compilation_cache()
     class_map = read_class_map(args.class_map) if args.class_map else None
     fields = flags.data_fields(args)
-    if not args.keep and (several or args.grayscale_run):
+    if not args.keep and (len(args.run_folders) > 1 or args.grayscale_run):
         fields["keep"] = "all"
 
     def predict(folder: Path, fields: dict[str, Any], split: str | None) -> tuple[Any, Any, Any, str]:
@@ -112,28 +99,6 @@ def run(args: argparse.Namespace) -> int:
     def same_pictures(trained: Any) -> dict[str, Any]:
         """The first run's, unless others are named."""
         return fields if {"name", "folder"} & fields.keys() else evaluate.own_source_fields(trained) | fields
-
-    def row(found: Any, dataset: Any, split: str, networks: list[Any]) -> dict[str, Any]:
-        # What the network has no class for, and what could not be read.
-        labels = dataset.splits[split].all_labels()
-        strange = sorted({dataset.class_names[label] for label in labels[found.labels < 0]})
-        weights = [flags.weights_of(network) for network in networks]
-        values = {
-            **(weights[0] if len(weights) == 1 else {"members": weights}),
-            "data": dataset.name,
-            "split": split,
-            "tta": args.tta,
-            **evaluate.by_color(found),
-            "calibration_error": evaluate.calibration_error(found),
-            "left_out": int((found.labels < 0).sum()),
-            "classes_left_out": strange,
-            "not_decoded": int((~found.decoded).sum()),
-        }
-        if args.per_class:
-            values["per_class"] = [
-                dataclasses.asdict(each) for each in evaluate.per_class(found, networks[0].class_names)
-            ]
-        return values
 
     rows: dict[str, dict[str, Any]] = {}
     members, split = [], args.split
@@ -154,16 +119,59 @@ def run(args: argparse.Namespace) -> int:
         if args.ensemble:
             _require_same_classes(networks[0], trained, "ensemble")
             members.append(found)
-        rows[name] = row(found, dataset, split, pair)
+        rows[name] = _row(args, found, dataset, split, pair)
     if args.ensemble:
         found = evaluate.ensemble(members)
-        rows[f"ensemble of {len(members)}"] = row(found, dataset, split, networks)
+        rows[f"ensemble of {len(members)}"] = _row(args, found, dataset, split, networks)
     if args.confusion:
         save_confusion(evaluate.confusion_matrix(found), trained.class_names, args.confusion)
     if args.predictions:
         evaluate.save_predictions(found, trained.class_names, args.predictions)
     say(json_text(rows, indent=2) if args.json else _table(rows))
     return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raises UserError for flags that do not go together, before anything is loaded."""
+    from inception_jax.inspection.confusion import check_suffix
+    from inception_jax.trained.evaluate import check_predictions_file
+
+    several = len(args.run_folders) > 1
+    if args.grayscale_run and several:
+        raise UserError("--grayscale-run makes a pair with one run, not with several")
+    if args.ensemble and not several:
+        raise UserError("--ensemble needs two runs or more")
+    flags.check_batch_size(args)
+    for flag, path, check in (
+        ("--confusion", args.confusion, check_suffix),
+        ("--predictions", args.predictions, check_predictions_file),
+    ):
+        if path and several and not args.ensemble:
+            raise UserError(f"{flag} is for one run, or with --ensemble for several as one")
+        if path:
+            check(path)
+
+
+def _row(args: argparse.Namespace, found: Any, dataset: Any, split: str, networks: list[Any]) -> dict[str, Any]:
+    """What the command says of the predictions of a network, or of several as one."""
+    from inception_jax.trained import evaluate
+
+    labels = dataset.splits[split].all_labels()
+    weights = [flags.weights_of(network) for network in networks]
+    values = {
+        **(weights[0] if len(weights) == 1 else {"members": weights}),
+        "data": dataset.name,
+        "split": split,
+        "tta": args.tta,
+        **evaluate.by_color(found),
+        "calibration_error": evaluate.calibration_error(found),
+        "left_out": int((found.labels < 0).sum()),  # of classes that the network does not have
+        "classes_left_out": sorted({dataset.class_names[label] for label in labels[found.labels < 0]}),
+        "not_decoded": int((~found.decoded).sum()),
+    }
+    if args.per_class:
+        values["per_class"] = [dataclasses.asdict(each) for each in evaluate.per_class(found, networks[0].class_names)]
+    return values
 
 
 def _require_same_classes(one: Any, other: Any, what: str) -> None:

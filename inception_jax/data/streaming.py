@@ -215,7 +215,8 @@ class _Context(SpawnContext):
         super().__init__()
         self._started: list[Any] = []
 
-    def Process(self, *args: Any, **options: Any) -> Any:  # noqa: N802 (the executor calls it)
+    # The executor calls it; typeshed has it as a class.
+    def Process(self, *args: Any, **options: Any) -> Any:  # noqa: N802  # pyright: ignore
         process = SpawnContext.Process(*args, **options)
         self._started.append(process)
         return process

@@ -26,20 +26,16 @@ import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
-from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 
 from inception_jax.distributed import multihost
 from inception_jax.distributed.watch import waiting
 from inception_jax.errors import UserError, WriteError, unknown_name
 from inception_jax.files import no_room, parse_json
-
-# Of what `_Records` writes. 1 had no such field, and its checksum did not cover all of the digest.
-FORMAT = 2
+from inception_jax.runs.orbax_quirks import Kept, brief, quieten_orbax, write_failure
+from inception_jax.runs.verification import FORMAT, Records, abstract, describe, require_fit, some
 
 # That a process which was asked to stop still waits for a checkpoint of all: less than schedulers leave it.
 SAVE_SECONDS = 100.0
-LEAVING_SECONDS = 60.0  # how long reads and writes that go on when one of them has failed are waited for
-
 # Folders that are no checkpoints, or not now. Orbax lists only those whose whole name is a number.
 DAMAGED = "damaged-"  # set aside, for its owner to look at
 REPLACED = "replaced-"  # until its successor is complete
@@ -85,7 +81,7 @@ class Checkpoints:
     ):
         if watch_mode not in ("max", "min"):
             raise unknown_name("watch mode", watch_mode, ("max", "min"))
-        _quieten_orbax()
+        quieten_orbax()
         self.directory = Path(directory).absolute()
         self._watch = watch
         self._sign = 1 if watch_mode == "max" else -1
@@ -99,7 +95,7 @@ class Checkpoints:
             if not read_only:
                 self._put_back()
             multihost.wait_for_all("checkpoints.opened")
-            policy = _Kept(self._best_steps, keep_latest, keep_best, keep_every_steps)
+            policy = Kept(self._best_steps, keep_latest, keep_best, keep_every_steps)
             with waiting("the folder of checkpoints to be opened"):
                 self._manager = ocp.CheckpointManager(
                     self.directory, options=ocp.CheckpointManagerOptions(preservation_policy=policy)
@@ -183,7 +179,7 @@ class Checkpoints:
         metrics = None if metrics is None else {name: float(value) for name, value in metrics.items()}
         progress = json.loads(json.dumps(dict(progress)))
         # Other processes' timings differ. What is written is process 0's.
-        records = _Records(*_from_first(lambda: [_describe(state, with_bytes=True), progress, metrics]))
+        records = Records(*_from_first(lambda: [describe(state, with_bytes=True), progress, metrics]))
 
         replaces = False
         if step in self.steps():
@@ -265,7 +261,7 @@ class Checkpoints:
         """
         return self._records_of(step).metrics
 
-    def _records_of(self, step: int) -> "_Records":
+    def _records_of(self, step: int) -> "Records":
         self.wait()
         self._require_present(step)
         try:
@@ -352,7 +348,7 @@ class Checkpoints:
         kept = max(self.steps(), default=None)
         raise WriteError(
             f"the checkpoint of step {step} could not be written in {self.directory}: "
-            f"{_write_failure(error) if error else 'another process failed to write its part'}; "
+            f"{write_failure(error) if error else 'another process failed to write its part'}; "
             + ("none was saved before" if kept is None else f"that of step {kept} is kept")
         ) from error
 
@@ -381,20 +377,20 @@ class Checkpoints:
         self._damaged[step] = why
         return _DamagedError(why)
 
-    def _read_records(self, step: int) -> "_Records":
+    def _read_records(self, step: int) -> "Records":
         def read() -> Any:
             files = (self.directory / str(step) / item / "metadata" for item in ("digest", "progress"))
             try:
                 return [parse_json(file.read_bytes()) for file in files]
             except Exception as error:  # whatever a changed byte can lead to
-                return _brief(error)
+                return brief(error)
 
         content = _from_first(read)
         if isinstance(content, str):
             raise self._damage(step, content)
         try:
             digest, progress = content
-            written_format, records = _Records.verified(digest, progress)
+            written_format, records = Records.verified(digest, progress)
         except Exception as error:
             raise self._damage(step, "progress and digest do not agree") from error
         if written_format > FORMAT:
@@ -406,21 +402,21 @@ class Checkpoints:
 
     def _read(self, step: int, template: PyTree) -> tuple[PyTree, dict[str, Any]]:
         records = self._read_records(step)
-        abstract = jax.tree.map(_abstract, template)
-        _require_fit(step, records.leaves, _describe(abstract, with_bytes=False))
+        shapes = jax.tree.map(abstract, template)
+        require_fit(step, records.leaves, describe(shapes, with_bytes=False))
         state, why = None, None
         try:
             # Not by the manager: its processes wait for one another, for ever if one of them could not read.
             folder = self._manager.directory / str(step) / "state"
             with waiting("the checkpoint to be read", SAVE_SECONDS):
-                state = ocp.StandardCheckpointHandler().restore(folder, args=ocp.args.StandardRestore(abstract))
-            found = _describe(state, with_bytes=True)
+                state = ocp.StandardCheckpointHandler().restore(folder, args=ocp.args.StandardRestore(shapes))
+            found = describe(state, with_bytes=True)
             changed = [path for path, leaf in records.leaves.items() if found.get(path) != leaf]
-            why = f"{_some(changed)} not as saved" if changed else None
+            why = f"{some(changed)} not as saved" if changed else None
         except jax.errors.JaxRuntimeError:
             raise  # the device's fault, such as no memory left
         except Exception as error:
-            why = _brief(error)
+            why = brief(error)
         if _any_process(why is not None):
             raise self._damage(step, why or "another process cannot read it")
         return state, records.progress
@@ -489,55 +485,6 @@ class _Saving(NamedTuple):
     replaces: bool
 
 
-class _Records(NamedTuple):
-    """What a checkpoint holds besides its arrays."""
-
-    leaves: dict[str, dict[str, Any]]  # by path: shape, dtype, digest of the bytes
-    progress: dict[str, Any]
-    metrics: dict[str, float] | None
-
-    def digest(self) -> dict[str, Any]:
-        """The JSON object of that name: all but the progress, with a checksum over both."""
-        content = {"format": FORMAT, "leaves": self.leaves, "metrics": self.metrics}
-        return content | {"checksum": _checksum([content, self.progress])}
-
-    @classmethod
-    def verified(cls, digest: dict[str, Any], progress: dict[str, Any]) -> tuple[int, "_Records"]:
-        """The format in which they were written, and the records; some error or other if they are damaged.
-
-        A later format is to keep this checksum, which tells it from a damaged field.
-        """
-        content = {name: value for name, value in digest.items() if name != "checksum"}
-        written_format, signed = content.get("format", 1), [content, progress]
-        if written_format == 1:
-            signed = [content["leaves"], progress, content["metrics"]]
-        if _checksum(signed) != digest["checksum"]:
-            raise ValueError
-        return written_format, cls(content.get("leaves", {}), progress, content.get("metrics"))
-
-
-def _checksum(content: Any) -> str:
-    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
-
-
-class _Kept(PreservationPolicy):
-    """Orbax's LatestN, BestN and EveryNSteps together, save that BestN prefers the last of equals."""
-
-    def __init__(self, best_steps, keep_latest: int, keep_best: int, keep_every_steps: int):
-        self._best_steps = best_steps
-        self._keep_latest = keep_latest
-        self._keep_best = keep_best
-        self._keep_every_steps = keep_every_steps
-
-    def should_preserve(self, checkpoints, *, context) -> list[bool]:
-        del context
-        steps = sorted(checkpoint.step for checkpoint in checkpoints)
-        kept = {*steps[-self._keep_latest :], *self._best_steps(steps)[: self._keep_best]}
-        if self._keep_every_steps:
-            kept.update(step for step in steps if step % self._keep_every_steps == 0)
-        return [checkpoint.step in kept for checkpoint in checkpoints]
-
-
 def saved_steps(directory: Path) -> list[int]:
     """The steps of which there is a checkpoint in the folder, whole or damaged, as this process sees it now."""
     return sorted(int(path.name) for path in directory.glob("*") if path.name.isdecimal())
@@ -562,89 +509,3 @@ def _from_first(make: Callable[[], Any]) -> Any:
         # Of a size that recurs, since each is compiled.
         padded = np.frombuffer(content.ljust(1 << size.bit_length()), np.uint8)
         return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes())
-
-
-def _describe(tree: PyTree, *, with_bytes: bool) -> dict[str, dict[str, Any]]:
-    """Shape, dtype and, on request, digest of every leaf, by its path."""
-    leaves = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        record = {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
-        if with_bytes:
-            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-                leaf = jax.random.key_data(leaf)
-            content = np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)
-            record["digest"] = hashlib.blake2b(content.data, digest_size=16).hexdigest()
-        leaves[jax.tree_util.keystr(path, simple=True, separator="/")] = record
-    return leaves
-
-
-def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-    if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
-        leaf = jnp.asarray(leaf)
-    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _require_fit(step: int, saved: dict[str, dict[str, Any]], wanted: dict[str, dict[str, Any]]) -> None:
-    def show(leaves, path):
-        return f"{leaves[path]['dtype']}{leaves[path]['shape']}" if path in leaves else "nothing"
-
-    differing = [
-        f"{path}: {show(saved, path)} there, {show(wanted, path)} here"
-        for path in {**wanted, **saved}
-        if show(saved, path) != show(wanted, path)
-    ]
-    if differing:
-        raise UserError(
-            f"the checkpoint of step {step} is of another network or optimizer: {_some(differing)}. "
-            "Use the configuration that it was made with, or another folder"
-        )
-
-
-def _some(entries: Sequence[str], most: int = 3) -> str:
-    rest = f" and {len(entries) - most} more" if len(entries) > most else ""
-    return "; ".join(entries[:most]) + rest
-
-
-def _brief(error: BaseException) -> str:
-    """The first line of the message, which may run to pages, of an error or of what it came from."""
-    while error.__cause__:
-        error = error.__cause__
-    line = (str(error).strip().splitlines() or [""])[0]
-    return f"{type(error).__name__}: {line[:500]}"
-
-
-def _write_failure(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    code = re.search(r"os_error_code='(\d+)'", str(error))  # in TensorStore's long messages
-    return os.strerror(int(code.group(1))) if code else _brief(error)
-
-
-def _quieten_orbax() -> None:
-    """Orbax logs every stage of every save, through the logger of our own lines. What fails, it also raises.
-
-    And where one of many reads or writes fails, it forgets the others: each then ends in a traceback of its own, on
-    standard error, as its event loop is closed. They are waited for, if this version of Orbax runs them as we know.
-    """
-    logger = python_logging.getLogger("absl")
-    if _is_ours not in logger.filters:
-        logger.addFilter(_is_ours)
-    runner: Any = sys.modules.get("orbax.checkpoint._src.asyncio_utils")
-    run_sync = getattr(runner, "run_sync", None)
-    if run_sync and not hasattr(run_sync, "__wrapped__"):
-        runner.run_sync = functools.wraps(run_sync)(lambda work: run_sync(_with_all_tasks(work)))
-
-
-async def _with_all_tasks(work: Coroutine[Any, Any, Any]) -> Any:
-    try:
-        return await work
-    except BaseException:
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.gather(*others, return_exceptions=True), LEAVING_SECONDS)
-        raise
-
-
-def _is_ours(record: python_logging.LogRecord) -> bool:
-    return f"{os.sep}orbax{os.sep}checkpoint{os.sep}" not in record.pathname

@@ -45,8 +45,8 @@ class Evaluator:
         self._rows = sharding.local_rows(mesh, self._batch_size)
         # Several processes would have to agree first; they finish what they evaluate.
         self._stop_requested = stop_requested if multihost.count() == 1 else lambda: 0
-        self._inference_variables = jax.jit(partial(inference_variables, experiment.model))
-        self._eval_step = jax.jit(experiment.eval_step, compiler_options=experiment.compiler_options)
+        self._inference_variables: Any = jax.jit(partial(inference_variables, experiment.model))
+        self._eval_step: Any = jax.jit(experiment.eval_step, compiler_options=experiment.compiler_options)
         self._ahead: Future[tuple[Callable, Callable]] | None = None
         self._compiled = False
         self.seconds = 0.0
