@@ -17,7 +17,7 @@ from inception_jax.errors import UserError, WriteError
 
 @contextlib.contextmanager
 def _hidden(module: str) -> Iterator[None]:
-    """Within it, `import module` raises ImportError, unless it has been imported already."""
+    """Within this context, `import module` raises ImportError, unless it has already been imported."""
     if module in sys.modules:
         yield
         return
@@ -28,7 +28,7 @@ def _hidden(module: str) -> Iterator[None]:
         del sys.modules[module]
 
 
-# Where PyTorch is installed, tensorboardX imports it for a type hint, which would double the time of a start.
+# If PyTorch is installed, tensorboardX imports it for a type hint, which would double the startup time.
 with _hidden("torch"):
     from tensorboardX.event_file_writer import EventsWriter
     from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
@@ -36,25 +36,25 @@ with _hidden("torch"):
 
 logger = logging.getLogger(__name__)
 
-FLUSH_SECONDS = 30.0  # after which TensorBoard sees what is new
+FLUSH_SECONDS = 30.0  # time until TensorBoard sees new values
 
 Row = dict[str, float | int]
-_COLUMN = re.compile(r"[\w./-]+")  # what a column may be called: splits and metrics, and a network's own heads
+_COLUMN = re.compile(r"[\w./-]+")  # allowed column names: splits and metrics, and a network's own heads
 
 
 class MetricWriter:
-    """Writes a run's metrics: wide rows to `metrics.csv`, one an evaluated epoch, and scalars for TensorBoard.
+    """Writes a run's metrics: wide rows to `metrics.csv`, one per evaluated epoch, and scalars for TensorBoard.
 
-    A file that is damaged is set aside and named in a warning; its rows that are whole are taken over.
+    A damaged file is set aside with a warning, and its intact rows are kept.
 
     Raises:
-      WriteError: there is no room left, or no permission.
+      WriteError: the disk is full, or permission is denied.
 
     Args:
-      folder: the run's.
-      resume_step: the step that the run goes on from: what was written after it is cut off. 0 or None: a new run.
+      folder: the run's folder.
+      resume_step: the step that the run resumes from: anything written after it is discarded. 0 or None: a new run.
       tensorboard: whether to write event files.
-      active: False writes nothing: of several processes, only the first writes.
+      active: if False, nothing is written: of several processes, only the first writes.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class MetricWriter:
                 self._events = _Events(folder, purge_step=last_kept + 1)
 
     def write(self, step: int, row: Mapping[str, float | int]) -> None:
-        """Appends a row; a metric that is new in it becomes a further column, empty in the rows above."""
+        """Appends a row; a new metric adds a column, which is empty in earlier rows."""
         if not self._active:
             return
         with _writing(self._path):
@@ -88,15 +88,15 @@ class MetricWriter:
             rows = self._read()
             self._columns += new
             self._rewrite(rows)
-        # One write of one whole line: a run killed in the middle of it leaves a line without its end, not a wrong one.
+        # One write per line: a run killed in the middle of it leaves a line without its newline, not a wrong one.
         with self._path.open("a", newline="") as file:
             file.write(_csv_lines(self._columns, [full]))
             file.flush()
-            os.fsync(file.fileno())  # the checkpoint that comes next counts on it
+            os.fsync(file.fileno())  # the next checkpoint relies on it
         self.scalars(step, {name: value for name, value in full.items() if name not in ("step", "epoch")})
 
     def scalars(self, step: int, values: Mapping[str, float | int]) -> None:
-        """Adds scalars for TensorBoard alone; `train_loss` is shown as `train/loss`."""
+        """Adds scalars for TensorBoard only; `train_loss` is shown as `train/loss`."""
         if self._events:
             with _writing("TensorBoard's events"):
                 for name, value in values.items():
@@ -114,7 +114,7 @@ class MetricWriter:
         self.close()
 
     def _read(self) -> list[dict[str, str]]:
-        """The rows; a damaged file is set aside, since a run whose checkpoints are whole goes on without it."""
+        """Reads the rows; a damaged file is set aside, since a run with intact checkpoints continues without it."""
         rows, problem = _read_text(self._path)
         if problem:
             aside = files.set_aside(self._path)
@@ -125,22 +125,22 @@ class MetricWriter:
         return rows
 
     def _rewrite(self, rows: Iterable[Mapping]) -> None:
-        """Replaces the whole file at once, so that no moment is without it."""
+        """Replaces the whole file atomically, so that it always exists."""
         header = dict(zip(self._columns, self._columns, strict=True))
         files.write_text(self._path, _csv_lines(self._columns, [header, *rows] if header else []))
 
 
 class _Events:
-    """A file of TensorBoard's events.
+    """A TensorBoard event file.
 
-    tensorboardX's SummaryWriter leaves the writing to a thread. Where the disk is full that thread ends, and a few
-    events later the run would wait for it for ever.
+    tensorboardX's SummaryWriter writes in a thread. If the disk is full, that thread ends, and a few events later the
+    run would wait for it forever.
     """
 
     def __init__(self, folder: str | Path, purge_step: int):
         self._file = EventsWriter(str(Path(folder) / "events"))
         self._flushed = -FLUSH_SECONDS
-        # TensorBoard forgets what earlier files have from this step on.
+        # TensorBoard discards what earlier files have from this step on.
         self._write(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
 
     def add(self, name: str, value: float, step: int) -> None:
@@ -159,7 +159,7 @@ class _Events:
 
 @contextlib.contextmanager
 def _writing(what: Path | str) -> Iterator[None]:
-    """A disk without room is said in one line."""
+    """Turns OSError, such as for a full disk, into a one-line WriteError."""
     try:
         yield
     except OSError as error:
@@ -167,10 +167,10 @@ def _writing(what: Path | str) -> Iterator[None]:
 
 
 def read_metrics(path: str | Path) -> list[Row]:
-    """The rows of a metrics.csv, none if there is no such file; an empty cell has no key.
+    """Reads the rows of a metrics.csv, none if there is no such file; an empty cell has no key.
 
     Raises:
-      UserError: the file is no table of numbers with a column `step`.
+      UserError: the file is not a table of numbers with a column `step`.
     """
     rows, problem = read_whole_rows(path)
     if problem:
@@ -179,7 +179,7 @@ def read_metrics(path: str | Path) -> list[Row]:
 
 
 def read_whole_rows(path: str | Path) -> tuple[list[Row], str]:
-    """As `read_metrics`, of a file that may be damaged: the rows that are whole, and what is wrong; "": nothing."""
+    """As `read_metrics`, for a file that may be damaged: the intact rows, and what is wrong ("" if nothing)."""
     texts, problem = _read_text(Path(path))
     return [
         {name: int(cell) if name == "step" else float(cell) for name, cell in row.items() if cell} for row in texts
@@ -187,9 +187,9 @@ def read_whole_rows(path: str | Path) -> tuple[list[Row], str]:
 
 
 def _read_text(path: Path) -> tuple[list[dict[str, str]], str]:
-    """The whole rows as they are written, and what is wrong with the file.
+    """The intact rows as they are written, and what is wrong with the file.
 
-    A last line without its end was cut short by a kill, which is no damage: it counts as not there.
+    A last line without its newline was cut short when the run was killed. It is ignored and does not count as damage.
     """
     if path.exists() and not path.is_file():
         return [], "it is not a file"
@@ -216,7 +216,7 @@ def _read_text(path: Path) -> tuple[list[dict[str, str]], str]:
 
 
 def _cells(line: bytes) -> list[str]:
-    """The cells of a line; none if it is no text."""
+    """The cells of a line; none if it is not text."""
     try:
         return next(csv.reader([line.decode("utf-8")]), [])
     except (UnicodeDecodeError, csv.Error):
@@ -224,7 +224,7 @@ def _cells(line: bytes) -> list[str]:
 
 
 def _is_number(cell: str, column: str) -> bool:
-    """Whether a cell is empty or holds a number as it is written here: a step, or a float."""
+    """Whether a cell is empty or holds a number in the format written here: a step, or a float."""
     pattern = r"\d{1,18}" if column == "step" else r"-?\d{1,18}(\.\d{1,30})?([eE][+-]?\d{1,3})?|-?inf|nan"
     return not cell or re.fullmatch(pattern, cell, re.ASCII) is not None
 

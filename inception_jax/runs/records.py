@@ -1,4 +1,4 @@
-"""What runs have kept of themselves, read without their networks: one, several, or all below a folder."""
+"""Records of runs, read without their networks: one, several, or all below a folder."""
 
 import dataclasses
 import json
@@ -17,12 +17,12 @@ from inception_jax.errors import UserError
 from inception_jax.files import read_json
 from inception_jax.runs.metrics_log import Row, read_metrics
 
-MADE_BY_US = {"model", "data", "checkpoint"}  # sections that tell a run's config.json from other programs'
+MADE_BY_US = {"model", "data", "checkpoint"}  # sections that distinguish a run's config.json from other programs'
 
-LARGEST = 1e300  # a number of a summary is smaller: it can be a float
+LARGEST = 1e300  # a summary's numbers are smaller, so that they fit a float
 METRICS: Mapping[str, Any] = {"top1": float, "top5": float, "loss": float, "count": float}
 SPLITS: Mapping[str, Any] = dict.fromkeys(("train", "validation", "test"), METRICS)
-# What a summary's values are; those of other names may be anything.
+# The types of a summary's values; other keys may have any type.
 SUMMARY: Mapping[str, Any] = {
     **dict.fromkeys(("steps", "epochs", "images_per_second", "parameters"), float),
     **dict.fromkeys(("seconds", "training_seconds", "evaluation_seconds"), float),
@@ -40,10 +40,9 @@ class Record:
     """A run's config.json, metrics.csv and summary.json.
 
     Attributes:
-      name: under which it is shown.
-      folder: the run's.
-      summary: None while the run has not finished. What is there is of the type that it should be: what is not is
-        left out, as if nobody knew.
+      name: the name to display.
+      folder: the run's folder.
+      summary: None until the run has finished. Values of the wrong type are left out, as if unknown.
     """
 
     name: str
@@ -54,7 +53,7 @@ class Record:
 
     @property
     def best(self) -> Mapping[str, Any]:
-        """The summary's entry on the best weights; empty where nothing was watched: the last are the only ones then."""
+        """The summary's entry on the best weights; empty if no metric was watched, since only the last ones exist then."""
         best = (self.summary or {}).get("best") or {}
         return best if isinstance(best.get("metric"), str) else {}
 
@@ -66,7 +65,7 @@ class Record:
 
     @property
     def status(self) -> str:
-        """How it ended, "completed", "early" (no better any more) or "target"; "unfinished" or "not begun" before."""
+        """How the run ended, "completed", "early" (early stopping) or "target"; else "unfinished" or "not begun"."""
         if self.summary:
             return str(self.summary.get("stopped", "completed"))
         return "unfinished" if self.rows else "not begun"
@@ -78,13 +77,13 @@ class Record:
 
 
 def read_record(run_folder: str | Path, name: str | None = None) -> Record:
-    """A run's files; a run that goes on has no summary.json yet.
+    """Reads a run's files; an unfinished run has no summary.json yet.
 
     Args:
       name: None: the summary's, else the folder's.
 
     Raises:
-      UserError: the folder holds no run, or one of these files is damaged.
+      UserError: the folder does not contain a run, or one of these files is damaged.
     """
     folder = files.expand(run_folder, "the run's folder")
     config, summary = _read_json(folder / "config.json"), read_summary(folder)
@@ -101,7 +100,7 @@ def read_record(run_folder: str | Path, name: str | None = None) -> Record:
 
 
 def _of_type(values: Mapping[str, Any], types: Mapping[str, Any]) -> dict[str, Any]:
-    """The values but for those that are not what `types` says: a type, or the types of the fields within."""
+    """The values without those that do not match `types`: a type, or the types of nested fields."""
 
     def fits(value: Any, expected: Any) -> bool:
         if expected is float:
@@ -116,12 +115,12 @@ def _of_type(values: Mapping[str, Any], types: Mapping[str, Any]) -> dict[str, A
 
 
 def read_records(run_folders: Sequence[str | Path]) -> list[Record]:
-    """Several runs' files, under the names of their folders; where two are the same, the paths from where they part.
+    """Reads several runs, named by their folders or, if two names are equal, by paths from the common parent.
 
-    One with a damaged file is named in a warning and left out.
+    A run with a damaged file is left out with a warning.
 
     Raises:
-      UserError: a folder holds no run, or is given twice; or all are damaged.
+      UserError: a folder does not contain a run, or is given twice; or all are damaged.
     """
     folders = [files.expand(folder, "the run's folder") for folder in run_folders]
     resolved = [folder.resolve() for folder in folders]
@@ -148,7 +147,7 @@ def read_records(run_folders: Sequence[str | Path]) -> list[Record]:
 def _read_json(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
-    if not path.is_file():  # a pipe would wait for ever
+    if not path.is_file():  # reading a pipe would block forever
         raise UserError(f"{path} is damaged: it is not a file")
     content = read_json(path)
     if not isinstance(content, dict):
@@ -157,7 +156,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 
 def read_summary(run_folder: Path) -> dict[str, Any] | None:
-    """A run's summary.json, without values that are not of the types that are written; None while it has not finished.
+    """Reads a run's summary.json, without values of the wrong type; None if the run has not finished.
 
     Raises:
       UserError: the file is damaged.
@@ -167,7 +166,7 @@ def read_summary(run_folder: Path) -> dict[str, Any] | None:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Fields within fields by their path, such as "data.name"."""
+    """Nested fields by their path, such as "data.name"."""
     flat = {}
     for key, value in tree.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
@@ -175,16 +174,16 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def show(value: Any) -> str:
-    """A config's value as it is written on the command line."""
+    """A config value as it is written on the command line."""
     if value is None:
         return "-"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def differing_fields(records: Sequence[Record]) -> dict[str, list[Any]]:
-    """The fields of configs that differ, with each run's value; top level first.
+    """The config fields that differ, with each run's value; top level first.
 
-    A field that a run does not know yet had the value that is the default now.
+    A field missing from an older run had the current default.
     """
     defaults = flatten(json.loads(default_config().to_json()))
     configs = [defaults | record.fields for record in records]
@@ -194,12 +193,12 @@ def differing_fields(records: Sequence[Record]) -> dict[str, list[Any]]:
 
 
 def list_runs(folder: str | Path) -> list[Record]:
-    """All runs below a folder, at any depth, under their paths from there; sorted by these.
+    """All runs below a folder, at any depth, named by their relative paths and sorted by them.
 
-    What is damaged is named in a warning and left out; links are not followed.
+    Damaged runs are left out with a warning; links are not followed.
 
     Raises:
-      UserError: there is no such folder.
+      UserError: the folder does not exist.
     """
     folder = files.expand(folder, "the folder of runs")
     if not folder.is_dir():
@@ -216,5 +215,5 @@ def list_runs(folder: str | Path) -> list[Record]:
             continue
         if all(isinstance(record.config.get(section), dict) for section in MADE_BY_US):
             found.append(record)
-            folders.clear()  # a run has none inside
+            folders.clear()  # runs are not nested
     return sorted(found, key=lambda record: record.name)

@@ -1,4 +1,4 @@
-"""A run is a folder: config, metrics, checkpoints, summary and report. Making one, going on with one, loading one."""
+"""Creates, resumes and loads runs: folders with config, metrics, checkpoints, summary and report."""
 
 import contextlib
 import dataclasses
@@ -34,10 +34,10 @@ logger = logging.getLogger(__name__)
 
 
 def prepare_folder(folder: Path, config: Config) -> None:
-    """Makes the run's folder with its config.json, or checks that it belongs to the same config.
+    """Creates the run's folder with its config.json, or checks that an existing one has the same config.
 
     Raises:
-      UserError: the folder cannot be written, or holds a run with another config; the message shows the difference.
+      UserError: the folder cannot be written, or contains a run with another config; the message shows the difference.
     """
     path = folder / "config.json"
     try:
@@ -57,10 +57,10 @@ def prepare_folder(folder: Path, config: Config) -> None:
 
 
 def read_config(path: Path) -> Config:
-    """The config that a run has kept. A field that it does not know yet has the value that is the default now.
+    """Reads the config that a run has saved. A field missing from an older run has the current default.
 
     Raises:
-      UserError: the file cannot be read, or is none that a run has written.
+      UserError: the file cannot be read, or was not written by a run.
     """
 
     def thaw(value: Any) -> Any:  # JSON has no tuples
@@ -73,10 +73,10 @@ def read_config(path: Path) -> Config:
         if not isinstance(content, dict) or not {"model", "data", "checkpoint"} <= content.keys():
             raise ValueError(
                 "it has no sections model, data and checkpoint"
-            )  # other programs' files have that name, too
+            )  # other programs use this file name, too
         config = ml_collections.ConfigDict(_merge(default_config().to_dict(), thaw(content)))
         check_types(config, others=True)
-        config.init_from = config.init_from or None  # "" was none, too, in version 0.1.0
+        config.init_from = config.init_from or None  # in version 0.1.0, "" also meant None
         return config
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is no run's config: {error}") from error
@@ -89,15 +89,15 @@ def _merge(default: dict[str, Any], kept: dict[str, Any]) -> dict[str, Any]:
 
 
 def config_differences(kept: Config, given: Config) -> list[str]:
-    """One phrase for every field that decides what is computed and has two values.
+    """One phrase for every field that affects the computation and has two different values.
 
-    A field that the kept config does not know yet had the value that is the default now.
+    A field missing from the saved config had the current default.
     """
     default, old, new = (_flatten(json.loads(config.to_json())) for config in (default_config(), kept, given))
     old = {field: default[field] for field in default.keys() & new.keys()} | old
     given = new.get("compute_dtype")
     if old.get("compute_dtype") == "auto" != given and given == jnp.dtype(dtypes("auto")[0]).name:
-        old["compute_dtype"] = new["compute_dtype"]  # recipes that said "auto" name the type now
+        old["compute_dtype"] = new["compute_dtype"]  # recipes that said "auto" now name the type
     return [
         f"{field} was {old.get(field)!r}, now {new.get(field)!r}"
         for field in sorted(old.keys() | new.keys())
@@ -119,7 +119,7 @@ def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
 
 
 def load_data(config: Config) -> Dataset:
-    """The data set that the config names, which is prepared first if it is not prepared yet."""
+    """Loads the data set that the config names, and prepares it first if necessary."""
     return data.load(config.data.name, *data_options(config))
 
 
@@ -144,7 +144,7 @@ def data_options(config: Config) -> tuple[data.Location, data.Selection, data.De
 
 
 def kept_inputs(folder: Path) -> Inputs | None:
-    """The inputs of a run that has a checkpoint already; None where it has not begun."""
+    """The inputs saved by a run; None if it has no checkpoint yet."""
     if not (folder / "config.json").is_file():
         return None
     with open_checkpoints(folder, read_config(folder / "config.json"), read_only=True) as checkpoints:
@@ -154,20 +154,20 @@ def kept_inputs(folder: Path) -> Inputs | None:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A trained network with what it takes to use it.
+    """A trained network with everything needed to use it.
 
     Attributes:
       model: the Linen module; `model.apply(variables, inputs, train=False)` returns Outputs.
-      variables: {"params", "batch_stats"}: the best checkpoint's moving average where one is kept.
-      config: as the run was started.
-      inputs: class names, image shape and normalisation.
-      step: the checkpoint's.
-      epoch: the same in epochs.
-      checkpoint: "best", or "latest" where that was asked for or there is no best one.
-      named_streams: from which key its first weights were drawn, see `initial_key`.
+      variables: {"params", "batch_stats"}: the best checkpoint's moving average if one is kept.
+      config: the config that the run was started with.
+      inputs: class names, image shape and normalization.
+      step: the checkpoint's step.
+      epoch: the step in epochs.
+      checkpoint: "best", or "latest" if that was requested or there is no best one.
+      named_streams: determines the key from which its initial weights were drawn, see `initial_key`.
       trusts_data: whether its data set may be code from outside the package, see `load_run`.
-      fingerprint: of the data that it was trained on, see `Dataset.fingerprint`; None where that is not known.
-      engine: what computes logits of uint8 images of the run's own size instead of JAX, see `engines.use`.
+      fingerprint: fingerprint of its training data, see `Dataset.fingerprint`; None if unknown.
+      engine: computes logits of uint8 images of the run's own size instead of JAX, see `engines.use`.
     """
 
     folder: Path
@@ -192,15 +192,15 @@ class Run:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """In the order of the logits."""
+        """Class names in the order of the logits."""
         return self.inputs.class_names
 
     @property
     def form(self) -> images.Format:
-        """How a picture of any size becomes what the network was trained on.
+        """How a picture of any size is converted to an input image.
 
         Raises:
-          UserError: its images are no squares.
+          UserError: its images are not square.
         """
         height, width, channels = self.inputs.image_shape
         if height != width:
@@ -209,21 +209,21 @@ class Run:
         return images.Format(height, channels, section.resize, section.fit, section.crop_share)
 
     def normalize(self, images: np.ndarray) -> jax.Array:
-        """uint8 images (batch, height, width, channels), of any height and width, to the network's inputs.
+        """Converts uint8 images (batch, height, width, channels), of any height and width, to the network's inputs.
 
         Raises:
-          UserError: the images are none that the network was trained on; the message says what to do.
+          UserError: the images do not fit the network; the message says what to do.
         """
         images = check_batch(images, self.inputs.image_shape, any_size=True)
         normalizer = self.inputs.normalizer(self.config.data.normalization, dtypes(self.config.compute_dtype)[1])
         return normalizer(jnp.asarray(images))
 
     def predict(self, images: np.ndarray) -> np.ndarray:
-        """uint8 images (batch, height, width, channels) to probabilities (batch, classes). Raises as `normalize`."""
+        """Maps uint8 images (batch, height, width, channels) to probabilities (batch, classes). Raises as `normalize`."""
         return np.asarray(jax.nn.softmax(self.logits(images)))
 
     def logits(self, images: np.ndarray) -> np.ndarray:
-        """uint8 images (batch, height, width, channels) to logits (batch, classes). Raises as `normalize`."""
+        """Maps uint8 images (batch, height, width, channels) to logits (batch, classes). Raises as `normalize`."""
         if self.engine is not None:
             images = check_batch(images, self.inputs.image_shape, any_size=True)
             if images.shape[1:] == self.inputs.image_shape:
@@ -244,24 +244,24 @@ def load_run(
     trust_code: bool = False,
     own: Config | None = None,
 ) -> Run:
-    """The network of a run's folder, at its "best" checkpoint (the latest where none is the best yet) or its "latest".
+    """Loads a run's network from its "best" checkpoint (the latest if there is no best one yet) or its "latest" one.
 
-    Where the run keeps none for being the best (checkpoint.keep_best=0), the best of those that are there stands for
-    it, and a warning says so.
+    If the run does not keep the best checkpoint (checkpoint.keep_best=0), the best of the existing ones is used, with a
+    warning.
 
-    Nothing outside the package that the folder names is imported or called, unless it is trusted, and then only a Linen
-    module's class, or a function that makes a network or a data set.
+    Code outside the package that the folder names is not imported or called unless it is trusted, and then only a Linen
+    module class, or a function that creates a network or a data set.
 
     Args:
-      dtype: "float32" or "bfloat16", or JAX's type of that name, for the network to compute in; None: what it was
-        trained in, where the config says "auto" what training would use on this machine.
-      trust_code: that the network and the data set may be code outside the package, "module:Name": for folders of
-        people whom you would let run programs here.
-      own: a config from the person who started the program, who thereby trusts the code that it names.
+      dtype: "float32" or "bfloat16", or JAX's type of that name, for the network to compute in; None: the type it was
+        trained in or, if the config says "auto", what training would use on this machine.
+      trust_code: whether the network and the data set may be code outside the package, "module:Name". Only for folders
+        from people whom you would let run programs here.
+      own: a config from the user who started the program, who thereby trusts the code that it names.
 
     Raises:
-      UserError: the folder holds no run, or no checkpoint of it is whole; or the best one is damaged or gone; or the
-        network has no choice of `dtype`.
+      UserError: the folder does not contain a run or an intact checkpoint; or the best one is damaged or missing; or
+        the network cannot compute in `dtype`.
       UntrustedError: its network is code that is not trusted.
     """
     folder = files.expand(folder, "the run's folder")
@@ -289,7 +289,7 @@ def load_run(
                 raise
             raise UserError(f"{error}: 'latest' is that of step {checkpoints.latest_step()}") from error
     if dtype is not None:
-        with contextlib.suppress(TypeError):  # what is none is named as it was given
+        with contextlib.suppress(TypeError):  # what is not a type is reported as given
             dtype = jnp.dtype(dtype).name
         if dtype not in INFERENCE_TYPES:
             raise unknown_name("dtype", str(dtype), INFERENCE_TYPES)
@@ -304,13 +304,13 @@ def load_run(
 
 
 def _best_step(folder: Path, config: Config, checkpoints: Checkpoints) -> int | None:
-    """The step of a run's best checkpoint, None where nothing has been watched yet.
+    """The step of a run's best checkpoint, None if no metric has been watched yet.
 
-    Not just the best one of those that can be read: which it was is known from the latest one's record and, where later
-    ones are damaged or gone, from metrics.csv.
+    Not just the best readable one: which one is best is known from the latest one's record and, if later ones are
+    damaged or missing, from metrics.csv.
 
     Raises:
-      UserError: it is damaged or gone.
+      UserError: it is damaged or missing.
     """
     latest, metric = checkpoints.latest_step(), config.evaluate.watch
     if latest is None:
@@ -323,7 +323,7 @@ def _best_step(folder: Path, config: Config, checkpoints: Checkpoints) -> int | 
     for row in writers.read_whole_rows(folder / "metrics.csv")[0]:
         row_step, found = int(row["step"]), row.get(metric, math.nan)
         if row_step <= latest:
-            if step is None and found == value:  # of a run from before the record named it
+            if step is None and found == value:  # from an earlier version, whose record lacks it
                 step = row_step
         elif row_step in gone and math.isfinite(found) and (value is None or better(found, value)):
             step, value = row_step, found
@@ -345,7 +345,7 @@ def _best_step(folder: Path, config: Config, checkpoints: Checkpoints) -> int | 
 
 
 def _finished_best(folder: Path) -> int:
-    """The step of the best weights of a run that has ended, as its summary says; -1 where it does not."""
+    """The step of the best weights according to a finished run's summary; -1 if it has none."""
     with contextlib.suppress(UserError):
         summary = files.read_json(folder / "summary.json")
         best = summary.get("best") if isinstance(summary, dict) else None
@@ -355,7 +355,7 @@ def _finished_best(folder: Path) -> int:
 
 
 def open_checkpoints(folder: Path, config: Config, *, read_only: bool = False) -> Checkpoints:
-    """The run's checkpoints, with its rules for what is kept; `read_only` where the run may be going on elsewhere."""
+    """Opens the run's checkpoints with its retention rules; `read_only` if the run may be training elsewhere."""
     return Checkpoints(
         folder / "checkpoints",
         keep_latest=config.checkpoint.keep_latest,

@@ -1,4 +1,4 @@
-"""Which class of one data set is which of another: by a class map, or by their names."""
+"""Matches the classes of two data sets, by a class map or by name."""
 
 import logging
 import re
@@ -14,22 +14,22 @@ from inception_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-NAMES_SHOWN = 5  # classes that a message lists
+NAMES_SHOWN = 5  # classes listed in a message
 
 
 def match_classes(theirs: Sequence[str], ours: Sequence[str], class_map: Mapping[str, str] | None = None) -> np.ndarray:
-    """For each of a data set's classes the network's: int32 `(len(theirs),)`, -1 where it has none.
+    """Maps each class of a data set to the network's class: int32 `(len(theirs),)`, -1 where there is none.
 
-    A class of the very name is the same one, always. Only what is left is tried in looser spellings, one after another:
-    without spaces, hyphens and underscores (but "-1" is not "1", nor "1-2" "12"); in any letter case; and, where a name
-    is several words for the same with commas between, by the first or any of them. They count where they are one to
-    one. Where several classes of either side are alike, a warning names them, and the data's is left out.
+    Identical names always match. The remaining classes are compared under successively looser rules: ignoring spaces,
+    hyphens and underscores (but "-1" is not "1", nor "1-2" "12"); ignoring case; and, for names that list synonyms
+    separated by commas, by the first or any of them. Only one-to-one matches count. If several classes on either side
+    are similar, a warning names them, and the data's class is left out.
 
     Args:
-      class_map: names of ours by theirs, for those that are to be matched otherwise; two of theirs may be one of ours.
+      class_map: our class names keyed by theirs, which override matching by name; two of theirs may map to one of ours.
 
     Raises:
-      UserError: no class is the same, or the map names one that there is not, or that there is twice.
+      UserError: no class matches, or the map names a class that is missing or not unique.
     """
     given = _given_classes(theirs, ours, class_map or {})
     if tuple(theirs) == tuple(ours) and not given:
@@ -48,11 +48,11 @@ def match_classes(theirs: Sequence[str], ours: Sequence[str], class_map: Mapping
 
 
 def _given_classes(theirs: Sequence[str], ours: Sequence[str], class_map: Mapping[str, str]) -> dict[int, int]:
-    """The class map with places for names."""
+    """The class map with indices instead of names."""
 
     def place(name: str, names: Sequence[str], whose: str) -> int:
         same = [index for index, known in enumerate(names) if known == name]
-        # An accent may be a character of its own, as in the names of files on a Mac.
+        # An accent may be a separate character, as in file names on macOS.
         same = same or [index for index, known in enumerate(names) if _canonical(known) == _canonical(name)]
         if len(same) != 1:
             what = "no class" if not same else "more than one class"
@@ -71,7 +71,7 @@ def _given_classes(theirs: Sequence[str], ours: Sequence[str], class_map: Mappin
 def _alike_classes(
     theirs: Sequence[str], ours: Sequence[str], places: Sequence[int]
 ) -> tuple[dict[int, int], list[str]]:
-    """Ours by theirs at these places, where a spelling is one to one; and a phrase for each that is like several."""
+    """One-to-one matches at these places, {their index: our index}, and a phrase for each ambiguous class."""
     matched: dict[int, int] = {}
     doubts: dict[int, str] = {}
     by_spelling: list[str] = []
@@ -85,7 +85,7 @@ def _alike_classes(
             alike = {label for key in their_keys[place] for label in our_places.get(key, ())}
             if not alike:
                 continue
-            # What else of the data is like these, unless it has a class already that is none of them.
+            # Other classes of the data that are similar to these, unless already matched to something else.
             rivals = {other for label in alike for key in our_keys[label] for other in their_places.get(key, ())}
             rivals = {other for other in rivals if other not in matched or matched[other] in alike} - {place}
             if len(alike) > 1 or rivals:
@@ -116,10 +116,10 @@ def _doubt(place: int, rivals: Sequence[int], alike: Sequence[int], theirs: Sequ
 
 
 def read_class_map(path: Path) -> dict[str, str]:
-    """A class map from a JSON file: {"their class": "our class"}.
+    """Reads a class map from a JSON file: {"their class": "our class"}.
 
     Raises:
-      UserError: it is none, or has a class of the data twice.
+      UserError: it is not a class map, or has a class of the data twice.
     """
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -141,12 +141,12 @@ def read_class_map(path: Path) -> dict[str, str]:
 
 
 def _canonical(name: str) -> str:
-    """The name with accents as parts of their letters, whichever way they were written."""
+    """The name with accents combined with their letters (Unicode NFC)."""
     return unicodedata.normalize("NFC", name)
 
 
 def _joined(name: str) -> str:
-    """Without spaces, hyphens and underscores, but for signs, as in -1 and A-, and what parts the digits of numbers."""
+    """Removes spaces, hyphens and underscores, except signs, as in -1 and A-, and separators between digits."""
 
     def left(found: re.Match[str]) -> str:
         before, after = name[: found.start()][-1:], name[found.end() :][:1]
@@ -165,7 +165,7 @@ def _words(name: str) -> list[str]:
     return [word for word in _plain(name).split(",") if word]
 
 
-# What of two names has to be the same, from the strictest on: any of these texts.
+# Two names match if they share any of these keys. Strictest rule first.
 SPELLINGS: tuple[Callable[[str], Sequence[str]], ...] = (
     lambda name: (name,),
     lambda name: (_canonical(name),),

@@ -1,4 +1,4 @@
-"""Two trained networks on the same pictures: who is right where, and how alike their layers are."""
+"""Compares two trained networks on the same pictures: their accuracy, and the similarity of their layers."""
 
 import dataclasses
 import math
@@ -22,18 +22,18 @@ from inception_jax.trained import evaluate
 from inception_jax.trained.evaluate import Predictions
 
 CONFIDENCE = 0.95
-BATCH = 64  # images whose layers are compared at once, so that VGG at 224 pixels takes 4 GB
-FEWEST = 4  # images that the estimate needs
+BATCH = 64  # images per batch when comparing layers: VGG at 224 pixels takes 4 GB
+FEWEST = 4  # minimum number of images for the estimate
 PICTURES = (".png", ".pdf", ".svg")
 DPI = 120
 
 
 @dataclasses.dataclass(frozen=True)
 class Pairing:
-    """On how many of the same examples each of two networks is right.
+    """How many of the same examples each of two networks classifies correctly.
 
     Attributes:
-      agreeing: examples that both take for the same class, right or wrong.
+      agreeing: examples for which both predict the same class, right or wrong.
     """
 
     both: int
@@ -44,17 +44,17 @@ class Pairing:
 
     @property
     def count(self) -> int:
-        """Of all examples."""
+        """The number of all examples."""
         return self.both + self.only_first + self.only_second + self.neither
 
     @property
     def difference(self) -> float:
-        """The second's accuracy less the first's."""
+        """The second network's accuracy minus the first's."""
         return (self.only_second - self.only_first) / self.count
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The difference's 95 % interval, of paired proportions (Bonett and Price 2012, the adjusted Wald interval)."""
+        """95% confidence interval of the difference of paired proportions (Bonett and Price 2012, adjusted Wald)."""
         number = self.count + 2
         first, second = (self.only_first + 1) / number, (self.only_second + 1) / number
         middle = second - first
@@ -63,7 +63,7 @@ class Pairing:
 
     @property
     def p_value(self) -> float:
-        """McNemar's exact test: how likely at least so uneven a split is if both are right equally often."""
+        """McNemar's exact test: the probability of a split at least this uneven if both are equally accurate."""
         odd = self.only_first + self.only_second
         return float(scipy.stats.binomtest(self.only_first, odd).pvalue) if odd else 1.0
 
@@ -79,18 +79,18 @@ class ClassPair:
 
     @property
     def difference(self) -> float:
-        """The second's less the first's."""
+        """The second accuracy minus the first."""
         return self.second - self.first
 
 
 @dataclasses.dataclass(frozen=True)
 class Similarity:
-    """How alike what the layers of two networks return is.
+    """The similarity of the layer outputs of two networks.
 
     Attributes:
-      cka: linear CKA `(first layers, second layers)`: 1 for the same up to rotation, scale and shift, about 0 for
-        unrelated outputs; NaN where a layer returns the same for all images.
-      images: on how many.
+      cka: linear CKA `(first layers, second layers)`: 1 for outputs equal up to rotation, scale and shift, about 0
+        for unrelated ones; NaN where a layer's output is the same for all images.
+      images: the number of images.
     """
 
     first_layers: tuple[str, ...]
@@ -100,7 +100,7 @@ class Similarity:
 
     @property
     def namesakes(self) -> dict[str, float]:
-        """Of the layers that both have, by name."""
+        """CKA of the layers that both networks have, by name."""
         columns = {name: column for column, name in enumerate(self.second_layers)}
         return {
             name: float(self.cka[row, columns[name]]) for row, name in enumerate(self.first_layers) if name in columns
@@ -109,12 +109,12 @@ class Similarity:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Two networks on a split.
+    """Two networks compared on a split.
 
     Attributes:
       data: the data set's name.
-      classes: those that both have and the data shows, in the first's order.
-      similarity: None where it was not asked for.
+      classes: those that both have and that occur in the data, in the first's order.
+      similarity: None if not requested.
     """
 
     data: str
@@ -135,24 +135,24 @@ def compare_runs(
     images: int = 512,
     layers: str | Sequence[str] | None = None,
 ) -> Comparison:
-    """Compares two runs on the same pictures, each at the size of its own input.
+    """Compares two runs on the same pictures, each at its own input size.
 
     Args:
-      split: None: test, or validation where there is no test split, see `evaluate.load_split`.
-      fields: of `config.data`, e.g. {"name": "cifar10"}: other data than the first run's own.
-      class_map: the runs' class for the data's, see `classes.match_classes`.
-      images: on how many, spread evenly over the split, layers are compared; 0: on none.
+      split: None: test, or validation if there is no test split, see `evaluate.load_split`.
+      fields: fields of `config.data`, e.g. {"name": "cifar10"}, for other data than the first run's own.
+      class_map: the runs' class names keyed by the data's, see `classes.match_classes`.
+      images: number of images for comparing layers, spread evenly over the split; 0: layers are not compared.
       layers: see `inspection.activations`; None: all of each network's own submodules.
 
     Raises:
-      UserError: the networks have no class in common that the data shows; or as `evaluate.load_for` and `activations`.
+      UserError: the networks share no class that occurs in the data; or as `evaluate.load_for` and `activations`.
     """
     if images and images < FEWEST:
         raise UserError(f"images={images} is not allowed: layers are compared on at least {FEWEST}, or 0 for none")
     source = dict(fields or {})
     datasets, said = [], []
     for run in (first, second):
-        # The second gets the first's pictures, whichever it was trained on.
+        # The second is given the first's pictures, whatever it was trained on.
         named = run is first or {"name", "folder"} & source.keys()
         own = source if named else evaluate.own_source_fields(first) | source
         split, dataset = evaluate.load_split(run, split, own)
@@ -168,14 +168,14 @@ def compare_runs(
 def pair(
     first: Predictions, second: Predictions, first_classes: Sequence[str], second_classes: Sequence[str]
 ) -> tuple[Pairing, tuple[ClassPair, ...]]:
-    """Who is right where, in all and by class, on the examples whose class both networks know.
+    """Counts correct predictions, in total and by class, on the examples whose class both networks know.
 
     Args:
-      first: of the same examples in the same order as `second`.
-      first_classes: names of the classes in the order of the logits.
+      first: predictions for the same examples in the same order as `second`.
+      first_classes: class names in the order of the logits.
 
     Raises:
-      UserError: they are not of as many examples, or there is none that counts.
+      UserError: the numbers of examples differ, or there is no example whose class both know.
     """
     if len(first.labels) != len(second.labels):
         raise UserError(f"{len(first.labels)} and {len(second.labels)} examples are not the same ones")
@@ -185,7 +185,7 @@ def pair(
     labels = first.labels[counted]
     predicted = [np.asarray(found.logits)[counted].argmax(axis=1) for found in (first, second)]
     right = [predicted[0] == labels, predicted[1] == second.labels[counted]]
-    # The second's classes as the first's: examples of a class have both.
+    # The second's class indices as the first's: every counted example has a label in both.
     same = tuple(first_classes) == tuple(second_classes)
     translated = np.arange(len(second_classes)) if same else np.full(len(second_classes), -1)
     translated[second.labels[counted]] = labels
@@ -213,14 +213,14 @@ def compare_layers(
     images: int = 512,
     layers: str | Sequence[str] | None = None,
 ) -> Similarity:
-    """Linear CKA of every layer of one network with every layer of another, of the same examples' outputs.
+    """Linear CKA between every layer of one network and every layer of another, on the same examples.
 
-    Kornblith et al. 2019, section 3, with the unbiased estimate of HSIC, averaged over minibatches, of Nguyen et al.
-    2021, equations 2 and 3: the memory is that of one batch, and the number of units does not raise the value.
+    Kornblith et al. 2019, section 3, with the unbiased HSIC estimate, averaged over minibatches, of Nguyen et al.
+    2021, equations 2 and 3: memory is that of one batch, and the value does not grow with the number of units.
 
     Args:
       first_data: the examples as the first network's input, in the same order as `second_data`.
-      images: at most so many, spread evenly over the split.
+      images: maximum number of images, spread evenly over the split.
 
     Raises:
       UserError: a network has no such layer, or there are fewer than four images.
@@ -229,7 +229,7 @@ def compare_layers(
     if number < FEWEST:
         raise UserError(f"the split {split!r} has {number} images; layers are compared on at least {FEWEST}")
     chosen = np.linspace(0, len(first_data.splits[split]) - 1, number).round().astype(np.int64)
-    # Shuffled, since data may be sorted by class, and a batch should show all of them.
+    # Shuffled, since data may be sorted by class, and each batch should contain all classes.
     chosen = np.random.default_rng(0).permutation(chosen)
     names: list[tuple[str, ...]] = []
     crossed: Any = 0.0
@@ -254,7 +254,7 @@ def compare_layers(
 
 @jax.jit
 def _gram(outputs: jax.Array) -> jax.Array:
-    """The inner products of a batch's outputs, of their difference from the mean: float `(batch, batch)`."""
+    """The Gram matrix of a batch's outputs, centered at their mean: float `(batch, batch)`."""
     dtype = jnp.promote_types(outputs.dtype, jnp.float32)
     flat = outputs.reshape(len(outputs), -1).astype(dtype)
     flat = flat - flat.mean(axis=0)
@@ -262,7 +262,7 @@ def _gram(outputs: jax.Array) -> jax.Array:
 
 
 def _centered(grams: np.ndarray) -> np.ndarray:
-    """U-centred kernels `(layers, n, n)`, whose inner products are the unbiased HSIC but for a factor of n alone.
+    """U-centered kernels `(layers, n, n)`; inner products are the unbiased HSIC up to a factor that depends only on n.
 
     Szekely and Rizzo 2014, definition 2; the same estimate as Song et al. 2012, equation 5.
     """
@@ -275,13 +275,13 @@ def _centered(grams: np.ndarray) -> np.ndarray:
 
 
 def similarity_chart(similarity: Similarity, first: str, second: str) -> Figure:
-    """The layers of the first network from bottom to top, those of the second from left to right; bright is alike.
+    """Plots CKA: the first network's layers from bottom to top, the second's from left to right; bright is similar.
 
     Args:
       first: the first network's name.
     """
     rows, columns = similarity.cka.shape
-    cell = 0.22  # inches: enough for the names of layers
+    cell = 0.22  # inches: enough for layer names
     figure = Figure(figsize=(cell * columns + 3.2, cell * rows + 2.2), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
     picture = axes.imshow(similarity.cka, cmap="magma", vmin=0, vmax=1, origin="lower", interpolation="nearest")
@@ -294,7 +294,7 @@ def similarity_chart(similarity: Similarity, first: str, second: str) -> Figure:
 
 
 def check_chart_file(path: Path) -> None:
-    """Raises a UserError where `save_chart` would not know what to write."""
+    """Raises UserError if `save_chart` does not support the suffix."""
     if path.suffix.lower() not in PICTURES:
         raise UserError(f"{path} is not allowed for a chart: it must end in {', '.join(PICTURES)}")
 
@@ -303,7 +303,7 @@ def save_chart(similarity: Similarity, first: str, second: str, path: Path) -> N
     """Writes `similarity_chart`.
 
     Raises:
-      UserError: the suffix is none of .png, .pdf and .svg.
+      UserError: the suffix is not .png, .pdf or .svg.
       WriteError: the file cannot be written.
     """
     check_chart_file(path)

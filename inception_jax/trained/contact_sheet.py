@@ -1,4 +1,4 @@
-"""Some of a data set's pictures side by side: as they are, and as augmentation gives them to the network."""
+"""Images of a data set side by side: unchanged, and augmented as for training."""
 
 from functools import partial
 from typing import Any
@@ -15,23 +15,23 @@ from inception_jax.experiment import Inputs
 from inception_jax.inspection.pictures import Picture
 from inception_jax.steps.state import stream
 
-TILE = 96  # least side of a tile, pixels: smaller images are enlarged by a whole number
-LARGEST_TILE = 224  # larger images are reduced
+TILE = 96  # minimum side of a tile, pixels: smaller images are enlarged by an integer factor
+LARGEST_TILE = 224  # larger images are downscaled
 GAP = 4  # pixels
-CAPTION = 150  # width of the column with the class names, pixels
+CAPTION = 150  # width of the class name column, pixels
 
 
 def contact_sheet(dataset: Dataset, config: Config, *, split: str = "train", rows: int = 8, draws: int = 5) -> Picture:
-    """A row for each of some examples: its class, the image, and as many draws of the config's augmentation.
+    """One row per example: its class, the image, and `draws` samples of the config's augmentation.
 
-    The examples are spread over the classes, and the same for the same config.seed; one in four is a grayscale one
-    where there are such. Augmentation is what training does, but for the normalisation behind it.
+    The examples are spread over the classes and determined by config.seed; one in four is grayscale if there are any.
+    Augmentation is the same as in training, without the normalization that follows it.
 
     Args:
-      config: of a run; of it the seed and data.augment matter.
+      config: a run's config, of which seed and data.augment matter.
 
     Raises:
-      UserError: the split is not there.
+      UserError: there is no such split.
     """
     part = dataset.splits[split]
     positions = _chosen(part.all_labels(), part.grayscale(), rows, config.seed)
@@ -56,7 +56,7 @@ def contact_sheet(dataset: Dataset, config: Config, *, split: str = "train", row
 
 
 def _chosen(labels: np.ndarray, gray: np.ndarray | None, number: int, seed: int) -> np.ndarray:
-    """Positions of examples, of as many classes as there are rows."""
+    """Positions of examples, from as many classes as possible."""
     generator = np.random.default_rng(seed)
     order = generator.permutation(len(labels))
     if gray is not None and gray.any() and not gray.all():
@@ -65,7 +65,7 @@ def _chosen(labels: np.ndarray, gray: np.ndarray | None, number: int, seed: int)
         kinds = [order]
     chosen: list[int] = []
     for candidates in kinds:
-        # The first of each class, then what is left.
+        # The first of each class, then the rest.
         _, first = np.unique(labels[candidates], return_index=True)
         rest = np.setdiff1d(np.arange(len(candidates)), first)
         chosen += candidates[np.concatenate([np.sort(first), rest])].tolist()
@@ -94,7 +94,7 @@ def _sheet(names: list[str], columns: list[np.ndarray]) -> np.ndarray:
 
 
 def _wrapped(name: str, draw: ImageDraw.ImageDraw, font: Any) -> str:
-    """The name in lines that fit the caption's column; a word that does not is cut."""
+    """Wraps the name to the caption column; words that are too long are truncated."""
     lines = [""]
     for word in name.replace("_", " ").split():
         while draw.textlength(word, font=font) > CAPTION - 12:

@@ -1,7 +1,7 @@
-"""Inference on CPUs by ONNX Runtime and OpenVINO, from the graph that this package exports, in place of JAX.
+"""Inference on CPUs with ONNX Runtime or OpenVINO instead of JAX, from the graph that this package exports.
 
-A network in use gives logits for images, whoever computes them: `use` returns the same network with another engine
-behind its `logits`. No engine is used before its logits were held against the network's own.
+`use` returns the same network with another engine computing its `logits`. An engine is used only after its logits have
+been compared with the network's own.
 """
 
 import contextlib
@@ -25,36 +25,36 @@ from inception_jax.runs.run import Run
 from inception_jax.trained.export import Exported, run_as_onnx
 from inception_jax.trained.predict import Classifier
 
-Engine = Callable[[np.ndarray], np.ndarray]  # images as the graph has them to logits; threads may share it
+Engine = Callable[[np.ndarray], np.ndarray]  # the graph's input images -> logits; thread-safe
 
-# The types that each computes in, by its own names.
+# Types that each engine supports, with its own names for them.
 TYPES = {"onnxruntime": {"float32": ""}, "openvino": {"float32": "f32", "bfloat16": "bf16"}}
-# Largest difference of an engine's logits from the network's own, of the largest of these. In float32 engines add up in
-# another order: 3e-6 of GoogLeNet's. In bfloat16 they also round at other places: 0.02.
+# Largest allowed difference from the network's own logits, relative to the largest of these. In float32, engines sum in
+# a different order: 3e-6 for GoogLeNet. In bfloat16 they also round at different points: 0.02.
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.05}
-CHECKED = 4  # images that an engine's logits are compared on, where no trial needs more
-TRIAL_SECONDS = 1.5  # that a trial takes, or one round of all engines if that is longer
+CHECKED = 4  # images for comparing logits, unless a trial needs more
+TRIAL_SECONDS = 1.5  # duration of a trial, or one round of all engines if that is longer
 TRIAL_ROUNDS = 7
-MARGIN = 1.05  # of JAX's speed that another engine must have to be chosen
-COARSE = 8  # pixels on a side of the areas of equal colour in half of the images that are tried
+MARGIN = 1.05  # minimum speed of another engine, relative to JAX, to be chosen
+COARSE = 8  # pixels: side of the areas of uniform color in half of the trial images
 
 logger = logging.getLogger(__name__)
 
 
 def use(classifier: Classifier, engine: str = "auto", *, batch_size: int) -> Classifier:
-    """The same network with `engine` behind its `logits`; a line in the log says what "auto" has chosen, and why.
+    """Returns the same network with `engine` computing its `logits`; the choice of "auto" and its reason are logged.
 
-    Images of another size than the network was trained at, which `Run.logits` takes too, stay JAX's.
+    `Run.logits` also accepts images of other sizes than in training. JAX still computes those.
 
     Args:
-      engine: "jax"; "onnxruntime", in float32; "openvino", in float32 or bfloat16, as the network computes; or "auto":
-        of those that are installed and give the network's logits the fastest in a short trial, which is JAX where it
-        uses an accelerator.
-      batch_size: images at once in the trial. Others may come later.
+      engine: "jax"; "onnxruntime", in float32; "openvino", in float32 or bfloat16, like the network; or "auto": the
+        fastest in a short trial of those that are installed and reproduce the network's logits, or JAX if it uses an
+        accelerator.
+      batch_size: batch size of the trial. Later batches may differ.
 
     Raises:
-      UserError: batch_size is below 1; the engine is unknown or not installed, does not compute in the network's type,
-        is not for what was loaded, or gives other logits than the network's. "auto" leaves such ones out, and says so.
+      UserError: batch_size is below 1; the engine is unknown or not installed, does not support the network's type or
+        what was loaded, or its logits differ from the network's. "auto" leaves such engines out, and says so.
     """
     if engine not in ("auto", "jax", *ENGINES):
         raise unknown_name("engine", engine, ["auto", "jax", *ENGINES])
@@ -89,7 +89,7 @@ def use(classifier: Classifier, engine: str = "auto", *, batch_size: int) -> Cla
 
 
 def _choose(classifier: Run | Exported, own: str, batch_size: int) -> Run | Exported:
-    """Of the network with its own engine and with others the fastest that gives its logits."""
+    """The network with the fastest engine, its own or another, that reproduces its logits."""
     if jax.default_backend() != "cpu" or (isinstance(classifier, Exported) and own == "jax"):
         return classifier
     dtype = _dtype(classifier)
@@ -124,7 +124,7 @@ def _choose(classifier: Run | Exported, own: str, batch_size: int) -> Run | Expo
 
 
 def trial(engines: Mapping[str, Engine], images: np.ndarray) -> dict[str, float]:
-    """Images per second of each: the median of some rounds in which they take turns, once each was called before."""
+    """Images per second of each: the median over rounds in which they take turns. Each must have been called before."""
     took: dict[str, list[float]] = {name: [] for name in engines}
     end = time.perf_counter() + TRIAL_SECONDS
     for number in range(TRIAL_ROUNDS):
@@ -138,7 +138,7 @@ def trial(engines: Mapping[str, Engine], images: np.ndarray) -> dict[str, float]
 
 
 def _own_engine(classifier: Run | Exported) -> str:
-    """What computes its logits as long as nothing else is asked for."""
+    """The engine that computes its logits by default."""
     return "onnxruntime" if isinstance(classifier, Exported) and classifier.about["format"] == "onnx" else "jax"
 
 
@@ -149,16 +149,16 @@ def _image_shape(classifier: Run | Exported) -> tuple[int, int, int]:
 
 
 def _dtype(classifier: Run | Exported) -> str:
-    """The type that the network computes in. Files are written in float32; a network without the field is, too."""
+    """The type that the network computes in: float32 for exported files and for networks without the field."""
     dtype = getattr(classifier.model, "dtype", None) if isinstance(classifier, Run) else None
     return jnp.dtype(jnp.float32 if dtype is None else dtype).name
 
 
 def _graph(classifier: Run | Exported) -> bytes:
-    """The network in ONNX, from images as they are stored or as an exported file has them.
+    """The network in ONNX, for images as they are stored or as an exported file expects them.
 
     Raises:
-      UserError: it cannot be written so, or a file cannot be read.
+      UserError: it cannot be written as ONNX, or a file cannot be read.
     """
     if isinstance(classifier, Exported):
         return classifier.read()
@@ -166,17 +166,17 @@ def _graph(classifier: Run | Exported) -> bytes:
         return run_as_onnx(classifier)
     except UserError:
         raise
-    except Exception as error:  # whatever somebody's own network makes of a batch of unknown size
+    except Exception as error:  # a user's own network may raise anything for a batch of unknown size
         raise UserError(f"the network cannot be written as ONNX: {_in_short(error)}") from error
 
 
 def _in_short(error: Exception) -> str:
-    """For errors that are other libraries': their kind, and the first line of what they say."""
+    """Another library's error: its type, and the first line of its message."""
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _make(classifier: Run | Exported, engine: str, graph: bytes) -> Run | Exported:
-    """The network with that engine behind its logits.
+    """The network with that engine computing its logits.
 
     Raises:
       UserError: it is not installed, or cannot compute this network, or not in its type on this processor.
@@ -185,17 +185,17 @@ def _make(classifier: Run | Exported, engine: str, graph: bytes) -> Run | Export
         call = ENGINES[engine](graph, _dtype(classifier))
     except UserError:
         raise
-    except Exception as error:  # each has errors of its own
+    except Exception as error:  # each engine has its own errors
         raise UserError(f"engine={engine} cannot compute this network: {_in_short(error)}") from error
     return dataclasses.replace(classifier, engine=call)
 
 
 def _check(engine: str, made: Classifier, expected: np.ndarray, images: np.ndarray, dtype: str) -> None:
-    """Raises UserError where its logits are not those that are expected, also of another number of images."""
+    """Raises UserError if its logits differ from the expected ones, for all images or for a single one."""
     for number in sorted({1, len(images)}):
         try:
             found = made.logits(images[:number])
-        except Exception as error:  # each has errors of its own
+        except Exception as error:  # each engine has its own errors
             raise UserError(f"engine={engine} cannot compute this network: {_in_short(error)}") from error
         wanted = expected[:number]
         if found.shape != wanted.shape:
@@ -209,7 +209,7 @@ def _check(engine: str, made: Classifier, expected: np.ndarray, images: np.ndarr
 
 
 def _examples(image_shape: tuple[int, int, int], number: int) -> np.ndarray:
-    """uint8 images, the same every time: noise, which has no areas of one colour, and such that consist of them."""
+    """Deterministic uint8 images: noise, which has no areas of uniform color, and images that consist of them."""
     height, width, channels = image_shape
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (number, *image_shape), np.uint8)
@@ -221,7 +221,7 @@ def _examples(image_shape: tuple[int, int, int], number: int) -> np.ndarray:
 
 @contextlib.contextmanager
 def _installed(name: str) -> Iterator[None]:
-    """Where a package is imported; a UserError if it is not there."""
+    """Context for importing a package; raises UserError if it is not installed."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -240,9 +240,9 @@ def _onnxruntime(graph: bytes, dtype: str) -> Engine:
     with _installed("onnxruntime"):
         import onnxruntime
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = _cores()  # its own choice ties threads to cores, on which others decode
-    options.add_session_config_entry("session.force_spinning_stop", "1")  # between two batches cores are the others'
-    options.log_severity_level = 3  # errors alone
+    options.intra_op_num_threads = _cores()  # the default pins threads to cores on which others decode
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # frees the cores between batches
+    options.log_severity_level = 3  # errors only
     session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     return lambda images: np.asarray(session.run(["logits"], {"images": images})[0], np.float32)
 
@@ -253,7 +253,7 @@ def _openvino(graph: bytes, dtype: str) -> Engine:
         raise UserError("engine=openvino does not compute in bfloat16 on this processor: choose dtype=float32")
     settings = {
         "INFERENCE_PRECISION_HINT": TYPES["openvino"][dtype],
-        "PERFORMANCE_HINT": "LATENCY",  # all cores at one batch: there is one at a time
+        "PERFORMANCE_HINT": "LATENCY",  # all cores for one batch: there is one at a time
         "INFERENCE_NUM_THREADS": _cores(),
         "ENABLE_CPU_PINNING": False,  # other threads decode
     }
@@ -262,16 +262,16 @@ def _openvino(graph: bytes, dtype: str) -> Engine:
     request, lock = compiled.create_infer_request(), threading.Lock()
 
     def call(images: np.ndarray) -> np.ndarray:
-        if not len(images):  # of which a request gives the logits that it gave before
+        if not len(images):  # for which a request returns its previous logits
             return np.zeros((0, classes), np.float32)
-        with lock:  # it has one place for its results, of which this is a copy
+        with lock:  # it has one buffer for its results, which is copied here
             return np.asarray(request.infer({"images": images}, share_inputs=True)["logits"], np.float32)
 
     return call
 
 
 def import_openvino() -> ModuleType:
-    """OpenVINO without its telemetry, which at import would report it to its makers, from a new process.
+    """Imports OpenVINO without its telemetry, which would report the import to its makers, from a new process.
 
     Raises:
       UserError: it is not installed.
@@ -279,7 +279,7 @@ def import_openvino() -> ModuleType:
     name = "openvino_telemetry"
     known = "openvino" in sys.modules or name in sys.modules
     if not known:
-        sys.modules[name] = None  # pyright: ignore[reportArgumentType] (it then does without: it need not be there)
+        sys.modules[name] = None  # pyright: ignore[reportArgumentType] (telemetry is optional)
     try:
         with _installed("openvino"):
             import openvino

@@ -1,4 +1,4 @@
-"""Trained networks on a split of any data set: what they say once, and metrics from it."""
+"""Evaluates trained networks on a split of any data set: predictions, and metrics from them."""
 
 import copy
 import csv
@@ -22,10 +22,10 @@ from inception_jax.trained.classes import match_classes
 
 logger = logging.getLogger(__name__)
 
-SPLITS = ("test", "validation")  # of these the first that is there, where none is named
+SPLITS = ("test", "validation")  # if no split is named, the first of these that exists
 TTA = ("none", "flip", "1-crop", "10-crop")
-LARGER = 256 / 224  # the side of an image by that of the crops that are cut out of it: ImageNet's usual sizes
-# Fields of config.data that say which pictures there are, not what a network is given of them.
+LARGER = 256 / 224  # ratio of the image's side to the crop's: ImageNet's usual sizes
+# Fields of config.data that select the pictures, as opposed to how they are preprocessed.
 SOURCE = (
     "name", "directory", "archives", "folder", "classes", "hold_out", "split_seed", "splits", "keep", "on_error",
 )  # fmt: skip
@@ -33,13 +33,13 @@ SOURCE = (
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """What a network says of a split, example by example, in the split's order.
+    """A network's predictions on a split, in the split's order.
 
     Attributes:
       logits: float32 `(n, classes)`.
-      labels: int32 `(n,)`, in the network's classes; -1 where it does not know the example's class.
-      grayscale: bool `(n,)`: which examples are stored without colours; None where nobody knows.
-      decoded: bool `(n,)`: False where a picture could not be decoded any more.
+      labels: int32 `(n,)`, the network's class indices; -1 where it does not know the example's class.
+      grayscale: bool `(n,)`: which examples are stored in grayscale; None if unknown.
+      decoded: bool `(n,)`: False where a picture could no longer be decoded.
     """
 
     logits: np.ndarray
@@ -57,18 +57,18 @@ def predictions(
     batch_size: int = 128,
     tta: str = "none",
 ) -> Predictions:
-    """What a run's network says of a split.
+    """Predictions of a run's network on a split.
 
     Args:
-      run: whose input has the shape of the data set's images, see `load_for`.
-      class_map: the run's class for the data set's; None: by name, see `match_classes`.
-      tta: test-time augmentation, whose views of an image are predicted one by one and their probabilities averaged:
-        "flip", the image and its mirror image; "10-crop", the corners and the centre of a larger image, and their
-        mirror images, each of the size that the network was trained at (Krizhevsky et al. 2012, section 4.1); or
-        "1-crop", that centre alone. For crops the data set must have been loaded with them, too.
+      run: a run whose input has the shape of the data set's images, see `load_for`.
+      class_map: the run's class names keyed by the data set's; None: matched by name, see `match_classes`.
+      tta: test-time augmentation. Each view of an image is predicted separately, and the probabilities are averaged.
+        "flip": the image and its mirror image. "10-crop": the corners and center of a larger image, and their mirror
+        images, each of the training size (Krizhevsky et al. 2012, section 4.1). "1-crop": only the center. For crops,
+        the data set must have been loaded with the same `tta`.
 
     Raises:
-      UserError: the split is not there, is of images of another shape, or has no class that the run has.
+      UserError: the split does not exist, its images have another shape, or it has no class in common with the run.
     """
     if split not in dataset.splits:
         raise UserError(f"{dataset.name} has no split {split!r}; it has {', '.join(dataset.splits)}")
@@ -82,7 +82,7 @@ def predictions(
         seen = [run.logits(np.ascontiguousarray(view)) for view in views(images, tta, run.inputs.image_shape)]
         logits.append(seen[0] if len(seen) == 1 else _mean(seen))
         decoded.append(mask)
-    number = len(part)  # the last batch is filled up
+    number = len(part)  # the last batch is padded
     return Predictions(
         np.concatenate(logits)[:number],
         labels_of[part.all_labels()],
@@ -92,12 +92,12 @@ def predictions(
 
 
 def views(images: np.ndarray, tta: str, image_shape: tuple[int, int, int]) -> list[np.ndarray]:
-    """What test-time augmentation shows a network of uint8 images `(batch, height, width, channels)`.
+    """The views of uint8 images `(batch, height, width, channels)` for test-time augmentation.
 
     Args:
-      tta: see `predictions`. The ten crops are torchvision's TenCrop's, in its order: the corners (top left, top right,
-        bottom left, bottom right), the centre, and the same of the mirror image.
-      image_shape: of the crops; other views have that of the images.
+      tta: see `predictions`. The ten crops are those of torchvision's TenCrop, in its order: the corners (top left, top
+        right, bottom left, bottom right), the center, and the same of the mirror image.
+      image_shape: shape of the crops; other views have the shape of the images.
     """
     if tta == "none":
         return [images]
@@ -114,7 +114,7 @@ def views(images: np.ndarray, tta: str, image_shape: tuple[int, int, int]) -> li
 
 
 def _stored_shape(run: Run, tta: str) -> tuple[int, int, int]:
-    """The shape of the images that are loaded: the network's, but for crops that are cut out of larger ones."""
+    """The shape of the images that are loaded: the network's or, for crops, a larger one."""
     if tta not in TTA:
         raise unknown_name("test-time augmentation", tta, TTA)
     height, width, channels = run.inputs.image_shape
@@ -127,14 +127,14 @@ def _stored_shape(run: Run, tta: str) -> tuple[int, int, int]:
 
 
 def _mean(logits: Sequence[np.ndarray]) -> np.ndarray:
-    """The logarithm of the mean of probabilities: float32 `(n, classes)`, logits of just these."""
+    """The log of the mean probabilities, which serves as logits: float32 `(n, classes)`."""
     stacked = np.stack(logits).astype(np.float64)
     stacked -= np.logaddexp.reduce(stacked, axis=-1, keepdims=True)
     return (np.logaddexp.reduce(stacked) - np.log(len(stacked))).astype(np.float32)
 
 
 def metrics(predictions: Predictions, rows: np.ndarray | None = None) -> dict[str, float]:
-    """Means over the examples whose class the network knows: top1, top5, loss (cross-entropy) and their count.
+    """Means over the examples whose class the network knows: top1, top5, loss (cross-entropy) and count.
 
     Args:
       rows: bool `(n,)`: which examples; None: all.
@@ -147,7 +147,7 @@ def metrics(predictions: Predictions, rows: np.ndarray | None = None) -> dict[st
         return {"top1": float("nan"), "top5": float("nan"), "loss": float("nan"), "count": 0}
     own = np.take_along_axis(logits, labels[:, None], axis=1)
     classes = np.arange(logits.shape[1])
-    # As in training: of equal logits the first class's counts as the higher.
+    # As in training, ties between logits go to the first class.
     ranks = ((logits > own) | ((logits == own) & (classes < labels[:, None]))).sum(axis=1)
     ranks[np.isnan(logits).any(axis=1)] = logits.shape[1]
     largest = logits.max(axis=1, keepdims=True)
@@ -162,12 +162,12 @@ def metrics(predictions: Predictions, rows: np.ndarray | None = None) -> dict[st
 
 @dataclasses.dataclass(frozen=True)
 class ClassMetrics:
-    """Of one class; precision and recall are NaN where nothing was predicted as it, or none of it is there.
+    """Metrics of one class. Precision is NaN if the class was never predicted, recall if it has no examples.
 
     Attributes:
-      precision: of what was predicted as the class, the share that is of it.
-      recall: of the class's examples, the share that was predicted as it: its accuracy.
-      count: of its examples.
+      precision: fraction of the predictions of the class that are correct.
+      recall: fraction of the class's examples that were predicted as it: its accuracy.
+      count: number of its examples.
     """
 
     name: str
@@ -195,9 +195,9 @@ def per_class(predictions: Predictions, class_names: Sequence[str]) -> list[Clas
 
 
 def calibration_error(predictions: Predictions, bins: int = 15) -> float:
-    """The expected calibration error of the top class's probability, in `bins` intervals of equal width.
+    """The expected calibration error of the top class's probability, with `bins` bins of equal width.
 
-    The mean over examples of |accuracy - confidence| of their interval (Guo et al. 2017, equation 3).
+    The mean over examples of |accuracy - confidence| of their bin (Guo et al. 2017, equation 3).
     """
     labels, logits = _known(predictions)
     if not len(labels):
@@ -216,13 +216,13 @@ def _confidence(logits: np.ndarray) -> np.ndarray:
 
 
 def _known(predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
-    """Labels, int64, and logits of the examples that count."""
+    """Labels, int64, and logits of the examples that are counted."""
     counted = (predictions.labels >= 0) & predictions.decoded
     return predictions.labels[counted].astype(np.int64), predictions.logits[counted]
 
 
 def by_color(predictions: Predictions) -> dict[str, dict[str, float]]:
-    """`metrics` over "all" examples and, where that is known, over "grayscale" and "color" ones."""
+    """`metrics` over "all" examples and, if that is known, over "grayscale" and "color" ones."""
     found = {"all": metrics(predictions)}
     if predictions.grayscale is not None:
         found["grayscale"] = metrics(predictions, predictions.grayscale)
@@ -231,12 +231,12 @@ def by_color(predictions: Predictions) -> dict[str, dict[str, float]]:
 
 
 def routed(color: Predictions, grayscale: Predictions) -> Predictions:
-    """A pair of networks as one: what `grayscale` says of grayscale pictures, and `color` of the others.
+    """Combines two networks: predictions of `grayscale` for grayscale pictures, of `color` for the others.
 
-    Both are of the same pictures, and the networks' classes are the same.
+    Both must be for the same pictures and the same classes.
 
     Raises:
-      UserError: they are not of the same pictures, or nobody knows which are grayscale.
+      UserError: they are not for the same pictures, or it is not known which are grayscale.
     """
     if color.grayscale is None or grayscale.grayscale is None:
         raise UserError("nothing is known of which of the split's pictures are grayscale, so that none can be routed")
@@ -252,12 +252,12 @@ def routed(color: Predictions, grayscale: Predictions) -> Predictions:
 
 
 def ensemble(members: Sequence[Predictions]) -> Predictions:
-    """Several networks as one: the mean of their probabilities.
+    """Combines several networks by the mean of their probabilities.
 
-    All are of the same pictures, and the networks' classes are the same.
+    All must be for the same pictures and the same classes.
 
     Raises:
-      UserError: they are not of the same pictures, or of different numbers of classes.
+      UserError: they are not for the same pictures, or the numbers of classes differ.
     """
     first = members[0]
     for other in members[1:]:
@@ -268,16 +268,16 @@ def ensemble(members: Sequence[Predictions]) -> Predictions:
 
 
 def save_predictions(predictions: Predictions, class_names: Sequence[str], path: str | Path) -> None:
-    """Writes what a network says of each example, in the split's order.
+    """Writes the prediction for each example, in the split's order.
 
     Args:
-      path: .npz for the arrays of `Predictions` and class_names, which `numpy.load` reads; or .csv for a line for each
-        example: its index, class (empty where the network does not know it), predicted class and that one's
-        probability (empty where the picture could not be decoded). There a quote goes before names that a spreadsheet
-        would take for formulas, and before those that begin with a quote, see `text.csv_cell`.
+      path: .npz for the arrays of `Predictions` and class_names, which `numpy.load` reads; or .csv for one line per
+        example: index, class (empty if the network does not know it), predicted class and its probability (both empty
+        if the picture could not be decoded). In .csv, names that a spreadsheet would take for formulas, or that begin
+        with a quote, are prefixed with a quote, see `text.csv_cell`.
 
     Raises:
-      UserError: the suffix is another one.
+      UserError: the suffix is neither of these.
       WriteError: the file cannot be written.
     """
     path = files.expand(path)
@@ -300,42 +300,42 @@ def save_predictions(predictions: Predictions, class_names: Sequence[str], path:
 
 
 def check_predictions_file(path: Path) -> None:
-    """Raises a UserError where `save_predictions` would not know what to write."""
+    """Raises UserError if `save_predictions` does not support the suffix."""
     if path.suffix.lower() not in (".npz", ".csv"):
         raise UserError(f"{path} is not allowed for predictions: it must end in .npz or .csv")
 
 
 def source_fields(config: Config) -> dict[str, Any]:
-    """The fields of `config.data` that are set and say which pictures there are, for `load_for`."""
+    """The fields of `config.data` that are set and select the pictures, for `load_for`."""
     return {field: config.data[field] for field in SOURCE if config.data.get(field) is not None}
 
 
 def own_source_fields(run: Run) -> dict[str, Any]:
-    """The same of a run's own data, for another run.
+    """`source_fields` of a run's own data, for use with another run.
 
     Raises:
-      UntrustedError: the run's folder names a data set that is code, which is not trusted.
+      UntrustedError: the run's folder names a data set that is code and not trusted.
     """
     registry.check_trusted("data set", run.config.data.name, run.folder, run.trusts_data)
     return source_fields(run.config)
 
 
 def load_for(run: Run, split: str, fields: Mapping[str, Any], *, tta: str = "none") -> Dataset:
-    """A data set in the format of a run's input.
+    """Loads a data set in the format of a run's input.
 
     Args:
-      split: the one that is wanted.
-      fields: of `config.data`, e.g. {"name": "cifar10"}, in place of the run's; a name that is code, "module:Name", is
-        trusted. Another name or folder drops the run's own splits, classes and filters.
-      tta: for crops images are 256/224 as large as the network's, made of the pictures anew: squashed like these,
-        or of as much more around the centre as there is. The corners are those of that square, not of the whole
-        picture as behind torchvision's Resize, which keeps the aspect ratio.
+      split: the requested split.
+      fields: fields of `config.data`, e.g. {"name": "cifar10"}, that replace the run's; a name that is code,
+        "module:Name", is trusted. Another name or folder drops the run's own splits, classes and filters.
+      tta: for crops, images are 256/224 times as large as the network's, made anew from the pictures: squashed in the
+        same way, or with as much more around the center as there is. The corners are those of that square, not of the
+        whole picture as after torchvision's Resize, which keeps the aspect ratio.
 
-    A warning says where the run's own data is not what it was trained on.
+    Warns if the run's own data is not what it was trained on.
 
     Raises:
-      UserError: as `data.load`; or crops of images that are no squares.
-      UntrustedError: the run's own data set is code, which is not trusted.
+      UserError: as `data.load`; or crops are requested of images that are not square.
+      UntrustedError: the run's own data set is code and not trusted.
     """
     if "name" not in fields:
         registry.check_trusted("data set", run.config.data.name, run.folder, run.trusts_data)
@@ -343,7 +343,7 @@ def load_for(run: Run, split: str, fields: Mapping[str, Any], *, tta: str = "non
     config = copy.deepcopy(run.config)
     height, width, channels = run.inputs.image_shape
     section = config.data
-    for field, value in default_config().data.items():  # a field that an older run does not know was the default
+    for field, value in default_config().data.items():  # fields missing from older runs had the default
         if field not in section:
             section[field] = value
     if "name" in fields or "folder" in fields:
@@ -361,12 +361,12 @@ def load_for(run: Run, split: str, fields: Mapping[str, Any], *, tta: str = "non
     section.unlock()
     if section.name == "arrays":
         raise UserError(f"{run.folder} was trained on arrays in hand: name a data set by --data")
-    if not split or "." in split:  # no field can be called so
+    if not split or "." in split:  # not allowed as the name of a field
         raise UserError(f"split {split!r} is not allowed: write e.g. 'test', 'validation' or 'train[:10%]'")
     if not section.splits.get(split):
         section.splits[split] = split
     if split != "train" and fields.keys() & {"name", "folder"}:
-        for name in section.splits:  # the others need not be there, nor ImageNet's train beside its val
+        for name in section.splits:  # the others need not exist, e.g. ImageNet's train beside its val
             if name != split:
                 section.splits[name] = ""
     dataset = load_data(config)
@@ -376,7 +376,7 @@ def load_for(run: Run, split: str, fields: Mapping[str, Any], *, tta: str = "non
 
 
 def _warn_of_changes(run: Run, dataset: Dataset) -> None:
-    """Says so where the run's own data is not what it was trained on."""
+    """Warns if the run's own data is not what it was trained on."""
     if run.fingerprint and dataset.fingerprint:
         before, now = digests.in_both(run.fingerprint, dataset.fingerprint)
         if before != now:
@@ -388,7 +388,7 @@ def load_split(run: Run, split: str | None, fields: Mapping[str, Any], *, tta: s
     """The name of a split that has examples, and the data set, see `load_for`.
 
     Args:
-      split: None: test, or validation where there is no test split; the log says so.
+      split: None: test, or validation if there is no test split, which is logged.
 
     Raises:
       UserError: as `load_for`, or the split has no examples.

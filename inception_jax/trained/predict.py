@@ -1,4 +1,4 @@
-"""Trained networks, runs or exported files, on pictures."""
+"""Predictions for pictures by trained networks, from runs or exported files."""
 
 import dataclasses
 import itertools
@@ -20,16 +20,16 @@ from inception_jax.errors import UserError
 
 
 class Classifier(Protocol):
-    """What is asked of a trained network: `run.Run` is one, and so is an exported file."""
+    """The interface of a trained network, implemented by `run.Run` and by exported files."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """In the order of the logits."""
+        """Class names in the order of the logits."""
         ...
 
     @property
     def form(self) -> Format:
-        """How a picture becomes its image."""
+        """How a picture is converted to an input image."""
         ...
 
     def logits(self, images: np.ndarray) -> np.ndarray:
@@ -39,12 +39,12 @@ class Classifier(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What a network says of a picture.
+    """A network's prediction for a picture.
 
     Attributes:
-      name: the picture's path, or "-" where its bytes or a Pillow image were given.
-      classes, probabilities: the most probable classes, from the top down; empty where there is an error.
-      error: why the picture could not be read; None: it could.
+      name: the picture's path, or "-" if its bytes or a Pillow image were given.
+      classes, probabilities: the most probable classes in descending order; empty if there is an error.
+      error: why the picture could not be read; None if it could.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Prediction:
 def load_classifier(
     source: str | Path, checkpoint: str = "best", *, dtype: Any = None, trust_code: bool = False
 ) -> Classifier:
-    """The network of a run's folder (`dtype`, `trust_code`: see `run.load_run`) or of an exported file.
+    """Loads the network of a run's folder (`dtype`, `trust_code`: see `run.load_run`) or of an exported file.
 
     Raises:
       UserError: it is neither, or cannot be read.
@@ -76,7 +76,7 @@ def load_classifier(
 
 
 def find_pictures(places: Iterable[str | Path]) -> Iterator[str]:
-    """Files as they are; of folders, all that end like pictures below them, sorted by name.
+    """Yields files as they are and, for folders, all files below them with an image suffix, sorted by name.
 
     Raises:
       UserError: a folder cannot be read, or has no picture.
@@ -84,7 +84,7 @@ def find_pictures(places: Iterable[str | Path]) -> Iterator[str]:
     for place in places:
         folder = files.expand(place, "the path of a picture")
         if not folder.is_dir():
-            yield str(place if folder == Path(place) else folder)  # as it was typed
+            yield str(place if folder == Path(place) else folder)  # as it was given
             continue
         scan = Scan(folder)
         names = scan.pictures(folder)
@@ -98,19 +98,18 @@ def find_pictures(places: Iterable[str | Path]) -> Iterator[str]:
 def predict(
     classifier: Classifier, sources: Iterable[str | Path | bytes | Image.Image], *, top: int = 5, batch_size: int = 32
 ) -> Iterator[Prediction]:
-    """What a network says of pictures, in their order, as they come: memory is bounded however many there are.
+    """Yields a network's predictions for pictures, in their order; memory is bounded however many there are.
 
-    Threads decode pictures, exactly as for training, while the network has those before. A picture that cannot be read
-    is answered with the error, and the others are done.
+    Threads decode pictures, exactly as for training, while the network computes the previous ones. A picture that
+    cannot be read yields its error, and the others are processed.
 
     Args:
       sources: paths, the bytes of pictures, or Pillow images.
-      top: classes that are named.
-      batch_size: pictures that go through the network at once. The last ones are filled up, so that hardly any further
-        size is compiled.
+      top: number of classes per prediction.
+      batch_size: pictures per batch. The last batch is padded, so that hardly any other size is compiled.
 
     Raises:
-      UserError: top or batch_size is below 1, or the network's images are no squares.
+      UserError: top or batch_size is below 1, or the network's images are not square.
     """
     for name, value in (("top", top), ("batch_size", batch_size)):
         if value < 1:
@@ -122,7 +121,7 @@ def predict(
         nonlocal smallest
         known = [image for image in decoded if not isinstance(image, str)]
         if known:
-            # A power of two at first: one picture does not cost as much as a batch.
+            # A power of two at first, so that one picture does not cost as much as a batch.
             size = max(smallest, min(batch_size, 1 << (len(known) - 1).bit_length()))
             smallest = size
             padded = np.stack(known + [known[0]] * (size - len(known)))
@@ -156,21 +155,21 @@ def predict(
                 answers = batch_of([future.result() for _, future in batch])
                 for (name, _), answer in zip(batch, answers, strict=True):
                     yield Prediction(name, *answer)
-        finally:  # who asks may have had enough
+        finally:  # the caller may stop early
             threads.shutdown(cancel_futures=True)
 
 
 def _name(source: str | Path | bytes | Image.Image) -> str:
     if isinstance(source, bytes | Image.Image):
         return "-"
-    return os.fsencode(source).decode(errors="backslashreplace")  # a file's name need not be UTF-8
+    return os.fsencode(source).decode(errors="backslashreplace")  # file names need not be UTF-8
 
 
 def _decode(source: str | Path | bytes | Image.Image, form: Format) -> np.ndarray | str:
-    """The image, or why there is none."""
+    """The image, or the reason why it cannot be decoded."""
     try:
         if isinstance(source, Image.Image):
             return images.convert(source, form)
         return images.decode(source if isinstance(source, bytes) else images.read_file(source), form)
-    except Exception as error:  # Pillow raises whatever a broken file makes it trip over
+    except Exception as error:  # Pillow may raise anything for a broken file
         return images.reason(error)

@@ -1,4 +1,4 @@
-"""Trained networks as files for other programs: StableHLO, ONNX, and what has to be known to use them."""
+"""Exports trained networks for other programs: StableHLO, ONNX, and the metadata needed to use them."""
 
 from inception_jax.trained.export.exported import Exported, export_run, export_weights, load_exported, run_as_onnx
 

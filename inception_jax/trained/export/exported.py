@@ -1,4 +1,4 @@
-"""Networks written to files, read back, and held against the original before anybody relies on them."""
+"""Writes networks to files, reads them back and compares them with the original."""
 
 import dataclasses
 import hashlib
@@ -30,25 +30,25 @@ from inception_jax.weights.convert import registered_name
 FORMATS = {"stablehlo": ".stablehlo", "onnx": ".onnx"}
 INPUTS = ("float32", "uint8")
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-# Largest difference of the logits, of their largest: other libraries add up in another order.
+# Largest allowed difference of the logits, relative to the largest: other libraries sum in another order.
 TOLERANCES = {"stablehlo": 1e-5, "onnx": 1e-4}
 CHECKED_BATCHES = (1, 7)
-PRECISION = "highest"  # of products: accelerators round float32 factors to TF32 or bfloat16 unless they are told
-VERSION = 1  # of the JSON
-# What a StableHLO file may call of what is compiled into JAX: checks of shapes, placement, random bits. Among the rest
-# are calls that compile code which comes with them.
+PRECISION = "highest"  # of products: by default, accelerators round float32 factors to TF32 or bfloat16
+VERSION = 1  # of the JSON format
+# Custom calls that a StableHLO file may make: shape checks, placement, random bits. Others that come with JAX include
+# some that compile code passed to them.
 CALLS = frozenset({"shape_assertion", "Sharding", "cu_threefry2x32_ffi", "hip_threefry2x32_ffi"})
 
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """A network from a file; a `predict.Classifier`.
+    """An exported network; a `predict.Classifier`.
 
     Attributes:
-      path: of the file.
+      path: the file's path.
       about: the JSON beside it.
-      form: how a picture of any size becomes an image.
-      engine: what computes logits of the network's inputs instead of JAX or ONNX Runtime, see `engines.use`.
+      form: how a picture of any size is converted to an input image.
+      engine: computes logits of the network's inputs instead of JAX or ONNX Runtime, see `engines.use`.
     """
 
     path: Path
@@ -62,14 +62,14 @@ class Exported:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """In the order of the logits."""
+        """Class names in the order of the logits."""
         return tuple(self.about["class_names"])
 
     def logits(self, images: np.ndarray) -> np.ndarray:
-        """uint8 images (batch, height, width, channels) to float32 logits (batch, classes).
+        """Maps uint8 images (batch, height, width, channels) to float32 logits (batch, classes).
 
         Raises:
-          UserError: the images are none that the network was trained on; the message says what to do.
+          UserError: the images do not fit the network; the message says what to do.
         """
         images = check_batch(images, tuple(self.about["input"]["shape"][1:]))
         call = self.engine or self._call
@@ -78,7 +78,7 @@ class Exported:
         return call(np.asarray(_normalizer(self.about)(jnp.asarray(images))))
 
     def read(self) -> bytes:
-        """The file's content, which must be what it was.
+        """Reads the file's content, which must be unchanged.
 
         Raises:
           UserError: it cannot be read, or is damaged.
@@ -89,21 +89,21 @@ class Exported:
 def export_run(
     run: Run, path: str | Path, format: str, *, input: str = "float32", platforms: Sequence[str] = ("cpu", "cuda")
 ) -> tuple[Exported, float]:
-    """Writes a run's network, batch norm folded, in float32 and for batches of any size, and a JSON file beside it.
+    """Exports a run's network with batch norm folded, in float32 and for any batch size, with a JSON file beside it.
 
-    The file is read back and compared with the run's own logits on random images, or those of its network in float32
-    where it computes in another type; if they differ it is removed, and what was there before stays. Products are of
-    full precision on every platform.
+    The file is read back, and its logits on random images are compared with the run's own or, if the run computes in
+    another type, with those of its network in float32. If they differ, the file is removed and any previous one is
+    kept. Products have full precision on every platform.
 
     Args:
-      path: of the file; the JSON is at the same path with ".json" behind it.
+      path: the file's path; the JSON file has the same path with ".json" appended.
       format: "stablehlo", for JAX and other compilers; "onnx", which needs the packages onnx and onnxruntime.
-      input: "float32": normalised images (batch, height, width, channels); "uint8": as they are stored, the network
-        normalises them.
-      platforms: that a StableHLO file is for.
+      input: "float32": normalized images (batch, height, width, channels); "uint8": images as they are stored, which
+        the network normalizes.
+      platforms: the platforms that a StableHLO file is for.
 
     Returns:
-      what was read back, and the largest difference of its logits, relative to the largest logit.
+      the network as read back, and the largest difference of its logits, relative to the largest logit.
 
     Raises:
       UserError: an argument is not allowed, the network cannot be written in that format, a package is missing, the
@@ -147,15 +147,15 @@ def export_run(
 def export_weights(run: Run, path: str | Path, format: str) -> dict[str, np.ndarray]:
     """Writes a run's weights under another library's names, see `weights.to_state_dict` and `write_state_dict`.
 
-    The file is read back; unless it gives the run's network every value that it has, bit by bit, it is removed, and
-    what was there before stays.
+    The file is read back. Unless it reproduces every value of the run's network bit for bit, it is removed and any
+    previous file is kept.
 
     Args:
-      path: of the file, which ends in .safetensors, .pth or .pt.
+      path: the file's path, which ends in .safetensors, .pth or .pt.
       format: "torchvision", "timm" or "cadene".
 
     Returns:
-      the tensors by their names.
+      the tensors by name.
 
     Raises:
       UserError: the library has no such network, the file cannot be written, or what was read back differs.
@@ -183,7 +183,7 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def load_exported(path: str | Path) -> Exported:
-    """The network in a .stablehlo or .onnx file with its JSON beside it. Nothing in them is executed but the network.
+    """Loads the network of a .stablehlo or .onnx file with its JSON beside it. Nothing but the network is executed.
 
     Raises:
       UserError: one of the two is missing or damaged, or they do not belong together; or a package is missing.
@@ -193,7 +193,7 @@ def load_exported(path: str | Path) -> Exported:
 
 
 def _read(path: Path, file: Path, beside: Path) -> Exported:
-    """The network that is `path`, or becomes it, from two files."""
+    """Loads the network from two files that are at `path` or will be moved there."""
     about = _read_about(path, beside)
     content = _read_content(path, file, about)
     load = _load_stablehlo if about["format"] == "stablehlo" else _load_onnx
@@ -201,7 +201,7 @@ def _read(path: Path, file: Path, beside: Path) -> Exported:
 
 
 def _read_content(path: Path, file: Path, about: dict[str, Any]) -> bytes:
-    """The bytes of a file that is `path`, or becomes it."""
+    """The bytes of a file that is at `path` or will be moved there."""
     try:
         content = files.regular_file(file).read_bytes()
     except OSError as error:
@@ -212,10 +212,10 @@ def _read_content(path: Path, file: Path, about: dict[str, Any]) -> bytes:
 
 
 def run_as_onnx(run: Run, input: str = "uint8") -> bytes:
-    """A run's network as `export_run` writes it in ONNX, in memory and not compared with anything.
+    """A run's network in ONNX as `export_run` writes it, but in memory and without a comparison of its logits.
 
     Raises:
-      UserError: it cannot be written so, or the package onnx is missing.
+      UserError: it cannot be written as ONNX, or the package onnx is missing.
     """
     from inception_jax.trained.export.onnx_graph import to_onnx
 
@@ -224,9 +224,9 @@ def run_as_onnx(run: Run, input: str = "uint8") -> bytes:
 
 
 def _inference(run: Run, input: str) -> tuple[Callable[[Any, jax.Array], jax.Array], Any]:
-    """(variables, images) -> logits in float32, and the variables for it."""
+    """A function (variables, images) -> logits in float32, and its variables."""
     model = fold_model(run.model)
-    # A network from outside the package need not have the fields for data types.
+    # A network from outside the package may lack the fields for data types.
     known = {field.name for field in dataclasses.fields(model)} & {"dtype", "param_dtype"}
     types: dict[str, Any] = dict.fromkeys(known, jnp.float32)
     model = model.clone(**types)
@@ -269,7 +269,7 @@ def _beside(path: Path) -> Path:
 
 
 def _read_about(path: Path, beside: Path) -> dict[str, Any]:
-    """The JSON beside a file, with all that is read from it."""
+    """Reads the JSON beside a file, and checks every field that is used."""
     try:
         about = files.parse_json(beside.read_bytes())
         inputs, normalization = about["input"], about["normalization"]
@@ -297,7 +297,7 @@ def _normalizer(about: dict[str, Any]) -> Callable[[jax.Array], jax.Array]:
 def _load_stablehlo(path: Path, content: bytes) -> Callable[[np.ndarray], np.ndarray]:
     try:
         exported = jax_export.deserialize(bytearray(content))
-    except Exception as error:  # of the right checksum, but written by a later JAX
+    except Exception as error:  # correct checksum, but written by a later JAX
         raise UserError(f"this JAX ({jax.__version__}) cannot read {path}: {error}") from error
     platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
     if platform not in exported.platforms:
@@ -310,7 +310,7 @@ def _load_stablehlo(path: Path, content: bytes) -> Callable[[np.ndarray], np.nda
 
 
 def _calls(module: bytes) -> set[str]:
-    """The names of all that a serialised module calls outside of itself."""
+    """The names of all custom calls of a serialized module."""
     found = set()
 
     def look(operation: Any) -> ir.WalkResult:
@@ -332,13 +332,13 @@ def _load_onnx(path: Path, content: bytes) -> Callable[[np.ndarray], np.ndarray]
         raise UserError(f"{path} needs onnxruntime: pip install 'inception-jax[onnx]'") from None
     try:
         session = onnxruntime.InferenceSession(content, providers=onnxruntime.get_available_providers())
-    except Exception as error:  # of the right checksum, but with operators that an older one does not know
+    except Exception as error:  # correct checksum, but with operators that an older version does not know
         raise UserError(f"this onnxruntime ({onnxruntime.__version__}) cannot read {path}: {error}") from error
     return lambda images: np.asarray(session.run(["logits"], {"images": images})[0])
 
 
 def _difference(exported: Exported, run: Run, network: Callable, variables: Any, input: str) -> float:
-    """The largest of all logits' differences from the original, as a share of the largest logit."""
+    """The largest difference of the logits from the original, relative to the largest logit."""
     compiled, random = jax.jit(network), np.random.default_rng(0)
     in_float32 = jnp.dtype(dtypes(run.config.compute_dtype)[0]) == jnp.float32
     largest = 0.0

@@ -1,11 +1,11 @@
-"""A network as an ONNX graph, written from its jaxpr.
+"""Writes a network as an ONNX graph from its jaxpr.
 
-The converters that there are would force old versions of other packages on our users, and the networks here need few
-primitives. What depends on the platform (`ops`) is written as for accelerators, in XLA's own convolutions and windows.
+Existing converters would force old versions of other packages on users, and the networks here need few primitives.
+Platform-dependent code (`ops`) is written as for accelerators, with XLA's own convolutions and windows.
 
-Our maps are NHWC, ONNX's operators want NCHW. What comes out of one stays NCHW through all that can be computed so, and
-is transposed where it cannot: runtimes fuse a convolution with the bias and the ReLU behind it only if nothing is
-between them, and not all of them take out transpositions that cancel.
+Feature maps here are NHWC, but ONNX's operators expect NCHW. Their outputs stay NCHW through all operations that can
+work in NCHW, and are transposed only for the others: runtimes fuse a convolution with its bias and ReLU only if nothing
+is between them, and not all of them remove transposes that cancel.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,9 +19,9 @@ from jax.extend import core
 
 from inception_jax.errors import UserError
 
-OPSET, IR_VERSION = 17, 8  # of 2022: onnxruntime 1.14 and later read it
+OPSET, IR_VERSION = 17, 8  # from 2022: read by onnxruntime 1.14 and later
 TO_NCHW, TO_NHWC = (0, 3, 1, 2), (0, 2, 3, 1)
-AXIS_IN_NCHW = (0, 2, 3, 1)  # of each axis of NHWC
+AXIS_IN_NCHW = (0, 2, 3, 1)  # for each axis of NHWC
 ELEMENTWISE = {
     "add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "max": "Max", "min": "Min", "pow": "Pow", "neg": "Neg",
     "exp": "Exp", "log": "Log", "sqrt": "Sqrt", "tanh": "Tanh", "logistic": "Sigmoid", "abs": "Abs", "erf": "Erf",
@@ -31,18 +31,18 @@ REDUCTIONS = {"reduce_max": "ReduceMax", "reduce_min": "ReduceMin"}
 SAME = ("copy", "copy_p", "optimization_barrier", "stop_gradient", "reduce_precision")
 NESTED = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "remat", "checkpoint")
 
-Value = np.ndarray | str  # a constant, or the name of what the graph computes
+Value = np.ndarray | str  # a constant, or the name of a value that the graph computes
 
 
 def to_onnx(network: Callable[[Any, jax.Array], jax.Array], variables: Any, shape: Sequence[int], dtype: str) -> bytes:
-    """A serialised ONNX model with the input "images" (batch, *shape) and the output "logits" (batch, classes).
+    """A serialized ONNX model with the input "images" (batch, *shape) and the output "logits" (batch, classes).
 
     Args:
       network: (variables, images) -> logits.
       dtype: of the images, "float32" or "uint8".
 
     Raises:
-      UserError: the network computes something that is not known here, or the package onnx is missing.
+      UserError: the network uses an unsupported operation, or the package onnx is missing.
     """
     try:
         import onnx
@@ -76,19 +76,19 @@ def to_onnx(network: Callable[[Any, jax.Array], jax.Array], variables: Any, shap
 
 
 class _Graph:
-    """Nodes and initializers, in the order in which they are computed."""
+    """Nodes and initializers, in the order of computation."""
 
     def __init__(self, onnx: Any):
         self.nodes: list[Any] = []
         self.initializers: list[Any] = []
-        self.names: dict[int, str] = {}  # of arrays, by their identity
+        self.names: dict[int, str] = {}  # of arrays, by their id
         self._onnx = onnx
         self._constants: dict[Any, str] = {}
-        self._kept: list[np.ndarray] = []  # so that no other array gets the identity of one that is known
-        self._broadcast: set[str] = set()  # what is smaller than its shape says, by NumPy's rules
-        self._values: dict[str, np.ndarray] = {}  # of what was broadcast, where it is a constant
-        self._nchw: dict[str, str] = {}  # the names of what is there in NCHW, by those in NHWC
-        self._postponed: set[str] = set()  # of the latter those that nothing has asked for yet
+        self._kept: list[np.ndarray] = []  # keeps arrays alive, so that their ids are not reused
+        self._broadcast: set[str] = set()  # values smaller than their shape, broadcast by NumPy's rules
+        self._values: dict[str, np.ndarray] = {}  # constants that were broadcast
+        self._nchw: dict[str, str] = {}  # NCHW names by NHWC names
+        self._postponed: set[str] = set()  # NHWC names that nothing has used yet
 
     def inline(self, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[Value]) -> list[Value]:
         """Writes a jaxpr; returns its outputs."""
@@ -105,7 +105,7 @@ class _Graph:
         return [read(atom) for atom in jaxpr.outvars]
 
     def add(self, kind: str, inputs: Sequence[Value], output: str = "", **attributes: Any) -> str:
-        """A node; returns the name of its output."""
+        """Adds a node; returns the name of its output."""
         name = output or f"{kind}_{len(self.nodes)}"
         self._add(kind, inputs, [name], name, attributes)
         return name
@@ -115,7 +115,7 @@ class _Graph:
         self.nodes.append(self._onnx.helper.make_node(kind, given, outputs, name=name, **attributes))
 
     def _name(self, value: Value) -> str:
-        """A constant becomes an initializer, once; maps in NCHW become NHWC when this is first asked for."""
+        """A value's name. On first use, constants become initializers, and maps in NCHW are transposed to NHWC."""
         if isinstance(value, str):
             if value in self._values:
                 return self._name(self._values[value])
@@ -136,7 +136,7 @@ class _Graph:
         if primitive == "platform_index":
             return [np.asarray(-1)]
         if primitive == "cond":
-            # Of what depends on the platform the last is the default.
+            # Of platform-dependent branches, the last is the default.
             index = inputs[0]
             if isinstance(index, str):
                 raise _unknown("a condition that depends on the images")
@@ -176,7 +176,7 @@ class _Graph:
         return result if isinstance(result, list) else [result]
 
     def _elementwise(self, kind: str, inputs: Sequence[Value], **attributes: Any) -> str:
-        """An operator on each element, in NCHW if one of the inputs is there, and the others can be."""
+        """An elementwise operator, in NCHW if one of the inputs is in NCHW and the others can be."""
         if any(map(self._is_nchw, inputs)):
             first = [self._channels_first(value) for value in inputs]
             known = [value for value in first if value is not None]
@@ -185,7 +185,7 @@ class _Graph:
         return self.add(kind, inputs, **attributes)
 
     def _channels_first(self, value: Value) -> Value | None:
-        """The same in NCHW, if that takes no operation."""
+        """The value in NCHW, if that needs no operation."""
         if isinstance(value, str):
             if value not in self._values:
                 return self._nchw.get(value)
@@ -193,23 +193,23 @@ class _Graph:
         return value.transpose(TO_NCHW) if value.ndim == 4 else value if value.ndim == 0 else None
 
     def _from_nchw(self, maps: str) -> str:
-        """The name in NHWC of what is there in NCHW."""
+        """The NHWC name of maps that exist in NCHW."""
         name = f"{maps}_nhwc"
         self._nchw[name] = maps
         self._postponed.add(name)
         return name
 
     def _is_nchw(self, *values: Value) -> bool:
-        """Whether all of them are there in NCHW."""
+        """Whether all values exist in NCHW."""
         return all(isinstance(value, str) and value in self._nchw for value in values)
 
     def _to_reduce(self, x: Value, axes: Sequence[int]) -> tuple[Value, list[int]]:
-        """What is reduced and over which axes: maps in NCHW where the order of the axes that stay is the same."""
+        """The input and axes of a reduction: maps in NCHW if the remaining axes keep their order."""
         if isinstance(x, str) and x in self._nchw and {1, 2} <= set(axes):
             return self._nchw[x], [AXIS_IN_NCHW[axis] for axis in axes]
         return x, list(axes)
 
-    # One method for each primitive that is no plain operator of ONNX.
+    # One method for each primitive that is not simply an ONNX operator.
 
     def _square(self, equation, x):
         return self._elementwise("Mul", [x, x])
@@ -240,7 +240,7 @@ class _Graph:
         sizes = [1] * len(shape)
         for place, size in zip(places, source, strict=True):
             sizes[place] = size
-        if isinstance(x, np.ndarray):  # of which there is one for each image
+        if isinstance(x, np.ndarray):  # repeated for each image
             name = f"broadcast_{len(self._values)}"
             self._values[name] = x.reshape(sizes)
             self._broadcast.add(name)
@@ -303,7 +303,7 @@ class _Graph:
         if nchw:
             x, config = self._nchw[x], [config[axis] for axis in TO_NCHW]
         pads = np.asarray([low for low, _, _ in config] + [high for _, high, _ in config], np.int64)
-        result = self.add("Pad", [x, pads, value])  # negative ones cut off, as in JAX
+        result = self.add("Pad", [x, pads, value])  # negative padding crops, as in JAX
         return self._from_nchw(result) if nchw else result
 
     def _reduce_sum(self, equation, x):
@@ -350,7 +350,7 @@ class _Graph:
         )
 
     def _in_nchw(self, kind: str, inputs: list[Value], window, strides, pads, **attributes: Any) -> str:
-        """An operator of ONNX on windows of NHWC maps."""
+        """An ONNX operator on windows of NHWC maps."""
         if window[0] != 1 or window[3] != 1 or any(low or high for low, high in (pads[0], pads[3])):
             raise _unknown("windows over images or channels")
         (top, bottom), (left, right) = pads[1:3]
@@ -360,7 +360,7 @@ class _Graph:
             maps = self.add("Transpose", [x], perm=list(TO_NCHW))
             if isinstance(x, str):
                 self._nchw[x] = maps
-        if min(top, bottom, left, right) < 0:  # ONNX does not cut off here
+        if min(top, bottom, left, right) < 0:  # ONNX does not crop here
             cut = np.asarray([0, 0, min(top, 0), min(left, 0), 0, 0, min(bottom, 0), min(right, 0)], np.int64)
             maps = self.add("Pad", [maps, cut])
         pads = [max(side, 0) for side in (top, left, bottom, right)]
@@ -380,7 +380,7 @@ def _is_zero(value: Value) -> bool:
 
 
 def _is_constant(equation: Any) -> bool:
-    """Whether its result has a known shape."""
+    """Whether its outputs have known shapes."""
     return all(isinstance(size, int) for out in equation.outvars for size in out.aval.shape)
 
 

@@ -1,4 +1,4 @@
-"""Reports: one run or several on one page with its pictures inside, readable offline."""
+"""Reports: one or several runs on a single page with embedded pictures, readable offline."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,16 +24,16 @@ def write_report(
     """Writes the report of a run, or of several side by side, from config.json, metrics.csv and summary.json.
 
     Args:
-      output: an HTML file or, in the style "markdown", a folder; None: see `default_output`.
+      output: an HTML file or, with style="markdown", a folder; None: see `default_output`.
       style: "html" or "markdown".
-      findings: what the networks make of their data, by the run's folder, see `findings.examine`; or why nobody knows.
+      findings: each network's findings on its data by run folder, see `findings.examine`; or why there are none.
 
     Returns:
-      the file with the page.
+      the page's path.
 
     Raises:
-      UserError: a folder holds no run, the page cannot be written, or a run's file is damaged; one of several runs is
-        then left out, with a warning.
+      UserError: a folder does not contain a run, the page cannot be written, or a run's file is damaged; of several
+        runs, a damaged one is left out with a warning.
     """
     folders = [run_folders] if isinstance(run_folders, str | Path) else list(run_folders)
     found = {Path(folder): what for folder, what in (findings or {}).items()}
@@ -47,13 +47,13 @@ def write_report(
 
 
 def default_output(run_folders: Sequence[str | Path], style: str = "html") -> Path:
-    """report.html, or for Markdown a folder `report`: the run's, or for several runs in the current folder."""
+    """report.html or, for Markdown, a folder `report`: in the run's folder or, for several runs, the current one."""
     parent = files.expand(run_folders[0]) if len(run_folders) == 1 else Path()
     return parent / ("report.html" if style == "html" else "report")
 
 
 def run_page(record: Record, findings: "Findings | UserError | None" = None) -> Page:
-    """One run; what needs its network and data is there where `findings` are."""
+    """A page on one run; `findings` add what needs its network and data."""
     notes = [*_unfinished(record, "This run"), *records.config_notes(record.config)]
     examined = []
     if isinstance(findings, UserError):
@@ -75,7 +75,7 @@ def run_page(record: Record, findings: "Findings | UserError | None" = None) -> 
 
 
 def comparison_page(runs: Sequence[Record], findings: Sequence["Findings | UserError | None"] | None = None) -> Page:
-    """Several runs side by side."""
+    """A page on several runs side by side."""
     notes, examined = [], {}
     for record, found in zip(runs, findings or [None] * len(runs), strict=True):
         own = records.config_notes(record.config)

@@ -1,4 +1,4 @@
-"""Drawings that are as readable on white as on black."""
+"""Figures that are readable on both white and black."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -14,13 +14,13 @@ from matplotlib.ticker import MaxNLocator
 from inception_jax.inspection.figures import write_figure
 from inception_jax.text import chart_label
 
-# Hues that keep apart on white, on black and for colour-blind eyes (after Okabe and Ito's palette).
+# Hues that are distinct on white, on black and with color blindness (after Okabe and Ito's palette).
 PALETTE = ("#1f8fd0", "#e0781e", "#12a37f", "#cc79a7", "#b59b00", "#6f7fe0", "#d1495b")
-DASHES = ("solid", (0, (5, 2)), (0, (1, 1.5)))  # for more lines than there are hues
+DASHES = ("solid", (0, (5, 2)), (0, (1, 1.5)))  # for more lines than hues
 GREY = "#80858e"  # of axes and text
-LOG_RATIO = 50  # a quantity that spans more than this is drawn on a logarithmic scale
-LONGEST_LABEL = 36  # characters of a line's name in the legend
-SIZE = (4.6, 2.9)  # inches: as wide as a phone's page at 80 px an inch
+LOG_RATIO = 50  # quantities with a larger ratio of maximum to minimum get a log scale
+LONGEST_LABEL = 36  # maximum characters of a line's name in the legend
+SIZE = (4.6, 2.9)  # inches: the width of a phone's page at 80 px per inch
 STYLE: dict[Any, Any] = {
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), GREY),
     "svg.hashsalt": "inception_jax",
@@ -32,7 +32,7 @@ Points = Sequence[tuple[float, float]]
 
 
 def line_style(index: int) -> dict[str, Any]:
-    """Colour and dashes of the line of that place among several."""
+    """Color and dashes of the line with this index."""
     return {"color": PALETTE[index % len(PALETTE)], "linestyle": DASHES[index // len(PALETTE) % len(DASHES)]}
 
 
@@ -47,11 +47,11 @@ def draw_curves(
     """Lines through points (x, y), by name.
 
     Args:
-      styles: of each line, Matplotlib's; see `line_style`.
-      marks: x of the point of a line that gets a dot.
-      percent: whether y are shares.
+      styles: Matplotlib's style of each line; see `line_style`.
+      marks: x of each line's point that gets a dot.
+      percent: whether y values are fractions.
     """
-    below = len(curves) > 3 or max(map(len, curves)) > 12  # where the legend has room
+    below = len(curves) > 3 or max(map(len, curves)) > 12  # place the legend where it has room
     rows = len(curves) if below else 0
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(SIZE[0], SIZE[1] + 0.2 * rows), layout="constrained")
@@ -86,12 +86,12 @@ def draw_curves(
 
 
 def draw_matrix(matrix: np.ndarray) -> Figure:
-    """A confusion matrix of many classes: each row's shares as opacity, blue where right, orange elsewhere."""
+    """Draws a confusion matrix of many classes: each row's fractions as opacity, blue if correct, orange otherwise."""
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     right = np.eye(len(matrix), dtype=bool)
     pixels = np.zeros((*matrix.shape, 4))
     pixels[..., :3] = np.where(right[..., None], to_rgb(PALETTE[0]), to_rgb(PALETTE[1]))
-    pixels[..., 3] = np.sqrt(shares)  # so that rare confusions are seen
+    pixels[..., 3] = np.sqrt(shares)  # so that rare confusions are visible
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5.6, 5.6), layout="constrained")
         axes = figure.add_subplot()
@@ -102,9 +102,9 @@ def draw_matrix(matrix: np.ndarray) -> Figure:
 
 
 def render(figure: Figure, kind: str) -> bytes:
-    """The figure as "svg" or "png"; the same numbers give the same bytes."""
+    """Renders the figure as "svg" or "png"; the same numbers give the same bytes."""
     content = io.BytesIO()
-    with matplotlib.rc_context(STYLE):  # some of it is made only now
+    with matplotlib.rc_context(STYLE):  # some elements are only created now
         if kind == "svg":
             write_figure(figure, content, kind, transparent=True, metadata={"Date": None})
         else:

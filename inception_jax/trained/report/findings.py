@@ -1,4 +1,4 @@
-"""What a trained network makes of a split: numbers of each class, its most confident mistakes, what it looked at."""
+"""Findings on a trained network: per-class metrics, most confident mistakes and Grad-CAM on a split."""
 
 import dataclasses
 import logging
@@ -15,16 +15,16 @@ from inception_jax.trained import evaluate
 logger = logging.getLogger(__name__)
 
 MISTAKES = 18
-SAMPLE = 8  # pictures with their Grad-CAM
+SAMPLE = 8  # pictures shown with their Grad-CAM
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A picture, its class and what the network took it for, with which probability.
+    """A picture, its class, and the predicted class with its probability.
 
     Attributes:
       image: uint8 (height, width, channels).
-      heat: the picture under its Grad-CAM for the predicted class, uint8 (height, width, 3), or None.
+      heat: the picture overlaid with its Grad-CAM for the predicted class, uint8 (height, width, 3), or None.
     """
 
     image: np.ndarray
@@ -36,15 +36,15 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """What a network makes of a split.
+    """A network's findings on a split.
 
     Attributes:
-      checkpoint, step: which weights.
+      checkpoint, step: the weights that were used.
       metrics: see `evaluate.metrics`.
       confusion: see `evaluate.confusion_matrix`.
       mistakes: the most confident first.
-      sample: with Grad-CAM; of as many classes as there is room for.
-      no_sample: why there is none, for a network that Grad-CAM cannot look into.
+      sample: examples with Grad-CAM, from as many classes as possible.
+      no_sample: why there is no sample, for a network that does not support Grad-CAM.
     """
 
     split: str
@@ -67,14 +67,14 @@ def examine(
     batch_size: int = 128,
     trust_code: bool = False,
 ) -> Findings:
-    """What a run's network makes of a split of its own data.
+    """Evaluates a run's network on a split of its own data.
 
     Args:
-      split: None: test, or validation where there is no test split.
+      split: None: test, or validation if there is no test split.
       trust_code: see `run.load_run`.
 
     Raises:
-      UserError: the run has no checkpoint, or the data is not at hand any more.
+      UserError: the run has no checkpoint, or the data is no longer available.
     """
     run = load_run(folder, checkpoint, trust_code=trust_code)
     split, dataset = evaluate.load_split(run, split, {})
@@ -100,7 +100,7 @@ def examine(
     shown, why_not = examples(sample), ""
     try:
         shown = _with_heat(run, shown)
-    except UserError as error:  # a network of one's own may have no maps
+    except UserError as error:  # a user's own network may have no feature maps
         shown, why_not = [], str(error)
     return Findings(
         split,
@@ -128,7 +128,7 @@ def _with_heat(run: Run, examples: list[Example]) -> list[Example]:
 
 
 def _spread(labels: np.ndarray, number: int) -> np.ndarray:
-    """Positions of examples of as many classes as possible, evenly spaced ones where there are more."""
+    """Positions of examples from as many classes as possible; of more classes than `number`, evenly spaced ones."""
     order = np.argsort(labels, kind="stable")
     place_in_class = np.arange(len(labels)) - np.searchsorted(labels[order], labels[order])
     order = order[np.argsort(place_in_class, kind="stable")]

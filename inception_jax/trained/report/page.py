@@ -1,4 +1,4 @@
-"""What a page is made of, and its two forms: one HTML file that needs nothing else, or Markdown with PNG files."""
+"""The elements of a page, and its two formats: a self-contained HTML file, or Markdown with PNG files."""
 
 import base64
 import dataclasses
@@ -22,18 +22,18 @@ from inception_jax.text import page_text, printable
 from inception_jax.trained.report import drawing
 
 FORMATS = ("html", "markdown")
-LARGEST = 224  # pixels: pictures are reduced to this side, so that a page with many stays small
-PHOTO = 64  # pixels: from this side on JPEG is smaller than PNG, and looks the same
-JPEG_QUALITY = 88  # of 100, Pillow's
-TALL = 30  # rows: a table with more scrolls inside its own box
+LARGEST = 224  # pixels: pictures are downscaled to this height, so that a page with many stays small
+PHOTO = 64  # pixels: from this side, JPEG is smaller than PNG and looks the same
+JPEG_QUALITY = 88  # Pillow's, out of 100
+TALL = 30  # rows: longer tables scroll inside their own box
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A table's cell that stands out.
+    """A highlighted table cell.
 
     Attributes:
-      kind: "strong"; or how `share` is drawn: "bar" (a length), "right" or "wrong" (the strength of a colour).
+      kind: "strong"; or how `share` is drawn: "bar" (a length), "right" or "wrong" (the intensity of a color).
       share: 0 to 1.
     """
 
@@ -50,8 +50,8 @@ class Table:
     """Rows of cells; a row of one cell is the title of those below it.
 
     Attributes:
-      name: what it is, for those who cannot see it.
-      left: how many columns are aligned to the left; the others are numbers.
+      name: description for those who cannot see it.
+      left: number of left-aligned columns; the others are numbers.
       kind: "plain", "values" (names and values that wrap) or "matrix".
     """
 
@@ -69,7 +69,7 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A drawing or a picture with its caption, and a text for those who cannot see it.
+    """A figure or a picture with its caption and alternative text.
 
     Attributes:
       content: a Matplotlib figure, or uint8 (height, width), (height, width, 1) or (height, width, 3).
@@ -81,7 +81,7 @@ class Picture:
 
     @property
     def small(self) -> bool:
-        """Whether its pixels are to be seen as squares."""
+        """Whether its pixels are shown as squares."""
         return not isinstance(self.content, Figure) and max(self.content.shape[:2]) < PHOTO
 
     @property
@@ -107,10 +107,10 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True)
 class Pictures:
-    """Pictures side by side, as many as there is room for.
+    """Pictures side by side, as many as fit.
 
     Attributes:
-      width: the least of one, rem.
+      width: minimum width of a picture, in rem.
     """
 
     pictures: Sequence[Picture]
@@ -120,7 +120,7 @@ class Pictures:
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """Values with their names: (name, value)."""
+    """Named values: (name, value)."""
 
     facts: Sequence[tuple[str, str]]
     block: ClassVar[str] = "facts"
@@ -128,7 +128,7 @@ class Facts:
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """A remark about what is above it."""
+    """A remark on the block above."""
 
     text: str
     block: ClassVar[str] = "text"
@@ -139,7 +139,7 @@ Block = Table | Pictures | Facts | Text
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """Some blocks under a title; without any it is left out."""
+    """Blocks under a title; left out if there are none."""
 
     title: str
     blocks: Sequence[Block]
@@ -151,21 +151,21 @@ class Section:
 
 @dataclasses.dataclass(frozen=True)
 class Page:
-    """A title, what a reader has to know first, and sections."""
+    """A title, notes to read first, and sections."""
 
     title: str
     notes: Sequence[str]
     sections: Sequence[Section]
 
     def write(self, path: Path, style: str = "html") -> Path:
-        """Writes it to an HTML file or, in the style "markdown", into a folder as report.md and PNG files.
+        """Writes the page to an HTML file or, with style="markdown", to a folder as report.md and PNG files.
 
         Returns:
-          the file with the page.
+          the page's path.
 
         Raises:
-          UserError: the style is none of FORMATS.
-          WriteError: it cannot be written.
+          UserError: the style is not one of FORMATS.
+          WriteError: the page cannot be written.
         """
         if style not in FORMATS:
             raise unknown_name("format", style, FORMATS)
@@ -185,7 +185,7 @@ class Page:
         return page
 
     def html(self) -> str:
-        """One page with its pictures inside."""
+        """The page as HTML with embedded pictures."""
         environment = jinja2.Environment(
             loader=jinja2.PackageLoader("inception_jax"),
             autoescape=True,
@@ -200,7 +200,7 @@ class Page:
         return [section for section in self.sections if section.blocks]
 
     def _markdown(self) -> tuple[str, dict[str, bytes]]:
-        """The same page, and the PNG files beside it by their names."""
+        """The page as Markdown, and its PNG files by name."""
         pictures: dict[str, bytes] = {}
         parts = [f"# {_plain(self.title)}", *(f"> {_plain(note)}" for note in self.notes)]
         numbers = Counter[str]()  # two sections may have the same anchor
@@ -242,6 +242,6 @@ def _markdown_table(table: Table) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text of which nothing is markup, on one line."""
+    """Text on one line, with markup escaped."""
     text = printable(" ".join(text.split()))
     return re.sub(r"([\\`*\[\]|#$~])", r"\\\1", text).replace("&", "&amp;").replace("<", "&lt;")

@@ -1,4 +1,4 @@
-"""Tables of what runs have kept of themselves."""
+"""Tables of run records."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ def percent(value: float | None) -> str:
 
 
 def measured(name: str, value: float | None) -> str:
-    """A result, by the name of what was measured."""
+    """Formats a result by the name of its metric."""
     if name != "loss":
         return percent(value)
     return "-" if value is None else f"{value:.4f}"
@@ -28,7 +28,7 @@ def _weights(which: str, epoch: float | None) -> str:
 
 
 def config_notes(config: Mapping[str, Any]) -> list[str]:
-    """What a reader has to know to judge the numbers: every choice that was made on the test split."""
+    """Caveats for judging the numbers: every choice that was made on the test split."""
     evaluate, schedule = config.get("evaluate", {}), config.get("schedule", {})
     notes = []
     if str(evaluate.get("watch", "")).startswith("test_"):
@@ -48,7 +48,7 @@ def config_notes(config: Mapping[str, Any]) -> list[str]:
 
 
 def facts(record: Record) -> dict[str, str]:
-    """Time, throughput and size, of the summary or, before there is one, of the last row; by their title."""
+    """Time, throughput and size by title, from the summary or, if there is none yet, from the last row."""
     last = record.rows[-1] if record.rows else {}
     values = record.summary or {"epochs": last.get("epoch"), "steps": last.get("step"), **last}
     stopped = {"early": "early stopping", "completed": "all epochs", "target": "reaching the target"}
@@ -67,8 +67,8 @@ def facts(record: Record) -> dict[str, str]:
 
 
 def results(record: Record) -> dict[str, dict[str, Mapping[str, float | None]]]:
-    """Evaluations by weights ("Last (epoch 3)", then "Best ...") and split: those at the end or, of a run that goes on,
-    during training."""
+    """Evaluations by weights ("Last (epoch 3)", then "Best ...") and split: those at the end or, for an unfinished
+    run, during training."""
     summary, best, rows = record.summary, record.best, record.rows
     if summary:
         groups = {_weights("Last", summary.get("epochs")): summary}
@@ -93,7 +93,7 @@ def results(record: Record) -> dict[str, dict[str, Mapping[str, float | None]]]:
 
 
 def results_table(record: Record) -> Table:
-    """One run's results: a row for each split."""
+    """One run's results: one row per split."""
     rows: list[Sequence[str | Cell]] = []
     counted = ["count"] if record.summary else []
     for weights, splits in results(record).items():
@@ -126,7 +126,7 @@ def results_of_runs(records: Sequence[Record]) -> Table:
 
 
 def facts_of_runs(records: Sequence[Record]) -> Table:
-    """Time, throughput and size of several runs: a row for each."""
+    """Time, throughput and size of several runs: one row per run."""
     found = [facts(record) for record in records]
     titles = list(dict.fromkeys(title for own in found for title in own))
     rows = [
@@ -136,7 +136,7 @@ def facts_of_runs(records: Sequence[Record]) -> Table:
 
 
 def config_differences(records: Sequence[Record]) -> Table:
-    """The fields of several runs' configs that differ; what differs from the first run's is in bold."""
+    """The config fields that differ between runs; values that differ from the first run's are in bold."""
     rows: list[list[str | Cell]] = []
     for field, (first, *others) in differing_fields(records).items():
         cells = [Cell(show(value)) if value != first else show(value) for value in others]

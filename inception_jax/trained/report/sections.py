@@ -1,4 +1,4 @@
-"""The sections of a report, each from what it is about."""
+"""The sections of a report."""
 
 import dataclasses
 import math
@@ -25,12 +25,12 @@ QUANTITIES = {
     "learning_rate": "Learning rate",
     "images_per_second": "Images per second",
 }
-READABLE = 25  # classes: the confusions of more are drawn, and of these the most frequent are listed
-CONFUSIONS = 15  # that are listed
+READABLE = 25  # classes: with more, the confusion matrix is drawn, and the most frequent confusions are listed
+CONFUSIONS = 15  # number of confusions listed
 
 
 def results(record: Record) -> Section:
-    """The last and the best weights on every split."""
+    """Results of the last and the best weights on every split."""
     table, best = records.results_table(record), record.best
     blocks: list[Block] = [table] if table.rows else []
     if best:
@@ -41,7 +41,7 @@ def results(record: Record) -> Section:
 
 
 def curves(record: Record) -> Section:
-    """Every quantity over the epochs, its splits in one picture."""
+    """Every quantity over the epochs, with all its splits in one figure."""
     epoch = record.best.get("epoch")
     pictures = []
     for quantity, title in QUANTITIES.items():
@@ -55,7 +55,7 @@ def curves(record: Record) -> Section:
 
 
 def curves_of_runs(runs: Sequence[Record]) -> Section:
-    """Every quantity of every split over the epochs, all runs in one picture."""
+    """Every quantity of every split over the epochs, with all runs in one figure."""
     styles = {record.name: line_style(index) for index, record in enumerate(runs)}
     marks = {record.name: record.best.get("epoch") for record in runs}
     pictures = []
@@ -80,7 +80,7 @@ def curve_picture(
     styles: Mapping[str, Mapping],
     marks: Mapping[str, float | None] | None = None,
 ) -> Picture | None:
-    """The lines that have points, drawn and described; None where none has. See `drawing.draw_curves`."""
+    """Draws and describes the lines that have points; None if there are none. See `drawing.draw_curves`."""
     lines = {name: points for name, points in lines.items() if points}
     if not lines:
         return None
@@ -107,20 +107,20 @@ def facts(record: Record) -> Section:
 
 
 def versions(record: Record) -> Section:
-    """Of the packages that computed the run."""
+    """Versions of the packages that computed the run."""
     found = ((record.summary or {}).get("versions") or {}).items()
     rows = sorted((package, show(version)) for package, version in found)
     return Section("Versions", [Table("Versions", ["Package", "Version"], rows, 2, "values")] if rows else [])
 
 
 def config(record: Record) -> Section:
-    """Every field."""
+    """Every field of the config."""
     rows = [[field, show(value)] for field, value in record.fields.items()]
     return Section("Config", [Table("Config", ["Field", "Value"], rows, 2, "values")])
 
 
 def examined(findings: "Findings") -> list[Section]:
-    """What a network makes of a split: its classes, what it confuses, its mistakes, and what it looked at."""
+    """Findings on a network: its per-class metrics, confusions, mistakes and Grad-CAM on a split."""
     means = findings.metrics
     summary = (
         f"The {findings.checkpoint} weights (step {findings.step:,}) on the {means['count']:,} examples of the "
@@ -141,7 +141,7 @@ def examined(findings: "Findings") -> list[Section]:
 
 
 def class_table(findings: "Findings") -> Table:
-    """Precision and recall of each class; of many classes, those with the lowest recall first."""
+    """Precision and recall of each class; if there are many, those with the lowest recall first."""
     classes = findings.classes
     if len(classes) > READABLE:
         classes = sorted(classes, key=lambda one: math.inf if math.isnan(one.recall) else one.recall)
@@ -150,7 +150,7 @@ def class_table(findings: "Findings") -> Table:
 
 
 def classes_of_runs(findings: Mapping[str, "Findings"]) -> Section:
-    """Each class's accuracy in several runs, by their name; of many classes, the most difficult first."""
+    """Each class's accuracy in several runs, by run name; if there are many classes, the hardest first."""
     recalls = {run: {one.name: one.recall for one in found.classes} for run, found in findings.items()}
     names = list(dict.fromkeys(name for own in recalls.values() for name in own))
     if len(names) > READABLE:
@@ -163,9 +163,9 @@ def classes_of_runs(findings: Mapping[str, "Findings"]) -> Section:
 
 
 def details_of_runs(findings: Mapping[str, "Findings"]) -> list[Section]:
-    """Confusions, the most confident mistakes and Grad-CAM of each run, by their name.
+    """Confusions, the most confident mistakes and Grad-CAM of each run, by run name.
 
-    The more runs, the fewer pictures of each: a page with many stays small.
+    The more runs, the fewer pictures of each, which keeps the page small.
     """
     found = []
     for run, own in findings.items():
@@ -180,14 +180,14 @@ def _bar(share: float) -> Cell:
 
 
 def confusions(findings: "Findings") -> Section:
-    """The confusion matrix, as a table where it is readable, else as a drawing, and the most frequent confusions."""
+    """The confusion matrix, as a table if readable, else as a figure, and the most frequent confusions."""
     names = [one.name for one in findings.classes]
     matrix = findings.confusion
     wrong = np.where(np.eye(len(matrix), dtype=bool), 0, matrix)
     counts = matrix.sum(axis=1)
     shares = matrix / np.maximum(counts, 1)[:, None]
     if len(names) <= READABLE:
-        strongest = max((wrong / np.maximum(counts, 1)[:, None]).max(), 1e-9)  # so that rare confusions are seen
+        strongest = max((wrong / np.maximum(counts, 1)[:, None]).max(), 1e-9)  # so that rare confusions are visible
         rows: list[list[str | Cell]] = [
             [
                 name,
@@ -218,11 +218,11 @@ def _mistake(example: "Example") -> Picture:
 
 
 def _heated(example: "Example") -> Picture:
-    """The picture, and the same under its Grad-CAM."""
+    """The picture beside its Grad-CAM overlay."""
     from inception_jax.inspection.pictures import overlay
 
     assert example.heat is not None
-    plain = overlay(example.image, np.zeros((1, 1))).array  # enlarged as the other is
+    plain = overlay(example.image, np.zeros((1, 1))).array  # enlarged like the other
     alt = f"Picture of class {example.label}, predicted as {example.predicted}, and its Grad-CAM beside it"
     gap = np.full((len(plain), 4, 3), 128, np.uint8)
     return Picture(_caption(example), alt, np.concatenate([plain, gap, example.heat], axis=1))

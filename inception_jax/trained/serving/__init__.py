@@ -1,4 +1,4 @@
-"""A trained network behind HTTP. Needs the packages of the extra `serve`."""
+"""Serves a trained network over HTTP. Requires the packages of the extra `serve`."""
 
 from inception_jax.trained.serving.app import create_app
 from inception_jax.trained.serving.connections import Access, allowed_names

@@ -1,4 +1,4 @@
-"""A trained network behind HTTP: a page to try it on a picture, JSON for programs, metrics for whoever runs it."""
+"""Serves a trained network over HTTP: a page to try it on a picture, JSON for programs, metrics for operators."""
 
 import asyncio
 import base64
@@ -34,14 +34,14 @@ from inception_jax.trained.predict import Classifier
 from inception_jax.trained.serving.connections import Access
 from inception_jax.trained.serving.work import Batcher, Bodies, Decoders, Limits
 
-BYTE_EFFORT = 2  # that a byte of a file is taken for, in pixels, until its head was read
-BODIES = 8  # of the largest size, that are in memory at once
+BYTE_EFFORT = 2  # pixels assumed per byte of a file until its head has been read
+BODIES = 8  # maximum number of bodies of the largest size in memory at once
 PATHS = ("/", "/predict", "/health", "/live", "/ready", "/metrics")
-OPEN_PATHS = ("/", "/health", "/live", "/ready")  # to those without a token, too
+OPEN_PATHS = ("/", "/health", "/live", "/ready")  # accessible without a token
 
 
 class Metrics:
-    """What happened, in Prometheus' terms; each server has its own."""
+    """Prometheus metrics; each server has its own."""
 
     def __init__(self, sizes: list[int], accepted: Callable[[], int]):
         self.registry = prometheus_client.CollectorRegistry()
@@ -58,11 +58,11 @@ class Metrics:
 
 
 class Service:
-    """The endpoints, and what they share.
+    """The endpoints, and their shared state.
 
     Attributes:
-      accepted: pictures that have arrived and are not answered.
-      draining: the server is to end; it takes on nothing new.
+      accepted: number of pictures that have arrived and are not answered yet.
+      draining: whether the server is shutting down and accepts nothing new.
     """
 
     def __init__(self, classifier: Classifier, name: str, limits: Limits, access: Access):
@@ -87,16 +87,16 @@ class Service:
         self.template = environment.get_template("serve.html")
 
     def warm_up(self) -> None:
-        """Compiles all that requests will need."""
+        """Compiles everything that requests will need."""
         self.batcher.warm_up()
         if isinstance(self.classifier, Run):
             run = self.classifier
-            # Compiled as a whole: grad_cam by itself looks for the layer anew at every call.
+            # Compiled as a whole, since grad_cam itself searches for the layer at every call.
             heat = jax.jit(lambda variables, images: grad_cam(run.model, variables, run.normalize(images)))
             self.heat = lambda image: np.asarray(heat(run.variables, image[None]))[0]
             try:
                 self._overlay(images.convert(Image.new("RGB", (64, 64)), run.form))
-            except UserError:  # a network without maps
+            except UserError:  # a network without feature maps
                 self.heat = None
 
     @contextlib.asynccontextmanager
@@ -174,17 +174,17 @@ class Service:
                 raise HTTPException(408, f"the picture did not arrive within {limits.timeout_s:g} s") from None
             raise _come_back(f"there was no answer within {limits.timeout_s:g} s") from None
         except ClientDisconnect:
-            return Response(status_code=400)  # for the metrics; nobody is there to read it
+            return Response(status_code=400)  # for the metrics only; the client is gone
         finally:
             self.bodies.remove(timeout)
 
     def _require_room(self) -> None:
-        """Raises HTTPException where the queue is full."""
+        """Raises HTTPException if the queue is full."""
         if self.accepted >= self.limits.max_queue:
             raise _come_back("too many requests are waiting")
 
     def _options(self, request: Request) -> tuple[int, bool]:
-        """How many classes are asked for, and whether a heat map is."""
+        """The number of requested classes, and whether a heat map is requested."""
         classes = len(self.classifier.class_names)
         top, with_heat = request.query_params.get("top", "5"), request.query_params.get("grad_cam", "0")
         if not (top.isascii() and top.isdecimal() and len(top) < 10 and int(top) > 0):
@@ -220,13 +220,13 @@ def _come_back(why: str) -> HTTPException:
 
 
 async def _read(request: Request, most: int, arrived_bytes: Callable[[int], None]) -> bytes:
-    """The picture in a request: its body, or the first file of a form.
+    """Reads the picture in a request: its body, or the first file of a form.
 
     Args:
-      arrived_bytes: is told of every part of the body how many bytes it has.
+      arrived_bytes: called with the number of bytes of every part of the body.
 
     Raises:
-      HTTPException: there is none, or the body has more than so many bytes.
+      HTTPException: there is none, or the body has more than `most` bytes.
     """
     arrived = 0
 
@@ -251,8 +251,8 @@ async def _read(request: Request, most: int, arrived_bytes: Callable[[int], None
         else:
             content = await limited.body()
     except OverflowError:
-        # A client that reads only after it has sent would find the connection gone: it may send, to nowhere. One that
-        # asks first is told at once.
+        # A client that reads only after sending would find the connection closed, so the rest is received and dropped.
+        # One that asks first is told at once.
         if "expect" not in request.headers:
             while (message := await request.receive()).get("more_body") and message["type"] != "http.disconnect":
                 pass
@@ -263,11 +263,11 @@ async def _read(request: Request, most: int, arrived_bytes: Callable[[int], None
 
 
 class Guarded:
-    """An ASGI application behind who may ask; it counts what happens.
+    """An ASGI application with access control and metrics.
 
     Attributes:
-      service: what is behind it.
-      under_way: requests that are not answered.
+      service: the service behind it.
+      under_way: number of requests that are not answered yet.
     """
 
     def __init__(self, app: ASGIApp, service: Service):
@@ -305,11 +305,11 @@ class Guarded:
 
 
 def create_app(classifier: Classifier, name: str, limits: Limits, access: Access | None = None) -> Guarded:
-    """The ASGI application. Everything is compiled when this returns.
+    """Creates the ASGI application. Everything is compiled when this returns.
 
     Args:
-      name: of the network, for its page.
-      access: who is answered; None: whoever addresses this machine by a name of loopback, or the address it came to.
+      name: the network's name, for its page.
+      access: which requests are answered; None: those addressed to a loopback name or to the address they arrived at.
     """
     service = Service(classifier, name, limits, access or Access())
     service.warm_up()

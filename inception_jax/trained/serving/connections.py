@@ -1,4 +1,4 @@
-"""What comes before a request is answered: who may ask, under which name, how much they send, and how long it takes."""
+"""Checks before a request is answered: access, host names, amount of data and time."""
 
 import contextlib
 import dataclasses
@@ -15,24 +15,24 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from inception_jax.errors import UserError
 
-MAX_HEAD = 32_768  # bytes of a request's head, and of what is between requests
-HEADER_BYTES = 32  # that a header counts beside its text, since it takes memory of its own
-HEAD_SECONDS = 5.0  # from the connection, or the answer before, to the end of a head
-LINGER_SECONDS = 1.0  # that a refused client has to read why
-# Open ones; beyond, those that have waited longest for the rest of a request are closed. Half of the files allowed.
+MAX_HEAD = 32_768  # bytes of a request's head, and of data between requests
+HEADER_BYTES = 32  # counted per header in addition to its text, for its memory overhead
+HEAD_SECONDS = 5.0  # from the connection, or the previous answer, to the end of a head
+LINGER_SECONDS = 1.0  # for a refused client to read the reason
+# Open ones; beyond, those that have waited longest for the rest of a request are closed. Half of the file limit.
 MAX_CONNECTIONS = min(256, max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
 
 
 class Connection(HttpToolsProtocol):
-    """A client's connection, as uvicorn has it, but with bounds on what comes before a request is whole.
+    """A uvicorn connection with limits on incomplete requests.
 
-    A head is complete within HEAD_SECONDS and MAX_HEAD bytes, else it is refused with 408 or 431. Beyond
-    MAX_CONNECTIONS the one makes room that has waited longest: for a head, or else for the rest of a body.
+    A head must be complete within HEAD_SECONDS and MAX_HEAD bytes, or it is refused with 408 or 431. Beyond
+    MAX_CONNECTIONS, the connection that has waited longest is closed: for a head, or else for the rest of a body.
     """
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self.head_bytes = self.silent_bytes = 0  # silent are those that have not yet become a header or a body
+        self.head_bytes = self.silent_bytes = 0  # silent: not yet parsed as a header or a body
         self.begun = self.refused = False
         self.timer = None
         self._await_head()
@@ -60,7 +60,7 @@ class Connection(HttpToolsProtocol):
         self.silent_bytes = 0
         super().on_url(url)
 
-    def on_header(self, name: bytes, value: bytes) -> None:  # also those behind a body in chunks
+    def on_header(self, name: bytes, value: bytes) -> None:  # also those after a chunked body
         self.head_bytes += len(name) + len(value) + HEADER_BYTES
         self.silent_bytes = 0
         if self.head_bytes <= MAX_HEAD:
@@ -87,7 +87,7 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self.timeout_keep_alive_task is not None or self.transport.is_closing():  # no request waits behind it
+        if self.timeout_keep_alive_task is not None or self.transport.is_closing():  # no other request is waiting
             self._await_head()
 
     def _await_head(self) -> None:
@@ -104,7 +104,7 @@ class Connection(HttpToolsProtocol):
         if self.begun and not self.transport.is_closing():
             self._refuse(408, f"the head of a request must arrive within {HEAD_SECONDS:g} s")
         else:
-            self.transport.abort()  # even if an answer is waiting that nobody reads
+            self.transport.abort()  # even if an unread answer is pending
 
     def _make_room(self) -> None:
         heads = [other for other in self.connections if other is not self and other.timer is not None]  # pyright: ignore[reportAttributeAccessIssue]
@@ -115,11 +115,11 @@ class Connection(HttpToolsProtocol):
             self._refuse(503, "too many requests are waiting: try again")
 
     def _refuse(self, status: int, why: str) -> None:
-        """Says why, and closes; a client that has not read it yet would lose it if that were at once."""
+        """Sends the reason and closes later: if closed at once, a client could lose an unread answer."""
         if self.refused or self.transport.is_closing():
             return
         self.refused = True
-        if self.cycle is not None and not self.cycle.response_complete:  # within another answer
+        if self.cycle is not None and not self.cycle.response_complete:  # in the middle of another answer
             self.transport.abort()
             return
         body = json.dumps({"error": why}).encode()
@@ -134,23 +134,23 @@ class Connection(HttpToolsProtocol):
 
 @dataclasses.dataclass(frozen=True)
 class Access:
-    """Who is answered.
+    """Which requests are answered.
 
     Attributes:
-      names: of this machine, in lower case, that requests may be addressed to, beside those of loopback and the address
-        that they came to. Another name is that of a page elsewhere, whose owner has made it lead here (DNS rebinding).
-      token: that requests must bring along; None: none.
+      names: lowercase names of this machine that requests may be addressed to, besides loopback names and the address
+        they arrived at. Any other name belongs to a foreign page whose owner has pointed it here (DNS rebinding).
+      token: the token that requests must carry; None: none.
     """
 
     names: frozenset[str] = frozenset()
     token: str | None = None
 
     def refusal(self, headers: Iterable[tuple[bytes, bytes]], local: str, *, secret: bool) -> tuple[int, str] | None:
-        """The status and the reason why a request is not answered; None: it is.
+        """The status and the reason for refusing a request; None if it is answered.
 
         Args:
-          local: the address that it came to.
-          secret: whether the answer is for those alone who know the token.
+          local: the address that it arrived at.
+          secret: whether the answer requires the token.
         """
         hosts = [value for name, value in headers if name == b"host"]
         if len(hosts) != 1 or (name := host_name(hosts[0].decode("latin-1"))) is None:
@@ -167,7 +167,7 @@ class Access:
 
 
 def host_name(value: str) -> str | None:
-    """The name or address in a header Host, in lower case, without its port; None where there is none."""
+    """The name or address in a Host header, in lower case and without its port; None if there is none."""
     found = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{0,5})?", value.strip())
     return found[1].lower().strip("[]").removesuffix(".") or None if found else None
 
@@ -176,11 +176,11 @@ def allowed_names(given: Iterable[str], bound: str) -> frozenset[str]:
     """The names that requests may be addressed to.
 
     Args:
-      given: by the person who starts the server.
-      bound: what it was told to listen on.
+      given: names given by the user who starts the server.
+      bound: the host that it listens on.
 
     Raises:
-      UserError: one is no name or address.
+      UserError: one is not a name or an address.
     """
     names = set()
     for name in (*given, bound):

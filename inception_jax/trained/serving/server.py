@@ -18,7 +18,7 @@ def listen(host: str, port: int) -> socket.socket:
     """A listening socket; clients that connect before the server is ready wait for it.
 
     Raises:
-      UserError: the address is not to be had.
+      UserError: the address is not available.
     """
     if not 0 <= port <= 65535:
         raise UserError(f"port={port} is not allowed: it must be from 0 to 65535, where 0 is any free one")
@@ -33,20 +33,19 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def is_loopback(listening: socket.socket) -> bool:
-    """Whether only this machine's programs reach it."""
+    """Whether only programs on this machine can reach it."""
     address = listening.getsockname()[0]
     return address.startswith("127.") or address == "::1"
 
 
 def address_of(listening: socket.socket) -> str:
-    """For a browser."""
+    """The URL for a browser."""
     host, port = listening.getsockname()[:2]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
 
 
 class Server(uvicorn.Server):
-    """When it is asked to end, it says that it is not ready, answers what has been sent to it, and ends; at once when
-    it is asked again."""
+    """When asked to stop, reports that it is not ready, answers pending requests and exits; if asked again, at once."""
 
     def __init__(self, config: uvicorn.Config, app: Guarded, patience_s: float):
         super().__init__(config)
@@ -65,11 +64,11 @@ class Server(uvicorn.Server):
 
 
 def make_server(app: Guarded, timeout_s: float) -> Server:
-    """The server for `run(sockets=[...])`; when it is to end, it answers what it has accepted."""
+    """Creates the server for `run(sockets=[...])`; on shutdown, it answers what it has accepted."""
     config = uvicorn.Config(
         app,
         http=Connection,
-        log_level="error",  # what it warns of is what clients do
+        log_level="error",  # its warnings are about what clients do
         access_log=False,
         server_header=False,
         ws="none",
@@ -80,13 +79,13 @@ def make_server(app: Guarded, timeout_s: float) -> Server:
 
 
 def serve(app: Guarded, listening: socket.socket, timeout_s: float) -> None:
-    """Serves until SIGTERM or SIGINT, and then answers what it has accepted. For the main thread alone."""
+    """Serves until SIGTERM or SIGINT, then answers what it has accepted. For the main thread only."""
     server = make_server(app, timeout_s)
 
     def stop(*_: Any) -> None:
         server.should_exit = True
 
-    # Uvicorn has handlers of its own while it runs; at its end it sends what it got to those that were there before.
+    # Uvicorn has its own handlers while it runs; at the end it re-raises received signals for the previous ones.
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         server.run(sockets=[listening])

@@ -1,4 +1,4 @@
-"""What a server takes on, and how the pictures of many requests share the processor and the network."""
+"""The limits of a server, and how the pictures of many requests share the processor and the network."""
 
 import asyncio
 import contextlib
@@ -21,26 +21,26 @@ from inception_jax.data.images import FORMATS
 from inception_jax.errors import UserError
 from inception_jax.trained.predict import Classifier
 
-MOST_MEGAPIXELS = 89  # that a server may be told to take: they are up to 1 GB while they are decoded
-LARGE = 16_000_000  # pixels, times the scans of a JPEG, from which on a picture is decoded while no other such one is
-MOST_THREADS = 8  # that decode, since each may hold a picture of nearly LARGE: 0.1 GB
-FILL = 0.75  # a batch is padded to the next size if it fills at least this share of it
+MOST_MEGAPIXELS = 89  # largest limit that may be set: such pictures take up to 1 GB while being decoded
+LARGE = 16_000_000  # pixels, times the scans of a JPEG: from this size, pictures are decoded one at a time
+MOST_THREADS = 8  # maximum for decoding, since each may hold a picture of nearly LARGE: 0.1 GB
+FILL = 0.75  # a batch is padded to the next size if it fills at least this fraction of it
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What a server takes on.
+    """The limits of a server.
 
     Attributes:
-      max_batch: pictures that go through the network at once.
-      max_wait_ms: milliseconds that a picture waits for others that are on their way.
-      max_queue: requests that are accepted and not yet answered; more are told to come back.
+      max_batch: pictures per batch.
+      max_wait_ms: milliseconds that a picture waits for others that are on the way.
+      max_queue: requests that are accepted and not yet answered; more are told to try again.
       max_mb: megabytes (10^6) of a request's body.
-      max_megapixels: million pixels of a picture.
+      max_megapixels: millions of pixels of a picture.
       timeout_s: seconds from a request's head to its answer.
 
     Raises:
-      UserError: a value that is not allowed.
+      UserError: a value is not allowed.
     """
 
     max_batch: int = 16
@@ -66,15 +66,15 @@ class Limits:
 
     @property
     def max_pixels(self) -> int:
-        """Of a picture."""
+        """Maximum number of pixels of a picture."""
         return int(self.max_megapixels * 1e6)
 
 
 def _attempt(function: Callable[[], Any]) -> Any:
-    """The function's result; for what a stranger's picture makes it raise, the HTTPException that says so.
+    """The function's result, or an HTTPException that describes why a picture made it raise.
 
-    Returned and without a cause: an exception that goes around keeps the frames that it came through, and what they
-    hold of the picture, until the garbage collector finds it.
+    Returned rather than raised, and without a cause: a raised exception keeps its frames, and what they hold of the
+    picture, alive until it is garbage collected.
     """
     try:
         return function()
@@ -82,19 +82,19 @@ def _attempt(function: Callable[[], Any]) -> Any:
         return HTTPException(413, f"the picture is too large: {error}")
     except UnidentifiedImageError:
         return HTTPException(415, f"this is no picture of a known kind: {', '.join(FORMATS)}")
-    except Exception as error:  # Pillow raises whatever a broken file makes it trip over
+    except Exception as error:  # Pillow may raise anything for a broken file
         return HTTPException(400, f"the picture cannot be decoded: {images.reason(error)}")
 
 
-# Of glibc, which otherwise keeps what large pictures took: each decoding thread has a heap of its own.
+# For glibc, which otherwise keeps the memory of large pictures: each decoding thread has its own heap.
 _give_back_memory = getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: 0)
 
 
 class Decoders:
-    """Threads that decode pictures: those of the least effort first, and of large ones one at a time.
+    """Threads that decode pictures: those of the least effort first, and large ones one at a time.
 
-    So memory is bounded by the largest picture and small ones in the other threads, and whoever sends a small one does
-    not wait for those who send large ones.
+    Memory is thus bounded by the largest picture and small ones in the other threads, and small pictures do not wait
+    for large ones.
     """
 
     def __init__(self, threads: int):
@@ -105,10 +105,10 @@ class Decoders:
         self._running = self._large = 0
 
     async def run(self, effort: int, function: Callable[[], Any]) -> Any:
-        """The function's result; it is not called if this is cancelled before its turn comes.
+        """The function's result; it is not called if this is canceled before its turn.
 
         Raises:
-          HTTPException: the function raised something: the picture is refused.
+          HTTPException: the function raised, so the picture is refused.
         """
         result = asyncio.get_running_loop().create_future()
         heapq.heappush(self._waiting, (effort, next(self._numbers), function, result))
@@ -123,7 +123,7 @@ class Decoders:
             effort, _, function, result = self._waiting[0]
             large = effort >= LARGE
             if not result.done() and large and self._large:
-                return  # all that wait are large
+                return  # only large ones are waiting
             heapq.heappop(self._waiting)
             if result.done():  # given up
                 continue
@@ -151,9 +151,9 @@ class Decoders:
 
 
 class Bodies:
-    """The bytes of requests that are in memory; when there are too many, the request with the most is given up.
+    """Counts the bytes of requests in memory; if there are too many, the largest request is aborted.
 
-    Requests are known by the timeouts that end them.
+    Requests are identified by the timeouts that end them.
     """
 
     def __init__(self, most: int):
@@ -178,16 +178,16 @@ class Bodies:
 
 
 class Batcher:
-    """Pictures of concurrent requests go through the network together, in batches of sizes that are compiled before.
+    """Runs the pictures of concurrent requests through the network together, in batches of precompiled sizes.
 
     Attributes:
-      sizes: of the batches: the powers of two below the largest, and the largest.
+      sizes: batch sizes: the powers of two below the largest, and the largest.
     """
 
     def __init__(
         self, classifier: Classifier, limits: Limits, expected: Callable[[], int], observe: Callable[[int], None]
     ):
-        """`expected` tells how many pictures may be under way, waiting ones included; `observe` gets batch sizes."""
+        """`expected` returns how many pictures may be in progress or waiting; `observe` gets batch sizes."""
         self.sizes = [*(2**n for n in range((limits.max_batch - 1).bit_length())), limits.max_batch]
         self._classifier = classifier
         self._max_wait = limits.max_wait_ms / 1000
@@ -195,16 +195,16 @@ class Batcher:
         self._observe = observe
         self._waiting: deque[tuple[np.ndarray, asyncio.Future[np.ndarray]]] = deque()
         self._arrived = asyncio.Event()
-        self._device = ThreadPoolExecutor(1, "device")  # one thing at a time has all the cores, or the accelerator
+        self._device = ThreadPoolExecutor(1, "device")  # one task at a time uses all cores, or the accelerator
 
     def warm_up(self) -> None:
-        """Compiles all that requests will need."""
+        """Compiles everything that requests will need."""
         blank = images.convert(Image.new("RGB", (64, 64)), self._classifier.form)
         for size in self.sizes:
             self._classifier.logits(np.stack([blank] * size))
 
     async def logits(self, image: np.ndarray) -> np.ndarray:
-        """Of one image (height, width, channels): (classes,)."""
+        """Logits (classes,) of one image (height, width, channels)."""
         future = asyncio.get_running_loop().create_future()
         self._waiting.append((image, future))
         self._arrived.set()
@@ -215,7 +215,7 @@ class Batcher:
         return await asyncio.get_running_loop().run_in_executor(self._device, function, *args)
 
     async def run(self) -> None:
-        """Serves what arrives until it is cancelled."""
+        """Processes arriving pictures until canceled."""
         while True:
             await self._gather()
             size, number = self._next_size(len(self._waiting))
@@ -237,7 +237,7 @@ class Batcher:
                         future.set_result(row)
 
     async def _gather(self) -> None:
-        """Returns once a picture waits, and with it the others that were under way, or it has waited long enough."""
+        """Returns once a picture and all others in progress are waiting, or it has waited long enough."""
         if not self._waiting:
             self._arrived.clear()
             await self._arrived.wait()
@@ -250,7 +250,7 @@ class Batcher:
     def _next_size(self, waiting: int) -> tuple[int, int]:
         """The next batch's size and how many of the waiting pictures are in it.
 
-        Padding costs as much as pictures do: a batch that would be padded much is a smaller one, and the others follow.
+        Padding costs as much as pictures do, so a batch that would need much padding is made smaller; the rest follows.
         """
         below = max(size for size in self.sizes if size <= waiting)
         above = min((size for size in self.sizes if size > waiting), default=below)
