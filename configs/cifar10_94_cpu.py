@@ -4,7 +4,7 @@
 
 On 2 cores of an Intel Xeon (AMX), JAX 0.12, bfloat16, seed 0, other programs running: 35 min 3 s, 522 images/s,
 93.23 % with the last weights, 94.05 % averaged over each image and its mirror image
-(`inception-jax evaluate RUN --checkpoint latest --tta flip`). One seed; others were not run yet.
+(`inception-jax evaluate RUN --checkpoint latest --tta flip`). One seed; others have not been run yet.
 """
 
 from inception_jax.config import default_config

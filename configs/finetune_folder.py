@@ -3,8 +3,8 @@
     python -m inception_jax.main --config=configs/finetune_folder.py --config.data.folder=DIR --config.init_from=WEIGHTS
 
 WEIGHTS is a run's folder, a .safetensors or .pth file, or published weights such as torchvision:resnet50. The network,
-its image size and normalisation are those of the weights. One epoch trains the new classifier alone; then the rest
-follows at a tenth of its rate.
+its image size and normalization are those of the weights. The first epoch trains only the new classifier; after it,
+the rest is trained at a tenth of its learning rate.
 """
 
 from inception_jax.config import default_config
@@ -15,7 +15,7 @@ def get_config():
     config.batch_size = 32
     config.num_epochs = 15
 
-    config.model.name = ""  # that of the weights
+    config.model.name = ""  # the network of the weights
 
     config.finetune.freeze_epochs = 1.0
     config.finetune.trunk_rate = 0.1

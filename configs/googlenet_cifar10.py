@@ -2,9 +2,9 @@
 
     python -m inception_jax.main --config=configs/googlenet_cifar10.py
 
-Measured on 2 cores of an AMD EPYC (AVX-512), JAX 0.12, float32: 240 to 260 images/s with the cores to itself, which
-makes 45 minutes; the measured run took 71, since other programs ran beside it, and was stopped and resumed once.
-Wyatt's study of deeper networks has 14.56 % error for GoogLeNet and 13.39 % for its best variant.
+Measured on 2 cores of an AMD EPYC (AVX-512), JAX 0.12, float32: 240 to 260 images/s without other load, or 45 minutes.
+The measured run took 71 minutes with other programs running, and was stopped and resumed once.
+Wyatt's study of deeper networks reports 14.56 % error for GoogLeNet and 13.39 % for its best variant.
 """
 
 from inception_jax.config import default_config

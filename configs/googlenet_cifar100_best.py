@@ -2,7 +2,7 @@
 
     python -m inception_jax.main --config=configs/googlenet_cifar100_best.py
 
-Made for more than the 78.03 % that a widely used PyTorch repository reports for the architecture; not run yet.
+The aim is more than the 78.03 % that a widely used PyTorch repository reports for the architecture; not run yet.
 """
 
 from inception_jax.config import default_config

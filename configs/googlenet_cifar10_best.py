@@ -2,7 +2,7 @@
 
     python -m inception_jax.main --config=configs/googlenet_cifar10_best.py
 
-Made for 95.5 % and more on test data; not run yet. 94.94 % is what a widely used PyTorch repository reports for the
+The aim is at least 95.5 % on test data; not run yet. A widely used PyTorch repository reports 94.94 % for the
 architecture at its best epoch.
 """
 

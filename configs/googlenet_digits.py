@@ -2,9 +2,9 @@
 
     python -m inception_jax.main --config=configs/googlenet_digits.py
 
-Measured on 2 cores of an AMD EPYC (AVX-512), JAX 0.10.2, float32: 123 s with evaluation and compilation, 76 to 82 s
-compiled before. Seeds 0 to 2: 98.87, 99.15 and 98.87 %, and 98.31 to 99.15 % at the best epoch by validation, whose 144
-images are few to choose by. One of the 355 test images is 0.28 %.
+Measured on 2 cores of an AMD EPYC (AVX-512), JAX 0.10.2, float32: 123 s with evaluation and compilation, 76 to 82 s if
+compiled before. Seeds 0 to 2: 98.87, 99.15 and 98.87 %, and 98.31 to 99.15 % at the best epoch by validation, which has
+only 144 images. One of the 355 test images is 0.28 %.
 """
 
 from inception_jax.config import default_config

@@ -2,8 +2,8 @@
 
     python -m inception_jax.main --config=configs/googlenet_folder.py --config.data.folder=DIR
 
-Random parts of the pictures at full size are trained on, and the square at their centre is evaluated. Where no test
-split is there, 10 % of each class are held out, and of the rest another 10 % are for validation.
+Training uses random crops of the full-size pictures, and evaluation their center crops. If there is no test split,
+10 % of each class are held out, and another 10 % of the rest are for validation.
 """
 
 from inception_jax.config import default_config

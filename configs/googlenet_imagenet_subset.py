@@ -2,8 +2,8 @@
 
     python -m inception_jax.main --config=configs/googlenet_imagenet_subset.py --config.data.folder=DIR
 
-DIR has a folder for each synset, or is a full ILSVRC2012 tree. 100 pictures of each class are the test split, 80 % of
-the others are trained on. --config.data.classes="('all',)" takes the synsets that are there.
+DIR has a folder for each synset, or is a full ILSVRC2012 tree. The test split is 100 pictures of each class; training
+uses 80 % of the others. --config.data.classes="('all',)" uses all synsets in DIR.
 """
 
 from inception_jax.config import default_config

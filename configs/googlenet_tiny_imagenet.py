@@ -2,7 +2,7 @@
 
     python -m inception_jax.main --config=configs/googlenet_tiny_imagenet.py
 
-Where there is no network: --config.data.archives=DIR, a folder with tiny-imagenet-200.zip or what is in it.
+Without internet access: --config.data.archives=DIR, a folder with tiny-imagenet-200.zip or its contents.
 """
 
 from inception_jax.config import default_config

@@ -2,8 +2,8 @@
 
     python -m inception_jax.main --config=configs/googlenet_tiny_imagenet_best.py
 
-Made for more than the 55 to 60 % that course reports have of ResNets (a PyTorch repository: GoogLeNet 22.6 %, ResNet-18
-41.5 %); not run yet. Where there is no network: --config.data.archives=DIR.
+The aim is more than the 55 to 60 % of ResNets in course reports (a PyTorch repository: GoogLeNet 22.6 %, ResNet-18
+41.5 %); not run yet. Without internet access: --config.data.archives=DIR.
 """
 
 from inception_jax.config import default_config

@@ -2,7 +2,7 @@
 
     python -m inception_jax.main --config=configs/googlenet_uc_merced.py
 
-Where there is no network: --config.data.archives=DIR, a folder with UCMerced_LandUse.zip or a folder for each class.
+Without internet access: --config.data.archives=DIR, a folder with UCMerced_LandUse.zip or a folder for each class.
 """
 
 from inception_jax.config import default_config

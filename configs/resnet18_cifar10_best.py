@@ -2,7 +2,7 @@
 
     python -m inception_jax.main --config=configs/resnet18_cifar10_best.py
 
-Made for more than the 96.0 % on test data that others report for the architecture; not run yet.
+The aim is more than the 96.0 % on test data that others report for the architecture; not run yet.
 """
 
 from inception_jax.config import default_config

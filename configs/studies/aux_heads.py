@@ -34,7 +34,7 @@ the end.
             "data.augment.random_resized_crop": (0.5, 1.0),
             "model.kernel_5x5": 3,
             "evaluate.splits": ("validation", "test"),
-            # The source's network is torchvision's: ImageNet's stem, 2x2 windows in the last max pool, both heads,
+            # The source uses torchvision's network: the ImageNet stem, 2x2 windows in the last max pool, both heads,
             # truncated normal kernels.
             "model.stem": "imagenet",
             "model.pool_4": 2,
@@ -60,7 +60,7 @@ the end.
             ),
             "cpu": Form(
                 {
-                    # Larger maps, as few images are seen.
+                    # Larger maps, since few images are seen.
                     "model.stem": "small_pooled",
                     "model.initializer": "he_normal",
                     "num_epochs": 6,

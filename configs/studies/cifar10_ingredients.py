@@ -1,4 +1,4 @@
-"""What each ingredient of the best recipe for GoogLeNet on CIFAR-10 gives: the recipe with one of them left out.
+"""Ablation of the best recipe for GoogLeNet on CIFAR-10: the recipe with one ingredient left out.
 
 inception-jax study cifar10_ingredients
 """

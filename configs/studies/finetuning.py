@@ -1,4 +1,4 @@
-"""What a network that has seen CIFAR-10 gains on UC Merced's aerial images over one that has seen nothing.
+"""Pretraining on CIFAR-10 against training from scratch, on UC Merced's aerial images.
 
     inception-jax train --config=googlenet_cifar10
     inception-jax study finetuning --config.data.archives=DIR
@@ -28,7 +28,7 @@ of epochs, and a rate of its own.
             "data.augment.crop_originals": False,
         },
         variations={
-            # A trunk that knows small pictures of other things has much to learn: it follows at the classifier's rate.
+            # A trunk pretrained on small pictures of other objects has much to learn: it has the classifier's lr.
             "finetuned": Variation(
                 {
                     "init_from": "runs/googlenet_cifar10",

@@ -1,4 +1,4 @@
-"""Study E's open wish: grayscale and colour pictures together, in three arms, on Tiny ImageNet.
+"""Study E's future work: grayscale and color pictures together, in three arms, on Tiny ImageNet.
 
 inception-jax study grayscale --config.data.archives=DIR
 """

@@ -1,4 +1,4 @@
-"""Study C: the ladder from Inception v2 to v3, one named field a rung.
+"""Study C: from Inception v2 to v3 step by step, one named field per step.
 
 inception-jax study inception_ladder --form cpu
 """
@@ -12,7 +12,7 @@ RUNGS = {
     "factorized_7x7": {"model.factorized_7x7": True},
     "batch_norm_aux": {"model.aux_norm": "batch"},
 }
-# What the paper reports: the top-1 error on ImageNet of each rung with all before it, in percent.
+# Reported by the paper: top-1 error on ImageNet of each step including all before it, in percent.
 IMAGENET_ERRORS = {
     "v2": 23.4, "rmsprop": 23.1, "label_smoothing": 22.8, "factorized_7x7": 21.6, "batch_norm_aux": 21.2
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Study C: the naive Inception module against the one with reductions: what it costs, what it is worth.
+"""Study C: the naive Inception module against the one with reductions: cost and accuracy.
 
 inception-jax study inception_modules --form cpu
 """
@@ -17,7 +17,7 @@ CIFAR-10.
 """,
         config="googlenet_cifar10",
         variations={
-            # Another network starts from its own defaults: these are the config's options.
+            # A different network starts from its own defaults, so these repeat the config's options.
             "naive": Variation(
                 {
                     "model.name": "googlenet_naive",

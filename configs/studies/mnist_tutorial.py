@@ -1,4 +1,4 @@
-"""Study D: GoogLeNet on MNIST as a tutorial has it, with the paper's kernels and with its own.
+"""Study D: GoogLeNet on MNIST as in a tutorial, with the paper's kernels and with the tutorial's.
 
 inception-jax study mnist_tutorial --form cpu
 """

@@ -1,11 +1,11 @@
-"""Study B: how long the plateau schedule of VGG-19 waits before it divides the rate by 10.
+"""Study B: the patience of VGG-19's plateau schedule before it divides the learning rate by 10.
 
 inception-jax study patience --form cpu
 """
 
 from inception_jax.studies import Claim, Form, Minimum, Study, Variation
 
-# Best test error, the epoch at which it was achieved, and the rate at that time.
+# Best test error, the epoch at which it was achieved, and the learning rate at that epoch.
 PUBLISHED = {
     0: (0.1405, 26, 1e-8), 1: (0.0958, 44, 1e-7), 5: (0.0673, 88, 1e-5), 10: (0.0596, 97, 1e-3), 15: (0.0612, 99, 1e-3)
 }  # fmt: skip

@@ -51,7 +51,7 @@ highest test accuracy stands beside it.
             "data.augment.saturation": 0.1,
             "data.augment.random_resized_crop": (0.5, 1.0),
             "evaluate.splits": ("validation", "test"),
-            # The source's network is torchvision's: ImageNet's stem, 2x2 windows in the last max pool, both heads,
+            # The source uses torchvision's network: the ImageNet stem, 2x2 windows in the last max pool, both heads,
             # truncated normal kernels.
             "model.stem": "imagenet",
             "model.pool_4": 2,
@@ -76,7 +76,7 @@ highest test accuracy stands beside it.
             ),
             "cpu": Form(
                 {
-                    # Larger maps, as few images are seen; without heads.
+                    # Larger maps, since few images are seen; without heads.
                     "model.stem": "small_pooled",
                     "model.initializer": "he_normal",
                     "model.aux_heads": False,

@@ -2,7 +2,7 @@
 
     inception-jax study simple_against_googlenet --config.data.folder=DIR
 
-DIR has a folder for each synset, or is a full ILSVRC2012 tree. For the cross-evaluation CIFAR-10 must be at hand, too.
+DIR has a folder for each synset, or is a full ILSVRC2012 tree. The cross-evaluation also needs CIFAR-10.
 """
 
 from inception_jax.studies import Claim, CrossEvaluation, Form, Minimum, Study, Variation
@@ -76,7 +76,7 @@ GoogLeNet; ours are of the hardware that the report names.
             Claim("GoogLeNet is better on CIFAR-10's images, too", "cifar10_top1", "googlenet", "simple"),
             Claim("GoogLeNet takes longer to train", "training_minutes", "googlenet", "simple"),
         ),
-        # The map is for the widely copied ten classes of ImageNet that are easy; they have two of CIFAR-10's.
+        # The map is for the widely copied ten easy classes of ImageNet, two of which match classes of CIFAR-10.
         evaluations=(
             CrossEvaluation(
                 "cifar10", {"name": "cifar10"}, class_map={"dog": "English springer", "truck": "garbage truck"}

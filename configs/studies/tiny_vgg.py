@@ -2,13 +2,13 @@
 
     inception-jax study tiny_vgg --config.data.archives=DIR
 
-The classes of the unlabelled test images are written to predictions.csv in each run's folder where they are at hand, in
-DIR/tiny-imagenet-200/test/images.
+If the unlabeled test images are in DIR/tiny-imagenet-200/test/images, their predicted classes are written to
+predictions.csv in each run's folder.
 """
 
 from inception_jax.studies import Claim, Form, Minimum, Study, Variation
 
-# Table 3, and of tables 1 and 2 and section 4: rate, L2, epochs, pixels divided by 255 or channel means subtracted.
+# Table 3; from tables 1 and 2 and section 4: learning rate, L2, epochs, pixels / 255 or minus the channel means.
 NETWORKS = {
     "a": (0.17, 0.37, "sgd", 0.01, 0.0, 20, "unit", "SGD, Glorot"),
     "b": (0.22, 0.45, "adam", 1e-3, 0.0, 20, "unit", "Adam, Glorot, batch norm"),

@@ -1,4 +1,4 @@
-"""Study C: GoogLeNet on UC Merced's aerial images, from scratch and from a network that was trained elsewhere.
+"""Study C: GoogLeNet on UC Merced's aerial images, from scratch and pretrained.
 
     inception-jax study uc_merced --config.data.archives=DIR
 

@@ -1,4 +1,4 @@
-"""Looking inside networks, ours or any in Linen: what they are made of, what they cost, what they see."""
+"""Inspects networks, ours or any other in Linen: their layers, their cost, and what they see."""
 
 from inception_jax.inspection.compare import Summary, bubble_chart, comparison, save_chart, summarize
 from inception_jax.inspection.confusion import confusion_chart, save_confusion

@@ -1,4 +1,4 @@
-"""Networks side by side: what they cost, and how accurate they are where that is known."""
+"""Compares networks: their cost and, if known, their accuracy."""
 
 import dataclasses
 import math
@@ -24,7 +24,7 @@ from inception_jax.text import chart_label
 
 
 class Accuracy(NamedTuple):
-    """Share of a data set's images that are classified right, and who measured it."""
+    """Share of a data set's images that are classified correctly, and who measured it."""
 
     top1: float
     data: str
@@ -35,7 +35,7 @@ def _imagenet(source: str, **percent: float) -> dict[str, Accuracy]:
     return {name: Accuracy(top1 / 100, "ImageNet", source) for name, top1 in percent.items()}
 
 
-# Of one central crop of the validation images, by trained weights that others have published.
+# On one center crop of the validation images, with weights published by others.
 IMAGENET: Mapping[str, Accuracy] = (
     _imagenet(
         "torchvision, IMAGENET1K_V1",
@@ -52,10 +52,10 @@ IMAGENET: Mapping[str, Accuracy] = (
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """A network in one line.
+    """One row of a comparison.
 
     Attributes:
-      image_shape: (height, width, channels) that the costs are for.
+      image_shape: (height, width, channels) of the images that the costs are for.
       multiply_adds: for one image, see Row.
       file_bytes: parameters and statistics as float32.
       latency: seconds for one image on this machine; None: not measured.
@@ -80,11 +80,11 @@ def summarize(
     accuracy: Accuracy | None = None,
     with_latency: bool = True,
 ) -> Summary:
-    """Counts a network and, unless told not to, times it (see `latency`).
+    """Counts a network's parameters and operations and, by default, measures its latency (see `latency`).
 
     Args:
       image_shape: (height, width, channels).
-      variables: for the timing; None: random ones.
+      variables: for the latency; None: random ones.
     """
     total, *_ = trace_layers(model, image_shape)
     size = 4 * (total.parameters + total.statistics)
@@ -93,7 +93,7 @@ def summarize(
 
 
 def comparison(summaries: Sequence[Summary], style: str = "text") -> str:
-    """A table of the networks, a line each; as "csv" with exact numbers."""
+    """A table with one row per network; "csv" has exact numbers."""
     exact = style == "csv"
     header = ["network", "image", "parameters", "multiply-adds", "file", "latency", "top-1"]
     if exact:
@@ -113,7 +113,7 @@ def comparison(summaries: Sequence[Summary], style: str = "text") -> str:
 
 
 def sources(summaries: Sequence[Summary]) -> str:
-    """Where the accuracies are from, a line for each source."""
+    """The sources of the accuracies, one per line."""
     names: dict[Accuracy, list[str]] = {}
     for each in summaries:
         if each.accuracy:
@@ -122,12 +122,12 @@ def sources(summaries: Sequence[Summary]) -> str:
 
 
 def bubble_chart(summaries: Sequence[Summary]) -> Figure:
-    """Accuracy against multiply-adds, the area of a bubble its parameters (after Canziani et al. 2016, figure 2).
+    """Plots accuracy against multiply-adds; bubble areas show parameters (after Canziani et al. 2016, figure 2).
 
     Networks without a known accuracy are left out.
 
     Raises:
-      UserError: there is none whose accuracy is known, or they were measured on several data sets.
+      UserError: no network's accuracy is known, or they were measured on different data sets.
     """
     known = [(each, each.accuracy) for each in summaries if each.accuracy]
     data = sorted({accuracy.data for _, accuracy in known})
@@ -169,10 +169,10 @@ def bubble_chart(summaries: Sequence[Summary]) -> Figure:
 
 
 def save_chart(summaries: Sequence[Summary], path: str | Path) -> None:
-    """The bubble chart as a picture; the suffix says of which kind.
+    """Saves the bubble chart as an image file whose format is given by the suffix.
 
     Raises:
-      UserError: the suffix is none of Matplotlib's, or no chart can be drawn (see `bubble_chart`).
+      UserError: Matplotlib does not support the suffix, or no chart can be drawn (see `bubble_chart`).
       WriteError: the file cannot be written.
     """
     path, figure = files.expand(path), bubble_chart(summaries)
@@ -191,11 +191,11 @@ def _area(parameters: float, largest: float) -> float:
 def _label(
     axes: Axes, names: Sequence[str], x: Sequence[float], y: Sequence[float], areas: Sequence[float], colours: Sequence
 ) -> None:
-    """Writes each name beside its bubble, where it covers nothing and no other bubble is nearer, if it can be."""
+    """Writes each name next to its bubble, if possible where it covers nothing and no other bubble is nearer."""
     figure: Any = axes.figure
     renderer = FigureCanvasAgg(figure).get_renderer()
-    figure.draw(renderer)  # fixes where the axes are
-    points = figure.dpi / 72  # pixels in a point
+    figure.draw(renderer)  # fixes the position of the axes
+    points = figure.dpi / 72  # pixels per point
     centres = axes.transData.transform(list(zip(x, y, strict=True)))
     radii = [math.sqrt(area / math.pi) * points for area in areas]
     taken = [Bbox([centre - r, centre + r]) for centre, r in zip(centres, radii, strict=True)]
@@ -224,7 +224,7 @@ def _label(
         text.xyann = tuple(offset / points)
         taken.append(box)
         if distance > 8:
-            end = np.clip(centres[index], box.min, box.max)  # of a line to the nearest point of the name
+            end = np.clip(centres[index], box.min, box.max)  # end of a line to the nearest point of the name
             axes.annotate(
                 "", (x[index], y[index]), tuple((end - centres[index]) / points), textcoords="offset points", zorder=1,
                 arrowprops={"arrowstyle": "-", "color": colours[index], "lw": 0.7},

@@ -1,4 +1,4 @@
-"""A confusion matrix as a picture or a table."""
+"""Confusion matrices as charts or tables."""
 
 import csv
 import io
@@ -17,16 +17,16 @@ from inception_jax.inspection.figures import save_figure
 from inception_jax.text import chart_label, csv_cell
 
 PICTURES = (".png", ".pdf", ".svg")
-COUNTED = 20  # classes: with more, there is no room for counts in the cells
-LABELLED = 250  # classes: of more, some are left without a name
-LONGEST_NAME = 28  # letters; the rest is cut off
+COUNTED = 20  # classes; with more, there is no room for counts in the cells
+LABELLED = 250  # classes; with more, some have no label
+LONGEST_NAME = 28  # characters; the rest is cut off
 DPI = 120
 
 
 def confusion_chart(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
-    """True classes from top to bottom, predicted ones from left to right; the darker, the larger the share of its row.
+    """Draws true classes from top to bottom and predicted ones from left to right; darker is a larger share of the row.
 
-    It grows with the number of classes, so that their names can be read; up to twenty have their counts in the cells.
+    The figure grows with the number of classes, so that labels stay readable. Up to 20 classes, cells show counts.
 
     Args:
       matrix: how many examples of class i (row) were predicted as class j (column), `(classes, classes)`.
@@ -40,7 +40,7 @@ def confusion_chart(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
     every = range(0, number, math.ceil(number / LABELLED))
     figure = Figure(figsize=(side + 2.5, side + 2), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
-    # The root shows confusions of one in a hundred as a tenth of the full colour.
+    # The square root shows a confusion of 1 % at a tenth of the full color.
     norm = PowerNorm(0.5, 0, 1)
     picture = axes.imshow(shares, cmap="Blues", norm=norm, interpolation="nearest")
     axes.set_xticks(every, [names[label] for label in every], rotation=90, fontsize=size)
@@ -59,9 +59,9 @@ def confusion_chart(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
 
 
 def save_confusion(matrix: np.ndarray, class_names: Sequence[str], path: str | Path) -> None:
-    """Writes a confusion matrix: as a picture (.png, .pdf or .svg), or its counts (.csv), a row for each true class.
+    """Saves a confusion matrix as a chart (.png, .pdf or .svg) or as counts (.csv), with a row for each true class.
 
-    In .csv a quote goes before names that a spreadsheet would take for formulas, see `text.csv_cell`.
+    In .csv, names that a spreadsheet would take for formulas are prefixed with a quote, see `text.csv_cell`.
 
     Raises:
       UserError: the suffix is another one.
@@ -81,6 +81,6 @@ def save_confusion(matrix: np.ndarray, class_names: Sequence[str], path: str | P
 
 
 def check_suffix(path: Path) -> None:
-    """Raises a UserError where `save_confusion` would not know what to write."""
+    """Raises UserError if `save_confusion` does not support the suffix."""
     if path.suffix.lower() not in (".csv", *PICTURES):
         raise UserError(f"{path} is not allowed for a confusion matrix: it must end in .csv, {', '.join(PICTURES)}")

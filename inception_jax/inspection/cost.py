@@ -1,4 +1,4 @@
-"""What a network costs, found in other ways than by counting its layers: by XLA, and by the clock."""
+"""The cost of a network as counted by XLA, and its measured latency."""
 
 import statistics
 import time
@@ -24,9 +24,9 @@ LATENCY_CALLS = 50
 def xla_multiply_adds(model: nn.Module, image_size: int | Sequence[int] | None = None, channels: int = 3) -> int:
     """Half the floating-point operations that XLA counts in the lowered program, for one image; nothing is compiled.
 
-    XLA knows nothing of the layers: its count checks `layer_table`, and has the additions of biases, activations and
-    pooling as well. Batch norm, which folding makes part of the kernels, is left out. As XLA leaves out a convolution's
-    products with padding, the maps are padded first, and then convolved without.
+    XLA's count is independent of the layers, so it checks `layer_table`. It also includes biases, activations and
+    pooling. Batch norm is left out, as it is folded into the kernels. XLA does not count a convolution's products with
+    padding, so the maps are padded first and then convolved without padding.
     """
     images = jax.ShapeDtypeStruct((1, *image_shape_of(model, image_size, channels)), np.float32)
     variables = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
@@ -35,8 +35,8 @@ def xla_multiply_adds(model: nn.Module, image_size: int | Sequence[int] | None =
         with nn.intercept_methods(_make_countable):
             return model.apply(variables, images, train=False)
 
-    with jax.default_device(jax.devices("cpu")[0]):  # on GPUs, JAX has no analysis of what is only lowered
-        # As for a GPU, where the operations of a layer are its own; what stands for them on a CPU counts differently.
+    with jax.default_device(jax.devices("cpu")[0]):  # on GPUs, JAX has no cost analysis of lowered programs
+        # Lowered for a GPU, with each layer's own operations; on a CPU, others replace them and count differently.
         lowered = jax.jit(run).trace(variables, images).lower(lowering_platforms=("cuda",))
         analysis: Any = lowered.cost_analysis()
     return round(analysis["flops"] / 2)
@@ -46,7 +46,7 @@ def _make_countable(next_fun, args, kwargs, context):
     module = context.module
     if isinstance(module, nn.BatchNorm | BatchNorm) and context.method_name == "__call__":
         return nn.relu(args[0]) if getattr(module, "relu", False) else args[0]
-    # One pixel needs no padding; and a module may compute such convolutions elsewhere (see models.layers).
+    # A 1x1 kernel needs no padding, and a module may compute such convolutions differently (see models.layers).
     padded = isinstance(module, nn.Conv) and module.conv_general_dilated is not _conv_of_padded
     if not padded or np.prod(module.kernel_size) == 1:
         return next_fun(*args, **kwargs)
@@ -55,7 +55,7 @@ def _make_countable(next_fun, args, kwargs, context):
 
 
 def _conv_of_padded(lhs, rhs, window_strides, padding, *, rhs_dilation=None, **options):
-    """`lax.conv_general_dilated` of channels-last maps, the padding as a step of its own."""
+    """`lax.conv_general_dilated` of channels-last maps, with padding as a separate step."""
     dilation = rhs_dilation or (1,) * (lhs.ndim - 2)
     if isinstance(padding, str):
         window = [(size - 1) * step + 1 for size, step in zip(rhs.shape, dilation, strict=False)]
@@ -65,10 +65,10 @@ def _conv_of_padded(lhs, rhs, window_strides, padding, *, rhs_dilation=None, **o
 
 
 def latency(model: nn.Module, image_shape: Sequence[int], variables: Mapping[str, Any] | None = None) -> float:
-    """Seconds from a normalised image (height, width, channels) to its logits: the median of up to 50 calls.
+    """Seconds from a normalized image (height, width, channels) to its logits: the median of up to 50 calls.
 
-    Compiled and with the variables as evaluation and prediction have them, batch norm folded, on JAX's default device;
-    the first calls do not count.
+    Compiled as for evaluation and prediction, with batch norm folded, on JAX's default device. The first calls are
+    not timed.
 
     Args:
       variables: the network's; None: random ones.
@@ -90,7 +90,7 @@ def latency(model: nn.Module, image_shape: Sequence[int], variables: Mapping[str
 
 
 def _random_variables(shapes: Any) -> Any:
-    """Of the size that keeps activations in range: numbers near zero would be slower on some CPUs."""
+    """Scaled to keep activations in range, since numbers near zero are slower on some CPUs."""
     noise = np.random.default_rng(0).standard_normal(2**16, np.float32)
 
     def draw(leaf):

@@ -1,4 +1,4 @@
-"""What a network sees: the outputs of its layers, and the places that speak for a class."""
+"""What a network sees: activations of its layers, and class activation maps (Grad-CAM)."""
 
 import contextlib
 import fnmatch
@@ -25,15 +25,15 @@ def activations(
 ) -> dict[str, jax.Array]:
     """The outputs of layers at inference, by layer, in the order of `layers`; each (batch, ...).
 
-    Of a module that is called several times, the last.
+    If a module is called several times, its last output is returned.
 
     Args:
-      images: the network's inputs (batch, height, width, channels), normalised: `run.normalize(images)`.
-      layers: paths of modules, "inception_3a/conv_3x3", or shell patterns of them, "inception_*/conv_5x5", where each
-        part between slashes is matched for itself. None: all of the network's own submodules.
+      images: the network's inputs (batch, height, width, channels), normalized: `run.normalize(images)`.
+      layers: paths of modules, "inception_3a/conv_3x3", or shell patterns, "inception_*/conv_5x5", in which each part
+        between slashes is matched separately. None: all direct submodules of the network.
 
     Raises:
-      UserError: the images are no inputs of the network, it has no such layer; the message names the nearest.
+      UserError: the images are not inputs of the network, or there is no such layer (the nearest name is suggested).
     """
     images = network_inputs(images)
     names = _names(trace_layers(model, images.shape[1:]))
@@ -45,7 +45,7 @@ def activations(
 
 
 def network_inputs(images: Any) -> jax.Array:
-    """Floating-point (batch, height, width, channels).
+    """Checks that the images are floating-point (batch, height, width, channels), and returns them as a JAX array.
 
     Raises:
       UserError: the images are something else, such as uint8.
@@ -62,7 +62,7 @@ def network_inputs(images: Any) -> jax.Array:
 
 @contextlib.contextmanager
 def fitting(images: jax.Array) -> Iterator[None]:
-    """Raises UserError where the network's weights are for images of another shape."""
+    """Raises UserError if the network's weights are for images of another shape."""
     try:
         yield
     except ScopeParamShapeError as error:
@@ -80,7 +80,7 @@ def _activations(variables: dict[str, Any], images: jax.Array, *, model: nn.Modu
 def _apply_and_keep(
     model: nn.Module, variables: dict[str, Any], images: jax.Array, layers: Sequence[str]
 ) -> tuple[Any, list]:
-    """The network's outputs, and those of every call of each layer."""
+    """The network's outputs, and the outputs of every call of each layer."""
 
     def keep(module, method):
         return method == "__call__" and "/".join(module.path) in layers
@@ -97,21 +97,21 @@ def grad_cam(
     layer: str | None = None,
     classes: int | Sequence[int] | Any = None,
 ) -> Float[Array, "batch height width"]:
-    """Where each image has what speaks for a class: Grad-CAM (Selvaraju et al. 2017, equations 1 and 2).
+    """Regions of each image that support a class: Grad-CAM (Selvaraju et al. 2017, equations 1 and 2).
 
-    The layer's maps are weighted by the mean over positions of the class's logit's gradient, summed and cut off below
-    zero; then they are enlarged to the images' size, bilinearly, and divided by their maximum: 0 to 1, or 0 everywhere
-    where nothing speaks for the class.
+    The layer's maps are weighted by the gradient of the class's logit, averaged over positions, then summed and passed
+    through a ReLU. The result is resized bilinearly to the images' size and divided by its maximum: 0 to 1, or 0
+    everywhere if nothing supports the class.
 
     Args:
-      images: the network's inputs (batch, height, width, channels), normalised: `run.normalize(images)`.
-      layer: path of a module that returns maps (batch, height, width, channels). None: the last of the network's own
-        submodules that has parameters and returns maps of more than one pixel.
-      classes: one for all images, or one for each; None: each image's most probable one.
+      images: the network's inputs (batch, height, width, channels), normalized: `run.normalize(images)`.
+      layer: path of a module that returns maps (batch, height, width, channels). None: the last direct submodule of the
+        network that has parameters and returns maps of more than one pixel.
+      classes: one for all images, or one for each; None: the most probable class of each image.
 
     Raises:
-      UserError: the images are no inputs of the network, it has no such layer, the layer has no maps, or a class is
-        none of the network's.
+      UserError: the images are not inputs of the network, there is no such layer, the layer does not return maps, or
+        a class is out of range.
     """
     images = network_inputs(images)
     rows = trace_layers(model, images.shape[1:])
@@ -135,7 +135,7 @@ def _grad_cam(
     variables: dict[str, Any], images: jax.Array, classes: jax.Array | None, *, model: nn.Module, layer: str
 ) -> jax.Array:
     def score(change, last):
-        """The sum of the chosen logits, each of its own image alone, with `change` added to the layer's last output."""
+        """The sum of the chosen logits, each of its own image only, with `change` added to the layer's last output."""
         returns = itertools.count(1)
 
         def add(next_fun, args, kwargs, context):
@@ -161,7 +161,7 @@ def _grad_cam(
 
 
 def _last_maps(rows: Sequence[Row]) -> str:
-    """The last layer with parameters and maps, of the highest level that has one; maps of one pixel if need be."""
+    """The last layer with parameters and maps, at the highest level that has one; 1x1 maps only if all are 1x1."""
     candidates = [row for row in rows if row.name and row.parameters and len(row.output) == 3]
     if not candidates:
         raise UserError("no layer of this network returns maps (batch, height, width, channels)")
@@ -189,7 +189,7 @@ def _matches(name: Sequence[str], patterns: Sequence[str]) -> bool:
 
 
 def _unknown_layer(name: str, names: Sequence[str]) -> UserError:
-    """Looks for the nearest beside it, in the innermost module of its path that there is."""
+    """Suggests the nearest name in the innermost existing module of its path."""
     parent = name
     while parent:
         parent = parent.rpartition("/")[0]

@@ -1,4 +1,4 @@
-"""Matplotlib's figures as files."""
+"""Saves Matplotlib figures to files."""
 
 import io
 import warnings
@@ -11,20 +11,20 @@ from inception_jax.files import write_bytes
 
 
 def write_figure(figure: Figure, file: Any, kind: str, **options: Any) -> None:
-    """Draws a figure into an open file or a path: `kind` is png, pdf or svg; `options` are those of savefig."""
+    """Saves a figure to an open file or a path; `kind` is png, pdf or svg, and `options` are those of savefig."""
     with warnings.catch_warnings():
-        # Names may have letters that Matplotlib's font lacks: they are drawn as boxes.
+        # Names may have characters that are missing in Matplotlib's font and are drawn as boxes.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure.savefig(file, format=kind, **options)
 
 
 def save_figure(figure: Figure, path: Path, **options: Any) -> None:
-    """Writes a whole file of the kind that its suffix says; `options` are those of savefig.
+    """Saves a figure atomically in the format of the suffix; `options` are those of savefig.
 
     Raises:
-      ValueError: Matplotlib draws no such kind.
+      ValueError: Matplotlib does not support the format.
       WriteError: the file cannot be written.
     """
-    picture = io.BytesIO()  # Matplotlib has errors of its own where a disk is full
+    picture = io.BytesIO()  # Matplotlib raises errors of its own if the disk is full
     write_figure(figure, picture, path.suffix.lower()[1:], **options)
     write_bytes(path, picture.getvalue())

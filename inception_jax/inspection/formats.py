@@ -15,15 +15,15 @@ FORMATS = ("text", "markdown", "csv")
 def format_table(
     header: Sequence[str], rows: Sequence[Sequence[str]], style: str = "text", left: int = 1, *, rule: bool = True
 ) -> str:
-    """The table without a final line break; its first `left` columns are aligned to the left, the others to the right.
+    """Formats a table, without a final newline; the first `left` columns are left-aligned, the others right-aligned.
 
-    Cells may hold anything: each is `printable` on its line.
+    Cells may contain any characters: each is made `printable` on one line.
 
     Args:
-      rule: as text, a line of hyphens below the header.
+      rule: in style "text", whether there is a line of hyphens below the header.
 
     Raises:
-      UserError: the style is none of FORMATS.
+      UserError: the style is not one of FORMATS.
     """
     check_choice("format", style, FORMATS)
     if style == "csv":
@@ -42,7 +42,7 @@ def format_table(
 
 
 def human(number: float) -> str:
-    """Four digits and a unit: 112,896,000 is 112.9M. Below a thousand it is as it is; zero is nothing."""
+    """Four digits and a unit: 112,896,000 is 112.9M. Numbers below a thousand have no unit; zero is ""."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("K", 1e3)):
         if number >= 0.99995 * size:
             return f"{number / size:#.4g}{unit}"

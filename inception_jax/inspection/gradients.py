@@ -1,4 +1,4 @@
-"""How large the loss's gradient is in each layer."""
+"""Gradient norms of the loss by layer."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -16,17 +16,17 @@ from inception_jax.steps import losses
 def gradient_norms(
     model: nn.Module, variables: Mapping[str, Any], images: Any, labels: Any, *, aux_weight: float = 0.3
 ) -> dict[str, float]:
-    """The Euclidean norm of the training loss's gradient, by submodule of the network, in the order of its layers.
+    """The Euclidean norm of the training loss's gradient for each submodule of the network, in the order of the layers.
 
-    Dropout is off: the same images give the same norms. Batch norm sees the batch, as in training.
+    Dropout is off, so the same images give the same norms. Batch norm uses batch statistics, as in training.
 
     Args:
-      images: the network's inputs (batch, height, width, channels), normalised: `run.normalize(images)`.
+      images: the network's inputs (batch, height, width, channels), normalized: `run.normalize(images)`.
       labels: int (batch,).
       aux_weight: weight of each auxiliary head's loss (Szegedy et al. 2015, section 5: 0.3).
 
     Raises:
-      UserError: the images are no inputs of the network.
+      UserError: the images are not inputs of the network.
     """
     variables, images = dict(variables), network_inputs(images)
     with fitting(images):
@@ -36,7 +36,7 @@ def gradient_norms(
 
 
 def _calls(model: nn.Module, variables: dict[str, Any], images: jax.Array) -> list[str]:
-    """The names of the submodules that training calls, in that order; JAX sorts what is called by name."""
+    """The names of the submodules in the order in which training calls them; JAX sorts dicts by key."""
     names = []
 
     def watch(next_fun, args, kwargs, context):

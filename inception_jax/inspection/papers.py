@@ -1,4 +1,4 @@
-"""Costs as papers print them, beside those that the network has."""
+"""Costs as printed in papers, next to those of the network."""
 
 from typing import NamedTuple
 
@@ -6,12 +6,12 @@ from inception_jax.errors import UserError
 from inception_jax.inspection.formats import format_table
 from inception_jax.inspection.table import LayerTable
 
-DIFFERS = 0.02  # a figure further from the printed one than this, and than rounding takes it, is marked
+DIFFERS = 0.02  # figures that differ from the printed ones by more than this share, and than rounding, are marked
 ROUNDING = 0.5
 
 
 class Printed(NamedTuple):
-    """A row of a printed table: our layers that it stands for, thousands of parameters, millions of operations."""
+    """A row of a printed table: our layers that it covers, thousands of parameters, millions of operations."""
 
     layers: tuple[str, ...]
     params: float
@@ -19,7 +19,7 @@ class Printed(NamedTuple):
 
 
 # The columns "params" and "ops" of Table 1 of Szegedy et al. 2015, "Going deeper with convolutions" (CVPR). Their K is
-# 1,024 and their M a million, biases are not counted: 112K and 360M are 114,688 weights at 56x56 positions.
+# 1,024 and their M a million. Biases are not counted: 112K and 360M are 114,688 weights at 56x56 positions.
 SZEGEDY_2015 = {
     "convolution": Printed(("conv1",), 2.7, 34),
     "convolution 2": Printed(("conv2", "conv3"), 112, 360),
@@ -45,10 +45,10 @@ The other rows' ops are right to the last digit, but for 4a: 73M, where 73.6M is
 
 
 def against_paper(table: LayerTable, style: str = "text") -> str:
-    """Table 1 of the GoogLeNet paper as printed, beside the same rows of a network's own table.
+    """Table 1 of the GoogLeNet paper as printed, next to the same rows of a network's own table.
 
     Raises:
-      UserError: the table is not one of GoogLeNet's layers at 224 pixels.
+      UserError: the table does not have GoogLeNet's layers for images of 224x224x3.
     """
     own = {row.name: row for row in table.rows}
     missing = [name for printed in SZEGEDY_2015.values() for name in printed.layers if name not in own]

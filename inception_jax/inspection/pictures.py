@@ -1,4 +1,4 @@
-"""Arrays as pictures: maps and kernels as tiles, a heat map over its image."""
+"""Turns arrays into pictures: maps and kernels as tiles, heat maps over images."""
 
 import dataclasses
 import io
@@ -14,7 +14,7 @@ from PIL import Image
 from inception_jax import files
 from inception_jax.errors import UserError, unknown_name
 
-# Least sides of a tile and of an image under a heat map, pixels: smaller ones are enlarged by a whole number.
+# Smallest sides of a tile and of an image under a heat map, pixels; smaller ones are enlarged by an integer factor.
 TILE = 32
 IMAGE = 192
 GAP = 2  # between tiles, pixels
@@ -22,19 +22,19 @@ GAP = 2  # between tiles, pixels
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A picture that a notebook shows by itself.
+    """A picture that notebooks display.
 
     Attributes:
-      array: uint8, (height, width) in grey or (height, width, 3).
+      array: uint8, (height, width) in grayscale or (height, width, 3).
     """
 
     array: np.ndarray
 
     def save(self, path: str | Path) -> None:
-        """Writes it to a file, as PNG unless the suffix says otherwise.
+        """Saves the picture in the format of the suffix, by default PNG.
 
         Raises:
-          UserError: pictures cannot be written in the suffix's format.
+          UserError: pictures cannot be saved in the format of the suffix.
           WriteError: the file cannot be written.
         """
         path = files.expand(path)
@@ -57,13 +57,12 @@ class Picture:
 
 
 def feature_grid(maps: Any, *, columns: int | None = None, per_channel: bool = True) -> Picture:
-    """The maps of one image as grey tiles, a channel each, row by row.
+    """Draws the maps of one image as grayscale tiles, one per channel, row by row.
 
     Args:
       maps: (height, width, channels), or (1, height, width, channels).
-      columns: tiles in a row; None: as many as make it about square.
-      per_channel: whether each channel is drawn from its own minimum (black) to its own maximum (white), else from
-        those of all.
+      columns: tiles in a row; None: for a picture that is about square.
+      per_channel: whether black and white are the minimum and maximum of each channel, or else of all channels.
 
     Raises:
       UserError: the array has another shape.
@@ -82,17 +81,17 @@ def feature_grid(maps: Any, *, columns: int | None = None, per_channel: bool = T
 
 
 def filters(variables: Mapping[str, Any], layer: str, *, limit: int = 16) -> Picture:
-    """The kernels of a convolution as tiles; those that read three channels in colour, a tile for each output.
+    """Draws the kernels of a convolution as tiles; with three input channels in color, one tile per output channel.
 
-    Of other convolutions every pair of an input and an output channel has a grey tile, black for the smallest weight of
-    the output channel and white for its largest: a row for each input, a column for each output.
+    For other convolutions, each pair of input and output channels has a grayscale tile: a row for each input, a column
+    for each output. Black is the smallest weight of the output channel, and white its largest.
 
     Args:
-      layer: path of the convolution, or of a module with one convolution in it, such as "conv1".
-      limit: most rows and columns of grey tiles.
+      layer: path of the convolution, or of a module that contains one convolution, such as "conv1".
+      limit: maximum number of rows and columns of grayscale tiles.
 
     Raises:
-      UserError: there is no such layer, or not one convolution in it.
+      UserError: there is no such layer, or it does not contain exactly one convolution.
     """
     kernel = np.asarray(_kernel(variables["params"], layer), np.float32)
     tiles = _to_grey(kernel, (0, 1, 2)).transpose(3, 2, 0, 1)  # outputs, inputs, height, width
@@ -105,12 +104,12 @@ def filters(variables: Mapping[str, Any], layer: str, *, limit: int = 16) -> Pic
 
 
 def overlay(image: Any, heat: Any, *, strength: float = 0.6) -> Picture:
-    """A heat map over its image: unchanged at 0, then through blue, green and yellow to red at 1.
+    """Overlays a heat map on its image: unchanged at 0, then through blue, green and yellow to red at 1.
 
     Args:
       image: uint8 or 0 to 1, (height, width, 1 or 3) or (height, width); small ones are enlarged.
-      heat: 0 to 1, (height, width), of any size; it is brought to the image's, bilinearly.
-      strength: opacity of the colours where the heat is 1.
+      heat: 0 to 1, (height, width), of any size; it is resized bilinearly to the image's size.
+      strength: opacity of the colors where the heat is 1.
 
     Raises:
       UserError: the arrays have other shapes.
@@ -133,7 +132,7 @@ def overlay(image: Any, heat: Any, *, strength: float = 0.6) -> Picture:
 
 
 def _to_grey(values: np.ndarray, axes: tuple[int, ...] | None) -> np.ndarray:
-    """From the minimum over the axes, 0, to the maximum, 255; what is constant is 0."""
+    """Scales values from 0 (minimum over the axes) to 255 (maximum); constant values become 0."""
     low, high = values.min(axes, keepdims=True), values.max(axes, keepdims=True)
     return _to_bytes((values - low) / np.where(high > low, high - low, 1))
 
@@ -143,13 +142,13 @@ def _to_bytes(values: np.ndarray) -> np.ndarray:
 
 
 def _enlarge(values: np.ndarray, axes: tuple[int, int], side: int) -> np.ndarray:
-    """Every pixel repeated along both axes until neither is shorter than `side`."""
+    """Repeats every pixel along both axes until neither is shorter than `side`."""
     times = math.ceil(side / min(values.shape[axis] for axis in axes))
     return values.repeat(times, axes[0]).repeat(times, axes[1])
 
 
 def _tile(tiles: np.ndarray, columns: int) -> np.ndarray:
-    """Tiles (number, height, width, ...) row by row, with white lines between them."""
+    """Arranges tiles (number, height, width, ...) row by row, with white lines between them."""
     tiles = _enlarge(tiles, (1, 2), TILE)
     rows = -(-len(tiles) // columns)
     height, width = tiles.shape[1] + GAP, tiles.shape[2] + GAP
@@ -175,7 +174,7 @@ def _kernel(params: Mapping[str, Any], layer: str) -> Any:
 
 
 def _kernels(node: Any, path: str) -> Any:
-    """(path, kernel) of the convolutions in it."""
+    """(path, kernel) of all convolutions in a node."""
     for name, value in node.items() if isinstance(node, Mapping) else ():
         if name == "kernel" and np.ndim(value) == 4:
             yield path, value

@@ -1,4 +1,4 @@
-"""A network's layers and what each costs, as a table like Table 1 of Szegedy et al. 2015."""
+"""A table of a network's layers and their costs, like Table 1 of Szegedy et al. 2015."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ from inception_jax.inspection.trace import Row, trace_layers
 class LayerTable:
     """Rows in the order of the calls, and the whole network as `total`.
 
-    A row has the costs of all that is within it, so rows of different levels overlap. `str()` is the text; a notebook
-    shows the table by itself.
+    The costs of a row include those of its submodules, so rows of different levels overlap. `str()` is the text table;
+    notebooks display it as Markdown.
     """
 
     image_shape: tuple[int, int, int]
@@ -22,14 +22,14 @@ class LayerTable:
     total: Row
 
     def __getitem__(self, name: str) -> Row:
-        """The row of that name (KeyError if there is none); the first where a module is called several times."""
+        """The row of that name (KeyError if there is none); the first if a module is called several times."""
         for row in self.rows:
             if row.name == name:
                 return row
         raise KeyError(name)
 
     def format(self, style: str = "text") -> str:
-        """As "text" or "markdown" with rounded numbers, or as "csv" with exact ones and shares from 0 to 1."""
+        """Formats as "text" or "markdown" with rounded numbers, or as "csv" with exact ones and shares from 0 to 1."""
         exact = style == "csv"
         filters = list(dict.fromkeys(field for row in self.rows for field in row.filters))
         header = ["layer", "type", "patch/stride", "output", "depth", *map(_title, filters)]
@@ -66,15 +66,15 @@ class LayerTable:
 def layer_table(
     model: nn.Module, image_size: int | Sequence[int] | None = None, channels: int = 3, depth: int = 1
 ) -> LayerTable:
-    """The layers of a network, ours or any other in Linen, without computing anything.
+    """Tabulates the layers of a network, ours or any other in Linen, without computing anything.
 
     Args:
       image_size: side of the images, or (height, width), pixels; None: the network's `native_image_size`, else 224.
       channels: of the images.
-      depth: how many levels of modules within modules have rows of their own.
+      depth: number of levels of nested modules that have rows.
 
     Raises:
-      UserError: the images are smaller than the network can take.
+      UserError: the images are too small for the network.
     """
     image_shape = image_shape_of(model, image_size, channels)
     total, *rows = trace_layers(model, image_shape)
@@ -84,17 +84,17 @@ def layer_table(
 def image_shape_of(
     model: nn.Module, image_size: int | Sequence[int] | None = None, channels: int = 3
 ) -> tuple[int, int, int]:
-    """(height, width, channels) of the images that a network is looked at with."""
+    """(height, width, channels) of the images for which a network is inspected."""
     size = getattr(model, "native_image_size", 224) if image_size is None else image_size
     height, width = (size, size) if isinstance(size, int) else size
     return height, width, channels
 
 
 def _stride(strides: Sequence[int]) -> str:
-    """One number where it is the same along every axis."""
+    """One number if it is the same along every axis."""
     return times(strides[:1] if len(set(strides)) == 1 else strides)
 
 
 def _title(field: str) -> str:
-    """As Table 1: conv_3x3_reduce is "#3x3 reduce"."""
+    """As in Table 1: conv_3x3_reduce is "#3x3 reduce"."""
     return ("#" + field.removeprefix("conv_") if field.startswith("conv_") else field).replace("_", " ")

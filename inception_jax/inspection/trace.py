@@ -1,4 +1,4 @@
-"""What a network is made of: every call of its modules, from one abstract run that computes nothing."""
+"""Traces every call of a network's modules in one abstract evaluation that computes nothing."""
 
 import dataclasses
 import re
@@ -20,17 +20,17 @@ class Row:
 
     Attributes:
       name: the module's path, such as "inception_3a/conv_1x1"; "" for the network itself.
-      kind: "convolution" or "linear" for what has one such layer in it, else the module's class in words: "max pool".
-      window: (height, width) of the kernel or of what is pooled, pixels; () where there is none, or more than one.
+      kind: "convolution" or "linear" if it contains one such layer, else the module's class in words: "max pool".
+      window: (height, width) of the kernel or the pooling window, pixels; () if there is none, or more than one.
       strides: (vertical, horizontal), pixels.
       output: (height, width, channels) or (features,); () unless the module returns one array.
-      depth: layers with kernels on the longest way from its input to its output.
+      depth: number of layers with kernels on the longest path from its input to its output.
       filters: output channels of its branches, by name, from the module's field `table`.
-      parameters: of the module and all within; they count at its first call.
-      statistics: values that the module and all within keep beside parameters, such as batch norm's means; as above.
-      weights: those of them that are kernels of convolutions and dense layers.
-      multiply_adds: for one image: of each convolution, output positions x kernel x input channels of a group x output
-        channels. Products with padding count, as in the papers; additions of biases and pooling do not.
+      parameters: number in the module and its submodules, counted at its first call only.
+      statistics: number of values other than parameters, such as batch norm's means, counted in the same way.
+      weights: the parameters that are kernels of convolutions and dense layers.
+      multiply_adds: for one image; for each convolution, output positions x kernel x input channels of a group x output
+        channels. Products with padding count, as in the papers; biases and pooling do not.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Row:
 
 @dataclasses.dataclass
 class _Call:
-    """A call while the network runs; `layers` are the calls of convolutions and dense layers in it, itself included."""
+    """A call during tracing; `layers` are the calls of convolutions and dense layers in it, including itself."""
 
     path: tuple[str, ...]
     module: type[nn.Module]
@@ -67,10 +67,10 @@ class _Call:
 
 
 def trace_layers(model: nn.Module, image_shape: Sequence[int]) -> list[Row]:
-    """The network, then every call of a module within it, in the order of the calls.
+    """Returns a row for the network, then one for every call of a module in it, in the order of the calls.
 
-    Any Linen network will do whose `__call__` takes images (batch, height, width, channels) and `train`. Products that
-    are in no nn.Conv, nn.ConvTranspose, nn.Dense or nn.DenseGeneral are not seen.
+    Works for any Linen network whose `__call__` takes images (batch, height, width, channels) and `train`. Only
+    products in nn.Conv, nn.ConvTranspose, nn.Dense and nn.DenseGeneral are counted.
 
     Args:
       image_shape: (height, width, channels).
@@ -85,7 +85,7 @@ def trace_layers(model: nn.Module, image_shape: Sequence[int]) -> list[Row]:
 
     def watch(next_fun, args, kwargs, context):
         module = context.module
-        # A method that calls its base class's is one call.
+        # A method and the base class's method that it calls are one call.
         if context.method_name != "__call__" or (stack and stack[-1].path == module.path):
             return next_fun(*args, **kwargs)
         index, call = len(calls), _Call(module.path, type(module), getattr(module, "table", None))
@@ -156,7 +156,7 @@ def _window(module: nn.Module, *args: Any) -> tuple[tuple[int, ...], tuple[int, 
 
 
 def _multiply_adds(module: nn.Module, x: jax.Array, y: jax.Array, kernel: jax.Array) -> int:
-    """Every output position meets the whole kernel; of a transposed convolution, every input position does."""
+    """The kernel is applied at every output position, or every input position of a transposed convolution."""
     positions = x.size // x.shape[-1] if isinstance(module, nn.ConvTranspose) else y.size // np.prod(module.features)
     return int(positions * kernel.size)
 
@@ -169,12 +169,12 @@ def _count(variables: Mapping[str, Any], path: tuple[str, ...]) -> int:
 
 
 def _mark(tree: Any, name: str) -> Any:
-    """The same arrays, with a name in the program that `_depths` reads."""
+    """Returns the same arrays, with a name in the jaxpr that `_depths` reads."""
     return jax.tree.map(lambda x: checkpoint_name(x, name) if isinstance(x, jax.Array) else x, tree)
 
 
 def _depths(program: core.Jaxpr) -> dict[int, int]:
-    """Of every call, the layers on the longest way from where its inputs are marked to where its outputs are."""
+    """For every call, the number of layers on the longest path from its marked inputs to its marked outputs."""
     enter: dict[int, int] = {}
     leave: dict[int, int] = {}
 
@@ -187,7 +187,7 @@ def _depths(program: core.Jaxpr) -> dict[int, int]:
         for equation in jaxpr.eqns:
             into = [look_up(variable) for variable in equation.invars]
             out = [max(into, default=0)] * len(equation.outvars)
-            inner = equation.params.get("jaxpr")  # of jitted and rematerialised parts
+            inner = equation.params.get("jaxpr")  # of jitted and rematerialized parts
             inner = getattr(inner, "jaxpr", inner)
             if equation.primitive.name == "name":
                 mark, _, index = equation.params["name"].partition(" ")

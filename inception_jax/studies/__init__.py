@@ -1,6 +1,6 @@
-"""Studies: variations of a config that are trained, held against what was published, and reported.
+"""Studies: train variations of a config, compare them with published results, and report.
 
-A study is a file with `get_study()`; this module has what it is written with, and is free of JAX.
+A study is a file with `get_study()`. This module has the classes to define it, and does not import JAX.
 """
 
 from inception_jax.studies.definitions import (

@@ -1,4 +1,4 @@
-"""What a study file says: variations of a config, what was published of them, and the claims to test."""
+"""Definitions of studies: variations of a config, their published results, and the claims to test."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,14 +11,14 @@ EXPECTED = ("higher", "lower", "same", "between")
 
 @dataclasses.dataclass(frozen=True)
 class Variation:
-    """One row of a study: a config, with some fields set.
+    """One row of a study: a config with some fields set.
 
     Attributes:
-      fields: values by the full names of fields, {"schedule.patience": 5}; they come after the study's own.
+      fields: values by full field name, {"schedule.patience": 5}; they override the study's.
       config: a config file's path or a shipped config's name; "": the study's.
-      published: what the source found, by measure (see `results.measure`): {"best_test_top1": 0.8544}.
-      source: where that stands, when it is not where the study's numbers stand.
-      note: what the reader of a table should know.
+      published: published results by measure (see `results.measure`): {"best_test_top1": 0.8544}.
+      source: of the published results, if it differs from the study's.
+      note: for readers of the table.
     """
 
     fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -30,15 +30,15 @@ class Variation:
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """A sentence that the runs can show to be right or wrong.
+    """A statement that the runs can confirm or refute.
 
     Attributes:
       measure: of each run, see `results.measure`.
-      first, second: variations; what is compared is the measure of the first less that of the second, seed by seed.
+      first, second: variations, compared by the difference of their measures, first minus second, for each seed.
       expected: "higher" or "lower": the first than the second; "same": they differ by less than the margin; "between":
-        the first one's measure is within the limits, and there is no second.
-      margin: of "same", in the measure's unit.
-      limits: of "between", (least, most).
+        the measure of the first is within the limits, and there is no second.
+      margin: for "same", in the measure's unit.
+      limits: for "between", (lowest, highest).
     """
 
     text: str
@@ -63,10 +63,10 @@ class Form:
     """A size in which a study can be run.
 
     Attributes:
-      fields: set in every variation, after its own.
+      fields: set in every variation; they override its own.
       seeds: of the runs of every variation.
-      variations: shell patterns of the names of those that belong to it.
-      note: what it is for, and on what hardware.
+      variations: shell patterns for the names of the variations that it includes.
+      note: its purpose and hardware.
     """
 
     fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -77,16 +77,16 @@ class Form:
 
 @dataclasses.dataclass(frozen=True)
 class Minimum:
-    """Below it a row is a smoke run: it shows that the code works, and nothing is concluded from it."""
+    """A row below the minimum is a smoke run: it shows that the code works, and nothing is concluded from it."""
 
-    images: int = 1  # that a training epoch has
+    images: int = 1  # in a training epoch
     epochs: float = 1
     seeds: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Numbers that a search draws from, evenly, or evenly in their logarithm."""
+    """A range from which a search draws numbers, uniformly or log-uniformly."""
 
     low: float
     high: float
@@ -99,13 +99,13 @@ class Range:
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """Variations that differ in the values of some fields: all combinations, or draws, then finer ones near the best.
+    """A grid or random search over some fields, optionally followed by a finer search near the best combination.
 
     Attributes:
       fields: for each field a tuple of values, or a Range.
-      draws: how many combinations are drawn; 0: all there are (of tuples alone).
-      finer: how many more, within `shrink` of the ranges around the best one's values; tuples keep its value.
-      measure: what is to be high in the best one; `lowest`: or low.
+      draws: number of random combinations; 0: all combinations (of tuples only).
+      finer: number of further draws near the best values, from ranges `shrink` times as wide; tuples keep its value.
+      measure: to maximize or, if `lowest`, to minimize.
       seed: of the draws.
     """
 
@@ -127,11 +127,11 @@ class Search:
 
 @dataclasses.dataclass(frozen=True)
 class CrossEvaluation:
-    """A network on other data after its training; its measures are NAME_top1, NAME_top5 and NAME_loss.
+    """Evaluation on other data after training; its measures are NAME_top1, NAME_top5 and NAME_loss.
 
     Attributes:
       fields: of `config.data`, as for `evaluate.load_for`: {"name": "cifar10"}.
-      class_map: the network's class for the data's, where names differ; what either side lacks is passed over.
+      class_map: from the data's classes to the network's if names differ; entries that either side lacks are ignored.
     """
 
     name: str
@@ -142,7 +142,7 @@ class CrossEvaluation:
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """A further row made of two variations: one's network for colour pictures, the other's for those stored without."""
+    """A row that combines two variations: one network for color pictures, the other for those stored in grayscale."""
 
     color: str
     grayscale: str
@@ -152,19 +152,19 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """A list of variations of a config, with the published numbers and the claims to test.
+    """Variations of a config, with published numbers and claims to test.
 
     Attributes:
       title: of the report.
-      text: what was done in the source, and where ours departs: paragraphs.
+      text: what the source did, and where ours differs, in paragraphs.
       source: of the published numbers.
       config: the config that variations start from.
-      fields: set in all of them.
+      fields: set in all variations.
       variations: by name; a search adds its own.
-      measures: the columns of the table of results; what the source selected on test data is marked by its name.
-      curves: columns of metrics.csv that are drawn over the epochs.
-      gradient_norms: whether the gradient's norm is measured layer by layer, at the start and at the end.
-      predict: a folder of unlabelled pictures below data.folder or data.archives whose classes are written to a file.
+      measures: columns of the table of results; names of measures selected on test data are marked.
+      curves: columns of metrics.csv that are plotted over the epochs.
+      gradient_norms: whether gradient norms are measured by layer, at the start and at the end.
+      predict: a folder of unlabeled pictures in data.folder or data.archives whose predicted classes are saved.
     """
 
     title: str

@@ -1,4 +1,4 @@
-"""What a study measures of a network after its training: costs, other data, gradients, unlabelled pictures."""
+"""What a study measures after training: costs, accuracy on other data, gradient norms, unlabeled pictures."""
 
 import csv
 import io
@@ -23,12 +23,12 @@ from inception_jax.trained import evaluate, predict
 
 logger = logging.getLogger(__name__)
 
-GRADIENT_IMAGES = 128  # that the gradient's norms are measured on
+GRADIENT_IMAGES = 128  # for measuring gradient norms
 PREDICTIONS = "predictions.csv"  # in a run's folder
 
 
 def measure_all(table: Table) -> dict[Path, str]:
-    """Adds to every complete run what it lacks; returns what could not be measured, by the run's folder."""
+    """Adds missing measures to every complete run; returns the errors, by the run's folder."""
     study, failures = table.plan.study, {}
     for name, results in table.results.items():
         if name in study.pairs:
@@ -45,7 +45,7 @@ def measure_all(table: Table) -> dict[Path, str]:
 
 
 def _measure(result: Result, table: Table) -> None:
-    """One run; the file is written after each part, so that nothing is measured twice after an interruption."""
+    """Measures one run; the file is written after each part, so that nothing is repeated after an interruption."""
     study, folder = table.plan.study, result.planned.folder
     parts: dict[str, Callable[[run.Run], Mapping[str, Any]]] = {"multiply_adds": _costs}
     if study.gradient_norms:
@@ -55,7 +55,7 @@ def _measure(result: Result, table: Table) -> None:
             f"{evaluation.name}_", evaluate.metrics(_cross_evaluate(trained, evaluation))
         )
     pictures = _unlabelled(result, study.predict)
-    if pictures:  # else nothing is noted, so that they are found once they are there
+    if pictures:  # otherwise nothing is recorded, so that pictures added later are found
         parts["predicted_pictures"] = lambda trained: _predict(trained, pictures)
     if study.pairs:
         parts["count"] = lambda trained: _by_color("", _predictions(trained, "test", _all_pictures(trained)))
@@ -85,7 +85,7 @@ def _costs(trained: run.Run) -> dict[str, Any]:
 
 
 def _gradients(trained: run.Run) -> dict[str, Any]:
-    """At the start, from the initial weights, and with the best ones; on the training split's first pictures."""
+    """Gradient norms of the initial and the best weights, on the first pictures of the training split."""
     dataset = evaluate.load_for(trained, "train", {})
     split = dataset.splits["train"]
     images, labels = split.gather(np.arange(min(GRADIENT_IMAGES, len(split))))
@@ -107,7 +107,7 @@ def _predictions(trained: run.Run, split: str, fields: dict[str, Any]) -> evalua
 
 
 def _cross_evaluate(trained: run.Run, evaluation: CrossEvaluation) -> evaluate.Predictions:
-    # Other data drops the run's own places, but the folder with archives may have those of several data sets.
+    # For other data the run's own paths are dropped, but the folder of archives may serve several data sets.
     place = {"archives": trained.config.data.archives} if trained.config.data.archives else {}
     dataset = evaluate.load_for(trained, evaluation.split, place | dict(evaluation.fields))
     known = {
@@ -119,13 +119,13 @@ def _cross_evaluate(trained: run.Run, evaluation: CrossEvaluation) -> evaluate.P
 
 
 def _metrics(prefix: str, means: Mapping[str, float]) -> dict[str, Any]:
-    # JSON has no word for the mean of no examples.
+    # JSON has no NaN, which is the mean of no examples.
     finite = {key: value for key, value in means.items() if math.isfinite(value)}
     return {f"{prefix}{key}": value for key, value in ({"count": 0} | finite).items()}
 
 
 def _pair(name: str, color: run.Run, other: Result) -> dict[str, Any]:
-    """The two networks as one, on all pictures of the first one's test split, whichever each was trained on."""
+    """Evaluates both networks as one, on all pictures of the first one's test split, whatever each was trained on."""
     fields = _all_pictures(color)
     gray = run.load_run(other.planned.folder, own=other.planned.load_config())
     routed = evaluate.routed(_predictions(color, "test", fields), _predictions(gray, "test", fields))
@@ -133,7 +133,7 @@ def _pair(name: str, color: run.Run, other: Result) -> dict[str, Any]:
 
 
 def _all_pictures(trained: run.Run) -> dict[str, Any]:
-    """The run's own data, none of it left out for its colours."""
+    """The run's own data, without leaving out color or grayscale pictures."""
     return evaluate.own_source_fields(trained) | {"keep": "all"}
 
 
@@ -145,7 +145,7 @@ def _by_color(prefix: str, predictions: evaluate.Predictions) -> dict[str, Any]:
 
 
 def _unlabelled(result: Result, below: str) -> list[Path]:
-    """The unlabelled pictures that are at hand."""
+    """The unlabeled pictures that are available."""
     section = result.planned.load_config().data
     roots = [files.expand(root) / below for root in (section.folder, section.archives) if root and below]
     folder = next((root for root in roots if root.is_dir()), None)
@@ -153,7 +153,7 @@ def _unlabelled(result: Result, below: str) -> list[Path]:
 
 
 def _predict(trained: run.Run, pictures: Sequence[Path]) -> dict[str, Any]:
-    """The classes of unlabelled pictures, as a file with a line for each."""
+    """Predicts the classes of unlabeled pictures and writes them to a file, one line each."""
     lines = io.StringIO()
     writer = csv.writer(lines)
     writer.writerow(["picture", "class", "probability"])

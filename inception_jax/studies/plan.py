@@ -1,4 +1,4 @@
-"""From a study file to runs: which there are, their configs, folders and commands. Free of JAX."""
+"""Plans the runs of a study: their configs, folders and commands. Does not import JAX."""
 
 import dataclasses
 import fnmatch
@@ -23,11 +23,11 @@ from inception_jax.studies.definitions import Form, Range, Search, Study, Variat
 
 @dataclasses.dataclass(frozen=True)
 class PlannedRun:
-    """One training: a variation with a seed.
+    """One training run: a variation with a seed.
 
     Attributes:
-      config: the shipped config or the file that it starts from.
-      fields: all that are set, by their full names.
+      config: the shipped config or config file that it starts from.
+      fields: all fields that are set, by full name.
       folder: of the run.
     """
 
@@ -39,20 +39,20 @@ class PlannedRun:
 
     @property
     def flags(self) -> list[str]:
-        """Of the training command, the folder left out."""
+        """Flags of the training command, without the folder."""
         fields = [f"--config.{name}={_as_text(value)}" for name, value in self.fields.items()]
         return [f"--config={self.config}", *fields]
 
     def command(self, folder: Path | None = None) -> list[str]:
-        """What trains it; -P: modules in the current folder come behind the installed ones, not before them."""
+        """The training command; -P keeps modules in the current folder from hiding installed ones."""
         return [sys.executable, "-P", "-m", "inception_jax.main", *self.flags, f"--workdir={folder or self.folder}"]
 
     def shown(self) -> str:
-        """The same for people, from a folder in which the study's own is at hand."""
+        """The command as shown to users, to be run in a folder from which the study's own files are found."""
         return shlex.join(["python", "-m", "inception_jax.main", *self.flags])
 
     def load_config(self) -> Config:
-        """The config as the command makes it."""
+        """The config that the command creates."""
         return self._config(self.flags[1:])
 
     def _config(self, flags: list[str]) -> Config:
@@ -61,7 +61,7 @@ class PlannedRun:
         return config
 
     def check(self) -> None:
-        """Raises UserError where the config is not allowed."""
+        """Raises UserError if the config is invalid."""
         try:
             validate(self.load_config())
         except UserError as error:
@@ -70,13 +70,13 @@ class PlannedRun:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A study in one of its forms: what is to be run, and where.
+    """A study in one of its forms: what to run, and where.
 
     Attributes:
       name: of the study's file.
-      form_name: with the number of epochs, where a budget changes that.
-      folder: with a folder for each variation, and in it one for each seed.
-      variations: by name, those of the search that are known by now among them.
+      form_name: including the number of epochs if it is overridden.
+      folder: contains a folder for each variation, with a folder for each seed.
+      variations: by name, including those of the search that are known so far.
     """
 
     study: Study
@@ -88,21 +88,21 @@ class Plan:
     runs: tuple[PlannedRun, ...]
 
     def runs_of(self, variation: str) -> list[PlannedRun]:
-        """A variation's, in the order of the seeds."""
+        """The runs of a variation, in the order of the seeds."""
         return [planned for planned in self.runs if planned.variation == variation]
 
 
 def shipped_studies() -> dict[str, Path]:
-    """The studies that come with the package: name to file, sorted by name."""
+    """The studies that come with the package, from name to file, sorted by name."""
     folders = {path.parent / "studies" for path in config_files.shipped_configs().values()}
     return {path.stem: path for folder in sorted(folders) for path in sorted(folder.glob("*.py"))}
 
 
 def load_study(name_or_path: str) -> tuple[str, Study]:
-    """A study's name and what its file's `get_study()` returns, of a path or of a shipped study's name.
+    """Loads a study by path or shipped name; returns its name and the result of the file's `get_study()`.
 
     Raises:
-      UserError: there is none, or the file fails.
+      UserError: there is no such study, or the file fails.
     """
     shipped = shipped_studies()
     path = shipped.get(name_or_path) or files.expand(name_or_path, "the study")
@@ -125,17 +125,17 @@ def make_plan(
     fields: Iterable[str] = (),
     found: Mapping[str, float] | None = None,
 ) -> Plan:
-    """All runs of a study in one form.
+    """Plans all runs of a study in one form.
 
     Args:
-      folder: of studies; the plan's own is FOLDER/NAME/FORM.
-      only: shell patterns of variations; none: all of the form.
-      epochs: instead of each config's own number.
+      folder: of all studies; the plan's own is FOLDER/NAME/FORM.
+      only: shell patterns of variations; empty: all variations of the form.
+      epochs: overrides each config's number.
       fields: "--config.FIELD=VALUE" as on the command line, for all runs.
-      found: of a search's first round, the measure by variation: with all of them, the second round is planned, too.
+      found: the measure by variation in a search's first round; once complete, the second round is planned, too.
 
     Raises:
-      UserError: a form, pattern or field that there is not, or a config that is not allowed.
+      UserError: a form, pattern or field is unknown, or a config is invalid.
     """
     if form_name not in study.forms:
         raise unknown_name("form", form_name, study.forms)
@@ -170,7 +170,7 @@ def make_plan(
 
 
 def _searched(search: Search, found: Mapping[str, float]) -> dict[str, Variation]:
-    """The variations of a search: the first round's and, once that is known, the second one's."""
+    """The variations of a search: the first round and, once its results are known, the second round."""
     draw = random.Random(search.seed)
     if search.draws:
         values = [{name: _draw(draw, kind) for name, kind in search.fields.items()} for _ in range(search.draws)]
@@ -197,7 +197,7 @@ def _draw(draw: random.Random, kind: tuple | Range) -> Any:
 
 
 def _near(kind: tuple | Range, value: Any, shrink: float) -> tuple | Range:
-    """A range of `shrink` times the width around a value, inside the first one."""
+    """A range around a value, `shrink` times as wide and within the original one."""
     if isinstance(kind, tuple):
         return (value,)
     if kind.log:
@@ -213,7 +213,7 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 
 def _as_text(value: Any) -> str:
     if isinstance(value, tuple):
-        # Texts in double quotes, since a shell's are single; JSON's escapes would cut an emoji in two.
+        # Strings have double quotes, since the shell's are single; JSON's escapes would split an emoji in two.
         texts = (json.dumps(item, ensure_ascii=False) if isinstance(item, str) else repr(item) for item in value)
         items = ", ".join(texts)
         return f"({items}{',' if len(value) == 1 else ''})"
@@ -228,17 +228,17 @@ def _split_flag(flag: str) -> tuple[str, str]:
 
 
 def state_of(planned: PlannedRun) -> str:
-    """What is there of a run: "complete", "begun" or "missing"."""
+    """The state of a run: "complete", "begun" or "missing"."""
     if (planned.folder / "summary.json").is_file():
         return "complete"
     return "begun" if (planned.folder / "config.json").is_file() else "missing"
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A file of a run; {} where there is none.
+    """Reads a run's JSON file; {} if there is none.
 
     Raises:
-      UserError: it is damaged.
+      UserError: the file is damaged.
     """
     content = files.read_json(path) if path.is_file() else {}
     if not isinstance(content, dict):
@@ -247,12 +247,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def start(planned: PlannedRun) -> None:
-    """Makes the place for a run, and notes the config that it was given.
+    """Creates the parent folder of a run, and saves its config there.
 
     Raises:
-      UserError: the place holds a run with another config.
+      UserError: the run's folder holds a run with another config.
     """
-    from inception_jax.runs.run import config_differences  # with JAX, which a plan alone does without
+    from inception_jax.runs.run import config_differences  # imports JAX, which planning alone does not need
 
     note = planned.folder.with_suffix(".json")
     config = planned.load_config()

@@ -1,4 +1,4 @@
-"""A study's report: published numbers beside ours, curves, verdicts on claims; as a page and as LaTeX."""
+"""Writes a study's report as HTML and LaTeX: published numbers next to ours, curves, and verdicts on claims."""
 
 import base64
 import dataclasses
@@ -21,28 +21,28 @@ from inception_jax.inspection.figures import save_figure
 from inception_jax.studies.results import Estimate, Result, Table, Verdict
 from inception_jax.text import chart_label, page_text, printable_lines
 
-# Okabe and Ito's palette, which colour-blind eyes tell apart, without its yellow and black.
+# Okabe and Ito's color-blind-safe palette, without its yellow and black.
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
 STYLES = ("-", "--", ":", "-.")
-GREY = "#80858e"  # axes and text: as readable on white as on black
+GREY = "#80858e"  # axes and text; equally readable on white and on black
 SHARES = ("top1", "top5", "error")
 WORDS = {
     "top1": "top-1", "top5": "top-5", "error": "top-1 error", "loss": "loss", "training_minutes": "training, minutes",
     "minutes": "minutes", "images_per_second": "images/s", "multiply_adds": "multiply-adds", "learning_rate": "rate",
 }  # fmt: skip
 SELECTED_ON_TEST = "†"
-STEEP = 20  # a loss's highest over its lowest, beyond which its axis is logarithmic
+STEEP = 20  # ratio of a loss's highest to its lowest value above which its axis is logarithmic
 PDF: dict[str, Any] = {"transparent": True, "metadata": {"CreationDate": None}}  # the same bytes every time
 SMALLER_BY = {"parameters": 1e6, "multiply_adds": 1e6}  # shown in millions
 
 
 @dataclasses.dataclass(frozen=True)
 class TableRow:
-    """A variation in the table of results, as text."""
+    """A row of the table of results, as text."""
 
     name: str
     note: str
-    cells: Sequence[str]  # under the columns' heads
+    cells: Sequence[str]  # one per column
     size: str
     state: str
     command: str
@@ -113,7 +113,7 @@ def write_report(table: Table, failures: Mapping[Path, str] | None = None) -> Pa
 
 
 def as_json(table: Table) -> dict[str, Any]:
-    """The numbers of the report: every measure of every run, and the verdicts."""
+    """The numbers in the report: every measure of every run, and the verdicts."""
 
     def finite(value: float) -> float | None:
         return value if math.isfinite(value) else None
@@ -150,7 +150,7 @@ def as_json(table: Table) -> dict[str, Any]:
 
 
 def _columns(table: Table) -> list[tuple[str, bool]]:
-    """(measure, whether the published one): the latter where there is one in some row."""
+    """(measure, whether it is the published one); published columns exist if some row has a number."""
     study = table.plan.study
     rows = [study.pairs.get(name) or table.plan.variations[name] for name in table.results]
     known = {measure for row in rows for measure in row.published}
@@ -172,7 +172,7 @@ def _row(table: Table, name: str) -> TableRow:
     if done and name not in study.pairs:
         epochs = statistics.fmean(result.measure("epochs") for result in done)
         size = f"{done[0].images:,} images, {epochs:.3g} epochs"
-    command = "" if name in study.pairs else results[0].planned.shown()  # a pair's networks have theirs
+    command = "" if name in study.pairs else results[0].planned.shown()  # a pair's networks have their own commands
     return TableRow(name, variation.note, cells, size, _state(results, table.smoke.get(name, "")), command)
 
 
@@ -184,7 +184,7 @@ def _state(results: Sequence[Result], smoke: str) -> str:
 
 
 def _kind(measure: str) -> str:
-    """What a measure is of: its last word, or the whole."""
+    """The kind of a measure: its last word, or the whole name."""
     if measure.startswith(("epoch", "epochs")):
         return "epochs"
     what = measure.partition("_at_")[0]
@@ -192,7 +192,7 @@ def _kind(measure: str) -> str:
 
 
 def show(measure: str, value: float) -> str:
-    """A value of a measure, in its unit: shares in per cent."""
+    """Formats a value of a measure in its unit: shares in percent."""
     kind = _kind(measure)
     if kind in SHARES:
         return f"{100 * value:.2f} %"
@@ -202,7 +202,7 @@ def show(measure: str, value: float) -> str:
 
 
 def _difference(measure: str, value: float) -> str:
-    """As `show`, of a difference: in points where the measure is a share."""
+    """Like `show`, for a difference: in percentage points if the measure is a share."""
     if not math.isfinite(value):
         return "-"
     return f"{100 * value:+.2f} points" if _kind(measure) in SHARES else f"{value:+.4g}"
@@ -219,7 +219,7 @@ def _mean(measure: str, estimate: Estimate) -> str:
 
 
 def _watched_test(table: Table) -> bool:
-    """Whether test data decided in some run which weights were the best."""
+    """Whether some run selected its best weights on test data."""
     watched = (result.summary.get("watched") for results in table.results.values() for result in results)
     return any((metric or "").startswith("test_") for metric in watched)
 
@@ -239,7 +239,7 @@ def _label(measure: str, watched_test: bool = False) -> str:
         return f"epoch of the {what}" if found[1] else what
     if found := re.fullmatch(r"epochs_to_([\d.]+)_([a-z]+)_(\w+)", measure):
         return f"epochs to {100 * float(found[1]):g} % {found[2]} {WORDS.get(found[3], found[3])}"
-    if found := re.fullmatch(r"(\w+)\.(\w+)", measure):  # of a part of the pictures
+    if found := re.fullmatch(r"(\w+)\.(\w+)", measure):  # for a subset of the pictures
         return f"{found[1]} pictures, {WORDS.get(found[2], found[2])}"
     name, _, kind = measure.rpartition("_")
     if name and kind in WORDS and measure not in WORDS:
@@ -272,7 +272,7 @@ Curve = tuple[list[float], list[float], list[float], list[float]]  # epochs, mea
 
 
 def _curves(table: Table, column: str) -> dict[str, Curve]:
-    """Over the epochs that all seeds of a variation have."""
+    """Curves by variation, over the epochs that all its seeds have."""
     curves = {}
     for name, results in table.results.items():
         if name in table.plan.study.pairs:
@@ -293,7 +293,7 @@ def _described(curves: Mapping[str, Curve], column: str) -> str:
 
 
 def _is_steep(curves: Mapping[str, Curve], column: str) -> bool:
-    """Whether a loss falls so far, as after an unstable first epoch, that all that follows would be a flat line."""
+    """Whether a loss falls so far, as after an unstable first epoch, that the rest would look flat."""
     losses = [loss for _, _, *bounds in curves.values() for bound in bounds for loss in bound]
     return _kind(column) == "loss" and 0 < STEEP * min(losses) < max(losses)
 
@@ -307,7 +307,7 @@ def _figure() -> tuple[Figure, Any]:
 
 
 def _styled(function):
-    """Draws in colours that can be read on white and on black, with the same bytes for the same numbers."""
+    """Draws in colors that are readable on white and on black, with the same bytes for the same numbers."""
     style: dict[Any, Any] = {"svg.hashsalt": "inception_jax", "font.size": 10} | dict.fromkeys(
         ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"), GREY
     )
@@ -351,7 +351,7 @@ def _legend(axes: Any, number: int) -> None:
 
 
 def _gradient_norms(table: Table) -> dict[str, dict[str, list[float]]]:
-    """By variation and moment, in each layer: those of the complete seeds."""
+    """Gradient norms by variation and time (start or end), then by layer, as lists over the complete seeds."""
     norms: dict[str, dict[str, list[float]]] = {}
     for name, results in table.results.items():
         for result in results:
@@ -390,7 +390,7 @@ def _hardware(table: Table) -> list[str]:
 
 
 def _versions(table: Table) -> dict[str, str]:
-    """Of the programs that the runs were made with; several where they differ."""
+    """Versions of the software that the runs used, joined if they differ."""
     found: dict[str, set[str]] = {}
     for results in table.results.values():
         for result in results:
@@ -406,11 +406,11 @@ _TEX = {
 
 
 def _tex(text: Any) -> str:
-    """Text for LaTeX."""
-    # Two hyphens would become a dash, in the typewriter font, too.
+    """Escapes text for LaTeX."""
+    # Two hyphens would become a dash, even in typewriter font.
     return re.sub(r"-(?=-)", "-{}", "".join(_TEX.get(character, character) for character in printable_lines(str(text))))
 
 
 def _tex_command(text: Any) -> str:
-    """The same, with quotation marks as the shell reads them."""
+    """Like `_tex`, with straight quotes as in the shell."""
     return _tex(text).replace("'", r"\textquotesingle{}")

@@ -1,4 +1,4 @@
-"""What the runs of a study found: measures by name, means over seeds, and verdicts on claims."""
+"""Results of a study's runs: measures by name, means over seeds, and verdicts on claims."""
 
 import dataclasses
 import logging
@@ -20,17 +20,17 @@ from inception_jax.studies.plan import Plan, PlannedRun, read_json, state_of
 
 logger = logging.getLogger(__name__)
 
-EXTRAS = "study.json"  # in a run's folder: what was measured after its training
+EXTRAS = "study.json"  # in a run's folder; has what was measured after training
 CONFIDENCE = 0.95
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """A run as it is now.
+    """The current state of a run.
 
     Attributes:
       state: "complete", "begun" or "missing".
-      failure: what went wrong when it was last started; "": nothing.
+      failure: the error when it was last started; "": none.
     """
 
     planned: PlannedRun
@@ -53,21 +53,21 @@ class Result:
 
     @property
     def images(self) -> int:
-        """Training images of an epoch."""
+        """Training images in an epoch."""
         if not self.summary or not self.summary["epochs"]:
             return 0
         return round(self.summary["steps"] / self.summary["epochs"]) * self.planned.load_config().batch_size
 
     def measure(self, name: str) -> float:
-        """A number by its name; NaN where the run does not have it, or not yet.
+        """A measure by name; NaN if the run does not have it, or not yet.
 
-        best_SPLIT_METRIC and final_SPLIT_METRIC, METRIC being top1, top5, loss, error (1 - top1), or a head's, such as
-        aux1_top1: of summary.json, with the weights that were best by the watched metric, and with the last ones.
-        highest_COLUMN and lowest_COLUMN: over the rows of metrics.csv; epoch_of_highest_COLUMN and
-        epoch_of_lowest_COLUMN: where that was; COLUMN_at_highest_COLUMN and COLUMN_at_lowest_COLUMN: another column
-        there; COLUMN_at_epoch_NUMBER; epochs_to_VALUE_COLUMN: the first epoch at which it was reached.
-        training_minutes, minutes, images_per_second, epochs, parameters. All else: of what was measured after
-        training, such as a cross-evaluation's NAME_top1.
+        best_SPLIT_METRIC and final_SPLIT_METRIC are from summary.json, with the weights that were best by the watched
+        metric and with the last ones. METRIC is top1, top5, loss, error (1 - top1), or a head's, such as aux1_top1.
+        highest_COLUMN and lowest_COLUMN are over the rows of metrics.csv; epoch_of_highest_COLUMN and
+        epoch_of_lowest_COLUMN are the epochs, and COLUMN_at_highest_COLUMN and COLUMN_at_lowest_COLUMN another column
+        at these epochs. COLUMN_at_epoch_NUMBER is a column at an epoch, and epochs_to_VALUE_COLUMN the first epoch
+        that reached a value. training_minutes, minutes, images_per_second, epochs and parameters are known, too. All
+        others were measured after training, such as a cross-evaluation's NAME_top1.
         """
         if self.state != "complete":
             return math.nan
@@ -99,7 +99,7 @@ class Result:
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds with its interval, by Student's distribution; the interval is NaN of fewer than two."""
+    """A mean over seeds with its confidence interval (Student's t), which is NaN for fewer than two values."""
 
     values: tuple[float, ...]
 
@@ -109,12 +109,12 @@ class Estimate:
 
     @property
     def deviation(self) -> float:
-        """Of the sample; NaN of fewer than two."""
+        """Sample standard deviation; NaN for fewer than two values."""
         return statistics.stdev(self.values) if len(self.values) > 1 else math.nan
 
     @property
     def half_width(self) -> float:
-        """Of the 95 % interval of the mean: also the smallest mean that so many values would tell from 0."""
+        """Half the width of the mean's 95 % interval, also the smallest mean that as many values distinguish from 0."""
         number = len(self.values)
         if number < 2:
             return math.nan
@@ -132,12 +132,12 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What the runs say of a claim.
+    """What the runs say about a claim.
 
     Attributes:
-      verdict: "holds", "fails", "undecided", or "none" where one of the rows is a smoke run or is missing.
-      estimate: of the difference, seed by seed; of "between", of the measure itself.
-      why: in words.
+      verdict: "holds", "fails", "undecided", or "none" if one of the rows is a smoke run or is missing.
+      estimate: of the difference for each seed; for "between", of the measure itself.
+      why: the reason in words.
     """
 
     claim: Claim
@@ -151,8 +151,8 @@ class Table:
     """A study's results.
 
     Attributes:
-      results: of all runs, by variation, in the order of the seeds; of pairs, too.
-      smoke: variations of which nothing may be concluded, with the reason.
+      results: of all runs, by variation, in the order of the seeds; also those of pairs.
+      smoke: variations from which nothing may be concluded, with the reason.
     """
 
     plan: Plan
@@ -160,12 +160,12 @@ class Table:
     smoke: Mapping[str, str]
 
     def estimate(self, variation: str, measure: str) -> Estimate:
-        """Of a measure over the seeds for which it is known."""
+        """Estimates a measure from the seeds for which it is known."""
         values = (result.measure(measure) for result in self.results.get(variation, ()))
         return Estimate(tuple(value for value in values if math.isfinite(value)))
 
     def verdicts(self) -> list[Verdict]:
-        """On all claims whose variations belong to the plan."""
+        """Verdicts on all claims whose variations are in the plan."""
         known = self.results.keys()
         return [
             self._judge(claim)
@@ -179,7 +179,7 @@ class Table:
             if name in self.smoke:
                 return Verdict(claim, "none", estimate, f"{name} is a smoke run: {self.smoke[name]}")
         needed = max(2, self.plan.study.minimum.seeds)
-        if len(estimate.values) < needed:  # some never reached a value, say: the others do not speak for all
+        if len(estimate.values) < needed:  # for example, if some never reached a value: the others do not represent all
             why = f"{len(estimate.values)} seed(s) have this measure, at least {needed} are needed"
             return Verdict(claim, "undecided", estimate, why)
         low, high = estimate.low, estimate.high
@@ -218,7 +218,7 @@ class Table:
 
 
 def _unless_damaged(read: Callable[[], Any], default: Any) -> Any:
-    """What is read of one run, or, where its file is damaged, the default and a warning: the others are shown."""
+    """Reads a file of one run; if it is damaged, warns and returns the default, so that other runs are shown."""
     try:
         return read()
     except UserError as error:
@@ -227,7 +227,7 @@ def _unless_damaged(read: Callable[[], Any], default: Any) -> Any:
 
 
 def read_table(plan: Plan, failures: Mapping[Path, str] | None = None) -> Table:
-    """What there is of a plan's runs; what is damaged is named in a warning and left out."""
+    """Reads the results of a plan's runs; damaged files are reported in a warning and left out."""
     failures = failures or {}
     results: dict[str, list[Result]] = {}
     for planned in plan.runs:
@@ -246,7 +246,7 @@ def read_table(plan: Plan, failures: Mapping[Path, str] | None = None) -> Table:
 
 @dataclasses.dataclass(frozen=True)
 class _PairResult(Result):
-    """A pair's is kept with its colour network's run, under the pair's name."""
+    """A pair's result, which is saved with its color network's run, under the pair's name."""
 
     name: str = ""
 
@@ -256,7 +256,7 @@ class _PairResult(Result):
 
 
 def _smoke(found: Sequence[Result], minimum: Minimum) -> str:
-    """Why a row is a smoke run; "": it is none."""
+    """Why a row is a smoke run; "": it is not."""
     done = [result for result in found if result.state == "complete"]
     if not done:
         return "no run is complete"
@@ -271,7 +271,7 @@ def _smoke(found: Sequence[Result], minimum: Minimum) -> str:
 
 
 def _epochs_meant(result: Result) -> float:
-    """Of a run that stopped early, since it got no better, the number that it was given."""
+    """The number of epochs, as configured if the run stopped early."""
     if result.summary.get("stopped") in ("early", "target"):
         return result.planned.load_config().num_epochs
     return result.summary["epochs"]

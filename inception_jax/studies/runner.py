@@ -1,4 +1,4 @@
-"""Trains what a study is missing: every run in a process of its own, several at once over several devices."""
+"""Trains the missing runs of a study, each in its own process, several at once on several devices."""
 
 import contextlib
 import logging
@@ -21,8 +21,8 @@ from inception_jax.studies.plan import PlannedRun, start, state_of
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2
-# A study that is killed leaves no run behind that would go on writing: Linux ends it. prctl(PR_SET_PDEATHSIG, SIGKILL)
-# stays in force behind execv.
+# If a study is killed, Linux kills its runs, so that none goes on writing. prctl(PR_SET_PDEATHSIG, SIGKILL) stays in
+# force after execv.
 END_WITH_PARENT = """
 import contextlib, ctypes, os, sys
 with contextlib.suppress(OSError, AttributeError):
@@ -34,15 +34,15 @@ os.execv(sys.argv[1], sys.argv[1:])
 def train(
     runs: Sequence[PlannedRun], *, jobs: int = 1, seconds: float | None = None, gpus: Sequence[str] = ()
 ) -> dict[Path, str]:
-    """Trains the runs that are not complete; a run that was interrupted goes on.
+    """Trains the runs that are not complete; interrupted runs are resumed.
 
     Args:
-      jobs: how many at once.
-      seconds: after which what is running is stopped and saved, and nothing more is started.
-      gpus: their numbers or names, of which each job gets one in turn; (): all see all devices.
+      jobs: number of runs at the same time.
+      seconds: time after which current runs are stopped and saved, and no more are started.
+      gpus: their numbers or names, assigned to the jobs in turn; (): all jobs see all devices.
 
     Returns:
-      What went wrong, by the run's folder: the last line that it printed, and its exit code.
+      Failures, by the run's folder: the exit code and the last line that was printed.
 
     Raises:
       UserError: a folder holds a run with another config.
@@ -76,13 +76,13 @@ def train(
             for future in futures:
                 future.result()
         except BaseException:
-            stop.set()  # the runs save what they have
+            stop.set()  # the runs save their state
             raise
     return failures
 
 
 def _train_one(planned: PlannedRun, gpu: str | None, ends: Callable[[], bool]) -> str:
-    """Trains until the run is done, fails, or has to end; returns what went wrong, "" if nothing did."""
+    """Trains until the run is done, fails, or has to stop; returns the failure, or ""."""
     log = planned.folder.with_suffix(".log")
     with log.open("w") as output, _started(planned.command(), output, gpu) as process:
         asked = False
@@ -100,7 +100,7 @@ def _train_one(planned: PlannedRun, gpu: str | None, ends: Callable[[], bool]) -
 @contextlib.contextmanager
 def _started(command: list[str], output, gpu: str | None = None) -> Iterator[subprocess.Popen]:
     environment = os.environ | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu is not None else {})
-    # In a session of its own: Ctrl-C reaches this program, which asks the runs to save.
+    # In a new session, so that Ctrl-C only reaches this program, which asks the runs to save.
     process = subprocess.Popen(
         [sys.executable, "-P", "-c", END_WITH_PARENT, *command],
         stdout=output, stderr=output, env=environment, start_new_session=True,
@@ -118,7 +118,7 @@ def measure(planned: PlannedRun, seconds: float = 900.0) -> tuple[float, Path]:
     """Starts a run in a temporary folder and stops it after its first measured steps.
 
     Returns:
-      The seconds until its first step was done, and the folder, which is the caller's to delete.
+      The seconds until the first step was done, and the folder, which the caller must delete.
     """
     folder = Path(tempfile.mkdtemp(prefix="inception_jax-measure-"), "run")
     log = folder.with_suffix(".log")

@@ -1,4 +1,4 @@
-"""Weights of other libraries in our networks, and of ours in theirs."""
+"""Loads weights of other libraries into our networks, and exports ours to them."""
 
 from inception_jax.weights.convert import from_state_dict, to_state_dict
 from inception_jax.weights.files import read_state_dict, write_state_dict

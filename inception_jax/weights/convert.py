@@ -1,4 +1,4 @@
-"""State dicts of other libraries to our variables, and back."""
+"""Converts state dicts of other libraries to our variables, and back."""
 
 import math
 from collections.abc import Mapping
@@ -17,20 +17,20 @@ from inception_jax.models import MODELS, create_model
 from inception_jax.weights.names import NAMINGS, Naming, check_options, formats, naming, nearest_options
 
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
-LISTED = 10  # names that an error spells out
-SAME_NETWORK = 0.8  # share of equal names and shapes from which on tensors are taken for a network's
+LISTED = 10  # names listed in an error message
+SAME_NETWORK = 0.8  # least share of equal names and shapes at which tensors are recognized as a network's
 
 Path = tuple[str, ...]  # in our variables
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Entry(NamedTuple):
-    """A tensor of the other library's, and where it stands in our variables.
+    """A tensor of the other library, and its place in our variables.
 
     Attributes:
       path: in our variables, such as ("params", "conv1", "conv", "kernel").
-      shape, ours: its shape there and here.
-      sides: of a kernel, or of the maps that a dense layer reads flattened; None: no kernel.
+      shape, ours: its shape in the other library and in ours.
+      sides: of a kernel, or of the maps that a dense layer reads flattened; None: not a kernel.
     """
 
     path: Path
@@ -39,27 +39,27 @@ class Entry(NamedTuple):
     sides: tuple[int, int] | None
 
     def read(self, value: np.ndarray) -> np.ndarray:
-        """The other library's values in our order of axes: (out, in, height, width) becomes HWIO."""
+        """Converts the other library's values to our axis order: (out, in, height, width) becomes HWIO."""
         if self.sides is None:
             return value
         return value.reshape(self.shape[0], -1, *self.sides).transpose(2, 3, 1, 0).reshape(self.ours)
 
     def write(self, value: np.ndarray) -> np.ndarray:
-        """Ours in theirs."""
+        """The inverse of `read`."""
         if self.sides is None:
             return value
         return value.reshape(*self.sides, -1, self.shape[0]).transpose(3, 2, 0, 1).reshape(self.shape)
 
 
 class Table(NamedTuple):
-    """All names that a library's state dict of a network has.
+    """All names in a library's state dict of a network.
 
     Attributes:
       tensors: those that hold our variables.
-      biases: of convolutions before batch norm that have none here, as entries of the means, which take them up.
-      counters: of the batches that batch norm has seen, which nothing reads; files from before 2018 lack them.
+      biases: of convolutions before batch norm, which have none here, as entries of the means that absorb them.
+      counters: batch norm's counts of batches, which are not read; files from before 2018 lack them.
       classifiers: those of `tensors` whose first axis is the classes.
-      heads: how the names of auxiliary heads begin; a network of ours may be without.
+      heads: prefixes of the names of auxiliary heads, which our network may lack.
     """
 
     tensors: dict[str, Entry]
@@ -95,16 +95,16 @@ def _table(model: nn.Module, leaves: Mapping[Path, Any], names: Naming) -> Table
 
 
 def to_state_dict(model: nn.Module, variables: Mapping[str, Any], format: str) -> dict[str, np.ndarray]:
-    """The network's variables under the names, in the shapes and in the order of axes of another library.
+    """Converts the network's variables to the names, shapes and axis order of another library.
 
-    What the library returns for `load_state_dict(..., strict=True)` has these and no other names. Values are at least
-    float32. A convolution's bias that the library has and we do not is zero; so are the counters of batches.
+    The names are exactly those that the library's `load_state_dict(..., strict=True)` expects. Values are at least
+    float32. Convolution biases that only the library has are zero, and so are the batch counters.
 
     Args:
       format: "torchvision", "timm" or "cadene".
 
     Raises:
-      UserError: the library has no such network, or one that computes something else.
+      UserError: the library has no such network, or its network computes something else.
     """
     names = naming(model, format)
     check_options(model, format)
@@ -127,19 +127,19 @@ def from_state_dict(
     image_shape: tuple[int, int, int] | None = None,
     classifier: bool = True,
 ) -> dict[str, Any]:
-    """The network's variables, in NumPy, from another library's state dict.
+    """Converts another library's state dict to the network's variables, as NumPy arrays.
 
     Auxiliary heads that the network does not have are left out.
 
     Args:
       format: "torchvision", "timm" or "cadene"; None: the one whose names the tensors have.
-      image_shape: (height, width, channels) of the network's inputs; None: its native size in colour.
-      classifier: False leaves out the layers whose outputs are classes, those of auxiliary heads too, as one does for
-        other classes; the result then lacks them.
+      image_shape: (height, width, channels) of the network's inputs; None: its native size in color.
+      classifier: False leaves out the layers whose outputs are classes, also in auxiliary heads, for use with other
+        classes; the result then lacks them.
 
     Raises:
-      UserError: the tensors are another network's (which is named), or some are missing, too many or of another shape
-        (which are listed), or the library's network computes something else than this one.
+      UserError: the tensors belong to another network (which is named), some are missing, unknown or of another shape
+        (these are listed), or the library's network computes something else than this one.
     """
     leaves = _leaves(model, image_shape)
     format = format or recognize(model, tensors)
@@ -148,7 +148,7 @@ def from_state_dict(
         table = _table(model, leaves, naming(model, format))
         _check(model, table, tensors, classifier)
     except UserError:
-        recognize(model, tensors, format)  # which names the network that the tensors belong to, if it is another one
+        recognize(model, tensors, format)  # if the tensors belong to another network, its error names that network
         raise
     result = {}
     for name, entry in table.tensors.items():
@@ -160,10 +160,10 @@ def from_state_dict(
 
 
 def recognize(model: nn.Module, tensors: Mapping[str, np.ndarray], format: str | None = None) -> str:
-    """The library whose network of the same kind has these tensors: one of those that are known, or the given one.
+    """The library whose version of the network has these tensors: any known one, or the given one.
 
     Raises:
-      UserError: no library has the network, or the tensors are clearly another one's, which is named.
+      UserError: no library has the network, or the tensors clearly belong to another network, which is named.
     """
     candidates = formats(model) if format is None else [format]
     if not candidates:
@@ -178,14 +178,14 @@ def recognize(model: nn.Module, tensors: Mapping[str, np.ndarray], format: str |
 
 
 def count_classes(model: nn.Module, tensors: Mapping[str, np.ndarray], format: str) -> int | None:
-    """The classes that the tensors are for; None: the classifier is missing."""
+    """The number of classes that the tensors are for; None: the classifier is missing."""
     names = naming(model, format)
     bias = tensors.get(f"{names.module(model, names.classifiers[0])}.bias")
     return None if bias is None else len(bias)
 
 
 def _check(model: nn.Module, table: Table, tensors: Mapping[str, np.ndarray], classifier: bool) -> None:
-    """Raises UserError unless the tensors are those of the table."""
+    """Raises UserError unless the tensors match the table."""
     given = {name: tensor.shape for name, tensor in tensors.items()}
     wanted = {name: entry.shape for name, entry in table.tensors.items() if classifier or name not in table.classifiers}
     wanted |= {name: entry.shape for name, entry in table.biases.items()}
@@ -214,7 +214,7 @@ def _list(names: list[str]) -> str:
 
 
 def _leaves(model: nn.Module, image_shape: tuple[int, int, int] | None = None) -> dict[Path, jax.ShapeDtypeStruct]:
-    """The network's variables as shapes and types; statistics are at least float32 and as wide as the parameters."""
+    """The network's variables as shapes and dtypes; statistics are at least float32 and as wide as the parameters."""
     size = getattr(model, "native_image_size", 224)
     images = jax.ShapeDtypeStruct((1, *(image_shape or (size, size, 3))), jnp.float32)
     variables = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
@@ -226,18 +226,18 @@ def _leaves(model: nn.Module, image_shape: tuple[int, int, int] | None = None) -
     return leaves
 
 
-# Libraries with the same network have it in turn.
+# Cached, since libraries with the same network are tried one after the other.
 _nearest_leaves = lru_cache(maxsize=1)(_leaves)
 
 
 class Signature(NamedTuple):
-    """What tells a library's network from others: all tensors but the classifiers and the auxiliary heads."""
+    """What identifies a library's network: all tensors except the classifiers and the auxiliary heads."""
 
     shapes: Shapes
     table: Table
 
     def likeness(self, given: Shapes) -> float:
-        """The share of the names in either that stand in both, with the same shape."""
+        """The share of all names that are in both with the same shape (intersection over union)."""
         ignored = self.table.counters | self.table.classifiers
         names = {name for name in given if name not in ignored and not name.startswith(self.table.heads)}
         same = sum(given.get(name) == shape for name, shape in self.shapes.items())
@@ -245,7 +245,7 @@ class Signature(NamedTuple):
 
 
 def _signature(model: nn.Module, format: str) -> Signature:
-    """That of the library's network which is nearest to ours."""
+    """The signature of the library's network that is nearest to ours."""
     names = naming(model, format)
     model = model.clone(**nearest_options(model, names), dtype=None, param_dtype=jnp.float32)
     table = _table(model, _nearest_leaves(model), names)
@@ -258,17 +258,17 @@ def _signature(model: nn.Module, format: str) -> Signature:
 
 
 def identify(given: Shapes) -> tuple[str, str] | None:
-    """Whose tensors have these names and shapes: ("torchvision", "resnet18"); None: of no network known here."""
+    """Whose tensors have these names and shapes, such as ("torchvision", "resnet18"); None: no known network."""
     for name in MODELS:
         for format in formats(create_model(name, num_classes=1000)):
             model = create_model(name, num_classes=1000)
             names = naming(model, format)
-            # The networks that name their classifier so are few; the shapes of one take up to a second.
+            # Few networks use this name for their classifier, and computing a network's shapes takes up to a second.
             if f"{names.module(model, names.classifiers[0])}.bias" not in given:
                 continue
             try:
                 model = create_model(name, num_classes=1000, **nearest_options(model, names))
-            except UserError:  # what makes it the one of its name is not the library's
+            except UserError:  # the options fixed by its name are not the library's
                 continue
             if _signature(model, format).likeness(given) >= SAME_NETWORK:
                 return format, name
@@ -276,7 +276,7 @@ def identify(given: Shapes) -> tuple[str, str] | None:
 
 
 def registered_name(model: nn.Module) -> str:
-    """The name in MODELS that says most about such a network, else its class's."""
+    """The most specific name in MODELS for such a network, else the name of its class."""
     found = {}
     for name, constructor in MODELS.items():
         fixed = {}

@@ -1,4 +1,4 @@
-"""Files of weights: PyTorch's .pth, of which nothing is executed and which needs no PyTorch, and .safetensors."""
+"""Weights files: .safetensors, and PyTorch's .pth, read without PyTorch and without executing anything in it."""
 
 import importlib.util
 import io
@@ -28,15 +28,15 @@ from inception_jax.weights.pickles import Foreign, Reader, Storage, Tensor
 logger = logging.getLogger(__name__)
 
 EXPECTED = "expected a PyTorch state dict (.pth, .pt) or a .safetensors file"
-# Where training programs keep the network's tensors, the likeliest first; averages of them come last.
+# Keys under which training programs keep the network's tensors, the likeliest first; averaged weights come last.
 USUAL = (
     "state_dict", "model_state_dict", "model_state", "model", "network", "net", "module", "weights", "params",
     "parameters", "state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "params_ema", "ema",
 )  # fmt: skip
-DEEPEST = 8  # dicts in dicts that are looked into
-MOST_PARTS, MOST_DICTS = 1000, 10_000  # dicts and lists that are looked into: of each, and of all; each takes 300 bytes
-LISTED = 10  # dicts that an error spells out
-# How names begin in DataParallel, torch.compile and FSDP, and in the classes that people wrap networks with.
+DEEPEST = 8  # levels of nested dicts that are searched
+MOST_PARTS, MOST_DICTS = 1000, 10_000  # dicts and lists that are searched: in each, and in all; each takes 300 bytes
+LISTED = 10  # dicts listed in an error message
+# Prefixes of names that DataParallel, torch.compile, FSDP and common wrapper classes add.
 PREFIXES = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "model.", "backbone.", "net.", "network.", "encoder.")
 WRAPPED = re.compile(r"(?:\.(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module))+\.")
 NOT_READ = {
@@ -54,8 +54,8 @@ SAFETENSORS_DTYPES = {
     "C64": np.dtype("<c8"), "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn), "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
     "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
 }  # fmt: skip
-LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle in the files of PyTorch before 1.6
-# What damaged files raise on the way; a UserError passes.
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle in files from PyTorch before 1.6
+# What reading a damaged file can raise, besides UserError, which passes through.
 DAMAGE = (
     ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, NotImplementedError, RuntimeError, TypeError,
     ValueError, zipfile.BadZipFile, zlib.error, safetensors.SafetensorError,
@@ -63,19 +63,19 @@ DAMAGE = (
 
 
 def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
-    """The tensors of a file by their names, whatever its suffix.
+    """Reads the tensors of a file, by name, whatever its suffix.
 
-    A .pth file may be of PyTorch's zip format or of the older stream of pickles. The network's tensors may stand in
-    other dicts, such as {"state_dict": ...} or {"model": ...}, and beside anything else; of several dicts of tensors
-    one with a usual name is taken, and a warning says which. "module.", "_orig_mod." and the like before every name
-    are taken off. Nothing is imported, and nothing of the file's is called (see `pickles`).
+    A .pth file may have PyTorch's zip format or the older stream of pickles. The network's tensors may be nested in
+    other dicts, such as {"state_dict": ...} or {"model": ...}, next to anything else. If there are several dicts of
+    tensors, one with a usual name is taken, and a warning says which. Prefixes common to all names, such as "module."
+    and "_orig_mod.", are removed. Nothing is imported, and no code from the file is called (see `pickles`).
 
     Memory: that of the numbers, which are read once, and at most `pickles.BYTES_PER_BYTE` bytes for each byte of the
     file's pickles.
 
     Raises:
-      UserError: the file is no such file, is damaged, holds no dict of tensors, or several without a usual name, or
-        one that is not dense or not real.
+      UserError: the file is not a weights file or is damaged, it holds no dict of tensors or several without a usual
+        name, or a tensor is not dense or not real.
     """
     path = files.expand(path)
     try:
@@ -107,19 +107,19 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
 def write_state_dict(
     path: str | Path, tensors: Mapping[str, np.ndarray], check: Callable[[Path], None] = lambda new: None
 ) -> None:
-    """Writes a .safetensors file or, with PyTorch at hand, a .pth or .pt file; the file appears when it is whole.
+    """Writes a .safetensors file or, if PyTorch is installed, a .pth or .pt file; it appears once it is complete.
 
     Args:
-      check: is given the new file before it becomes `path`, and may raise.
+      check: called with the new file before it is moved to `path`; may raise.
 
     Raises:
-      UserError: another suffix, or PyTorch is missing.
+      UserError: the suffix is another one, or PyTorch is missing.
       WriteError: the file cannot be written.
     """
     path = files.expand(path)
-    arrays = {name: np.array(value, order="C") for name, value in tensors.items()}  # PyTorch warns of read-only ones
+    arrays = {name: np.array(value, order="C") for name, value in tensors.items()}  # PyTorch warns about read-only ones
 
-    def content() -> bytes:  # in memory, since both libraries hide in errors of their own that the disk is full
+    def content() -> bytes:  # in memory: both libraries hide a full disk behind errors of their own
         if path.suffix == ".safetensors":
             return safetensors.numpy.save(arrays, metadata={"format": "pt"})
         import torch
@@ -138,7 +138,7 @@ def write_state_dict(
 
 
 def _kind(head: bytes) -> str:
-    """What a file is that begins so and is no file of weights."""
+    """Says what a file with this beginning is, if it is not a weights file."""
     text = head.lstrip().lower()
     if not head:
         return "is empty"
@@ -158,7 +158,7 @@ def _kind(head: bytes) -> str:
             return kind
     if head[257:262] == b"ustar":
         return "is a tar archive"
-    if head[:1] == b"\x08" and head[2:3] in (b"\x12", b"\x3a", b"\x42"):  # ir_version, then a text or the graph
+    if head[:1] == b"\x08" and head[2:3] in (b"\x12", b"\x3a", b"\x42"):  # ir_version, then a string or the graph
         return "is an ONNX model"
     return "is no file of weights"
 
@@ -171,7 +171,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _tensors(path: Path, content: Any, reader: Reader, read: Callable[[Storage], bytes]) -> dict[str, np.ndarray]:
-    """The arrays of the state dict in a pickle; `read` gives the bytes of a storage, which tensors may share."""
+    """The arrays of the state dict in a pickle; `read` returns the bytes of a storage, which tensors may share."""
     found = _state_dict(path, content, reader)
     for name, value in found.items():
         if isinstance(value, Foreign):
@@ -187,10 +187,10 @@ def _tensors(path: Path, content: Any, reader: Reader, read: Callable[[Storage],
 
 
 def _state_dict(path: Path, content: Any, reader: Reader) -> dict[str, Any]:
-    """The dict of tensors (or of what would be some) that is the network's.
+    """The network's dict of tensors, including foreign ones.
 
     Raises:
-      UserError: there is none, or there are several, none of which has a usual name.
+      UserError: there is none, or there are several and none has a usual name.
     """
     candidates = [_Candidate(where, tensors) for where, tensors in _dicts_of_tensors(content)]
     if not candidates and reader.foreign:
@@ -217,7 +217,7 @@ def _asks_for(path: Path, name: str) -> UserError:
 
 
 class _Candidate(NamedTuple):
-    """A dict with tensors, and the keys on the way to it."""
+    """A dict with tensors, and the keys that lead to it."""
 
     where: tuple[str | int, ...]
     tensors: dict[str, Any]
@@ -234,7 +234,7 @@ class _Candidate(NamedTuple):
         )
 
     def rank(self) -> tuple[int, ...]:
-        """What sorts the likeliest first: a usual name, the nearest to the top; the top itself; all others alike."""
+        """Sort key, the likeliest first: usual names, nearest to the top; the top itself; all others alike."""
         last = self.where[-1] if self.where else None
         if last in USUAL:
             return (not self.is_network, 0, len(self.where), USUAL.index(last))
@@ -247,7 +247,7 @@ def _listed(candidates: list[_Candidate]) -> str:
 
 
 def _dicts_of_tensors(content: Any) -> Iterator[tuple[tuple[str | int, ...], dict[str, Any]]]:
-    """The tensors of each dict that has any, and the keys that lead to it; those of optimizers are left out."""
+    """The tensors of each dict that has any, and the keys that lead to it; optimizer states are left out."""
     queue: deque[tuple[tuple[str | int, ...], Any]] = deque([((), content)])
     seen = {id(content)}
     while queue:
@@ -273,7 +273,7 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _array(tensor: Tensor, data: bytes) -> np.ndarray:
-    """A view, never beyond the storage, and never larger than it (a stride of 0 would make it so)."""
+    """A view that never reaches beyond its storage and is never larger (as it could be with a stride of 0)."""
     storage, shape, strides, itemsize = tensor.storage, tensor.shape, tensor.strides, tensor.dtype.itemsize
     if len(data) != storage.numel * storage.dtype.itemsize:
         raise ValueError(f"storage {storage.key} has {len(data)} bytes, not {storage.numel} of {storage.dtype}")
@@ -288,10 +288,10 @@ def _array(tensor: Tensor, data: bytes) -> np.ndarray:
 
 
 def _without_wrappers(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Without what wrappers put into the names, in any order and number: "_orig_mod.module.conv1.weight".
+    """Removes what wrappers add to names, in any order and number, as in "_orig_mod.module.conv1.weight".
 
-    At the start of names it goes off if all have it but for numbers of the wrapper's own, such as `n_averaged`, which
-    go with it. Within names it goes off wherever it is: a part was wrapped ("features.module.0.weight").
+    A prefix is removed if all names have it except scalars of the wrapper itself, such as `n_averaged`, which are
+    dropped. Within names it is always removed, since a submodule was wrapped ("features.module.0.weight").
     """
     while True:
         whole = [name for name, value in tensors.items() if value.ndim] or list(tensors)
@@ -305,11 +305,11 @@ def _without_wrappers(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {names[name]: value for name, value in tensors.items()}
 
 
-# The three kinds of files.
+# The three file formats.
 
 
 def _read_zip(path: Path, file: BinaryIO, size: int) -> dict[str, np.ndarray]:
-    """PyTorch's format since 1.6: an archive of one pickle, ROOT/data.pkl, and the storages, ROOT/data/KEY."""
+    """PyTorch's format since 1.6: an archive with one pickle, ROOT/data.pkl, and the storages, ROOT/data/KEY."""
     with zipfile.ZipFile(file) as archive:
         names = set(archive.namelist())
         pickles = [name for name in names if name == "data.pkl" or name.endswith("/data.pkl")]
@@ -320,11 +320,11 @@ def _read_zip(path: Path, file: BinaryIO, size: int) -> dict[str, np.ndarray]:
                 kind = "NumPy archive"
             raise UserError(f"{path} is a {kind}, not a state dict: {EXPECTED}")
         members = archive.infolist()
-        total = sum(max(member.file_size, member.compress_size) for member in members)  # too many if some overlap
+        total = sum(max(member.file_size, member.compress_size) for member in members)  # too large if some overlap
 
         def read(name: str) -> bytes:
             member = archive.getinfo(root + name)
-            if member.compress_type != zipfile.ZIP_STORED or total > size:  # PyTorch never packs them
+            if member.compress_type != zipfile.ZIP_STORED or total > size:  # PyTorch never compresses them
                 raise ValueError(f"{name} is packed or too large")
             return archive.read(member)
 
@@ -347,13 +347,13 @@ def _read_legacy(path: Path, data: mmap.mmap) -> dict[str, np.ndarray]:
     content = reader.read()
     places: dict[str, tuple[int, int]] = {}
     for key in reader.read():
-        # The number of elements stands before the elements, whose size only the tensors tell.
+        # The number of elements precedes the elements, whose size only the tensors tell.
         length = int.from_bytes(data.read(8), "little") * reader.storages[key].itemsize
         places[key] = data.tell(), length
         data.seek(length, os.SEEK_CUR)
 
     def read(storage: Storage) -> bytes:
-        place, length = places[storage.key]  # each has its own, so that all together are no more than the file
+        place, length = places[storage.key]  # places do not overlap, so all together are no larger than the file
         return data[place : place + length]
 
     return _tensors(path, content, reader, read)
@@ -361,7 +361,7 @@ def _read_legacy(path: Path, data: mmap.mmap) -> dict[str, np.ndarray]:
 
 def _read_safetensors(path: Path, file: BinaryIO) -> dict[str, np.ndarray]:
     with safetensors.safe_open(path, framework="numpy"):
-        pass  # the header is whole, and every tensor has its own place in the file
+        pass  # checks that the header is complete and that tensors do not overlap in the file
     file.seek(0)
     header: dict[str, Any] = parse_json(file.read(int.from_bytes(file.read(8), "little")))
     header.pop("__metadata__", None)

@@ -1,4 +1,4 @@
-"""How other libraries name what our networks hold: torchvision, timm, and Cadene's pretrained-models."""
+"""Names of our networks' tensors in other libraries: torchvision, timm, and Cadene's pretrained-models."""
 
 import dataclasses
 import re
@@ -28,15 +28,14 @@ class Naming:
     """How one library names the tensors of one class of networks.
 
     Attributes:
-      module: (network, path) -> name: the path of a module in our variables, such as "conv1/conv", and the library's
-        name of it, such as "conv1.conv".
-      options: the values of the network's fields with which it computes what the library's does; the first is the one
-        to choose.
+      module: (network, path) -> name: from the path of a module in our variables, such as "conv1/conv", to its name
+        in the library, such as "conv1.conv".
+      options: values of the network's fields with which it computes what the library's does; the first is the default.
       classifiers: paths of the layers whose outputs are the classes.
-      heads: how the names of auxiliary heads begin there; those in a file are left out of a network without heads.
-      flattened: sides of the maps that a dense layer reads flattened, by its path; there channels stand first.
-      convolutions: paths of dense layers that are convolutions there.
-      biases: whether a convolution has a bias before batch norm, too, where it does nothing that the mean could not.
+      heads: the library's prefixes for auxiliary heads, whose tensors a network without heads ignores.
+      flattened: sides of the maps that a dense layer reads flattened, by its path; the library's are channels-first.
+      convolutions: paths of dense layers that are convolutions in the library.
+      biases: whether convolutions before batch norm have a bias, too, which the mean could absorb.
     """
 
     module: Callable[[Any, str], str]
@@ -49,7 +48,7 @@ class Naming:
 
 
 def _conv_bn(unit: Callable[[Any, str], str], layers: Mapping[str, str]) -> Callable[[Any, str], str]:
-    """Modules whose units hold a "conv" and a "bn" there; `unit` names units, `layers` the others, here and there."""
+    """For libraries whose units hold a "conv" and a "bn"; `unit` names units, `layers` maps other paths to names."""
 
     def module(model: Any, path: str) -> str:
         if path in layers:
@@ -61,7 +60,7 @@ def _conv_bn(unit: Callable[[Any, str], str], layers: Mapping[str, str]) -> Call
 
 
 def _split(path: str) -> tuple[str, str]:
-    """The module of a network and what is in it: "inception_3a/conv_1x1" is both, "conv1" only the second."""
+    """The block and the unit of a path: "inception_3a/conv_1x1" has both, "conv1" only a unit."""
     block, _, unit = path.rpartition("/")
     return block, unit
 
@@ -90,7 +89,7 @@ def _resnet(model: Any, path: str) -> str:
 
 
 def _vgg(**dense: str) -> Callable[[VGG, str], str]:
-    """Convolutions, batch norms, ReLUs and pools are numbered through; `dense` are the names of the dense layers."""
+    """Convolutions, batch norms, ReLUs and pools are numbered consecutively; `dense` names the dense layers."""
 
     def module(model: VGG, path: str) -> str:
         if path in dense:
@@ -144,7 +143,7 @@ def _inception_v3_unit(model: Any, path: str) -> str:
 
 
 def _branch(branches: Branches, unit: str) -> str:
-    """timm's name of a convolution: the number of its branch and, where a branch has several steps, of its step."""
+    """timm's name of a convolution: the number of its branch and, if the branch has several steps, of its step."""
     for number, steps in enumerate(branches):
         for index, step in enumerate(steps):
             if isinstance(step, Conv) and step.name == unit:
@@ -194,7 +193,7 @@ def _inception_resnet_v2_unit(model: InceptionResNetV2, path: str) -> str:
 
 
 def _inception_resnet_v2(model: InceptionResNetV2, path: str) -> str:
-    if path.endswith("/projection/conv"):  # without batch norm, so no unit there
+    if path.endswith("/projection/conv"):  # without batch norm, so it is not a unit in timm
         sibling = _inception_resnet_v2_unit(model, path.replace("projection/conv", "conv_1x1"))
         return sibling.replace("branch0", "conv2d")
     return _conv_bn(_inception_resnet_v2_unit, {"fc": "classif"})(model, path)
@@ -271,7 +270,7 @@ NAMINGS: Mapping[str, Mapping[type[nn.Module], Naming]] = {
 
 
 def formats(model: nn.Module) -> list[str]:
-    """The libraries that have a counterpart of the network's class."""
+    """The libraries that have a counterpart to the network's class."""
     return [format for format, namings in NAMINGS.items() if type(model) in namings]
 
 
@@ -291,12 +290,12 @@ def naming(model: nn.Module, format: str) -> Naming:
 
 
 def nearest_options(model: nn.Module, names: Naming) -> dict[str, Any]:
-    """What to change in the network so that it computes what the library's does."""
+    """The fields to change so that the network computes what the library's does."""
     return {field: allowed[0] for field, allowed in names.options.items() if getattr(model, field) not in allowed}
 
 
 def check_options(model: nn.Module, format: str) -> None:
-    """Raises UserError where the network computes something else than the library's."""
+    """Raises UserError if the network computes something else than the library's."""
     nearest = nearest_options(model, naming(model, format))
     if nearest:
         different = ", ".join(f"{field}={getattr(model, field)!r}, not {value!r}" for field, value in nearest.items())

@@ -1,7 +1,7 @@
-"""Pickles of PyTorch's as values that can be looked at: nothing is imported, nothing of the file's is called.
+"""Reads PyTorch's pickles safely: nothing is imported, and no code from the file is called.
 
-Of the objects in a pickle those of dicts, lists, numbers, texts and tensors are known, each by a function of this
-module. All others, such as what training programs write beside the tensors, become `Foreign`: a name, little else.
+Dicts, lists, numbers, strings and tensors are known, each made by a function of this module. All other objects, such
+as what training programs save next to the tensors, become `Foreign`: a name and little else.
 """
 
 import pickletools
@@ -16,21 +16,20 @@ import numpy as np
 
 from inception_jax.errors import UserError
 
-# What a pickle may take of memory: so many bytes for each of its own, besides a few to begin with. PyTorch's take 10
-# to 40; the densest that Python writes (small dicts of small numbers) take 50. A value takes what CPython gives it,
-# rounded up.
+# Memory that a pickle may take, in bytes for each of its own, plus a constant. PyTorch's pickles take 10 to 40; the
+# densest that Python writes (small dicts of small numbers) take 50. Sizes of values are CPython's, rounded up.
 BYTES_PER_BYTE = 64
 HEAD = 64 * 1024
 OBJECT, CELL, ITEM, STORAGE, TENSOR, AXIS = 80, 9, 90, 200, 800, 32
 LONGEST_NAME = 200  # of a module or an attribute
-LONGEST_KEY = 1000  # of a storage, and of a dict; others are dropped with their values, since no tensor has such a name
-MOST_ARGUMENTS = 16  # of a call that is known
+LONGEST_KEY = 1000  # of a storage or a dict; longer ones are dropped with their values, as no tensor has such a name
+MOST_ARGUMENTS = 16  # of a call to a known function
 MOST_AXES = 64  # NumPy's limit
 LARGEST = 2**63  # PyTorch's numbers have 64 bits
 
 
 class Storage(NamedTuple):
-    """Numbers that lie elsewhere in the file, of which tensors are views; `start` is where the storage's own begin."""
+    """Numbers elsewhere in the file, of which tensors are views; `start` is the offset of the storage's first one."""
 
     key: str
     dtype: np.dtype
@@ -39,7 +38,7 @@ class Storage(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """A tensor whose numbers have not been read; `dtype` is how it sees its storage, offset and strides are in such."""
+    """A tensor whose numbers have not been read; it views its storage as `dtype`, in which offset and strides count."""
 
     storage: Storage
     dtype: np.dtype
@@ -49,12 +48,12 @@ class Tensor(NamedTuple):
 
 
 class Foreign:
-    """An object that is not known here.
+    """An object of unknown type.
 
     Attributes:
-      name: of the class or function that would make it.
-      is_tensor: whether it is, or is made of, a tensor.
-      items: what it holds as a dict, if it is one: of a class derived from dict.
+      name: of the class or function that would create it.
+      is_tensor: whether it is a tensor or is made from one.
+      items: its items if it is of a class derived from dict.
     """
 
     __slots__ = ("is_tensor", "items", "name")
@@ -77,7 +76,7 @@ def _view(storage, dtype, offset, shape, strides, metadata) -> Tensor | Foreign:
         if isinstance(unknown, Foreign):
             return Foreign(unknown.name, is_tensor=True)
     if isinstance(metadata, dict) and any(value is True for value in metadata.values()):
-        return Foreign("torch._C._set_tensor_metadata", is_tensor=True)  # its values are those of the storage, negated
+        return Foreign("torch._C._set_tensor_metadata", is_tensor=True)  # its values are the storage's, negated
     if not (isinstance(storage, Storage) and isinstance(dtype, np.dtype)):
         raise ValueError("a tensor without storage")
     if not (isinstance(shape, tuple) and isinstance(strides, tuple) and len(shape) == len(strides) <= MOST_AXES):
@@ -88,7 +87,7 @@ def _view(storage, dtype, offset, shape, strides, metadata) -> Tensor | Foreign:
 
 
 def _parameter(data, *_) -> Tensor | Foreign:
-    """A tensor in another guise: a parameter, on another device, of a class of its own."""
+    """A tensor in another form: a parameter, on another device, or of a class of its own."""
     if isinstance(data, Foreign):
         return Foreign(data.name, is_tensor=True)
     if not isinstance(data, Tensor):
@@ -111,7 +110,7 @@ def _size(numbers=()) -> tuple:
 
 
 def _ordered_dict(pairs=()) -> dict:
-    """As Python 2 pickles it, with lists of two; later ones are empty at first."""
+    """Python 2 pickles it with pairs as lists; Python 3 creates it empty."""
     if not isinstance(pairs, list | tuple) or not all(
         isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs
     ):
@@ -121,7 +120,7 @@ def _ordered_dict(pairs=()) -> dict:
     return result
 
 
-# All that the pickles of a state dict name, by module and name as they stand there.
+# All globals in the pickles of a state dict, by module and name as written there.
 GLOBALS: Mapping[str, Any] = {
     "collections OrderedDict": _ordered_dict,
     "torch._utils _rebuild_tensor": _tensor,
@@ -146,13 +145,13 @@ GLOBALS: Mapping[str, Any] = {
     "torch BoolStorage": np.dtype("?"),
     "torch ComplexFloatStorage": np.dtype("<c8"),
     "torch ComplexDoubleStorage": np.dtype("<c16"),
-    # Of quantized tensors, whose functions are not known: the older format needs the sizes to step over them.
+    # Quantized tensors are not read, but the older format needs the sizes of their storages to skip them.
     "torch QInt8Storage": np.dtype("<i1"),
     "torch QUInt8Storage": np.dtype("<u1"),
     "torch QInt32Storage": np.dtype("<i4"),
     "torch QUInt4x2Storage": np.dtype("<u1"),
     "torch QUInt2x4Storage": np.dtype("<u1"),
-    # Bytes, of which a tensor says how it sees them.
+    # Bytes; the tensor says how to view them.
     "torch UntypedStorage": np.dtype("<u1"),
     "torch.storage UntypedStorage": np.dtype("<u1"),
     **{
@@ -164,7 +163,7 @@ GLOBALS: Mapping[str, Any] = {
         )
     },
 }  # fmt: skip
-MAKE_TENSORS = ("torch._utils _rebuild_", "torch._tensor _rebuild_")  # how the names of such functions begin
+MAKE_TENSORS = ("torch._utils _rebuild_", "torch._tensor _rebuild_")  # prefixes of functions that create tensors
 CONSTANTS = (
     "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
     "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
@@ -178,23 +177,23 @@ class Reader:
     """Reads the pickles of one file, one after the other.
 
     Attributes:
-      storages: the type of each storage that was named, by its key.
-      foreign: the name of the first object that is not known here.
+      storages: the dtype of each storage that was named, by key.
+      foreign: the name of the first unknown object.
     """
 
     def __init__(self, path: Path, file: Any):
-        """`file` has `read`, `readline` and `tell`, and stands at the first pickle."""
+        """`file` has `read`, `readline` and `tell`, and is positioned at the first pickle."""
         self.storages: dict[str, np.dtype] = {}
         self.foreign: str | None = None
         self._path, self._file = path, file
         self._taken = 0
 
     def read(self) -> Any:
-        """The value of the pickle at which the file stands; storages and tensors are noted, not read.
+        """Reads the pickle at the file's position; storages and tensors are described, their numbers are not read.
 
         Raises:
-          UserError: it has an operation that no state dict needs, or asks for too much memory.
-          ValueError and others: it cannot be decoded.
+          UserError: the pickle has an operation that no state dict needs, or needs too much memory.
+          ValueError and others: the pickle cannot be decoded.
         """
         stack: list[Any] = []
         marks: list[int] = []
@@ -295,7 +294,7 @@ class Reader:
         return found
 
     def _make(self, function: Any, arguments: Any) -> Any:
-        if isinstance(function, np.dtype):  # a storage without numbers, of which no tensor can be
+        if isinstance(function, np.dtype):  # a storage without numbers, which no tensor can use
             return self._foreign("torch.storage TypedStorage")
         if isinstance(function, Foreign):
             self._taken += OBJECT
@@ -306,7 +305,7 @@ class Reader:
             pairs = arguments[0] if isinstance(arguments, tuple) and len(arguments) == 1 else ()
             self._taken += OBJECT + (4 * ITEM * len(pairs) if isinstance(pairs, list | tuple) else 0)
         made = _call(function, arguments)
-        if isinstance(made, Tensor) and function is not _parameter:  # which hands on what it was given
+        if isinstance(made, Tensor) and function is not _parameter:  # which returns its argument
             self._taken += TENSOR + AXIS * len(made.shape)
         return made
 
@@ -332,7 +331,7 @@ class Reader:
         if place < len(memo):
             memo[place] = value
             return
-        gap = place - len(memo)  # pickletools.optimize leaves them
+        gap = place - len(memo)  # pickletools.optimize leaves gaps
         if CELL * gap > HEAD:
             raise ValueError("a memo with a gap")
         self._taken += CELL * gap
@@ -340,7 +339,7 @@ class Reader:
         memo.append(value)
 
     def _persistent(self, description: Any) -> Storage | Foreign:
-        """What stands outside of the pickle: the numbers of a storage, or the source code of a class."""
+        """A reference out of the pickle: to the numbers of a storage, or to the source code of a class."""
         kind, what, *rest = description if isinstance(description, tuple) and len(description) in (4, 5, 6) else (0, 0)
         if kind == "module" and isinstance(what, Foreign):
             return what
@@ -369,9 +368,9 @@ def _call(function: Any, arguments: Any) -> Any:
 
 
 def _set_items(target: dict, items: list) -> None:
-    """Pairs, one after the other, into a dict; those whose keys no tensor could have are dropped.
+    """Puts alternating keys and values into a dict; keys that no tensor could have are dropped.
 
-    Only short texts and small numbers are hashed and compared: others can take forever.
+    Only short strings and small integers are hashed and compared: others can take forever.
     """
     for key, value in zip(items[::2], items[1::2], strict=True):
         if len(key) <= LONGEST_KEY if isinstance(key, str) else isinstance(key, int) and -LARGEST <= key < LARGEST:
@@ -379,8 +378,8 @@ def _set_items(target: dict, items: list) -> None:
 
 
 def _operations(file: Any) -> Iterator[tuple[Any, Any, int | None]]:
-    """What a pickle does, one operation after the other: (opcode, argument, position)."""
+    """The operations of a pickle, in order: (opcode, argument, position)."""
     with warnings.catch_warnings():
-        # Of strange escapes in texts of protocol 0, which are then refused.
+        # Invalid escapes in strings of protocol 0, which are rejected later.
         warnings.simplefilter("ignore", DeprecationWarning)
         yield from pickletools.genops(file)

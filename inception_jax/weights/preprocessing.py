@@ -1,4 +1,4 @@
-"""From a picture of any size to what pretrained networks read."""
+"""Turns pictures of any size into the inputs of pretrained networks."""
 
 import dataclasses
 import os
@@ -17,15 +17,15 @@ INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resamp
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """Resize the shorter side, crop the centre, scale to 0..1, subtract the mean, divide by the deviation.
+    """Resize the shorter side, crop the center, scale to 0..1, subtract the mean, divide by the standard deviation.
 
-    The pixels are those of torchvision's `Resize` and `CenterCrop` on Pillow images, and so of timm's.
+    The pixels equal those of torchvision's `Resize` and `CenterCrop` on Pillow images, and so timm's.
 
     Attributes:
-      resize: the shorter side, pixels; the longer one follows, rounded down.
-      crop: side of the square from the centre, pixels; at most `resize`.
+      resize: the shorter side, pixels; the longer one is scaled alike and rounded down.
+      crop: side of the center crop, pixels; at most `resize`.
       mean, std: per channel (red, green, blue), of pixels scaled to 0..1.
-      interpolation: "bilinear" or "bicubic", Pillow's, whose support grows with the reduction.
+      interpolation: "bilinear" or "bicubic", as in Pillow, whose filters widen when downsampling (antialiasing).
     """
 
     resize: int
@@ -35,12 +35,12 @@ class Preprocessing:
     interpolation: str = "bilinear"
 
     def __call__(self, picture: Picture) -> Float[np.ndarray, "crop crop 3"]:
-        """A Pillow image, an array uint8 (height, width), (height, width, 1 or 3), or a file, to the network's input.
+        """Preprocesses a Pillow image, a uint8 array (height, width) or (height, width, 1 or 3), or a file.
 
         Pictures are opened as for training, see `data.images.open_picture`.
 
         Raises:
-          UserError: it is no picture, too large, or too long for its width.
+          UserError: it is not a picture, is too large, or its aspect ratio is too extreme.
         """
         image = open_picture(picture)
         short, long = sorted(image.size)
@@ -55,7 +55,7 @@ class Preprocessing:
         return (pixels / np.float32(255) - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
 
     def batch(self, pictures: Picture | Sequence[Picture]) -> Float[np.ndarray, "batch crop crop 3"]:
-        """The inputs of one picture or several; an array of four axes is several."""
+        """Preprocesses one picture or several; an array with four axes is several."""
         if isinstance(pictures, bytes | Image.Image | str | os.PathLike) or (
             isinstance(pictures, np.ndarray) and pictures.ndim < 4
         ):
@@ -64,5 +64,5 @@ class Preprocessing:
 
 
 def imagenet_classes() -> tuple[str, ...]:
-    """The names of ILSVRC 2012's 1000 classes, in the order of pretrained networks' outputs; see `synsets.names`."""
+    """The names of the 1000 ILSVRC 2012 classes, in the order of pretrained networks' outputs; see `synsets.names`."""
     return tuple(synsets.names().values())

@@ -1,4 +1,4 @@
-"""Networks with weights from elsewhere: to predict with as they are, and to go on from in training."""
+"""Networks with weights from elsewhere, for prediction and as a start for training."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -29,12 +29,12 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """A network with weights and all that it takes to use them.
+    """A network with weights and everything needed to use them.
 
     Attributes:
       model: the Linen module; `model.apply(variables, inputs, train=False)` returns Outputs.
       variables: {"params", "batch_stats"}.
-      preprocessing: from a picture to an input.
+      preprocessing: turns a picture into an input.
       class_names: in the order of the logits.
     """
 
@@ -47,18 +47,18 @@ class Pretrained:
         return f"Pretrained({type(self.model).__name__}, {len(self.class_names)} classes, {self.preprocessing})"
 
     def logits(self, pictures: Picture | Sequence[Picture]) -> Float[np.ndarray, "batch classes"]:
-        """Of one picture or several: files, Pillow images, arrays uint8 (height, width, 3), each of any size.
+        """The logits of one picture or several: files, Pillow images, uint8 arrays (height, width, 3), of any size.
 
-        They are opened as for training: turned as their EXIF data says, 16 bits become 8.
+        They are opened as for training: rotated according to their EXIF data, and 16 bits are reduced to 8.
 
         Raises:
-          UserError: one is no picture, or too large.
+          UserError: one is not a picture, or is too large.
         """
         model, variables = self._folded
         return np.asarray(folding.logits(model, variables, self.preprocessing.batch(pictures)))
 
     def predict(self, pictures: Picture | Sequence[Picture]) -> Float[np.ndarray, "batch classes"]:
-        """The probabilities of the classes."""
+        """The class probabilities."""
         return np.asarray(jax.nn.softmax(self.logits(pictures)))
 
     @cached_property
@@ -97,21 +97,21 @@ def create_model(
     param_dtype: Any = None,
     **options: Any,
 ) -> nn.Module | Pretrained:
-    """The Linen module of a registered name (see `models.create_model`) or, with `weights`, a Pretrained.
+    """Creates a registered Linen module by name (see `models.create_model`) or, with `weights`, a Pretrained.
 
-    With weights, the network's options are those that the library's network has.
+    With weights, the network has the options of the library's network.
 
     Args:
-      num_classes: the number of logits; with weights it may be left out. Another number than the weights' leaves their
-        classifiers out, and new ones are drawn, as they are where the weights have none.
-      weights: "torchvision" or "timm": what it has published for the name; one of `PRETRAINED`, such as
-        "torchvision:resnet50.v2"; or a file of weights in torchvision's, timm's or Cadene's naming.
-      preprocessing: None: that of the published weights, also where a file is a copy of them; for another file, of
-        those that the library has published under the name.
+      num_classes: the number of logits; optional with weights. If the weights have another number of classes, or no
+        classifiers, new classifiers are initialized randomly.
+      weights: "torchvision" or "timm", for its weights published under the name; one of `PRETRAINED`, such as
+        "torchvision:resnet50.v2"; or a weights file with the names of torchvision, timm or Cadene.
+      preprocessing: None: that of the published weights, also for a file that is a copy of them; for another file,
+        that of the weights that the library has published under the name.
       seed: of new classifiers.
 
     Raises:
-      UserError: a name or an option is unknown, or the weights cannot be had or are not the network's.
+      UserError: a name or an option is unknown, or the weights are not available or not the network's.
     """
     dtypes = {"dtype": dtype, "param_dtype": param_dtype}
     if weights is None:
@@ -137,14 +137,14 @@ def create_model(
 
 @dataclasses.dataclass(frozen=True)
 class InitialWeights:
-    """What training begins with.
+    """What training starts from.
 
     Attributes:
-      variables: {"params", "batch_stats"}, in NumPy but for what is new.
-      preprocessing: of published weights, or of those that a file is a copy of; None: another file does not say.
-      class_names: in the order of the logits; None: new classifiers have none, and files do not say, except that 1000
-        classes are taken for ImageNet's.
-      left_out: paths of the layers that are new, such as "fc": the weights are for other classes, or have none.
+      variables: {"params", "batch_stats"}, as NumPy arrays except for new layers.
+      preprocessing: of published weights or a copy of them; None: not known for other files.
+      class_names: in the order of the logits; None: the classifiers are new, or the names unknown; 1000 classes are
+        assumed to be ImageNet's.
+      left_out: paths of new layers, such as "fc", since the weights are for other classes or have no classifier.
     """
 
     variables: dict[str, Any]
@@ -160,15 +160,15 @@ def init_from(
     image_shape: tuple[int, int, int] | None = None,
     key: jax.Array | None = None,
 ) -> InitialWeights:
-    """Variables for a network in hand; new classifiers where the weights have none, or for another number of classes.
+    """Loads weights for a given network; classifiers are new if the weights have none or another number of classes.
 
     Args:
-      source: as create_model's `weights`.
-      image_shape: (height, width, channels) of the network's inputs; None: its native size in colour.
-      key: of new classifiers; None: of seed 0.
+      source: as `weights` of `create_model`.
+      image_shape: (height, width, channels) of the network's inputs; None: its native size in color.
+      key: random key of new classifiers; None: that of seed 0.
 
     Raises:
-      UserError: the weights cannot be had, are not the network's, or the network has other options than theirs.
+      UserError: the weights are not available or not the network's, or the network's options differ from theirs.
     """
     return _initial(_read(source, model), model, image_shape, jax.random.key(0) if key is None else key)
 
@@ -181,13 +181,13 @@ class _Source:
 
 
 def find_network(source: str) -> tuple[str, dict[str, Any], Preprocessing | None]:
-    """Whose weights these are: the network's registered name, the options that they need, and what its pictures become.
+    """Finds the network that weights belong to: its registered name, the options they need, and the preprocessing.
 
     Args:
-      source: one of `PRETRAINED`, or a file of weights.
+      source: one of `PRETRAINED`, or a weights file.
 
     Raises:
-      UserError: it is neither, or of no network that is registered here.
+      UserError: it is neither, or its network is not registered.
     """
     published = _published(source)
     if published:
@@ -207,7 +207,7 @@ def find_network(source: str) -> tuple[str, dict[str, Any], Preprocessing | None
 
 
 def _published(source: str | Path) -> PublishedWeights | None:
-    """What is published under a name, or what a file is a copy of."""
+    """The weights published under a name, or those that a file is a copy of."""
     if str(source) in PRETRAINED:
         return PRETRAINED[str(source)]
     path = files.expand(source)
@@ -222,7 +222,7 @@ def _read(source: str | Path, model: nn.Module) -> _Source:
         libraries = {name.partition(":")[0] for name in PRETRAINED}
         raise unknown_name("weights (and no file)", str(source), {*libraries, *PRETRAINED})
     tensors = read_state_dict(fetch(published) if published and str(source) in PRETRAINED else source)
-    if published and published.background:  # nothing else in these files has as many outputs
+    if published and published.background:  # only classifiers have 1001 outputs
         tensors = {name: value[1:] if value.shape[:1] == (1001,) else value for name, value in tensors.items()}
     try:
         format = recognize(model, tensors, published and published.format)
@@ -246,7 +246,7 @@ def _initial(source: _Source, model: Any, image_shape: tuple[int, int, int] | No
 def _new_classifiers(
     model: Any, paths: tuple[str, ...], image_shape: tuple[int, int, int] | None, key: jax.Array
 ) -> dict[tuple[str, ...], jax.Array]:
-    """What `model.init` draws for the layers at the paths; the rest is not computed."""
+    """The values that `model.init` gives the layers at the paths; the rest is not computed."""
     size = model.native_image_size
 
     def draw(key):

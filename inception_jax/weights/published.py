@@ -1,4 +1,4 @@
-"""Published weights by name: where they are, what they are, and what a picture must become to be read by them."""
+"""Published weights by name: their addresses, digests, licenses and preprocessing."""
 
 import dataclasses
 import hashlib
@@ -19,7 +19,7 @@ from inception_jax.weights.preprocessing import Preprocessing
 logger = logging.getLogger(__name__)
 
 DIGITS = 64  # of a SHA-256 in hexadecimal
-MOST_BYTES = 2**31  # of a file; the largest that is published, VGG-19's, has 575 MB
+MOST_BYTES = 2**31  # of a file; the largest published one, VGG-19's, has 575 MB
 MOST_SECONDS = 4 * 3600.0  # of a download: the largest at 40 KB/s
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -30,17 +30,17 @@ TIMM_LICENCE = "Apache-2.0 (timm's model registry); trained on ImageNet, whose t
 
 @dataclasses.dataclass(frozen=True)
 class PublishedWeights:
-    """A published file of weights for 1000 classes of ImageNet.
+    """A published weights file for the 1000 classes of ImageNet.
 
     Attributes:
-      format: whose names the tensors have.
+      format: the library whose names the tensors have.
       model: the registered name of the network.
       url: the address; its last part is the file's name in the cache.
-      sha256: the file's digest, or how it begins: publishers put its first eight digits into the name, and more was
-        pinned where two independent sources agreed on it.
-      preprocessing: with which it was evaluated.
+      sha256: the file's digest or its beginning: publishers put the first eight digits into the file's name, and more
+        digits are given if two independent sources agree on them.
+      preprocessing: as in the published evaluation.
       licence: its short name, and where it is stated.
-      background: the file has a class before the first, "background", which the publisher drops as well.
+      background: the file has an extra class 0, "background", which the publisher drops as well.
     """
 
     format: str
@@ -55,7 +55,7 @@ class PublishedWeights:
 def _torchvision(
     model: str, file: str, sha256: str, *, resize: int = 256, crop: int = 224, half: bool = False
 ) -> PublishedWeights:
-    # With transform_input=True, torchvision's networks undo ImageNet's normalisation and apply 2 x - 1 instead.
+    # With transform_input=True, torchvision's networks undo ImageNet's normalization and apply 2 x - 1 instead.
     mean, std = (HALF, HALF) if half else (IMAGENET_MEAN, IMAGENET_STD)
     url = f"https://download.pytorch.org/models/{file}.pth"
     preprocessing = Preprocessing(resize, crop, mean, std)
@@ -71,7 +71,7 @@ def _timm(
     return PublishedWeights("timm", model, f"{url}{file}.pth", file[-8:], preprocessing, TIMM_LICENCE, background)
 
 
-# By library, name, and where there are several files for a name, the file's own.
+# Keys are the library and the network's name, followed by the file's own name if a network has several files.
 PRETRAINED: Mapping[str, PublishedWeights] = MappingProxyType(
     {
         "torchvision:alexnet": _torchvision(
@@ -160,10 +160,10 @@ PRETRAINED: Mapping[str, PublishedWeights] = MappingProxyType(
 
 
 def published(name: str) -> PublishedWeights:
-    """What is published under a name, such as "torchvision:googlenet".
+    """The weights published under a name, such as "torchvision:googlenet".
 
     Raises:
-      UserError: nothing is.
+      UserError: the name is unknown.
     """
     if name not in PRETRAINED:
         raise unknown_name("weights", name, PRETRAINED)
@@ -171,19 +171,19 @@ def published(name: str) -> PublishedWeights:
 
 
 def cache_folder() -> Path:
-    """Where published files are kept: weights/ in $INCEPTION_JAX_DATA, else in ~/.cache/inception_jax."""
+    """The folder of published files: weights/ in $INCEPTION_JAX_DATA, by default in ~/.cache/inception_jax."""
     return files.expand(os.environ.get("INCEPTION_JAX_DATA") or "~/.cache/inception_jax") / "weights"
 
 
 def fetch(weights: PublishedWeights) -> Path:
-    """The file, downloaded unless it is in `cache_folder()`; its digest is verified either way.
+    """The path of the file, which is downloaded unless it is in `cache_folder()`; its digest is always verified.
 
-    Where only the beginning of the digest was published, the whole one is shown and kept beside the file when it is
-    first seen, and verified from then on.
+    If only the beginning of the digest was published, the full digest is shown and stored next to the file on first
+    use, and verified from then on.
 
     Raises:
-      UserError: the server is out of reach (the message says how to put the file there by hand), the file is not the
-        published one, or is another one than at first.
+      UserError: the server cannot be reached (the message says where to put the file by hand), the file is not the
+        published one, or it has changed since its first use.
       WriteError: the folder cannot be written.
     """
     path = cache_folder() / _name(weights)
@@ -220,7 +220,7 @@ def fetch(weights: PublishedWeights) -> Path:
 
 
 def is_copy(path: Path, weights: PublishedWeights) -> bool:
-    """Whether a file is the published one: it has its name and its digest."""
+    """Whether a file is the published one, by its name and digest."""
     try:
         if path.name != _name(weights) or not path.is_file():
             return False
@@ -234,15 +234,15 @@ def _name(weights: PublishedWeights) -> str:
 
 
 def _kept(weights: PublishedWeights) -> Path:
-    """Where the digest of a file that was first seen is kept, as sha256sum writes it."""
+    """Where the digest of a file is stored on first use, in the format of sha256sum."""
     return cache_folder() / f"{_name(weights)}.sha256"
 
 
 def _first_seen(weights: PublishedWeights) -> str | None:
-    """The whole digest that the file had when it was first seen; None: it was not, or the whole one is published.
+    """The file's full digest on first use; None: not used before, or the full digest is published.
 
     Raises:
-      UserError: what was kept is damaged.
+      UserError: the stored digest is damaged.
     """
     kept = _kept(weights)
     if len(weights.sha256) == DIGITS or not kept.exists():
@@ -254,7 +254,7 @@ def _first_seen(weights: PublishedWeights) -> str | None:
 
 
 def _check_first_seen(weights: PublishedWeights, digest: str, what: str, advice: str) -> None:
-    """Keeps the digest at the first time, and raises UserError if it is another one later."""
+    """Stores the digest on first use, and raises UserError if it differs later."""
     if len(weights.sha256) == DIGITS:
         return
     first = _first_seen(weights)
@@ -262,7 +262,7 @@ def _check_first_seen(weights: PublishedWeights, digest: str, what: str, advice:
         _tell(f"SHA-256 of {_name(weights)}: {digest}; it is kept beside the file, which has to have it from now on")
         try:
             write_text(_kept(weights), f"{digest}  {_name(weights)}\n")
-        except WriteError as error:  # a cache that others may only read
+        except WriteError as error:  # a read-only cache
             logger.warning("%s; so the file's digest is not verified the next time", error)
     elif first != digest:
         raise UserError(
@@ -274,7 +274,7 @@ def _check_first_seen(weights: PublishedWeights, digest: str, what: str, advice:
 def _tell(message: str) -> None:
     if logger.isEnabledFor(logging.INFO):
         logger.info(message)
-    else:  # at the REPL, where nothing has set up logging
+    else:  # in the REPL, where logging is not set up
         complain(message)
 
 
