@@ -1,4 +1,4 @@
-"""Another side of ours in train_step.py: `Run.logits` with the engine that "auto" chooses, as `serve` has it.
+"""A variant of our side in train_step.py: `Run.logits` with the engine that "auto" chooses, as in `serve`.
 
 It also writes the graph that the sides of ONNX Runtime and OpenVINO read.
 """
@@ -31,7 +31,7 @@ class AutoSide(Side):
         return {"versions": {"inception_jax": version("inception_jax")}, "gpu": None}
 
     def export(self, path: str, name: str, batch: int, side: int, mode: str, small_stem: bool, dtype: str) -> int:
-        """Writes the network to an ONNX file, for normalised float32 images; returns the number of parameters."""
+        """Exports the network to an ONNX file, for normalized float32 images; returns the number of parameters."""
         network = make_run(name, side, small_stem, dtype)
         Path(path).write_bytes(run_as_onnx(network, "float32"))
         return count_parameters(network.variables["params"])
@@ -56,7 +56,7 @@ class AutoSide(Side):
 
 
 def make_run(name: str, side: int, small_stem: bool, dtype: str) -> run.Run:
-    """A run that was never trained, with random weights."""
+    """An untrained run with random weights."""
     options = {"stem": "small"} if small_stem else {}
     model = create_model(name, num_classes=1000, dtype=jnp.dtype(dtype), dropout_rate=0.0, **options)
     key = jax.random.key(0)
@@ -68,10 +68,10 @@ def make_run(name: str, side: int, small_stem: bool, dtype: str) -> run.Run:
 
 
 def initial(model: nn.Module, key: jax.Array, side: int) -> dict[str, Any]:
-    """Its variables."""
+    """The model's initial variables."""
     return dict(model.init(key, jnp.zeros((1, side, side, 3)), train=False))
 
 
 if __name__ == "__main__":
-    gc.set_threshold(process.GC_THRESHOLD)  # as our programs
+    gc.set_threshold(process.GC_THRESHOLD)  # as in our programs
     serve(AutoSide())

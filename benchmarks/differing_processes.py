@@ -24,7 +24,7 @@ examples:
   python benchmarks/differing_processes.py --runs 1 --kinds folder
 """
 FIELDS = ("model.name=simple_cnn", "model.norm=batch", "model.stage_features=(4, 8)", "batch_size=16", "num_epochs=2")
-LIMIT = 300  # seconds, after which a process that has not ended is killed
+LIMIT = 300  # seconds, after which a process that is still running is killed
 
 
 def pictures(folder: Path, seed: int) -> Path:
@@ -37,7 +37,7 @@ def pictures(folder: Path, seed: int) -> Path:
 
 
 def arguments(kind: str, folder: Path) -> list[list[str]]:
-    """Of each process."""
+    """The arguments of each process."""
     if kind == "folder":
         return [[f"--workdir={folder}"], [f"--workdir={folder}-other"]]
     common = [f"--workdir={folder}"]

@@ -1,4 +1,4 @@
-"""ONNX Runtime's and OpenVINO's sides of train_step.py: inference of a graph in a file. Knows nothing of JAX."""
+"""The ONNX Runtime and OpenVINO sides of train_step.py: inference of a graph in a file. Independent of JAX."""
 # pyright: reportMissingImports=false
 
 import platform
@@ -13,7 +13,7 @@ PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 
 
 class EngineSide(Side):
-    """A subclass makes `_step`."""
+    """Subclasses set `_step`."""
 
     package = ""
 
@@ -25,7 +25,7 @@ class EngineSide(Side):
         }
 
     def make(self, path: str, batch: int, side: int, dtype: str) -> dict[str, Any]:
-        """Loads the graph; `path` is of an ONNX file whose input "images" is float32 (batch, side, side, 3)."""
+        """Loads the graph; `path` is an ONNX file whose input "images" is float32 (batch, side, side, 3)."""
         before = self.memory_before()
         images = np.random.default_rng(0).standard_normal((batch, side, side, 3), np.float32)
         self.load(path, images, dtype)
@@ -55,7 +55,7 @@ class OnnxRuntimeSide(EngineSide):
 
 
 class OpenVinoSide(EngineSide):
-    """For batches of one size, with the better of its two hints: all cores at one batch, or several batches at once."""
+    """For batches of a fixed size, with the faster of two hints: all cores on one batch, or several batches at once."""
 
     package = "openvino"
 
@@ -102,7 +102,7 @@ class OpenVinoSide(EngineSide):
         self._way(number)
 
     def warm_up(self) -> dict[str, Any]:
-        """Chooses the faster hint; the other's memory is given back."""
+        """Chooses the faster hint, and frees the other's memory."""
         took = {}
         for hint, steps in self._ways.items():
             steps(4)

@@ -24,11 +24,11 @@ ADAM: dict[str, object] = {"optimizer.name": "adam", "schedule.learning_rate": 1
 DEEP: dict[str, object] = {
     "model.stem": "small", "model.zero_init_residual": True, "batch_size": 32, "num_epochs": 6
 }  # fmt: skip
-# Deep and without shortcuts: weights that are not averaged stayed below 95 % so early.
+# Deep, without shortcuts: without weight averaging they stayed below 95 % in this time.
 AVERAGED = ADAM | {
     "model.stem": "small", "data.image_size": 10, "batch_size": 32, "schedule.warmup_epochs": 0.5
 }  # fmt: skip
-# Fields of networks by pattern, the first that matches, on top of googlenet_digits and of PLAIN.
+# Config fields by name pattern, of which the first match is used, on top of googlenet_digits and PLAIN.
 FIELDS: dict[str, dict[str, object]] = {
     "alexnet": ADAM | {"model.stem": "small", "schedule.learning_rate": 3e-4},
     "bn_inception": {"data.image_size": 64},
@@ -43,7 +43,7 @@ FIELDS: dict[str, dict[str, object]] = {
     "resnet*": {"model.stem": "small"},
     "simple_cnn": ADAM,
     "small_inception": {},
-    # Without batch norm, small kernels let many updates pass before anything is learnt.
+    # Without batch norm, small kernels need many updates before they learn anything.
     "tiny_vgg_[ac]": ADAM | {"data.image_size": 32, "model.initializer": "he_normal"},
     "tiny_vgg*": ADAM | {"data.image_size": 32},
     "vgg19_bn": {"model.classifier": "mean", "schedule.learning_rate": 0.01},
@@ -59,7 +59,7 @@ HEADER = "| network | parameters | image size | test top-1 | epochs | seconds |\
 
 
 def fields_of(name: str) -> dict[str, object]:
-    """The config's fields for a network; its images are 8x8, as the digits are, or the smallest that it takes."""
+    """The config fields for a network; its images are 8x8, like the digits, or the smallest size that it supports."""
     fields = next((fields for pattern, fields in FIELDS.items() if fnmatch.fnmatch(name, pattern)), {})
     options = {key.removeprefix("model."): value for key, value in fields.items() if key.startswith("model.")}
     smallest = max(8, create_model(name, num_classes=10, **options).min_image_size)

@@ -35,8 +35,8 @@ examples, in the repository's root:
   python benchmarks/hostile_clients.py
   python benchmarks/hostile_clients.py --network simple_cnn --image-size 32 --connections 300 --pictures 16
 """
-SECONDS = 2.0  # in which a good request is to be answered
-MEGABYTES = 1500.0  # of the server, at most
+SECONDS = 2.0  # within which a good request must be answered
+MEGABYTES = 1500.0  # the server's memory limit
 GOOD = 20  # requests
 
 
@@ -52,7 +52,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def hostile_pictures() -> list[bytes]:
-    """Each just within the limits, or beyond what can be seen from its head."""
+    """Images just within the limits, or beyond them in ways that their headers do not show."""
 
     def encoded(image: Image.Image, kind: str, **options) -> bytes:
         file = io.BytesIO()
@@ -68,19 +68,19 @@ def hostile_pictures() -> list[bytes]:
     tags += [(322, 4, 1, 1), (323, 4, 1, 1), (324, 4, 3_000_000, 128), (325, 4, 3_000_000, 128)]
     tiff = b"II*\0" + struct.pack("<LH", 8, len(tags)) + b"".join(struct.pack("<HHLL", *tag) for tag in tags)
     return [
-        encoded(Image.new("RGB", (7000, 7000)), "PNG"),  # 49 million pixels in some kilobytes
+        encoded(Image.new("RGB", (7000, 7000)), "PNG"),  # 49 million pixels in a few kilobytes
         encoded(Image.new("RGB", (7000, 7000)), "JPEG"),
         encoded(Image.new("L", (7000, 7000)), "PNG"),
         encoded(Image.new("L", (7000, 7000)), "GIF"),
         progressive[:-2] + progressive[progressive.rindex(b"\xff\xda") : -2] * 80,
-        b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(bytes(100))),  # a head alone
+        b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(bytes(100))),  # only a header
         tiff + bytes(4 + 12_000_000),
         b"P6 7000 7000 255\n" + bytes(1000),
     ]
 
 
 def post(port: int, content: bytes, pause: float = 0.0) -> tuple[int, float]:
-    """The status of the answer, and the seconds until it came; between a request's halves there may be a pause."""
+    """The response status, and the seconds until it came; optionally pauses between the request's halves."""
     begun = time.perf_counter()
     with socket.create_connection(("127.0.0.1", port), timeout=120) as client:
         head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
@@ -102,14 +102,14 @@ def half_open(port: int, number: int) -> list[socket.socket]:
 
 
 def peak_mb(process_id: int) -> float:
-    """Of the process, in 10^6 bytes."""
+    """The peak memory of the process, in 10^6 bytes."""
     found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process_id}/status").read_text())
     assert found
     return int(found[1]) * 1024 / 1e6
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Prints the numbers; 1 if a good request failed or took too long, or the server too much memory."""
+    """Prints the numbers; returns 1 if a good request failed or was too slow, or the server used too much memory."""
     options = parse_arguments(argv)
     good = serving.pictures(options.image_size)[0]
     hostile = (hostile_pictures() * options.pictures)[: options.pictures]

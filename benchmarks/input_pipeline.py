@@ -48,7 +48,7 @@ def generated(root: Path, case: str) -> Path:
 
 
 def ours(case: str, folder: str | None, workers: int, seconds: float) -> float:
-    """Images per second until the batch is the network's input."""
+    """Images per second, up to the network's input."""
     import jax
     from jax import numpy as jnp
 
@@ -89,7 +89,7 @@ def ours(case: str, folder: str | None, workers: int, seconds: float) -> float:
 
 
 def theirs(case: str, folder: str | None, workers: int, seconds: float) -> float:
-    """The same of torchvision's pipeline, written as its references are."""
+    """The same for torchvision's pipeline, written like its reference scripts."""
     import torch
 
     libraries = [torch.library.Library("torchvision", "FRAGMENT")]
@@ -133,7 +133,7 @@ class _Arrays:
 
 
 def _rate(batches, seconds: float) -> float:
-    for _ in range(5):  # workers start, programs are compiled
+    for _ in range(5):  # workers start and programs are compiled
         next(batches)
     started, number = time.perf_counter(), 0
     while time.perf_counter() - started < seconds:
@@ -154,7 +154,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--peer-python", default=sys.executable, help="a Python that has torchvision")
     for case in GENERATED:
         parser.add_argument(f"--{case}", metavar="DIR", help="folder of classes for this case; unset: generated")
-    parser.add_argument("--turn", help=argparse.SUPPRESS)  # one measurement, in a process of its own
+    parser.add_argument("--turn", help=argparse.SUPPRESS)  # one measurement, in its own process
     options = parser.parse_args(argv)
     if options.turn:
         turn = json.loads(options.turn)

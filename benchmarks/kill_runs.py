@@ -34,7 +34,7 @@ FIELDS = (
 
 
 class Session:
-    """One start of the command."""
+    """One invocation of the command."""
 
     def __init__(self, folder: Path, fields: list[str]):
         command = [sys.executable, "-m", "inception_jax.main", "--config=googlenet_digits", f"--workdir={folder}"]
@@ -48,19 +48,19 @@ class Session:
             )
 
     def end_after(self, seconds: float, number: signal.Signals) -> int | None:
-        """The exit code of a run that was quicker than `seconds`; None: it got the signal, and has ended."""
+        """The exit code if the run ended within `seconds`; None: it got the signal, and has ended."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             return self.process.wait(seconds)
         self.process.send_signal(number)
         code = self.process.wait()
-        return code if code == 0 else None  # a run may end while the signal is on its way
+        return code if code == 0 else None  # a run may end before the signal arrives
 
     def text(self) -> str:
         return self.log.read_text()
 
 
 def outcome(folder: Path) -> dict:
-    """All that has to be the same: digests of the last checkpoint's arrays, metrics and summary."""
+    """Everything that must be equal: digests of the last checkpoint's arrays, metrics and summary."""
     last = max(int(path.name) for path in (folder / "checkpoints").iterdir() if path.name.isdecimal())
     digest = json.loads((folder / "checkpoints" / str(last) / "digest" / "metadata").read_text())
     with (folder / "metrics.csv").open() as file:
@@ -71,7 +71,7 @@ def outcome(folder: Path) -> dict:
 
 
 def kill_until_done(folder: Path, fields: list[str], seconds: float, number: signal.Signals, draw: random.Random):
-    """Returns how many sessions were killed, how many of them while a checkpoint was written, and what went wrong."""
+    """Returns how many sessions were killed, how many of them while writing a checkpoint, and what went wrong."""
     kills, during_save, faults = 0, 0, []
     stopped_after = None
     while True:
@@ -90,7 +90,7 @@ def kill_until_done(folder: Path, fields: list[str], seconds: float, number: sig
         kills += 1
         during_save += any((folder / "checkpoints").glob("*tmp*"))
         if number == signal.SIGTERM:
-            # A process that has said nothing was still starting Python, before it can heed a signal.
+            # A process without output was still starting Python, and could not handle a signal yet.
             if session.process.returncode != os.EX_TEMPFAIL and (text or session.process.returncode != -number):
                 faults.append(f"exit code {session.process.returncode} after SIGTERM: {text.strip().splitlines()[-1:]}")
             if said := re.search(r"stopped after step (\d+) of", text):
@@ -98,7 +98,7 @@ def kill_until_done(folder: Path, fields: list[str], seconds: float, number: sig
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns 0 if all runs came to the same end, else 1."""
+    """Returns 0 if all runs had the same result, else 1."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -128,7 +128,7 @@ def main(argv: list[str] | None = None) -> int:
         folder = options.workdir / str(runs)
         started = time.monotonic()
         killed, saving, faults = kill_until_done(folder, fields, seconds, number, draw)
-        if not killed:  # moments are drawn from the shortest time that a whole run has taken
+        if not killed:  # moments are drawn from the shortest duration of a whole run
             seconds = min(seconds, time.monotonic() - started)
         if not faults:
             found = outcome(folder)

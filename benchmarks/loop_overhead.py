@@ -31,7 +31,7 @@ examples, in the repository's root:
 """
 SHAPE, NUM_CLASSES = (32, 32, 3), 10
 CLASS_NAMES = tuple(map(str, range(NUM_CLASSES)))
-SETTLING_STEPS = 12  # of each side, untimed after its pause: until as many are in flight and memory is back as usual
+SETTLING_STEPS = 12  # untimed steps per side after its pause: until the queue is full and memory is back to normal
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -58,7 +58,7 @@ def bare_step(config: Any, images: np.ndarray, labels: np.ndarray) -> Callable[[
 
     def measure(number: int) -> float:
         nonlocal state
-        state, loss = step(state, *batch, key)  # waits for what is before it, and compiles the first time
+        state, loss = step(state, *batch, key)  # waits for earlier steps, and compiles the first time
         for _ in range(SETTLING_STEPS - 1):
             state, loss = step(state, *batch, key)
         loss.block_until_ready()
@@ -72,7 +72,7 @@ def bare_step(config: Any, images: np.ndarray, labels: np.ndarray) -> Callable[[
 
 
 def interleaved(measure: Callable[[int], float], number: int, rounds: list[tuple[float, float]]) -> type[Console]:
-    """A console that makes the trainer's loop take turns with `measure`, and adds (bare, loop) images/s to `rounds`."""
+    """A console that alternates the training loop with `measure`, and adds (bare, loop) images/s to `rounds`."""
 
     class TakingTurns(Console):
         begun = 0.0

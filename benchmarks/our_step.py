@@ -1,4 +1,4 @@
-"""Our side of train_step.py: the steps, compiled and called as the trainer and `Run.predict` do."""
+"""Our side of train_step.py: the steps, compiled and called as in the trainer and `Run.predict`."""
 
 import collections
 import gc
@@ -21,7 +21,7 @@ from inception_jax.steps import initialization
 from inception_jax.steps.optimizers import make_optimizer
 from inception_jax.steps.state import count_parameters, create_state
 
-STEPS_IN_FLIGHT = 2  # as in inception_jax.train, which this does not import: its libraries need memory
+STEPS_IN_FLIGHT = 2  # as in inception_jax.train, which is not imported because its libraries use memory
 
 
 class OurSide(Side):
@@ -51,7 +51,7 @@ class OurSide(Side):
         create = partial(create_state, model=model, optimizer=optimizer, image_shape=(side, side, 3))
         beginning = jax.jit(create).trace(key)
         template = beginning.out_info
-        with ThreadPoolExecutor(1) as pool:  # side by side, as the trainer
+        with ThreadPoolExecutor(1) as pool:  # concurrently, as in the trainer
             initial = pool.submit(initialization.evaluate, beginning, key)
             if mode == "train":
                 program = partial(
@@ -64,7 +64,7 @@ class OurSide(Side):
                 folded = jax.eval_shape(fold, template.variables)
                 program = jax.jit(program).lower(folded, images)
             program = program.compile(ops.compiler_options(dtype))
-        state = jax.device_put(initial.result(), may_alias=False)  # what NumPy holds is not donated
+        state = jax.device_put(initial.result(), may_alias=False)  # NumPy's memory is not donated
 
         def train() -> jax.Array:
             nonlocal state
@@ -72,7 +72,7 @@ class OurSide(Side):
             return loss
 
         self._step = train if mode == "train" else partial(program, fold(state.variables), images)
-        jax.clear_caches()  # as the command
+        jax.clear_caches()  # as in the command
         self.steps(1)
         return {"parameters": count_parameters(template.params), "memory_before": before}
 
@@ -82,17 +82,17 @@ class OurSide(Side):
             in_flight.append(self._step())
             if len(in_flight) > STEPS_IN_FLIGHT:
                 in_flight.popleft().block_until_ready()
-        jax.block_until_ready(list(in_flight))  # it overlooks what is in a deque
+        jax.block_until_ready(list(in_flight))  # it ignores a deque's content
 
     def peak_memory(self) -> int | None:
         if not self.on_gpu:
             return super().peak_memory()
-        # Since the process began: JAX cannot start it anew. The program comes from the cache, so that what compilation
-        # tries out is not in it.
+        # Since the start of the process: JAX cannot reset it. The program comes from the cache, so that compilation
+        # does not contribute.
         statistics = jax.devices()[0].memory_stats()
         return statistics and statistics["peak_bytes_in_use"]
 
 
 if __name__ == "__main__":
-    gc.set_threshold(process.GC_THRESHOLD)  # as our programs
+    gc.set_threshold(process.GC_THRESHOLD)  # as in our programs
     serve(OurSide())

@@ -25,11 +25,11 @@ examples:
   python benchmarks/scaling.py
   python benchmarks/scaling.py --model=resnet18 --batch=32 --rounds=5
 """
-LOSS_TOLERANCE = 1e-4  # relative; of float32 sums in another order
+LOSS_TOLERANCE = 1e-4  # relative; for float32 sums in a different order
 
 
 def all_reduces(program: str) -> list[list[tuple[int, ...]]]:
-    """The shapes of the floating-point arrays that each all-reduce in a compiled program's text adds up."""
+    """The shapes of the floating-point arrays in each all-reduce in a compiled program's text."""
     found = []
     for result in re.findall(r"= (.*?) all-reduce(?:-start)?\(", program):
         shapes = [tuple(map(int, filter(None, shape.split(",")))) for shape in re.findall(r"f\d+\[([\d,]*)\]", result)]
@@ -39,7 +39,7 @@ def all_reduces(program: str) -> list[list[tuple[int, ...]]]:
 
 
 def _replay(groups: list[list[tuple[int, ...]]], mesh):
-    """A program of such all-reduces alone, one after the other, and its argument."""
+    """A program of only these all-reduces, one after the other, and its argument."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -50,7 +50,7 @@ def _replay(groups: list[list[tuple[int, ...]]], mesh):
     def reduce(first):
         carried = first[0]
         for shapes in groups:
-            # Different from each other, and behind a barrier: else XLA adds up scalars instead.
+            # Distinct, and behind a barrier: otherwise XLA sums scalars instead.
             arrays = tuple(jnp.full(shape, carried + index) for index, shape in enumerate(shapes))
             arrays = jax.lax.optimization_barrier(arrays)
             arrays = jax.lax.optimization_barrier(jax.lax.psum(arrays, "data"))
@@ -64,7 +64,7 @@ def _replay(groups: list[list[tuple[int, ...]]], mesh):
 
 
 def work(options: argparse.Namespace) -> None:
-    """One process: measures its step, and prints what it found as JSON."""
+    """One process: measures its step, and prints the results as JSON."""
     import jax
     import numpy as np
     from jax.sharding import NamedSharding, PartitionSpec
@@ -91,7 +91,7 @@ def work(options: argparse.Namespace) -> None:
         create = partial(create_state, model=model, optimizer=optimizer, image_shape=shape)
         key = jax.random.key(0)
         state = jax.jit(create, out_shardings=everywhere)(key)
-        random = np.random.default_rng(0)  # of all processes together, so that they can be held against one
+        random = np.random.default_rng(0)  # for all processes together, to compare them with a single one
         local = options.batch * len(mesh.local_devices)
         own = slice(options.index * local, (options.index + 1) * local)
         images = random.standard_normal((local * options.of, *shape), np.float32)[own]
@@ -130,7 +130,7 @@ def work(options: argparse.Namespace) -> None:
 
 
 def measure(options: argparse.Namespace, *, batch: int, devices: int = 1, processes: int = 1, joined: bool = True):
-    """What the first process found; `batch` is each device's."""
+    """The results of the first process; `batch` is per device."""
     command = [sys.executable, __file__, "--work", f"--model={options.model}", f"--batch={batch}"]
     command += [f"--image_size={options.image_size}", f"--steps={options.steps}", f"--of={processes}"]
     if processes > 1 and joined:
@@ -166,7 +166,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--processes", type=int, default=2, help="(default: %(default)s)")
     parser.add_argument("--steps", type=int, default=20, help="timed in each round (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="(default: %(default)s)")
-    # For the processes that it starts.
+    # For the child processes.
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--of", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--index", type=int, help=argparse.SUPPRESS)
@@ -183,7 +183,7 @@ def main(argv: list[str] | None = None) -> None:
     cases["apart", options.processes] = {"processes": options.processes, "batch": own, "joined": False}
     cases["together", options.processes] = {"processes": options.processes, "batch": own}
     found = collections.defaultdict(list)
-    for _ in range(options.rounds):  # in turns, so that the machine's moods meet all of them
+    for _ in range(options.rounds):  # in turns, so that fluctuations of the machine affect all of them
         for case, arguments in cases.items():
             found[case].append(measure(options, **arguments))
 
@@ -211,7 +211,7 @@ def main(argv: list[str] | None = None) -> None:
         )
     print(f"\npredicted / measured: {statistics.median(ratios):.2f}")
 
-    # Of the same whole batch. Later losses differ, since rounding grows.
+    # For the same whole batch. Later losses differ, since rounding errors grow.
     parts = {("strong", number): number for number in options.devices}
     parts["together", options.processes] = options.processes
     same = [case for case, number in parts.items() if number * cases[case]["batch"] == options.batch]

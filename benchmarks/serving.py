@@ -31,8 +31,8 @@ examples, in the repository's root:
   python benchmarks/serving.py --network resnet18 --image-size 64 --requests 500 --max-batch 8
 """
 NUM_CLASSES = 10
-PICTURES = 32  # different ones, half JPEG, half PNG
-BARE_SECONDS = 5.0  # of each measurement of bare inference
+PICTURES = 32  # distinct images, half JPEG, half PNG
+BARE_SECONDS = 5.0  # per measurement of bare inference
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -50,7 +50,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def make_run(folder: Path, network: str, side: int) -> None:
-    """A run of one update, on random images."""
+    """A run of one update on random images."""
     import inception_jax
 
     config = inception_jax.default_config()
@@ -66,7 +66,7 @@ def make_run(folder: Path, network: str, side: int) -> None:
 
 
 def pictures(side: int) -> list[bytes]:
-    """Files of pictures somewhat larger than the network's, which are smooth, as photographs are."""
+    """Image files somewhat larger than the network's input, and smooth like photographs."""
     import io
 
     from PIL import Image
@@ -82,7 +82,7 @@ def pictures(side: int) -> list[bytes]:
 
 
 def send(port: int, files: list[bytes], requests: int, concurrency: int) -> tuple[list[float], int]:
-    """The seconds of every request that was answered with classes, and how many were not."""
+    """The seconds of every request that was answered with classes, and the number of failed ones."""
 
     async def client(left: list[int], seconds: list[float]) -> int:
         failed = 0
@@ -107,14 +107,14 @@ def send(port: int, files: list[bytes], requests: int, concurrency: int) -> tupl
     async def all_clients() -> tuple[list[float], int]:
         left, seconds = list(range(requests)), []
         results = await asyncio.gather(*(client(left, seconds) for _ in range(concurrency)), return_exceptions=True)
-        # A client whose connection broke has lost the request that it had.
+        # A client whose connection broke has lost its request.
         return seconds, sum(result if isinstance(result, int) else 1 for result in results)
 
     return asyncio.run(all_clients())
 
 
 def resident_mb(process_id: int) -> float:
-    """Of the process, in 10^6 bytes."""
+    """The resident memory of the process, in 10^6 bytes."""
     status = Path(f"/proc/{process_id}/status").read_text()
     found = re.search(r"VmRSS:\s+(\d+) kB", status)
     assert found
@@ -141,7 +141,7 @@ def bare(run, images: np.ndarray, batch: int) -> float:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Prints the numbers; 1 if a request failed."""
+    """Prints the numbers; returns 1 if a request failed."""
     from inception_jax import process
     from inception_jax.data.images import decode
     from inception_jax.runs.run import load_run

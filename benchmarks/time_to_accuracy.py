@@ -25,7 +25,7 @@ COLUMNS = ("top-1", "epochs", "training, s", "evaluation, s", "wall, s")
 
 
 def parse_arguments(argv: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
-    """The options, and the --config.FIELD=VALUE that the runs are given."""
+    """The options, and the --config.FIELD=VALUE flags for the runs."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -40,7 +40,7 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[argparse.Namespace, 
 
 
 def run(options: argparse.Namespace, fields: list[str], seed: int) -> tuple[list[float], str]:
-    """The columns of a run, and what it ended by."""
+    """The columns for a run, and why it ended."""
     folder = options.workdir / f"seed_{seed}"
     if folder.exists():
         raise SystemExit(f"error: {folder} exists: a run that goes on has no time of its own; choose another --workdir")

@@ -1,4 +1,4 @@
-"""PyTorch's side of train_step.py: torchvision's networks, trained and run as its users do. Knows nothing of JAX."""
+"""PyTorch's side of train_step.py: torchvision's networks, trained and run as is usual. Independent of JAX."""
 # pyright: reportMissingImports=false
 
 import importlib
@@ -14,18 +14,18 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from worker import MEMORY_STEPS, Side, cores, seconds, serve
 
-_libraries = []  # PyTorch forgets the operators of a library that nothing refers to
+_libraries = []  # PyTorch drops the operators of a library that is no longer referenced
 
 
 def import_torchvision() -> ModuleType:
-    """torchvision, also without its compiled operators, two of which it then fails to find at import."""
+    """Imports torchvision, even without its compiled operators, two of which it needs at import."""
     try:
         return importlib.import_module("torchvision")
     except RuntimeError as error:
         if "torchvision::nms" not in str(error):
             raise
     for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-        del sys.modules[name]  # what the failed import left
+        del sys.modules[name]  # left by the failed import
     library = torch.library.Library("torchvision", "DEF")
     for operator in ("nms", "qnms"):
         library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
@@ -37,7 +37,7 @@ torchvision = import_torchvision()
 
 
 def make_network(name: str, small_stem: bool) -> nn.Module:
-    """torchvision's network without dropout, and where it departs from its paper, changed to be ours."""
+    """torchvision's network without dropout, and changed to match ours if it departs from its paper."""
     options = {}
     if name == "googlenet":
         options = {"aux_logits": False, "init_weights": False}
@@ -57,7 +57,7 @@ def _adapt(module: nn.Module) -> None:
     if isinstance(module, nn.Dropout):
         module.p = 0.0
     third = getattr(module, "branch3", None)
-    if third is not None:  # of an Inception module; 5x5 as in Table 1 of the paper
+    if third is not None:  # in an Inception module; 5x5 as in Table 1 of the paper
         conv = third[1].conv
         third[1].conv = nn.Conv2d(conv.in_channels, conv.out_channels, 5, padding=2, bias=False)
 
@@ -126,13 +126,13 @@ class TorchSide(Side):
             torch.cuda.synchronize()
 
     def warm_up(self) -> dict[str, Any]:
-        """Chooses the faster of PyTorch's optimisers, and counts a step's floating-point operations."""
+        """Chooses the faster of PyTorch's optimizers, and counts the floating-point operations of a step."""
         chosen = None
         if self._optimizer is not None:
             took = {}
             for kind in ("fused", "foreach"):
                 self._optimizer = self._make_optimizer(kind)
-                self.steps(1)  # makes the momentum
+                self.steps(1)  # creates the momentum buffers
                 took[kind] = min(seconds(lambda: self.steps(1)) for _ in range(3))
             chosen = min(took, key=lambda kind: took[kind])
             self._optimizer = self._make_optimizer(chosen)

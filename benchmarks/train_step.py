@@ -55,7 +55,7 @@ SPEED_HEADER = (
     "ours / best peer (min to max)", "of the peak: ours, peer", "memory, MB: ours, peer (before the network)",
     "ours / peer",
 )  # fmt: skip
-SIDES = ("ours", "auto", "eager", "compile", "onnxruntime", "openvino")  # in the table's order
+SIDES = ("ours", "auto", "eager", "compile", "onnxruntime", "openvino")  # in the order of the table
 RATIO_HEADER = ("model", "batch x side", "mode", "one", "other", "one / other (min to max)")
 START_HEADER = ("model", "batch x side", "ours, nothing compiled before", "ours, again", "eager", "torch.compile")
 
@@ -89,18 +89,18 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def shape(text: str) -> str:
-    """Checks a BATCHxSIDE."""
+    """Validates a BATCHxSIDE."""
     if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", text):
         raise ValueError(text)
     return text
 
 
 def start(side: str, device: str, options: argparse.Namespace, cache: str = "") -> Worker:
-    """A side's process. What it compiles is kept in `cache`."""
+    """The process of a side. Compiled programs are cached in `cache`."""
     environment = {key: value for key, value in os.environ.items() if key != "JAX_NUM_CPU_DEVICES"}
-    environment.setdefault("GLIBC_TUNABLES", process.MALLOC)  # as our programs
+    environment.setdefault("GLIBC_TUNABLES", process.MALLOC)  # as in our programs
     environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # several processes share the GPU
-    environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"  # as the trainer
+    environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"  # as in the trainer
     if cache:
         environment |= {"JAX_COMPILATION_CACHE_DIR": cache, "TORCHINDUCTOR_CACHE_DIR": cache}
     if device == "cpu":
@@ -110,9 +110,9 @@ def start(side: str, device: str, options: argparse.Namespace, cache: str = "") 
 
 
 def describe(options: argparse.Namespace) -> dict[str, Any]:
-    """The machine: what the sides are made of, the device they share, and how fast it multiplies matrices."""
+    """The machine: the sides' versions, the shared device, and its speed in matrix products."""
     sides = ["ours", *(["eager"] if set(TORCH) & set(options.peers) else [])]
-    load = os.getloadavg()  # before our own
+    load = os.getloadavg()  # before our own load
     found = {}
     for side in sides:
         with start(side, options.device, options) as worker:
@@ -122,7 +122,7 @@ def describe(options: argparse.Namespace) -> dict[str, Any]:
         raise SystemExit(f"error: no GPU is seen by {' and '.join(s for s in sides if not found[s]['gpu'])}")
     device = "gpu" if all(gpus) else "cpu"
     for side in [side for side in ENGINES if side in options.peers]:
-        with start(side, "cpu", options) as worker, contextlib.suppress(WorkerError):  # it is left out, with a note
+        with start(side, "cpu", options) as worker, contextlib.suppress(WorkerError):  # it is omitted, with a note
             found[side] = worker.ask("describe")
     if options.dtype == "auto":
         options.dtype = "bfloat16" if device == "gpu" else "float32"
@@ -147,7 +147,7 @@ def describe(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure(model: str, shape: str, mode: str, device: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Everything about one network, shape and mode: the sides made one after the other, then timed in rounds."""
+    """All results for one network, shape and mode: the sides are created one after the other, then timed in rounds."""
     batch, length = map(int, shape.split("x"))
     small_stem = model.startswith("resnet") and length <= 32
     arguments = {"name": model, "batch": batch, "side": length, "mode": mode, "small_stem": small_stem}
@@ -206,7 +206,7 @@ def measure(model: str, shape: str, mode: str, device: str, options: argparse.Na
 
 
 def ratios(rounds: list[dict[str, float]]) -> dict[str, dict[str, list[float]]]:
-    """Of each of ours to each of the peers, the median over the rounds, the lowest and the highest."""
+    """Ratios of each of ours to each peer: the median over the rounds, the minimum and the maximum."""
     found: dict[str, dict[str, list[float]]] = {}
     for one, other in itertools.product(OURS, (*TORCH, *ENGINES)):
         each = [round[one] / round[other] for round in rounds if one in round and other in round]
@@ -225,7 +225,7 @@ def ratio_rows(case: dict[str, Any]) -> list[list[str]]:
 
 
 def speed_row(case: dict[str, Any], peak_flops: float) -> list[str]:
-    """A row under SPEED_HEADER. The best peer is the one with the highest median; it is compared in every round."""
+    """A row under SPEED_HEADER. The best peer has the highest median; it is compared in every round."""
     rates, facts = case["images_per_second"], case["sides"]
     peer = max((side for side in rates if side not in OURS), key=lambda side: rates[side], default=None)
     if peer is None:
@@ -291,7 +291,7 @@ def main(argv: list[str] | None = None) -> None:
     if options.threads:
         if not hasattr(os, "sched_setaffinity"):
             raise SystemExit("error: --threads needs Linux")
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])  # which all the sides inherit
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])  # all the sides inherit it
     machine = describe(options)
     models, shapes = DEFAULTS[machine["device"]]
     peak_flops = max(machine["matrix_flops"].values())
@@ -304,7 +304,7 @@ def main(argv: list[str] | None = None) -> None:
         notes += [f"{model} {shape} {mode}: no {side}: {reason}" for side, reason in case["left_out"].items()]
         notes += [f"{model} {shape} {mode}: {line}" for line in case["sides"].get("auto", {}).get("said", [])]
         print(table_line(speed_row(case, peak_flops)), flush=True)
-        if options.json:  # after every case: what was measured is kept if the rest is not
+        if options.json:  # after every case, so that results are kept if a later one fails
             everything = {"command": [sys.executable, *sys.argv], "machine": machine, "cases": cases}
             options.json.write_text(json.dumps(everything, indent=1) + "\n")
     rows = [row for case in cases for row in ratio_rows(case)]

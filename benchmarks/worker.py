@@ -1,6 +1,6 @@
-"""A side of a benchmark: a process of its own that does what it is asked for, one line of JSON at a time.
+"""A side of a benchmark: a separate process that executes requests, one line of JSON at a time.
 
-Standard library alone, since the sides may live in environments that share nothing else.
+Uses only the standard library, since the sides may run in environments that share nothing else.
 """
 
 import contextlib
@@ -16,11 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-MEMORY_STEPS = 3  # over which the peak is taken
+MEMORY_STEPS = 3  # over which the peak is measured
 
 
 class WorkerError(Exception):
-    """What was asked for raised in the worker, whose traceback this shows, or the worker ended.
+    """A request raised an error in the worker, whose traceback is included, or the worker ended.
 
     `reason` is the same in one line.
     """
@@ -31,7 +31,7 @@ class WorkerError(Exception):
 
 
 class Worker:
-    """The asking end: starts `python script arguments` and keeps it until the block ends."""
+    """The client: starts `python script arguments` and keeps it running until the block ends."""
 
     def __init__(self, python: str, script: Path, environment: dict[str, str], *arguments: str):
         self.started = time.perf_counter()
@@ -41,7 +41,7 @@ class Worker:
         )
 
     def ask(self, method: str, **arguments: Any) -> Any:
-        """What the side's method returns.
+        """The return value of the side's method.
 
         Raises:
           WorkerError: it raised, or the process ended.
@@ -64,13 +64,13 @@ class Worker:
         return self
 
     def __exit__(self, *exception) -> None:
-        self._process.communicate()  # closes its input, at whose end it ends
+        self._process.communicate()  # closes its input, which ends it
 
 
 def serve(side: "Side") -> None:
-    """The answering end: calls the side's methods as asked until the input ends."""
+    """The server: calls the side's methods on request until the input ends."""
     replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print must not get between the replies
+    os.dup2(2, 1)  # keep output of libraries out of the replies
     for line in sys.stdin:
         method, arguments = json.loads(line)
         try:
@@ -82,11 +82,11 @@ def serve(side: "Side") -> None:
 
 
 class Side:
-    """What both sides measure alike; a library's subclass says how.
+    """Measurements common to all sides; each library has a subclass.
 
     A subclass has `describe()`, `make(name, batch, side, mode, ...)`, which runs the first step and returns the number
-    of parameters and what `memory_before()` was, `steps(number)`, which waits for the last one, and
-    `matrix_product(side, dtype)`. The device is the one that the library sees: the environment hides the others.
+    of parameters and the value of `memory_before()`, `steps(number)`, which waits for the last one, and
+    `matrix_product(side, dtype)`. It uses the device that the library sees: the environment hides the others.
     """
 
     on_gpu = False
@@ -96,25 +96,25 @@ class Side:
         raise NotImplementedError
 
     def matrix_product(self, side: int, dtype: str) -> Callable[[], Any]:
-        """A function that multiplies two square matrices of that type, "float32" or "bfloat16", and waits.
+        """A function that multiplies two square matrices of type "float32" or "bfloat16", and waits.
 
-        Of random numbers: on equal ones a GPU draws less power and is faster.
+        The numbers are random: with equal ones a GPU draws less power and is faster.
         """
         raise NotImplementedError
 
     def matrix_flops(self, dtype: str) -> float:
-        """The most floating-point operations per second that a large matrix product was seen to do."""
+        """The highest measured number of floating-point operations per second of a large matrix product."""
         side = 8192 if self.on_gpu else 3072
         multiply = self.matrix_product(side, dtype)
         multiply()
         return 2 * side**3 / min(seconds(multiply) for _ in range(8))
 
     def memory_before(self) -> int | None:
-        """Bytes that the process occupies before there is a network; on a GPU, whose memory is counted, 0."""
+        """Bytes that the process occupies before creating a network; 0 on a GPU, whose own memory is measured."""
         return 0 if self.on_gpu else resident_bytes("VmRSS")
 
     def warm_up(self) -> dict[str, Any]:
-        """Runs steps until their time is known; returns what is to be known of how they are run."""
+        """Runs steps to estimate their duration; returns information on how they are run."""
         self.steps(2)
         self._step_seconds = seconds(lambda: self.steps(2)) / 2
         return {}
@@ -122,7 +122,7 @@ class Side:
     def measure(self, duration: float) -> list[float]:
         """[steps, seconds] of about `duration` seconds of steps, at least two, after as many that do not count.
 
-        While another side worked, a virtual machine may have given this one's free memory away: the first steps, which
+        While another side was running, a virtual machine may have taken this one's free memory: the first steps, which
         get it back, can take twice as long.
         """
         number = max(2, round(duration / self._step_seconds))
@@ -132,30 +132,30 @@ class Side:
         return [number, elapsed]
 
     def peak_memory(self) -> int | None:
-        """The most bytes of memory that the process occupied during some steps; None where Linux does not count them.
+        """Peak memory of the process during some steps, in bytes; None if Linux does not report it.
 
-        What compilation left to the allocator is given back before.
+        Memory that compilation left in the allocator is freed before.
         """
         reset = Path("/proc/self/clear_refs")
         if not reset.exists():
             return None
         gc.collect()
-        with contextlib.suppress(AttributeError):  # glibc's alone
+        with contextlib.suppress(AttributeError):  # glibc only
             ctypes.CDLL(None).malloc_trim(0)
-        reset.write_text("5")  # VmHWM starts anew
+        reset.write_text("5")  # resets VmHWM
         self.steps(MEMORY_STEPS)
         return resident_bytes("VmHWM")
 
 
 def seconds(call: Callable[[], Any]) -> float:
-    """How long a call takes."""
+    """The duration of a call."""
     started = time.perf_counter()
     call()
     return time.perf_counter() - started
 
 
 def resident_bytes(field: str) -> int | None:
-    """A field of this process's status, in bytes; None where there is none."""
+    """A field of this process's status, in bytes; None if it is missing."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), None)

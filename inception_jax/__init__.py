@@ -1,4 +1,4 @@
-"""inception_jax at the REPL: networks by name, training on arrays in hand, and finished runs."""
+"""Interactive use of inception_jax: networks by name, training on arrays in memory, and finished runs."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -65,7 +65,7 @@ _PLACES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Imports on first use, so that the shell answers help and mistakes without waiting for JAX."""
+    """Imports names on first use, so that the command line shows help and error messages without waiting for JAX."""
     if name in _MODULES:
         return importlib.import_module(f"{__name__}.{name}")
     if name == "__version__":

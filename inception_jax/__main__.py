@@ -1,4 +1,4 @@
-"""`python -m inception_jax` is the command `inception-jax`."""
+"""`python -m inception_jax` runs the command `inception-jax`."""
 
 from inception_jax.commands import main
 

@@ -1,4 +1,4 @@
-"""Downloads that end: bounded in size and time, and never led from an encrypted connection to another one."""
+"""Downloads with bounded size and time that are never redirected from an encrypted connection to an unencrypted one."""
 
 import contextlib
 import http.client
@@ -16,14 +16,14 @@ from tqdm import tqdm
 
 from inception_jax.errors import UserError
 
-CONNECT_SECONDS = 20  # without an answer, until a server counts as out of reach
+CONNECT_SECONDS = 20  # without a response, until a server counts as unreachable
 CHUNK = 2**20  # bytes read at a time
-# What the network, a server, or one that pretends to be it may do; see `reason`.
+# Errors that the network or a misbehaving server can cause; see `reason`.
 FAILURES = (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError, ssl.SSLError)
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects to https and, from http, to http: never to other schemes, such as file:// and ftp://."""
+    """Follows redirects to https and, from http, to http. Other schemes, such as file:// and ftp://, are refused."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         old, new = urlsplit(req.full_url).scheme, urlsplit(newurl).scheme
@@ -43,7 +43,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 @contextlib.contextmanager
 def open_url(url: str, *, method: str = "GET", seconds: float = CONNECT_SECONDS) -> Iterator[http.client.HTTPResponse]:
-    """The server's answer; `seconds` may pass without a byte from it.
+    """The server's response; `seconds` is the longest time without a byte from it.
 
     Raises:
       one of FAILURES.
@@ -52,20 +52,20 @@ def open_url(url: str, *, method: str = "GET", seconds: float = CONNECT_SECONDS)
     try:
         answer = opener.open(urllib.request.Request(url, method=method), timeout=seconds)
     except urllib.error.HTTPError as error:
-        error.close()  # it is an answer, too
+        error.close()  # an error status is a response, too
         raise
-    except ValueError as error:  # the server leads on to an address that is none
+    except ValueError as error:  # the server redirects to an invalid URL
         raise urllib.error.URLError(str(error)) from error
     with answer:
         yield answer
 
 
 def download(url: str, path: Path, *, most_bytes: int, most_seconds: float) -> None:
-    """Writes what is at the address to a file, with a bar on a terminal.
+    """Downloads a URL to a file, with a progress bar on a terminal.
 
     Raises:
-      UserError: it is larger, or takes longer, than it may.
-      one of FAILURES: the server is out of reach, or breaks off.
+      UserError: the download is larger or takes longer than allowed.
+      one of FAILURES: the server is unreachable or closes the connection.
       OSError: the file cannot be written.
     """
     end = time.monotonic() + most_seconds
@@ -77,7 +77,7 @@ def download(url: str, path: Path, *, most_bytes: int, most_seconds: float) -> N
             tqdm(total=size or None, unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar,
         ):
             while received <= most_bytes >= size and time.monotonic() < end:
-                chunk = answer.read1(CHUNK)  # returns what there is: a server that trickles does not hold it up
+                chunk = answer.read1(CHUNK)  # returns what has arrived, so that a slow server does not block
                 if not chunk:
                     break
                 file.write(chunk)
@@ -92,5 +92,5 @@ def download(url: str, path: Path, *, most_bytes: int, most_seconds: float) -> N
 
 
 def reason(error: Exception) -> str:
-    """What failed, on one line."""
+    """Describes a failure on one line."""
     return " ".join(str(getattr(error, "reason", error)).split()) or type(error).__name__

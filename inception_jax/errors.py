@@ -1,13 +1,13 @@
-"""Errors that the person at the keyboard can mend: the shell prints their message, without a traceback."""
+"""Errors that the user can fix: the command line prints their message without a traceback."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Something given from outside is wrong; the message says what was given, what is allowed, what to do.
+    """Invalid input; the message says what was given, what is allowed and what to do.
 
-    It is one line, whatever was given.
+    The message is always a single line.
     """
 
     def __init__(self, message: str):
@@ -16,19 +16,19 @@ class UserError(ValueError):
 
 
 class UntrustedError(UserError):
-    """A folder names code outside the package, and nobody has said that it may be imported and called."""
+    """A folder names code outside the package, and the user has not allowed it to be imported and called."""
 
 
 class WriteError(UserError):
-    """A file of the run could not be written: there is no room left, or no permission."""
+    """A file of the run could not be written: the disk is full, or permission is missing."""
 
 
 class LostError(UserError):
-    """Another process that this one needs died; the same command may work again."""
+    """Another process that this one depends on died; running the same command again may succeed."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """The error for a `name` that is none of the `known` names of its `kind`, with the nearest of them."""
+    """The error for a `name` that is not one of the `known` names of its `kind`; it suggests the closest ones."""
     known = sorted(known)
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""

@@ -1,7 +1,7 @@
 """What a config computes: the network, its optimizer, its inputs and its steps, in one object.
 
-Everything here is pure: nothing is read, written or compiled. Training, the loading of a run, studies, benchmarks and
-tests all build the same `Experiment`.
+Everything here is pure: nothing is read, written or compiled. Training, loading a run, studies, benchmarks and tests
+all build the same `Experiment`.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ SCHEDULE_OPTIONS = (
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """How images as stored become the network's inputs, and what its outputs mean.
+    """How stored images become the network's inputs, and what its outputs mean.
 
     Attributes:
       class_names: in the order of the logits.
@@ -49,7 +49,7 @@ class Inputs:
         return cls(**{key: tuple(value) for key, value in values.items()})
 
     def normalizer(self, normalization: str, dtype: Any) -> Callable[[jax.Array], jax.Array]:
-        """A function from uint8 images (batch, height, width, channels) to the network's inputs, of `dtype`."""
+        """A function from uint8 images (batch, height, width, channels) to the network's inputs in `dtype`."""
         mean, std = np.asarray(self.mean, dtype), np.asarray(self.std, dtype)
 
         def normalize(images):
@@ -58,9 +58,9 @@ class Inputs:
         return normalize
 
     def augmenter(self, strengths: dict[str, Any], normalization: str, dtype: Any) -> steps.Prepare:
-        """The same for training, with augmentation: (key, images) -> inputs."""
+        """The counterpart of `normalizer` for training, with augmentation: (key, images) -> inputs."""
         mean, std = np.asarray(self.mean, dtype), np.asarray(self.std, dtype)
-        elsewhere = {*augment.MIXING, "crop_originals"}  # `mixer` mixes; crops were taken when the files were read
+        elsewhere = {*augment.MIXING, "crop_originals"}  # applied by `mixer`, or when the files were read
         if strengths.get("crop_originals"):
             elsewhere.add("random_resized_crop")
         strengths = {name: strength for name, strength in strengths.items() if name not in elsewhere}
@@ -72,15 +72,15 @@ class Inputs:
         return prepare
 
     def mixer(self, strengths: dict[str, Any]) -> steps.Mix | None:
-        """(key, inputs, labels) -> inputs and targets, mixed by MixUp or CutMix; None if both are off."""
+        """(key, inputs, labels) -> inputs and targets mixed by MixUp or CutMix; None if both are off."""
         alphas = {name: strengths[name] for name in augment.MIXING}
         return partial(augment.mix, num_classes=len(self.class_names), **alphas) if any(alphas.values()) else None
 
 
-# Compared and hashed by identity: jax.jit hashes its methods, and a config has no hash.
+# Compared and hashed by identity: jax.jit hashes its methods, and a config is not hashable.
 @dataclasses.dataclass(frozen=True, eq=False)
 class Experiment:
-    """A config together with the facts of its data.
+    """A config together with the properties of its data.
 
     Attributes:
       config: validated; its compute_dtype may be "auto", see `dtypes`.
@@ -88,7 +88,7 @@ class Experiment:
       optimizer: the Optax chain.
       schedule: step -> learning rate.
       inputs: class names, image shape and normalization.
-      steps_per_epoch: updates.
+      steps_per_epoch: updates per epoch.
     """
 
     config: Config
@@ -103,7 +103,7 @@ class Experiment:
         """Builds the network and the optimizer that `config` names.
 
         Raises:
-          UserError: the config names a network, an option or an optimizer that does not exist, or does not fit.
+          UserError: a network, option or optimizer in the config does not exist or is not applicable.
         """
         model = build_model(config, len(inputs.class_names))
         optimizer, schedule = build_optimizer(config, steps_per_epoch)
@@ -120,21 +120,21 @@ class Experiment:
 
     @property
     def compute_dtype(self) -> Any:
-        """Of the network's computation."""
+        """The data type of the network's computation."""
         return dtypes(self.config.compute_dtype)[0]
 
     @property
     def image_dtype(self) -> Any:
-        """Of parameters, of images that enter the network, and of statistics."""
+        """The data type of parameters, input images and statistics."""
         return dtypes(self.config.compute_dtype)[1]
 
     @property
     def compiler_options(self) -> dict[str, str | bool]:
-        """For `jax.jit` of the steps, see `ops.compiler_options`."""
+        """Compiler options for `jax.jit` of the steps, see `ops.compiler_options`."""
         return ops.compiler_options(self.compute_dtype)
 
     def initial_state(self, key: jax.Array | None = None) -> state.TrainState:
-        """The state before the first update; its weights are drawn from `key`, by default `initial_key`'s."""
+        """The state before the first update, with weights drawn from `key`; defaults to `initial_key`."""
         return state.create_state(
             initial_key(self.config) if key is None else key,
             self.model,
@@ -147,12 +147,12 @@ class Experiment:
 
     @cached_property
     def prepare(self) -> steps.Prepare:
-        """(key, uint8 images) -> the inputs of training, augmented and normalized."""
+        """(key, uint8 images) -> training inputs, augmented and normalized."""
         return self.inputs.augmenter(dict(self.config.data.augment), self.config.data.normalization, self.image_dtype)
 
     @cached_property
     def normalize(self) -> Callable[[jax.Array], jax.Array]:
-        """uint8 images (batch, height, width, channels) -> the inputs of evaluation."""
+        """uint8 images (batch, height, width, channels) -> evaluation inputs."""
         return self.inputs.normalizer(self.config.data.normalization, self.image_dtype)
 
     @cached_property
@@ -182,14 +182,14 @@ class Experiment:
     def eval_step(
         self, variables: dict[str, Any], images: jax.Array, labels: jax.Array, mask: jax.Array
     ) -> dict[str, jax.Array]:
-        """The sums of a batch's metrics, see `steps.eval_step`; `variables` are `inference_model`'s."""
+        """The metric sums of a batch, see `steps.eval_step`; `variables` are for `inference_model`."""
         return steps.eval_step(variables, images, labels, mask, model=self.inference_model, prepare=self.normalize)
 
 
 def dtypes(compute_dtype: str) -> tuple[Any, Any]:
     """The data types of the computation, and of parameters, images and statistics, for config.compute_dtype.
 
-    "auto" means float32 on CPUs and bfloat16 elsewhere; training chooses more carefully, see `train.precision`.
+    "auto" means float32 on CPUs and bfloat16 elsewhere; training uses a finer rule, see `train.precision`.
     """
     if compute_dtype not in CHOICES["compute_dtype"]:
         raise unknown_name("compute_dtype", compute_dtype, CHOICES["compute_dtype"])
@@ -205,7 +205,7 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
     """The network that the config names, with its options.
 
     Raises:
-      UserError: the network or one of its options does not exist, or an option is not the config's to set.
+      UserError: the network or one of its options does not exist, or the config may not set an option.
     """
     dtype, param_dtype = dtypes(config.compute_dtype)
     options = {key: value for key, value in config.model.items() if key != "name" and value is not None}
@@ -216,7 +216,7 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
 
 
 def build_optimizer(config: Config, steps_per_epoch: int) -> tuple[optax.GradientTransformation, Callable[[int], Any]]:
-    """The Optax chain, and its schedule, step -> learning rate."""
+    """The Optax chain and its schedule, step -> learning rate."""
     schedule = schedules.make_schedule(
         config.schedule.name,
         steps_per_epoch=steps_per_epoch,
@@ -245,8 +245,8 @@ def initial_key(config: Config, named_streams: bool = True) -> jax.Array:
     """The random key of a run's initial weights.
 
     Args:
-      named_streams: from the run's record. False for runs of early versions, which used the seed itself here and the
-        next one for training.
+      named_streams: from the run's record. False for runs of early versions, which used the seed itself here and
+        seed + 1 for training.
     """
     return state.stream(config.seed, "init") if named_streams else jax.random.key(config.seed)
 

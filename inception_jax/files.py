@@ -1,7 +1,7 @@
-"""Files that appear whole or not at all, locks, and JSON that is read with care.
+"""Atomic file writes, locks, and careful reading of JSON.
 
-Every file that a command writes goes through `whole_file`, `whole_files` or `whole_folder`: a kill or a full disk
-leaves what was there before, and what a killed writer left half done is removed by the next one.
+Every file that a command writes goes through `whole_file`, `whole_files` or `whole_folder`: after a kill or on a full
+disk the previous content remains, and the next writer removes the partial files that a killed one left.
 """
 
 import contextlib
@@ -26,23 +26,23 @@ from typing import IO, Any
 from inception_jax.errors import UserError, WriteError
 from inception_jax.text import printable
 
-NESTED = 100  # deepest JSON that is read: far beyond what anybody writes, and far below what Python can walk
+NESTED = 100  # deepest JSON that is read: far more than any real file has, far less than Python's recursion limit
 logger = logging.getLogger(__name__)
 
-LOCK = ".lock"  # in a folder that one process at a time works in, see `held`
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # what file systems without locks say
-PARTIAL = ".partial"  # what a file's name ends in while it is written
-STALE_SECONDS = 24 * 3600.0  # after which a partial file is left over, where the file system has no locks
+LOCK = ".lock"  # in a folder that one process at a time may use, see `held`
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # errors of file systems without locks
+PARTIAL = ".partial"  # suffix of a file while it is being written
+STALE_SECONDS = 24 * 3600.0  # age at which a partial file counts as abandoned on file systems without locks
 
 
 def expand(path: str | Path, what: str = "a path") -> Path:
-    """The path that a person has given, "~" being their home: shells expand it only where it begins a word.
+    """Expands "~" in a path that the user gave: shells expand it only at the beginning of a word.
 
     Args:
-      what: it is of, for the message.
+      what: what the path is for, used in the error message.
 
     Raises:
-      UserError: it is empty, as a variable of the shell that is not set is: it does not mean the current folder.
+      UserError: the path is empty, as from an unset shell variable; it does not mean the current folder.
     """
     if isinstance(path, str) and not path.strip():
         raise UserError(f"{what} is empty; is a variable of the shell unset? The current folder is called .")
@@ -52,11 +52,10 @@ def expand(path: str | Path, what: str = "a path") -> Path:
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A file to write, which becomes `path` at the end; if the body raises, nothing changes.
-
-    Its name does not end in `path`'s suffix, so a library that goes by that has to be told the format.
+    Its name does not end in `path`'s suffix, so libraries that infer the format from it must be told the format.
 
     Raises:
-      WriteError: it could not be written: there is no room left, or no permission.
+      WriteError: the file could not be written: the disk is full, or permission is missing.
     """
     with whole_files([path]) as (new,):
         yield new
@@ -64,11 +63,11 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def whole_files(paths: Sequence[Path]) -> Iterator[list[Path]]:
-    """As `whole_file`, of several that belong together: none of them appears before all are written.
+    """Like `whole_file`, for several files that belong together: none of them appears before all are written.
 
-    Processes that write the same files at the same time do so one after the other.
+    Processes that write the same files at the same time take turns.
     """
-    # A link stays one. What is no file, such as /dev/null, cannot be replaced: it is written to.
+    # Symbolic links are kept. Special files, such as /dev/null, cannot be replaced and are written to directly.
     paths = [path.resolve() if path.is_symlink() else path for path in paths]
     news = [path if _is_special(path) else _partial(path) for path in paths]
     path = paths[0]
@@ -83,13 +82,13 @@ def whole_files(paths: Sequence[Path]) -> Iterator[list[Path]]:
                     _remove_stale(left)
                 if path.is_dir():
                     raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-                _try_lock(exits.enter_context(new.open("wb")))  # so that another writer knows that somebody is at work
+                _try_lock(exits.enter_context(new.open("wb")))  # tells other writers that this file is in use
             path = paths[0]
             yield news
             changed = [(path, new) for path, new in zip(paths, news, strict=True) if new != path]
             for _, new in changed:
                 with new.open("rb") as file:
-                    os.fsync(file.fileno())  # the name must not outlive the content when the power fails
+                    os.fsync(file.fileno())  # the name must not survive a power failure without its content
             for path, new in changed:
                 os.replace(new, path)
     except OSError as error:
@@ -106,7 +105,7 @@ def _partial(path: Path) -> Path:
 
 
 def _is_special(path: Path) -> bool:
-    """Whether there is a device, a pipe or a socket."""
+    """Whether the path is a device, a pipe or a socket."""
     try:
         mode = path.stat().st_mode
     except OSError:
@@ -120,9 +119,9 @@ def cannot_write(path: Path | str, error: OSError) -> WriteError:
 
 
 def no_room(error: BaseException) -> bool:
-    """Whether it was the disk that had no room left (or failed), rather than the place that cannot be written to.
+    """Whether the cause was a full (or failing) disk, rather than a location that cannot be written to.
 
-    Libraries in C++ say so in the text of errors of other types, and TFDS in words of its own.
+    C++ libraries report it in the text of other error types, and TFDS in its own words.
     """
     numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
     if isinstance(error, OSError) and error.errno is not None:
@@ -148,9 +147,9 @@ def write_json(path: Path, content: Any, *, indent: int | None = 2) -> None:
 
 
 def set_aside(path: Path) -> Path:
-    """Renames a file or folder that is damaged, for its owner to look at, to NAME.damaged, or NAME.damaged2, ...
+    """Renames a damaged file or folder, so that it can be inspected, to NAME.damaged, or NAME.damaged2, ...
 
-    Nothing that was set aside before is overwritten. Raises OSError.
+    Files set aside earlier are never overwritten. Raises OSError.
     """
     numbers = itertools.chain([""], itertools.count(2))
     new = next(name for number in numbers if not os.path.lexists(name := f"{path}.damaged{number}"))
@@ -158,11 +157,11 @@ def set_aside(path: Path) -> Path:
 
 
 def regular_file(path: Path) -> Path:
-    """The path, if it is a file that is read to its end: a pipe would wait for ever, a device might have no end.
+    """The path, if it can be read to its end: a pipe might block forever, and a device might have no end.
 
     Raises:
       UserError: it is a pipe, a socket or a device.
-      OSError: it is missing, a folder, or out of reach.
+      OSError: it is missing, a folder, or inaccessible.
     """
     mode = path.stat().st_mode
     if stat.S_ISDIR(mode):
@@ -177,8 +176,8 @@ def read_json(path: Path) -> Any:
     """The content of a JSON file.
 
     Raises:
-      UserError: it cannot be read, is not a regular file, or is not JSON; nests beyond what can be
-        read; or holds half a character (a lone surrogate), which could not be shown.
+      UserError: the file cannot be read, is not a regular file, is not JSON, is nested too deeply, or contains a lone
+        surrogate, which could not be displayed.
     """
     try:
         return parse_json(regular_file(path).read_bytes())
@@ -189,10 +188,10 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(content: bytes | str, *, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
-    """As `read_json`, of its bytes. Raises ValueError with a message of one line.
+    """Like `read_json`, from bytes or text. Raises ValueError with a one-line message.
 
     Args:
-      pairs: makes what stands for an object from its names and values; None: a dict.
+      pairs: builds the value for a JSON object from its names and values; None: a dict.
     """
     try:
         text = content.decode("utf-8") if isinstance(content, bytes) else content
@@ -222,9 +221,9 @@ def _is_deeper(value: Any, depth: int) -> bool:
 
 @contextlib.contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder to fill, which becomes `folder` at the end, unless another process's did in the meantime.
+    """An empty folder to fill, which becomes `folder` at the end, unless another process created it in the meantime.
 
-    What a process that was killed left half-filled is removed by the next one.
+    A partly filled folder left by a killed process is removed by the next one.
 
     Raises:
       WriteError: it could not be written.
@@ -237,7 +236,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
                 with (
                     contextlib.suppress(BlockingIOError),
                     locked(lock, wait=False) as ours,
-                ):  # else somebody works there
+                ):  # otherwise another process is using it
                     if ours:
                         shutil.rmtree(lock.with_name(lock.name.removesuffix(".lock")), ignore_errors=True)
             new.mkdir()
@@ -256,24 +255,24 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def held(folder: Path, what: str, work: str, *, wait: bool = False) -> Iterator[None]:
-    """Makes a folder and holds it for this process: who else wants to do the same work there is told who does it.
+    """Creates a folder and holds it for this process; others that want to work there are told who holds it.
 
-    The lock is that of `locked`, on `folder/.lock`; the text in the file is for people. If nothing was written, what
-    was made of the folder and those above it is removed again.
+    Uses `locked` on `folder/.lock`; the text in that file is for people. If nothing was written, the folder and the
+    parents created for it are removed again.
 
     Args:
-      what: the folder is, as in "cannot write the run's folder".
+      what: description of the folder, as in "cannot write the run's folder".
       work: a verb, as in "another process trains in runs/mine".
-      wait: for the other one to end; else there is an error.
+      wait: whether to wait for the other process to finish; otherwise an error is raised.
 
     Raises:
-      UserError: another process holds it, or the folder cannot be made; a WriteError if there is no room for it.
+      UserError: another process holds the folder, or it cannot be created; a WriteError if the disk is full.
     """
     path = folder / LOCK
     with contextlib.ExitStack() as exits:
         try:
             waits = False
-            # Where the other one was killed just after it forked: its child lets go at its first instruction.
+            # The other process may have been killed just after a fork: its child releases the lock immediately.
             soon = time.monotonic() + 2
             while True:
                 exits.callback(_remove_empty, [above for above in (folder, *folder.parents) if not above.exists()])
@@ -290,7 +289,7 @@ def held(folder: Path, what: str, work: str, *, wait: bool = False) -> Iterator[
                         raise UserError(other) from None
                     logger.warning("%s: waiting for it to end", other)
                     waits = True
-                except FileNotFoundError:  # the other one has removed the folder, since it wrote nothing there
+                except FileNotFoundError:  # the other process removed the folder, since it had written nothing there
                     continue
         except OSError as error:
             kind = WriteError if no_room(error) else UserError
@@ -298,7 +297,7 @@ def held(folder: Path, what: str, work: str, *, wait: bool = False) -> Iterator[
         if file:
             now = time.strftime("%Y-%m-%d %H:%M:%S %z")
             about = {"pid": os.getpid(), "host": socket.gethostname(), "since": now, "command": sys.argv}
-            with contextlib.suppress(OSError):  # no room: the lock holds without its text
+            with contextlib.suppress(OSError):  # disk full: the lock works without its text
                 file.truncate(0)
                 file.write(json.dumps(about) + "\n")
                 file.flush()
@@ -312,7 +311,7 @@ def _remove_empty(folders: Sequence[Path]) -> None:
 
 
 def _holder(path: Path) -> str:
-    """Who holds a lock, in brackets; nothing where its file does not say that (yet)."""
+    """Who holds a lock, in parentheses; empty if its file does not say so (yet)."""
     try:
         with path.open("rb") as file:
             about = parse_json(file.read(10_000))
@@ -324,16 +323,15 @@ def _holder(path: Path) -> str:
 
 @contextlib.contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[IO[str] | None]:
-    """Holds a lock, which the system takes from a process that ends in any way; its file is removed behind it.
+    """Holds a lock, which the system releases however the process ends; its file is removed afterwards.
 
     Yields:
-      the open file; None where the file system has no locks, which is said in a warning.
-
+      the open file; None if the file system has no locks, which is logged as a warning.
     Raises:
-      BlockingIOError: another one holds it and `wait` is False.
+      BlockingIOError: another process holds the lock and `wait` is False.
     """
     while True:
-        # Not through a link to somebody's file, and without waiting for a pipe's reader.
+        # Do not follow a link to another file, and do not wait for a pipe's reader.
         number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
         with os.fdopen(number, "r+") as file:
             try:
@@ -349,7 +347,7 @@ def locked(path: Path, wait: bool = True) -> Iterator[IO[str] | None]:
                 mine = os.path.samestat(os.fstat(number), path.stat())
             except FileNotFoundError:
                 mine = False
-            if not mine:  # who held it before has removed the file
+            if not mine:  # the previous holder has removed the file
                 continue
             _locks.add(number)
             try:
@@ -366,11 +364,11 @@ def _warn_of_no_locks(folder: Path, why: str) -> None:
     logger.warning("the file system of %s has no locks (%s): see to it that no other process writes there", folder, why)
 
 
-_locks: set[int] = set()  # descriptors of the locks that this process holds
+_locks: set[int] = set()  # file descriptors of the locks held by this process
 
 
 def _let_go() -> None:
-    """In a process that was forked off: it may outlive the one that holds the locks, and would hold them on."""
+    """Releases the locks in a forked process, which may outlive its parent and would keep holding them."""
     for number in _locks:
         with contextlib.suppress(OSError):
             null = os.open(os.devnull, os.O_RDWR)
@@ -387,7 +385,7 @@ def _escaped(name: str) -> str:
 
 
 def _try_lock(file: Any) -> bool | None:
-    """Whether the lock of an open file was free and is ours now; None where the file system has no locks."""
+    """Whether the lock of an open file was free and is now ours; None if the file system has no locks."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
@@ -398,7 +396,7 @@ def _try_lock(file: Any) -> bool | None:
 
 
 def _remove_stale(path: Path) -> None:
-    """Removes a partial file that nobody writes any more."""
+    """Removes a partial file that nobody is writing any more."""
     with contextlib.suppress(OSError), path.open("rb") as file:
         free = _try_lock(file)
         if free or (free is None and time.time() - path.stat().st_mtime > STALE_SECONDS):

@@ -1,6 +1,6 @@
 """`python -m inception_jax.main --config=NAME_OR_FILE`: reads the flags, then trains.
 
-JAX is imported only after the flags have been read, so that help and mistakes are answered at once.
+JAX is imported only after the flags have been read, so that help and error messages appear at once.
 """
 
 import logging
@@ -56,14 +56,14 @@ fields:
 {fields}
 """
 HELP = ("--help", "-help", "-h")
-FLAG_WIDTH = 18  # columns that USAGE has for the name of a flag
+FLAG_WIDTH = 18  # columns reserved in USAGE for the name of a flag
 
 
 class Flags(NamedTuple):
-    """What the command line says.
+    """The parsed command line.
 
     Attributes:
-      config: with the fields that the command line sets.
+      config: with the fields set on the command line.
       workdir: directory of the run.
       group: the processes that train together; None for one process.
       wait: whether to wait while another process trains in the directory.
@@ -76,19 +76,19 @@ class Flags(NamedTuple):
 
 
 def parse_flags(argv: list[str]) -> Flags:
-    """Reads `argv`, without the name of the program.
+    """Parses `argv`, without the name of the program.
 
     Raises:
       UserError: an unknown config, flag or field, a value of the wrong type, or a config file that fails.
     """
-    values = flags.FlagValues()  # our own, so that main() can be called more than once
+    values = flags.FlagValues()  # separate from absl's, so that main() can be called more than once
     values.set_gnu_getopt(True)
     flags.DEFINE_string("config", "", "", flag_values=values)
     flags.DEFINE_string("workdir", None, "", flag_values=values)
     flags.DEFINE_boolean("multihost", False, "", flag_values=values)
     flags.DEFINE_boolean("wait", False, "", flag_values=values)
     try:
-        # Numbers in the environment are parsed like flags.
+        # Numbers from the environment are parsed like flags.
         flags.DEFINE_string(
             "coordinator", os.environ.get(f"{multihost.ENVIRONMENT}COORDINATOR"), "", flag_values=values
         )
@@ -115,7 +115,7 @@ def parse_flags(argv: list[str]) -> Flags:
 
 
 def _help(argv: list[str], program: str) -> str | None:
-    """The text that `--help`, `--help SECTION` or `--help=SECTION` asks for; None if help is not asked for.
+    """The text for `--help`, `--help SECTION` or `--help=SECTION`; None if help is not requested.
 
     Raises:
       UserError: an unknown section.
@@ -146,11 +146,11 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def main(argv: list[str] | None = None, program: str = "python -m inception_jax.main") -> int:
-    """Trains as the flags say and returns the exit code.
+    """Trains according to the flags and returns the exit code.
 
     Args:
       argv: the arguments without the name of the program; None: those of this process.
-      program: how the program is called in its help.
+      program: the program's name in its help text.
     """
     argv = sys.argv[1:] if argv is None else argv
     trust_code, argv = "--trust-code" in argv, [argument for argument in argv if argument != "--trust-code"]
@@ -163,7 +163,7 @@ def main(argv: list[str] | None = None, program: str = "python -m inception_jax.
                 code = _run(argv, program, trust_code)
         except UserError as error:
             code = process.say(f"error: {error}", process.exit_code(error))
-        except KeyboardInterrupt as stop:  # in training it has a message, see train.StoppedAtOnce
+        except KeyboardInterrupt as stop:  # during training it has a message, see train.StoppedAtOnce
             code = process.say(str(stop) or "interrupted: there was nothing to save", process.exit_code(stop))
         except process.Terminated:
             code = process.say("terminated: there was nothing to save", TERMINATED)
@@ -179,7 +179,7 @@ def _run(argv: list[str], program: str, trust_code: bool) -> int:
     given = parse_flags(argv)
     process.use_compilation_cache()
     if given.config.get("deterministic"):
-        process.make_deterministic()  # before the processes join, which uses a device
+        process.make_deterministic()  # before the processes join, since joining uses a device
     from inception_jax import train
 
     with watch.progress(given.config.get("log", {}).get("watchdog_minutes", 0)), multihost.joined(given.group):

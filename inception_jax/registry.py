@@ -1,4 +1,4 @@
-"""Looking things up by name: in a registry of ours, or as "module:Name" in anybody's module."""
+"""Looking up objects by name: in a registry of the package, or as "module:Name" in any module."""
 
 import functools
 import importlib
@@ -14,13 +14,13 @@ from inception_jax.errors import UntrustedError, UserError, unknown_name
 
 
 def resolve(kind: str, name: str, registry: Mapping[str, Any]) -> Any:
-    """What `name` stands for: an entry of `registry`, or the attribute `Name` of a module given as "module:Name".
+    """The object that `name` refers to: an entry of `registry`, or the attribute `Name` of a module, as "module:Name".
 
-    That imports the module: a name that a folder or a file gives has to pass `check_trusted` before. The current folder
-    is searched for modules, too, behind all others. The attribute may be one of a class: "module:Name.method".
+    This imports the module, so names read from a folder or a file must pass `check_trusted` first. Modules are also
+    searched in the current folder, after all other locations. The attribute may be nested: "module:Name.method".
 
     Raises:
-      UserError: nothing has that name, or the module does not import.
+      UserError: no object has that name, or the module cannot be imported.
     """
     if ":" not in name:
         if name not in registry:
@@ -31,7 +31,7 @@ def resolve(kind: str, name: str, registry: Mapping[str, Any]) -> Any:
         sys.path.append(os.getcwd())
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # a TypeError where it is no module's name, as in ".:Name"; or whatever its code raises
+    except Exception as error:  # a TypeError if it is not a module name, as in ".:Name"; else anything its code raises
         what = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
         raise UserError(
             f"{kind} {name!r}: cannot import {module_name!r} ({' '.join(what.split())}); is its folder on PYTHONPATH?"
@@ -46,10 +46,10 @@ def resolve(kind: str, name: str, registry: Mapping[str, Any]) -> Any:
 
 
 def check_trusted(kind: str, name: str, folder: Path, trusted: bool) -> None:
-    """Raises UntrustedError where a run's folder names code outside the package, which would be imported and called.
+    """Raises UntrustedError if a run's folder names code outside the package, which would be imported and called.
 
     Args:
-      trusted: whether the person who started the program has said that it may be.
+      trusted: whether the user has allowed it.
     """
     if ":" in name and not trusted:
         module = name.partition(":")[0]
@@ -60,9 +60,9 @@ def check_trusted(kind: str, name: str, folder: Path, trusted: bool) -> None:
 
 
 def is_function(value: Any) -> bool:
-    """Whether it is a function written in Python, perhaps bound or partly applied, and not the standard library's.
+    """Whether it is a function written in Python, possibly bound or partial, and not from the standard library.
 
-    That is looked at before it is called: a name may stand for anything.
+    Checked before calling it, since a name may refer to anything.
     """
     while isinstance(value, functools.partial):
         value = value.func

@@ -1,4 +1,4 @@
-"""Text for people: what comes from files and folders is made safe here, once, at the edge."""
+"""Text output: content from files and folders is escaped here, once, when it is printed."""
 
 import csv
 import io
@@ -11,23 +11,23 @@ from collections.abc import Iterable
 from typing import Any, TextIO
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
-# What a formula begins with in a spreadsheet, also as the wide form of East Asian fonts.
+# Characters that start a formula in a spreadsheet, and their fullwidth forms.
 FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")
 
 
 def printable(text: str) -> str:
-    """The text on one line, without what would steer a terminal: control characters are shown as escapes.
+    """The text on one line, with control characters that could affect a terminal shown as escapes.
 
-    Names of files and classes may hold anything: newlines, ANSI escape codes, marks that turn the direction of writing,
-    bytes that are not UTF-8.
+    Names of files and classes may contain anything: newlines, ANSI escape codes, bidirectional marks, bytes that are
+    not UTF-8.
     """
-    if text.isprintable():  # the most, and fast
+    if text.isprintable():  # the common case, and fast
         return text
     return "".join(_escape(char) if _is_unsafe(char) else char for char in text)
 
 
 def _is_unsafe(char: str) -> bool:
-    # Cc: control; Cf: format, such as bidirectional overrides; Cs: halves of characters; Zl, Zp: line ends.
+    # Cc: control; Cf: format, such as bidirectional overrides; Cs: surrogates; Zl, Zp: line separators.
     # U+200D joins emoji, U+200C is needed in Persian.
     return unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp") and char not in "\u200c\u200d"
 
@@ -40,19 +40,19 @@ def _escape(char: str) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """As `printable`, but with its line ends."""
+    """Like `printable`, but keeps line ends."""
     return "\n".join(map(printable, text.split("\n")))
 
 
 def page_text(value: object) -> object:
-    """What a page's template shows of a value (Jinja's `finalize`): markup as it is, all else as text."""
+    """Jinja's `finalize` for the pages' templates: markup is kept, everything else is converted to text."""
     return value if hasattr(value, "__html__") else printable_lines(str(value))
 
 
 def say(text: object = "", *, file: TextIO | None = None, flush: bool = False) -> None:
-    """Prints for people, every line `printable`; what the stream's encoding lacks is shown as an escape, too.
+    """Prints to the user, each line `printable`; characters that the stream's encoding lacks are escaped, too.
 
-    A name within the text has to be `printable` itself, or the cell of a table, where its line ends must not show.
+    Names within the text, and table cells, must be made `printable` by the caller: their line ends would be kept here.
 
     Args:
       file: None: standard output.
@@ -64,14 +64,14 @@ def say(text: object = "", *, file: TextIO | None = None, flush: bool = False) -
 
 
 def complain(message: object) -> None:
-    """Prints a message on the standard error output, as one line."""
+    """Prints a message to standard error, as one line."""
     say(printable(str(message)), file=sys.stderr)
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """The value as JSON that is safe to print: what `printable` escapes is escaped as JSON does it.
+    """The value as JSON that is safe to print: characters that `printable` escapes get JSON escapes.
 
-    What is not a finite number is null, for which other programs' JSON has no word.
+    Non-finite numbers become null, since standard JSON cannot represent them.
     """
     text = json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
     return "".join(_json_escape(char) if _is_unsafe(char) and char != "\n" else char for char in text)
@@ -91,10 +91,10 @@ def _json_escape(char: str) -> str:
 
 
 def csv_cell(text: str) -> str:
-    """The text as a cell that a spreadsheet does not take for a formula: a quote goes before `=`, `+`, `-` and `@`.
+    """The text as a cell that a spreadsheet does not read as a formula: `=`, `+`, `-` and `@` get a leading quote.
 
-    Numbers stay numbers. A text that begins with a quote gets another, so that whoever reads the cell gets the text
-    back by leaving out one quote in front.
+    Numbers stay numbers. A text that begins with a quote gets another one, so that removing one leading quote always
+    restores the text.
     """
     if NUMBER.fullmatch(text):
         return text
@@ -102,7 +102,7 @@ def csv_cell(text: str) -> str:
 
 
 def csv_line(cells: Iterable[Any]) -> str:
-    """A line of CSV to print, without its end: texts are `printable`, and no formulas."""
+    """A line of CSV to print, without its line end: texts are `printable`, and not formulas."""
     line = io.StringIO()
     safe = [csv_cell(printable(cell)) if isinstance(cell, str) else cell for cell in cells]
     csv.writer(line, lineterminator="").writerow(safe)
@@ -110,7 +110,7 @@ def csv_line(cells: Iterable[Any]) -> str:
 
 
 def width(text: str) -> int:
-    """Columns of a terminal that a printable text takes: two for an East Asian wide character, none for an accent."""
+    """Terminal columns of a printable text: two for an East Asian wide character, none for a combining accent."""
     return sum(
         0 if unicodedata.combining(char) or char in "\u200c\u200d" else 1 + (unicodedata.east_asian_width(char) in "WF")
         for char in text
@@ -118,21 +118,21 @@ def width(text: str) -> int:
 
 
 def aligned(text: str, columns: int, *, left: bool = True) -> str:
-    """The text with blanks after it, or before it, up to that many columns."""
+    """The text padded with spaces to that many columns, on the right or on the left."""
     blanks = " " * (columns - width(text))
     return text + blanks if left else blanks + text
 
 
 def shortened(text: str, longest: int) -> str:
-    """Of a longer text the first `longest` characters, of which the last is an ellipsis."""
+    """The text, cut to `longest` characters with an ellipsis as the last one."""
     return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
 def chart_label(name: str, longest: int | None = None) -> str:
-    """A name as Matplotlib draws it, on one line: no formula, and not left out of a legend for an underscore in front.
+    """A name as a one-line Matplotlib label: not parsed as a formula, nor hidden in legends for a leading underscore.
 
     Args:
-      longest: characters; the rest is cut off.
+      longest: number of characters; the rest is cut off.
     """
     name = printable(name)
     name = shortened(name, longest) if longest else name

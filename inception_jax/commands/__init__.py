@@ -1,4 +1,4 @@
-"""The console command `inception-jax`: one module per sub-command, flags and printing only."""
+"""The console command `inception-jax`: one module per subcommand, with flags and printing only."""
 
 import argparse
 import importlib.metadata
@@ -25,15 +25,15 @@ class _Parser(argparse.ArgumentParser):
     def _print_message(self, message: str, file: Any = None) -> None:
         stream = file or sys.stdout
         if stream:
-            stream.write(message)  # argparse itself says nothing where that fails
+            stream.write(message)  # argparse itself ignores errors here
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the sub-command that `argv` names (None: this process's); returns the exit code, see process."""
+    """Runs the subcommand in `argv` (None: this process's arguments); returns the exit code, see process."""
     if argv is None:
         process.tune()
         process.leave(main(sys.argv[1:]))
-    # Imported only now, so that the new start that tune() may make costs nothing.
+    # Imported only now, so that the restart that tune() may perform costs nothing.
     from inception_jax.commands import (
         compare,
         configs,
@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
             args.fields = fields  # --config.FIELD=VALUE
             code = args.run(args)
     except UserError as error:
-        # A place that cannot be written to is a mistake in what was given, a full disk is not.
+        # A location that cannot be written to is a user's mistake, a full disk is not.
         place = isinstance(error, WriteError) and isinstance(error.__cause__, OSError) and not no_room(error.__cause__)
         code = process.say(f"error: {error}", process.MISTAKE if place else process.exit_code(error))
     except KeyboardInterrupt:

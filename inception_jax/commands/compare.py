@@ -1,4 +1,4 @@
-"""`inception-jax compare`: two runs on the same pictures."""
+"""`inception-jax compare`: two runs on the same images."""
 
 import argparse
 import dataclasses
@@ -30,7 +30,7 @@ CLASSES_SHOWN = 5
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
-    """Adds the sub-command to the command line."""
+    """Adds the subcommand to the command line."""
     parser = subparsers.add_parser(
         "compare",
         help="compare two runs picture by picture and layer by layer",
@@ -55,8 +55,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints who is right where, the classes that differ most, and the similarity of layers."""
-    # Imported only now: help is answered without waiting for JAX.
+    """Prints which examples each run gets right, the classes that differ most, and the similarity of layers."""
+    # Imported only now: help is shown without waiting for JAX.
     from inception_jax.errors import UserError
     from inception_jax.runs.run import load_run
     from inception_jax.trained.classes import read_class_map
@@ -165,7 +165,7 @@ def _text(weights: list[dict[str, Any]], found: "Comparison", *, every_class: bo
 
 
 def _layers(found: "Comparison") -> str:
-    """Each layer of the first network with its namesake and with the layer of the second that is most like it."""
+    """Each layer of the first network with the layer of the same name and the most similar layer of the second."""
     import numpy as np
 
     from inception_jax.inspection.formats import format_table

@@ -1,4 +1,4 @@
-"""`inception-jax data`: prepares a data set and shows what is in it."""
+"""`inception-jax data`: prepares a data set and shows what it contains."""
 
 import argparse
 import inspect
@@ -28,12 +28,12 @@ examples:
 
 --sheet draws some images and beside each how the config's augmentation changes it.
 """
-CLASSES_SHOWN = 12  # with their counts; of more, the largest and the smallest
-NAMES_SHOWN = 3  # pictures that cannot be decoded
+CLASSES_SHOWN = 12  # with their counts; if there are more, only the largest and the smallest
+NAMES_SHOWN = 3  # images that cannot be decoded
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
-    """Adds the sub-command to the command line."""
+    """Adds the subcommand to the command line."""
     parser = subparsers.add_parser(
         "data",
         help="prepare a data set, and show what is in it",
@@ -64,7 +64,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints a page about the data set, or the list of data sets."""
+    """Prints a description of the data set, or the list of data sets."""
     if not args.name and not args.config:
         if args.fields or args.folder:
             raise UserError("name a data set, or a config by --config")
@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _list() -> str:
-    """The data sets by name, with the first line of what says what they are."""
+    """The data sets by name, with the first line of their docstrings."""
     lines = []
     for name, source in data.DATASETS.items():
         first = (inspect.getdoc(source) or "").partition("\n")[0]
@@ -110,7 +110,7 @@ def _list() -> str:
 
 
 def _published(config: Any) -> data.Published | None:
-    """The config's data set, which is prepared if it is not yet; None for arrays."""
+    """The config's data set, prepared if necessary; None for arrays."""
     if not data.is_encoded(config.data.name):
         return None
     from inception_jax.runs.run import data_options
@@ -120,7 +120,7 @@ def _published(config: Any) -> data.Published | None:
 
 
 def _describe(config: Any, published: data.Published | None) -> tuple[dict[str, Any], Any]:
-    """What is known of the config's data set, as JSON has it, and the data set; None where it needs an image size."""
+    """The data set's properties as JSON values, and the data set; None if it needs an image size."""
     from inception_jax.runs.run import load_data
 
     section = config.data
@@ -173,7 +173,7 @@ def _describe(config: Any, published: data.Published | None) -> tuple[dict[str, 
 
 
 def _text(page: dict[str, Any]) -> str:
-    """The page as aligned lines."""
+    """The description as aligned lines."""
     names = page["class_names"]
     title = f"{page['name']}: {len(names)} classes" + (f", in {page['folder']}" if "folder" in page else "")
     lines = [printable(title)]
@@ -216,7 +216,7 @@ def _text(page: dict[str, Any]) -> str:
 
 
 def _classes(names: list[str], counts: list[int]) -> list[str]:
-    """Classes and their training examples; of many, those that have most and fewest."""
+    """Classes and their numbers of training examples; if there are many, the largest and the smallest."""
     order = range(len(names))
     lines = ["", "training examples per class"]
     if len(names) > CLASSES_SHOWN:

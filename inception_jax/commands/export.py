@@ -31,7 +31,7 @@ torchvision, timm and cadene hold the weights; the library loads them with stric
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
-    """Adds the sub-command to the command line."""
+    """Adds the subcommand to the command line."""
     parser = subparsers.add_parser(
         "export",
         help="write a run's network as StableHLO or ONNX, or its weights for torchvision or timm",
@@ -58,13 +58,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes the file and prints what is in it, how many values it has, and what a picture must become for it."""
+    """Writes the file and prints its content, its number of values, and the preprocessing that images need."""
     if args.format not in GRAPHS + WEIGHTS:
         raise unknown_name("format", args.format, GRAPHS + WEIGHTS)
     for flag, value, formats in (("--input", args.input, GRAPHS), ("--platforms", args.platforms, GRAPHS[:1])):
         if value is not None and args.format not in formats:
             raise UserError(f"{flag} is for --format {' and '.join(formats)}, not for {args.format}")
-    # Imported only now: help is answered without waiting for JAX.
+    # Imported only now: help is shown without waiting for JAX.
     from inception_jax import process
     from inception_jax.runs.run import load_run
 
@@ -116,7 +116,7 @@ def _shortened(trained: "Run") -> str:
 
 
 def _inputs(trained: "Run", dtype: str, layout: str) -> str:
-    """What must be done to a picture before the network, in words."""
+    """The preprocessing that an image needs before the network, in words."""
     height, width, channels = trained.inputs.image_shape
     mean, std = (f"({', '.join(f'{x:.6g}' for x in values)})" for values in (trained.inputs.mean, trained.inputs.std))
     scaled = "pixels from 0 to 1"

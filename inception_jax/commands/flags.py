@@ -1,4 +1,4 @@
-"""Flags that several commands have, so that the same flag is for the same thing."""
+"""Flags shared by several commands, so that a flag always means the same."""
 
 import argparse
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def path(text: str) -> Path:
-    """A path as it is typed, for `type=`: "~" is the home, and an empty text is refused."""
+    """Converts a path on the command line, for `type=`: "~" is the home directory, and an empty text is refused."""
     try:
         return files.expand(text, "the path")
     except UserError as error:
@@ -23,16 +23,16 @@ def path(text: str) -> Path:
 
 
 def config(text: str) -> Config:
-    """The config that NAME_OR_FILE or NAME_OR_FILE:ARGUMENT stands for.
+    """The config for NAME_OR_FILE or NAME_OR_FILE:ARGUMENT.
 
     Raises:
-      UserError: there is none, or the file fails.
+      UserError: it does not exist, or the file fails.
     """
     return load_config(*find_config_and_argument(text))
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
-    """Which examples: a split, of a run's own data or of another data set."""
+    """Adds flags for the examples: a split of a run's own data or of another data set."""
     parser.add_argument("--split", metavar="NAME", help="(default: test, or validation where there is no test split)")
     other = parser.add_mutually_exclusive_group()
     other.add_argument("--data", metavar="NAME", help="another data set (default: the run's own)")
@@ -48,7 +48,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 
 def data_fields(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of `config.data` that the flags of `add_data` set."""
-    from inception_jax.trained.evaluate import source_fields  # only now: help is answered without waiting for JAX
+    from inception_jax.trained.evaluate import source_fields  # only now: help is shown without waiting for JAX
 
     given = {
         "name": args.data,
@@ -62,20 +62,20 @@ def data_fields(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def add_network(parser: argparse.ArgumentParser, batch_size: int = 128) -> None:
-    """Which weights of a run, and how many pictures go through them at once."""
+    """Adds flags for a run's weights and the batch size."""
     add_checkpoint(parser)
     parser.add_argument("--batch-size", type=int, default=batch_size, help="(default: %(default)s)")
 
 
 def add_dtype(parser: argparse.ArgumentParser) -> None:
-    """The type in which a run's network computes."""
+    """Adds the flag for the data type of a network's computation."""
     parser.add_argument(
         "--dtype", metavar="TYPE", help="float32 or bfloat16, for the network to compute in (default: as in training)"
     )
 
 
 def add_engine(parser: argparse.ArgumentParser, auto: str) -> None:
-    """What computes the logits on a CPU; `auto` says when that tries engines out."""
+    """Adds the flag for what computes the logits on a CPU; `auto` says when that tries out engines."""
     parser.add_argument(
         "--engine",
         default="auto",
@@ -85,7 +85,7 @@ def add_engine(parser: argparse.ArgumentParser, auto: str) -> None:
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:
-    """Whether a run's folder may name code."""
+    """Adds the flag that allows a run's folder to name code."""
     parser.add_argument(
         "--trust-code",
         action="store_true",
@@ -94,13 +94,13 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
-    """Which weights of a run, and whether its folder may name code."""
+    """Adds flags for a run's weights and whether its folder may name code."""
     add_trust(parser)
     parser.add_argument("--checkpoint", default="best", metavar="NAME", help="best or latest (default: best)")
 
 
 def weights_of(trained: "Run") -> dict[str, Any]:
-    """Which weights of a run were loaded, as JSON has it."""
+    """Which weights of a run were loaded, as JSON values."""
     return {
         "run": str(trained.folder),
         "checkpoint": trained.checkpoint,
@@ -110,12 +110,12 @@ def weights_of(trained: "Run") -> dict[str, Any]:
 
 
 def weights_in_words(*weights: Mapping[str, Any]) -> str:
-    """The same of one run or several for people."""
+    """Which weights of one or more runs were loaded, in words."""
     words = [f"{each['checkpoint']}, step {each['step']:,} (epoch {each['epoch']:.4g})" for each in weights]
     return "; ".join(words[:2]) + ("; ..." if len(words) > 2 else "")
 
 
 def check_batch_size(args: argparse.Namespace) -> None:
-    """Raises a UserError where the flag of `add_network` is not allowed."""
+    """Raises UserError if the batch size of `add_network` is not allowed."""
     if args.batch_size < 1:
         raise UserError(f"--batch-size={args.batch_size} is not allowed: it must be at least 1")

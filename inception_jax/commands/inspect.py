@@ -1,4 +1,4 @@
-"""`inception-jax inspect`: what networks are made of and what they cost, one in detail or several side by side."""
+"""`inception-jax inspect`: structure and cost of networks, one in detail or several side by side."""
 
 import argparse
 import ast
@@ -30,7 +30,7 @@ examples:
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
-    """Adds the sub-command to the command line."""
+    """Adds the subcommand to the command line."""
     parser = subparsers.add_parser(
         "inspect",
         help="a network's layers and their costs, or several networks compared",
@@ -46,7 +46,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="side of the images (default: the network's own, a run's data's)",
     )
     parser.add_argument("--num-classes", type=int, metavar="N", help="default: 1000; a run has its own")
-    for name in ("--image_size", "--num_classes"):  # as they were called before other commands had them
+    for name in ("--image_size", "--num_classes"):  # their old names, from before other commands had them
         parser.add_argument(name, type=int, help=argparse.SUPPRESS)
     parser.add_argument(
         "--option", action="append", default=[], metavar="KEY=VALUE", help="an option of the networks; can be repeated"
@@ -68,12 +68,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the table; what is said about it goes to stderr where the table is CSV."""
+    """Prints the table; with CSV, its notes go to stderr."""
     for name, least in (("image_size", 1), ("num_classes", 1), ("depth", 1)):
         value = getattr(args, name)
         if value is not None and value < least:
             raise UserError(f"--{name.replace('_', '-')} {value} is not allowed: it must be at least {least}")
-    # Imported only now: the shell answers help and mistakes without waiting for JAX.
+    # Imported only now: help and error messages are shown without waiting for JAX.
     from inception_jax.inspection.formats import FORMATS
     from inception_jax.models.layers import check_choice
 
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _names(given: list[str]) -> list[str]:
-    """With patterns replaced by the registered names that match them."""
+    """The names, with patterns replaced by the registered names that match them."""
     from inception_jax.models import list_models
 
     names: list[str] = []
@@ -152,7 +152,7 @@ def _compare(names: list[str], args: argparse.Namespace) -> None:
 
 
 def _load(name: str, args: argparse.Namespace) -> tuple[Any, tuple[int, int, int], Any]:
-    """The network, the (height, width, channels) of its images, and the run, if it is one's."""
+    """The network, the (height, width, channels) of its images, and the run, if it is from one."""
     from inception_jax.inspection.table import image_shape_of
     from inception_jax.models import create_model
 
@@ -187,7 +187,7 @@ def _options(given: list[str]) -> dict[str, Any]:
 
 
 def _run_accuracy(run: Any) -> Any:
-    """Of the run's best weights on the test split, where it was evaluated."""
+    """The accuracy of the run's best weights on the test split, if they were evaluated."""
     from inception_jax.inspection.compare import Accuracy
     from inception_jax.runs.records import read_summary
 
@@ -198,7 +198,7 @@ def _run_accuracy(run: Any) -> Any:
 
 
 def _print(title: str, page: str, notes: list[str], style: str) -> None:
-    """A title, the table and the notes; CSV alone on stdout, the notes on stderr."""
+    """Prints a title, the table and the notes; for CSV, the table alone on stdout and the notes on stderr."""
     if style == "csv":
         say(page)
         if notes:

@@ -1,4 +1,4 @@
-"""`inception-jax predict`: the classes of pictures, one by one."""
+"""`inception-jax predict`: classifies images one by one."""
 
 import argparse
 import itertools
@@ -28,15 +28,15 @@ with a quote.
 Pictures are read as for training. One that cannot be read is named on stderr and the others are done; the exit code is
 then 1.
 """
-NAME_WIDTH = 40  # beyond, a name pushes its row to the right
-LOOKED_AT = 1000  # names, for the width of their column, and for whether there are many
-# From so many pictures on, of so many pixels on a side, a trial of engines, some seconds with the graph that they need,
-# may save more time than it takes.
+NAME_WIDTH = 40  # longer names push their row to the right
+LOOKED_AT = 1000  # names used to determine the column width, and whether there are many
+# With at least this many images of at least this size, trying out engines may save more time than it takes: a few
+# seconds, including the graph that they need.
 WORTHWHILE, WORTHWHILE_SIDE = LOOKED_AT, 128
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
-    """Adds the sub-command to the command line."""
+    """Adds the subcommand to the command line."""
     parser = subparsers.add_parser(
         "predict",
         help="predict the classes of pictures",
@@ -63,8 +63,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints a row for each picture; 1 if one could not be read."""
-    # Imported only now: help is answered without waiting for JAX.
+    """Prints a row for each image; returns 1 if one could not be read."""
+    # Imported only now: help is shown without waiting for JAX.
     from inception_jax.data.images import read_stream
     from inception_jax.trained import engines
     from inception_jax.trained.predict import find_pictures, load_classifier, predict

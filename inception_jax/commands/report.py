@@ -23,7 +23,7 @@ confident mistakes and Grad-CAM. Where the data is not at hand any more, it says
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
-    """Adds the sub-command to the command line."""
+    """Adds the subcommand to the command line."""
     parser = subparsers.add_parser(
         "report",
         help="write a run, or several side by side, as one HTML page",
@@ -49,8 +49,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes the page and prints where it is; what had to be left out is said on stderr."""
-    # Imported only now: help is answered without waiting for JAX.
+    """Writes the page and prints its path; omitted parts are reported on stderr."""
+    # Imported only now: help is shown without waiting for JAX.
     from inception_jax.models.layers import check_choice
     from inception_jax.runs.records import read_records
     from inception_jax.trained import report
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     check_choice("--format", args.format, FORMATS)
     check_choice("--checkpoint", args.checkpoint, ("best", "latest"))
     flags.check_batch_size(args)
-    # Mistakes are said before anything is computed.
+    # Report mistakes before computing anything.
     folders: list[Path] = [record.folder for record in read_records(args.run_folders)]
     output = args.output or report.default_output(args.run_folders, args.format)
     findings: dict[str | Path, Any] = {}
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
             except UntrustedError as error:
                 raise UserError(f"{error}; --quick does without it") from error
             except UserError as error:
-                if args.split:  # what was asked for by name is not left out
+                if args.split:  # a split requested by name is not omitted
                     raise
                 findings[folder] = error
                 complain(f"{folder}: without classes, mistakes and Grad-CAM: {error}")

@@ -28,7 +28,7 @@ COLUMNS = ("run", "status", "epochs", "data", "network", "best_value", "validati
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
-    """Adds the sub-command to the command line."""
+    """Adds the subcommand to the command line."""
     parser = subparsers.add_parser(
         "runs",
         help="list all runs below a folder, with what differs and what came out",
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     for name in [*columns, sort_by]:
         if not any(name in values for values in known):
             raise unknown_name("column", name, {name for values in known for name in values})
-    # What has no value comes last, either way round.
+    # Missing values come last in either order.
     there = [values for values in known if _is_known(values.get(sort_by))]
     there.sort(key=lambda values: _order(values[sort_by]), reverse=args.sort.startswith("-"))
     rows = there + [values for values in known if not _is_known(values.get(sort_by))]
@@ -96,16 +96,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _is_known(value: Any) -> bool:
-    return value is not None and value == value  # NaN is not itself
+    return value is not None and value == value  # NaN is not equal to itself
 
 
 def _order(value: Any) -> tuple[int, Any]:
-    """Numbers before texts, which cannot be compared with them."""
+    """Sorts numbers before texts, which cannot be compared with them."""
     return (0, value) if isinstance(value, int | float) else (1, str(value))
 
 
 def _values(record: "Record") -> dict[str, Any]:
-    """Everything that may be a column, by its name."""
+    """All values that can be columns, by name."""
     from inception_jax.runs.records import flatten
 
     summary, last = record.summary or {}, record.rows[-1] if record.rows else {}

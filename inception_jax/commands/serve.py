@@ -1,4 +1,4 @@
-"""`inception-jax serve`: a trained network on a page and behind a JSON endpoint."""
+"""`inception-jax serve`: a trained network on a web page and behind a JSON endpoint."""
 
 import argparse
 import os
@@ -32,7 +32,7 @@ Requests must be addressed to localhost, to the address that they came to, to --
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
-    """Adds the sub-command to the command line."""
+    """Adds the subcommand to the command line."""
     parser = subparsers.add_parser(
         "serve",
         help="serve a trained network: a page to try it, JSON for programs",
@@ -77,8 +77,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the address once the network is ready."""
-    # Imported only now: help is answered without waiting for JAX.
+    """Starts the server; prints the address once the network is ready."""
+    # Imported only now: help is shown without waiting for JAX.
     try:
         from inception_jax.trained import serving
     except ModuleNotFoundError as error:
@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _token(path: Path | None) -> str | None:
-    """The token in a file, or in the environment; None where neither is given."""
+    """The token from a file or the environment; None if neither is given."""
     if path is None:
         text, where = os.environ.get(TOKEN), f"${TOKEN}"
         if text is None:

@@ -1,4 +1,4 @@
-"""`inception-jax study`: the variations of a study trained, held against what was published, and reported."""
+"""`inception-jax study`: trains the variations of a study, compares them with published results, and reports."""
 
 import argparse
 import os
@@ -31,7 +31,7 @@ its own below --workdir, and the report beside them is written anew each time: r
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
-    """Adds the sub-command to the command line."""
+    """Adds the subcommand to the command line."""
     parser = subparsers.add_parser(
         "study",
         help="train the variations of a study and report them beside published numbers",
@@ -52,7 +52,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains and reports; 1 if a run failed, 75 if some are left, because the time was up or SIGTERM came."""
+    """Trains and reports; returns 1 if a run failed, 75 if some are left because of the time limit or SIGTERM."""
     from inception_jax.studies.plan import load_study, make_plan, shipped_studies
 
     if not args.file:
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
             gpus = _gpus()
             with log_to_stderr(), held(plan().folder, "the study's folder", "works on the study"):
                 return _train_and_report(plan, jobs=args.jobs or len(gpus) or 1, seconds=seconds, gpus=gpus)
-        except Terminated:  # the runs have saved what they had
+        except Terminated:  # the runs have saved their state
             complain("terminated: the same command goes on")
             return TERMINATED
 
@@ -92,14 +92,14 @@ def _train_and_report(plan, *, jobs: int, seconds: float | None, gpus: list[str]
     table = results.read_table(planned)
     search = planned.study.search
     if search and search.finer:
-        # The second round depends on what the first one found.
+        # The second round depends on the results of the first.
         first = {name: table.estimate(name, search.measure) for name in table.results}
         planned = plan({name: estimate.mean for name, estimate in first.items() if estimate.values})
         left = None if seconds is None else max(seconds - (time.monotonic() - started), 0.0)
         failures |= runner.train(planned.runs, jobs=jobs, seconds=left, gpus=gpus)
         table = results.read_table(planned)
     failures |= extras.measure_all(table)
-    table = results.read_table(planned)  # with what was just measured
+    table = results.read_table(planned)  # including the new measurements
     page = report.write_report(table, failures)
     for verdict in table.verdicts():
         say(printable(f"{verdict.verdict:>10}: {verdict.claim.text}"))
@@ -111,7 +111,7 @@ def _train_and_report(plan, *, jobs: int, seconds: float | None, gpus: list[str]
 
 
 def _dry_run(plan: "Plan") -> None:
-    """Prints each run with what is there of it; for what is missing, the time and disk from measured steps."""
+    """Prints each run and its progress; for the rest, the time and disk space estimated from measured steps."""
     from inception_jax.runs.run import open_checkpoints, read_config
     from inception_jax.studies.plan import state_of
     from inception_jax.studies.runner import measure
@@ -147,7 +147,7 @@ def _dry_run(plan: "Plan") -> None:
 
 
 def _budget(text: str | None) -> tuple[int | None, float | None]:
-    """Epochs, seconds."""
+    """Parses the budget: epochs, seconds."""
     if text is None:
         return None, None
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(epochs?|minutes?)", text)
@@ -162,7 +162,7 @@ def _budget(text: str | None) -> tuple[int | None, float | None]:
 
 
 def _gpus() -> list[str]:
-    """Their numbers, without asking JAX, which would take their memory."""
+    """The GPUs' numbers, without asking JAX, which would allocate their memory."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is not None:
         return [number for number in given.split(",") if number.strip()]

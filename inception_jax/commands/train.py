@@ -6,7 +6,7 @@ from inception_jax import main
 
 
 def add_parser(subparsers) -> None:
-    # No character starts an option here: every flag, --help too, reaches main's own parser.
+    # Disable option parsing here: every flag, including --help, is passed to main's own parser.
     parser = subparsers.add_parser(
         "train", help="train a network as a config says, or go on with a stopped run", add_help=False, prefix_chars="\0"
     )

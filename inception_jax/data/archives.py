@@ -1,4 +1,4 @@
-"""Published archives: downloaded, or found in a person's folder, and read only if they hold what was published."""
+"""Published archives: downloaded, or found in the user's folder, and read only if they have the published content."""
 
 import dataclasses
 import gzip
@@ -20,17 +20,17 @@ from inception_jax.errors import UserError
 from inception_jax.files import no_room
 
 NAMES = {"md5": "MD5", "sha256": "SHA-256"}
-CONNECT_SECONDS = 10  # until a server counts as out of reach
+CONNECT_SECONDS = 10  # until a server counts as unreachable
 USE_ARCHIVES = "give a folder that has them, by --archives (inception-jax data) or --config.data.archives (training)"
 
 
 @dataclasses.dataclass(frozen=True)
 class Content:
-    """What a file holds, once it is unpacked unless it says otherwise (packing again changes nothing of that).
+    """A file's expected content, after unpacking unless stated otherwise (repacking does not change it).
 
     Attributes:
       size: in bytes.
-      digest: its SHA-256 in hexadecimal, or its MD5 where no more was published: enough against damage and mix-ups.
+      digest: its SHA-256 in hexadecimal, or its MD5 if only that was published: sufficient against damage and mix-ups.
     """
 
     size: int
@@ -38,15 +38,15 @@ class Content:
 
     @property
     def algorithm(self) -> str:
-        """How the digest is made, as its length says: hashlib's name."""
+        """hashlib's name of the digest's algorithm, inferred from its length."""
         return "md5" if len(self.digest) == 32 else "sha256"
 
 
 def given_folder(dl_manager: tfds.download.DownloadManager) -> Path | None:
-    """The folder with archives that the person named, or None. The builder needs MANUAL_DOWNLOAD_INSTRUCTIONS."""
+    """The folder with archives that the user gave, or None. The builder needs MANUAL_DOWNLOAD_INSTRUCTIONS."""
     try:
         return Path(dl_manager.manual_dir)
-    except AssertionError:  # TFDS's way to say that there is none
+    except AssertionError:  # raised by TFDS if there is none
         return None
 
 
@@ -56,7 +56,7 @@ def find(folder: Path, names: Sequence[str]) -> Path | None:
 
 
 def find_all(folder: Path, names: Sequence[str]) -> list[Path]:
-    """As `find`, all of them."""
+    """Like `find`, but returns all of them."""
     try:
         places = (folder, *sorted(path for path in folder.iterdir() if path.is_dir()))
         return [place / name for place in places for name in names if (place / name).is_file()]
@@ -65,7 +65,7 @@ def find_all(folder: Path, names: Sequence[str]) -> list[Path]:
 
 
 def require(folder: Path, names: Sequence[str]) -> Path:
-    """As `find`, but a file that is not there is a UserError."""
+    """Like `find`, but raises UserError if there is no such file."""
     path = find(folder, names)
     if path is None:
         raise UserError(f"no {' or '.join(names)} in {folder} or in a folder of it: {USE_ARCHIVES}")
@@ -76,8 +76,8 @@ def download(dl_manager: tfds.download.DownloadManager, urls: dict[str, str]) ->
     """The downloaded files, by the keys of `urls`.
 
     Raises:
-      UserError: the server is out of reach (found out in seconds; TFDS on its own tries for minutes), leads on to an
-        unencrypted address, or what it sent is not what TFDS knows of the address.
+      UserError: the server is unreachable (detected in seconds; TFDS itself tries for minutes), redirects to an
+        unencrypted URL, or sent something other than what TFDS expects from that URL.
     """
     for url in urls.values():
         try:
@@ -85,7 +85,7 @@ def download(dl_manager: tfds.download.DownloadManager, urls: dict[str, str]) ->
                 break  # all files are on one server
         except (OSError, *downloads.FAILURES) as error:
             if isinstance(getattr(error, "reason", error), ssl.SSLError):
-                break  # TFDS brings certificates of its own
+                break  # TFDS has its own certificates
             reason = downloads.reason(error)
             raise UserError(f"cannot download {url} ({reason}); without a network, {USE_ARCHIVES}") from error
     try:
@@ -99,24 +99,24 @@ def download(dl_manager: tfds.download.DownloadManager, urls: dict[str, str]) ->
 
 
 def read(path: Path, content: Content) -> bytes:
-    """What a file holds, gzip'ed or not; a UserError if that is not the `content`."""
+    """The content of a file, gzipped or not. Raises UserError if it is not the expected `content`."""
     try:
         with path.open("rb") as file:
             packed = file.read(2) == b"\x1f\x8b"
         with gzip.open(path) if packed else path.open("rb") as file:
-            data = file.read(content.size + 1)  # a file that unpacks to more is not read to its end
+            data = file.read(content.size + 1)  # stops early if a file unpacks to more
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} is damaged ({error}): {_get_again(path)}") from error
     return _checked(data, content, path, str(path))
 
 
 def read_found(folder: Path, names: Sequence[str], content: Content) -> bytes:
-    """What the first file holds that has one of the `names`, and the `content`, in `folder` or one level below.
+    """The first file with one of the `names` and the expected `content`, in `folder` or one level below.
 
-    Names are not unique: those of MNIST and of Fashion-MNIST are the same.
+    Names are not unique: MNIST and Fashion-MNIST use the same ones.
 
     Raises:
-      UserError: there is none; it says what is wrong with those that have the name.
+      UserError: there is none; the message says what is wrong with those that have the name.
     """
     require(folder, names)
     wrong = []
@@ -129,7 +129,7 @@ def read_found(folder: Path, names: Sequence[str], content: Content) -> bytes:
 
 
 def check_packed(path: Path, content: Content) -> None:
-    """Raises UserError unless an archive, as it is packed, is the `content`."""
+    """Raises UserError unless a packed archive is the expected `content`."""
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -145,10 +145,10 @@ def check_packed(path: Path, content: Content) -> None:
 
 
 def read_members(path: Path, contents: dict[str, Content]) -> dict[str, bytes]:
-    """The files of a tar archive that have the names in `contents`, in whatever folder; nothing is written to disk.
+    """The files of a tar archive with the names in `contents`, in any folder; nothing is written to disk.
 
     Raises:
-      UserError: the archive is damaged, a file is missing or does not hold what it should.
+      UserError: the archive is damaged, or a file is missing or has the wrong content.
     """
     found = {}
     try:

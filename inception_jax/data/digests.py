@@ -1,8 +1,7 @@
-"""Digests of data: of arrays in hand, of prepared files, and JSON that carries its own.
+"""Digests of data: of arrays in memory and of prepared files, and JSON files that include their own digest.
 
-SHA-256, for which CPUs have instructions of their own, in chunks that several threads hash: a GB takes 0.8 s of the
-time of an AMD EPYC's core, and 0.9 s where it is read from a file. Nothing here needs JAX, so that worker processes
-start fast.
+SHA-256, which CPUs support in hardware, over chunks that several threads hash: a GB takes 0.8 s of core time on an AMD
+EPYC, and 0.9 s when read from a file. Nothing here needs JAX, so that worker processes start fast.
 """
 
 import contextlib
@@ -21,11 +20,11 @@ import numpy as np
 from inception_jax import files
 from inception_jax.errors import UserError, WriteError
 
-NAME = "digests.json"  # a folder's, of its files
-CHUNK_BYTES = 2**24  # hashed at a time by one thread; it decides what a digest is
-ALWAYS_BYTES = 2**31  # files of a folder, up to which they are read at each opening: that takes less than a second
-PART = ": "  # in a fingerprint's parts, between what it is and its number
-DIGITS = 32  # hexadecimal ones that are kept: 128 bits
+NAME = "digests.json"  # in a folder, for its files
+CHUNK_BYTES = 2**24  # hashed at a time by one thread; changing it changes the digests
+ALWAYS_BYTES = 2**31  # total size of a folder's files up to which they are read at every opening, in less than a second
+PART = ": "  # separator between name and number in a fingerprint's parts
+DIGITS = 32  # hexadecimal digits that are kept: 128 bits
 
 T = TypeVar("T")
 
@@ -33,11 +32,11 @@ logger = logging.getLogger(__name__)
 
 
 class DamagedError(UserError):
-    """What a file holds is not what was written."""
+    """A file's content is not what was written."""
 
 
 def of_texts(texts: Iterable[str]) -> str:
-    """Of texts in their order: 32 hexadecimal digits."""
+    """Digest of texts in their order: 32 hexadecimal digits."""
     digest = hashlib.sha256()
     for text in texts:
         digest.update(f"{len(text)} {text}\n".encode(errors="surrogatepass"))
@@ -45,10 +44,10 @@ def of_texts(texts: Iterable[str]) -> str:
 
 
 def of_rows(read: Callable[[slice], np.ndarray], number: int, row_bytes: int) -> str:
-    """Of an array's content, in C order, whatever its layout in memory: 32 hexadecimal digits.
+    """Digest of an array's content in C order, whatever its memory layout: 32 hexadecimal digits.
 
     Args:
-      read: gives some of its rows.
+      read: returns a slice of its rows.
       number: of rows.
       row_bytes: size of a row.
     """
@@ -56,13 +55,13 @@ def of_rows(read: Callable[[slice], np.ndarray], number: int, row_bytes: int) ->
 
     def chunk(start: int) -> bytes:
         part = np.ascontiguousarray(read(slice(start, min(start + rows, number))))
-        return hashlib.sha256(part.data).digest() if part.size else b""  # a view of no bytes has no format
+        return hashlib.sha256(part.data).digest() if part.size else b""  # an empty view has no format
 
     return _joined(chunk, range(0, number, rows))
 
 
 def of_file(path: Path) -> str:
-    """Of a file's content: 32 hexadecimal digits. Raises OSError."""
+    """Digest of a file's content: 32 hexadecimal digits. Raises OSError."""
     with path.open("rb", buffering=0) as file:
 
         def chunk(start: int) -> bytes:
@@ -79,23 +78,23 @@ def _joined(chunk: Callable[[int], bytes], starts: Sequence[int]) -> str:
     if len(starts) <= 1:
         parts = [chunk(start) for start in starts]
     else:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing lets go of the interpreter's lock
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashing releases the GIL
             parts = list(pool.map(chunk, starts))
     return hashlib.sha256(b"".join(parts)).hexdigest()[:DIGITS]
 
 
 def part(what: str, number: int, digest: str) -> str:
-    """A part of a fingerprint: so many examples, or names, with this digest."""
+    """A part of a fingerprint: what it covers, the number of examples or names, and their digest."""
     return f"{what}{PART}{number} {digest}"
 
 
 def together(parts: Iterable[str]) -> str:
-    """A fingerprint of its parts, each what `part` gives."""
+    """A fingerprint from its parts, each returned by `part`."""
     return "; ".join(parts)
 
 
 def in_both(before: str, now: str) -> tuple[str, str]:
-    """Two fingerprints without the parts of which only one has something to say."""
+    """Two fingerprints, without the parts that only one of them has."""
     entries = [fingerprint.split("; ") for fingerprint in (before, now)]
     old, new = ({entry.rpartition(PART)[0] for entry in some} for some in entries)
     before, now = (together(entry for entry in some if entry.rpartition(PART)[0] in old & new) for some in entries)
@@ -103,7 +102,7 @@ def in_both(before: str, now: str) -> tuple[str, str]:
 
 
 def differences(before: str, now: str) -> str:
-    """In which parts two fingerprints differ, in words: with their numbers before and now."""
+    """The parts in which two fingerprints differ, in words: with their numbers before and now."""
     old, new = (dict(entry.rsplit(PART, 1) for entry in fingerprint.split("; ")) for fingerprint in (before, now))
     phrases = []
     for what in old | new:
@@ -114,7 +113,7 @@ def differences(before: str, now: str) -> str:
 
 
 def is_file(path: Path) -> bool:
-    """Whether a file is there. Raises UserError where something else has its place, and so cannot be replaced."""
+    """Whether a file is there. Raises UserError if something else is in its place, which cannot be replaced."""
     try:
         regular = stat.S_ISREG(path.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError):
@@ -127,7 +126,7 @@ def is_file(path: Path) -> bool:
 
 
 def write(path: Path, content: Any) -> None:
-    """Writes a whole JSON file that begins with the digest of what follows. Raises WriteError."""
+    """Writes a JSON file atomically, beginning with the digest of the rest. Raises WriteError."""
     files.write_bytes(path, _sealed(json.dumps(content).encode() + b"}\n"))
 
 
@@ -136,16 +135,16 @@ def _sealed(body: bytes) -> bytes:
 
 
 def read(path: Path, check: Callable[[Any], T]) -> T:
-    """The content of a file that `write` wrote, as `check` gives it.
+    """The content of a file written by `write`, as returned by `check`.
 
-    A file without a digest, as versions before this one wrote it, is taken as it is, if `check` takes it, and gets one.
+    A file without a digest, from an earlier version, is accepted if `check` accepts it, and a digest is added.
 
     Args:
-      check: raises ValueError, TypeError, LookupError or AttributeError on what the file cannot hold.
+      check: raises ValueError, TypeError, LookupError or AttributeError on invalid content.
 
     Raises:
       FileNotFoundError: it is not there.
-      DamagedError: it is damaged. What is no file, and so cannot be replaced, is a UserError.
+      DamagedError: it is damaged. UserError if it is not a file, and so cannot be replaced.
     """
     if not is_file(path):
         raise FileNotFoundError(path)
@@ -161,13 +160,13 @@ def read(path: Path, check: Callable[[Any], T]) -> T:
         raise DamagedError(f"{path} is damaged: its content is not what was written") from error
     if not sealed:
         logger.info("%s has no digest yet: it is taken as it is, and gets one", path)
-        with contextlib.suppress(WriteError):  # a folder that may only be read
+        with contextlib.suppress(WriteError):  # the folder may be read-only
             write(path, value)
     return checked
 
 
 def read_or_none(path: Path, check: Callable[[Any], T]) -> T | None:
-    """As `read`; None where it is not there, or, which a warning says, damaged: it is to be made again."""
+    """Like `read`, but None if the file is missing, or (with a warning) damaged, and has to be made again."""
     try:
         return read(path, check)
     except FileNotFoundError:
@@ -178,27 +177,27 @@ def read_or_none(path: Path, check: Callable[[Any], T]) -> T | None:
 
 
 def seal(folder: Path, names: Iterable[str]) -> None:
-    """Writes the digests of files of a folder, from which `verify` knows them again. Raises OSError, WriteError."""
+    """Writes the digests of a folder's files, which `verify` compares. Raises OSError, WriteError."""
     write(folder / NAME, {name: [of_file(folder / name), *_stamp((folder / name).stat())] for name in names})
 
 
 def verify(folder: Path, names: Callable[[], Iterable[str]], *, fully: bool = False) -> tuple[int, int]:
     """Compares the files of a folder with their digests; returns the number of files and of bytes.
 
-    A folder without digests, as versions before this one wrote it, is taken as it is, which is said, and gets them.
-    Files of more than `ALWAYS_BYTES` together are read only where size, time of change or inode of one differ from
-    those at which it was verified last, or at `fully`.
+    A folder without digests, from an earlier version, is accepted as it is (which is logged), and digests are added.
+    If the files have more than `ALWAYS_BYTES` together, they are read only if the size, modification time or inode of
+    one differs from the last verification, or if `fully` is True.
 
     Args:
-      names: of the files that a folder without digests gets digests of.
+      names: returns the files for which digests are added to a folder without them.
 
     Raises:
-      DamagedError: one is not what was written; the message, in a few words, says which.
+      DamagedError: a file is not what was written; the short message says which.
     """
     path = folder / NAME
     if not os.path.lexists(path):
         logger.warning("%s has no digests yet: what is in it is taken as it is, and verified from now on", folder)
-        with contextlib.suppress(WriteError):  # a folder that may only be read
+        with contextlib.suppress(WriteError):  # the folder may be read-only
             seal(folder, names())
     try:
         kept = read(path, _as_digests)

@@ -1,4 +1,4 @@
-"""Which examples make up a batch: a pure function of (seed, step), and so the same on any number of devices."""
+"""Which examples make up a batch: a pure function of (seed, step), independent of the number of devices."""
 
 import functools
 from typing import Any
@@ -7,13 +7,13 @@ import numpy as np
 
 from inception_jax.errors import UserError
 
-# The second words of Philox's key, the first being the seed: epochs count from 0, and these from far beyond.
+# Second words of Philox's key, the first being the seed: epochs count from 0, and these start far beyond.
 ROUNDS_OF_EPOCH = 2**62
 ORDERS_OF_CLASS = 2**63
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
-    """Whole batches in one pass over the split; the examples that are left over are other ones in every epoch.
+    """Whole batches in one pass over the split; the leftover examples are different in every epoch.
 
     Raises:
       UserError: if not even one batch can be filled.
@@ -26,13 +26,13 @@ def steps_per_epoch(num_examples: int, batch_size: int) -> int:
     return num_examples // batch_size
 
 
-@functools.lru_cache(maxsize=2)  # the epoch's own, and the next one's for who reads ahead
+@functools.lru_cache(maxsize=2)  # for the current epoch, and the next one when reading ahead
 def permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     """The order of an epoch's examples: int64 `(num_examples,)`, read-only.
 
     The stable argsort of the raw output of Philox (Salmon et al. 2011) with the key (seed, epoch). Philox is a
-    published function and its raw output is fixed for good, which `numpy.random.Generator.permutation`
-    explicitly is not (NumPy's compatibility policy, NEP 19).
+    published function and its raw output never changes, while `numpy.random.Generator.permutation` explicitly may
+    (NumPy's compatibility policy, NEP 19).
     """
     order = np.argsort(_random_words(seed, epoch, 0, num_examples), kind="stable").astype(np.int64)
     order.setflags(write=False)
@@ -40,7 +40,7 @@ def permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
 
 
 def batch_indices(seed: int, step: int, *, num_examples: int, batch_size: int) -> np.ndarray:
-    """Positions in the split of the examples of batch `step` (counted from 0): int64 `(batch_size,)`, read-only.
+    """Positions in the split of the examples of batch `step` (from 0): int64 `(batch_size,)`, read-only.
 
     Raises:
       UserError: if not even one batch can be filled.
@@ -50,16 +50,16 @@ def batch_indices(seed: int, step: int, *, num_examples: int, batch_size: int) -
 
 
 def balanced_indices(seed: int, step: int, *, labels: np.ndarray, batch_size: int) -> np.ndarray:
-    """As `batch_indices`, with all classes equally often, however many examples they have.
+    """Like `batch_indices`, but draws all classes equally often, however many examples they have.
 
-    Over an epoch, and over any number of them from the first on, classes that have examples differ by one draw at
-    most; a round takes one example of each of them, in random order, so that batches are balanced, too. A class
-    goes through its examples in an order of their own, then through all of them in another, and so on across epochs:
-    those of small classes come several times in an epoch, those of large ones once in several.
+    Over an epoch, and over any number of epochs from the first on, the draws of (non-empty) classes differ by at most
+    one. A round takes one example of each class, in random order, so that batches are balanced, too. A class goes
+    through its examples in an order of its own, then again in another, and so on across epochs: examples of small
+    classes occur several times in an epoch, those of large classes once in several.
 
     Args:
-      labels: integers (n,), of the whole split. Epochs are remembered by the array's identity, so give the same
-        array at every step, and leave it as it is.
+      labels: integers (n,), of the whole split. Epochs are cached by the array's identity, so pass the same array at
+        every step, and do not modify it.
 
     Raises:
       UserError: if not even one batch can be filled.
@@ -71,7 +71,7 @@ def balanced_indices(seed: int, step: int, *, labels: np.ndarray, batch_size: in
 
 
 class _Same:
-    """An array as a cache's key, equal where it is the same object: comparing millions of labels takes too long."""
+    """An array as a cache key, compared by identity: comparing millions of labels takes too long."""
 
     def __init__(self, array: np.ndarray):
         self.array = array  # kept alive, so that no other array can get its id
@@ -88,8 +88,8 @@ def _balanced_order(seed: int, epoch: int, labels: _Same, length: int) -> np.nda
     """The examples of an epoch of `length` draws: int64 `(length,)`, read-only."""
     classes, positions = _positions_by_class(labels)
     rounds, extra = divmod(length, len(classes))
-    # The last round is not whole: the classes take turns in it, going on where the epoch before stopped, which
-    # makes their draws before this epoch a sum in closed form.
+    # The last round is incomplete: the classes take turns in it, continuing where the previous epoch stopped, so that
+    # their draws before this epoch are a sum in closed form.
     turns, first = divmod(epoch * extra, len(classes))
     numbers = np.arange(len(classes))
     starts = epoch * rounds + turns + (numbers < first)
@@ -107,15 +107,15 @@ def _balanced_order(seed: int, epoch: int, labels: _Same, length: int) -> np.nda
 
 @functools.lru_cache(maxsize=1)
 def _positions_by_class(labels: _Same) -> tuple[np.ndarray, list[np.ndarray]]:
-    """The classes that have examples, and the positions (int64) of each one's."""
+    """The non-empty classes, and the positions (int64) of each one's examples."""
     classes, counts = np.unique(labels.array, return_counts=True)
     return classes, np.split(np.argsort(labels.array, kind="stable").astype(np.int64), np.cumsum(counts)[:-1])
 
 
 def _class_draws(seed: int, label: int, positions: np.ndarray, start: int, count: int) -> np.ndarray:
-    """A class's draws `start` to `start + count - 1`, counted from the run's beginning."""
+    """A class's draws `start` to `start + count - 1`, counted from the start of the run."""
     size = len(positions)
-    first, last = start // size, (start + count - 1) // size  # times through the class's examples
+    first, last = start // size, (start + count - 1) // size  # passes over the class's examples
     words = _random_words(seed, ORDERS_OF_CLASS + label, first * size, (last + 1 - first) * size)
     orders = positions[np.argsort(words.reshape(-1, size), axis=1, kind="stable")]
     return orders.ravel()[start - first * size :][:count]

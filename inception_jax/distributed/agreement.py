@@ -1,4 +1,4 @@
-"""What processes that train together have to have in common, as plain values, however they exchange them."""
+"""What processes that train together must have in common, as plain values, independent of how they are exchanged."""
 
 import hashlib
 import importlib.metadata
@@ -12,16 +12,16 @@ from typing import Any
 from inception_jax.text import printable
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-MOST = 4  # differences that are spelled out
-LONGEST = 120  # characters of a value that is shown
+MOST = 4  # differences that are listed
+LONGEST = 120  # characters of a value that are shown
 
 
 def differences(facts: Mapping[int, Mapping[str, Any]], hosts: Mapping[int, str]) -> list[str]:
-    """One phrase for every fact that is not the same in all processes; it says which process has what.
+    """One phrase for every fact that is not the same in all processes, stating which process has which value.
 
     Args:
-      facts: by process: JSON values by name. A name that a process does not have counts as a difference.
-      hosts: by process: the name of its machine.
+      facts: process -> JSON values by name. A name that is missing in a process counts as a difference.
+      hosts: process -> the name of its machine.
     """
     names = dict.fromkeys(name for own in facts.values() for name in own)
     phrases = []
@@ -36,7 +36,7 @@ def differences(facts: Mapping[int, Mapping[str, Any]], hosts: Mapping[int, str]
 
 
 def line(phrases: Sequence[str]) -> str:
-    """The phrases as one line, the first few of many."""
+    """The phrases as one line; of many, only the first few."""
     rest = f"; and {len(phrases) - MOST} more" if len(phrases) > MOST else ""
     return "; ".join(phrases[:MOST]) + rest
 
@@ -54,13 +54,13 @@ def _processes(numbers: Sequence[int], hosts: Mapping[int, str]) -> str:
 
 
 def fingerprint(content: bytes) -> str:
-    """A short text by which long contents are compared."""
+    """A short digest for comparing long contents."""
     return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
 @cache
 def versions() -> dict[str, str]:
-    """Of Python, of the libraries that decide what is computed, and of this package, with a digest of its files."""
+    """Versions of Python, of the libraries that affect results, and of this package, with a digest of its files."""
     package = Path(__file__).parent.parent
     sources = sorted(package.rglob("*.py"))
     source = fingerprint(b"".join(str(path.relative_to(package)).encode() + path.read_bytes() for path in sources))

@@ -1,8 +1,8 @@
-"""How processes find each other before JAX's runtime starts, which ends a process without a word where they do not.
+"""How processes find each other before JAX's runtime starts, which would end a process without a message on failure.
 
-Process 0 listens at the coordinator's address until all have come, and every process, itself included, says there who
-it is. Then all get the same answer: to start JAX's runtime, whose coordinator listens at that address from then on, or
-one line on what is wrong. Messages are lines of JSON.
+Process 0 listens at the coordinator's address until all processes, itself included, have connected and identified
+themselves. Then all get the same answer: to start JAX's runtime, whose coordinator listens at that address from then
+on, or one line stating what is wrong. Messages are lines of JSON.
 """
 
 import contextlib
@@ -22,16 +22,16 @@ from inception_jax.errors import UserError
 from inception_jax.process import INTERRUPTED, MISTAKE, TERMINATED, Terminated
 from inception_jax.text import printable
 
-TELL_SECONDS = 10.0  # after which a process says for whom it waits
-# In which a port may belong to an earlier start that is about to end: it notices that a process of it has died only
-# after multihost.SILENT_SECONDS.
+TELL_SECONDS = 10.0  # after which a process reports which ones it waits for
+# How long the port may still belong to an earlier start that is about to end: it notices the death of one of its
+# processes only after multihost.SILENT_SECONDS.
 BUSY_SECONDS = 24.0
 RETRY_SECONDS = 0.3  # between two attempts to reach process 0
-WELCOME_SECONDS = 8.0  # in which process 0 welcomes whoever connects; other programs may say nothing
-LATE_SECONDS = 5.0  # that process 0's answer may come after the time is up
-LINGER_SECONDS = 10.0  # in which process 0 tells those who come later what is wrong
+WELCOME_SECONDS = 8.0  # for process 0 to welcome a connection; other programs may send nothing
+LATE_SECONDS = 5.0  # by which process 0's answer may arrive after the time limit
+LINGER_SECONDS = 10.0  # during which process 0 tells late processes what is wrong
 LONGEST_LINE = 2**16  # bytes
-NAME = "inception_jax"  # in every message, so that others' programs are not taken for ours
+NAME = "inception_jax"  # in every message, so that other programs are not mistaken for ours
 
 
 def meet(
@@ -43,18 +43,18 @@ def meet(
     seconds: float,
     bind_host: str | None = None,
 ) -> None:
-    """Returns once all `count` processes have come to the address, each with its own number and with equal facts.
+    """Returns once all `count` processes have connected to the address, each with its own number and with equal facts.
 
     Args:
       address: host and port of process 0.
-      facts: JSON values by name, which have to be the same in all.
-      seconds: for which the others are waited for.
-      bind_host: where process 0 listens; by default at all of the machine's addresses.
+      facts: JSON values by name, which must be the same in all processes.
+      seconds: how long to wait for the others.
+      bind_host: where process 0 listens; by default on all of the machine's addresses.
 
     Raises:
-      UserError: some process did not come; a number was given twice; facts differ; the port is in use, or belongs to
+      UserError: some processes did not come; a number was given twice; facts differ; the port is in use, or belongs to
         another program.
-      Terminated, KeyboardInterrupt: this process was asked to end, or another one was.
+      Terminated, KeyboardInterrupt: this process, or another one, was asked to end.
     """
     host, port = address
     facts = {"--num_processes": count, **facts}
@@ -65,7 +65,7 @@ def meet(
         while True:
             try:
                 with socket.create_connection((host, port), timeout=5) as connection:
-                    if connection.getsockname() == connection.getpeername():  # of ports that systems draw, TCP can
+                    if connection.getsockname() == connection.getpeername():  # TCP can connect to itself
                         raise ConnectionRefusedError("nobody listens")
                     answer = _ask(connection, hello, started + seconds + LATE_SECONDS, told)
                 if answer is not None:
@@ -95,7 +95,7 @@ def meet(
 
 
 def _ask(connection: socket.socket, hello: dict[str, Any], until: float, told: bool) -> dict[str, Any] | None:
-    """The answer to what we say; None where somebody else answers, or nobody any more."""
+    """The answer to our message; None if another program answered, or the connection was closed."""
     connection.settimeout(0.5)
     started, received, welcome = time.monotonic(), b"", False
     try:
@@ -119,14 +119,14 @@ def _ask(connection: socket.socket, hello: dict[str, Any], until: float, told: b
             if not part or len(received) > LONGEST_LINE or not _may_be_ours(received):
                 return None
         return None
-    except ConnectionError:  # it hung up
+    except ConnectionError:  # the peer closed the connection
         return None
     except (Terminated, KeyboardInterrupt) as error:
         code, what = (TERMINATED, "SIGTERM") if isinstance(error, Terminated) else (INTERRUPTED, "Ctrl-C")
         message = f"process {hello['process']} on {hello['host']} was stopped by {what}"
         with contextlib.suppress(OSError):
             connection.sendall(_line({"name": NAME, "end": message, "code": code}))
-            time.sleep(0.5)  # for process 0's own reception to hand it on
+            time.sleep(0.5)  # until process 0's own reception passes it on
         raise
 
 
@@ -154,7 +154,7 @@ def _may_be_ours(received: bytes) -> bool:
 
 
 def _message(text: bytes) -> dict[str, Any] | None:
-    """What a line says; None where it is not one of ours."""
+    """The message in a line; None if it is not one of ours."""
     with contextlib.suppress(ValueError, RecursionError):
         message = json.loads(text)
         if isinstance(message, dict) and message.get("name") == NAME:
@@ -164,7 +164,7 @@ def _message(text: bytes) -> dict[str, Any] | None:
 
 @dataclasses.dataclass(frozen=True)
 class _Guest:
-    """A process that has come."""
+    """A process that has connected."""
 
     process: int
     host: str
@@ -178,7 +178,7 @@ class _Guest:
 
 
 class _Reception:
-    """Where process 0 listens, in a thread, until all have come or something is wrong, which all are told."""
+    """Process 0's listening thread, which runs until all have come or something is wrong, and then tells all."""
 
     def __init__(self, port: int, host: str | None, count: int, seconds: float):
         self._count = count
@@ -193,7 +193,7 @@ class _Reception:
             else:
                 self._listener = socket.create_server((host or "", port))
         except OSError as error:
-            why = os.strerror(error.errno) if error.errno else str(error)  # Python's own text has the address in it
+            why = os.strerror(error.errno) if error.errno else str(error)  # Python's own text includes the address
             raise UserError(
                 f"process 0 cannot listen at port {port} ({why}): another program does, an earlier "
                 "start of the run, or another process 0. Choose another port in --coordinator"
@@ -205,7 +205,7 @@ class _Reception:
         self._thread.start()
 
     def close(self) -> None:
-        """Ends it; whoever waits for an answer still is disconnected."""
+        """Stops listening; processes still waiting for an answer are disconnected."""
         self._closing.set()
         self._thread.join()
 
@@ -227,26 +227,26 @@ class _Reception:
             self._listener.close()
 
     def _tell_late_ones(self, answer: dict[str, Any]) -> None:
-        """They would wait in vain for a process 0 that has gone."""
+        """Answers late processes, which would otherwise wait in vain for process 0."""
         until = time.monotonic() + LINGER_SECONDS
         while len(self._received) < self._count and time.monotonic() < until:
             with contextlib.suppress(OSError):
                 connection, _ = self._listener.accept()
                 self._received[connection] = b""
                 connection.settimeout(2)
-                connection.recv(LONGEST_LINE)  # what is not read would break the connection off before the answer
+                connection.recv(LONGEST_LINE)  # unread input would reset the connection before the answer arrives
                 connection.sendall(_line({"name": NAME, **answer}))
             time.sleep(0.1)
 
     def _serve(self) -> dict[str, Any] | None:
-        """Hears whoever has something to say; the answer to all once there is one."""
+        """Handles whatever can be read; returns the answer to all once there is one."""
         ready = [key.fileobj for key, _ in self._selector.select(0.2)]
         for connection in ready:
             if isinstance(connection, socket.socket) and connection is not self._listener:
                 with contextlib.suppress(TimeoutError, BlockingIOError):
                     if said := self._hear(connection):
                         return said
-        if self._listener in ready:  # last, so that who has left is known to have left before it comes again
+        if self._listener in ready:  # last, so that a process that left is known to have left before it reconnects
             with contextlib.suppress(OSError):
                 connection, _ = self._listener.accept()
                 connection.setblocking(False)
@@ -271,7 +271,7 @@ class _Reception:
             part = b""
         received = self._received[connection] + part
         if not part or len(received) > LONGEST_LINE or not _may_be_ours(received):
-            self._forget(connection)  # it has ended, or it is not ours
+            self._forget(connection)  # it has ended, or is not one of ours
             return None
         *lines, self._received[connection] = received.split(b"\n")
         for text in lines:

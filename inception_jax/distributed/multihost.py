@@ -1,8 +1,7 @@
 """Several processes that train one network, on one machine or on many, over JAX's distributed runtime.
 
-All of them run the same program with the same config, which is made sure of at the start. Each reads its share of every
-batch; the first alone writes logs and metrics. A process that ends before its time ends the others, which say which one
-it was.
+All of them run the same program with the same config, which is verified at the start. Each reads its share of every
+batch; only the first writes logs and metrics. If a process ends early, the others end too and report which one it was.
 """
 
 import contextlib
@@ -26,25 +25,25 @@ from inception_jax.distributed.watch import waiting
 from inception_jax.errors import UserError, WriteError
 from inception_jax.process import INTERRUPTED, MISTAKE, NOT_SAVED, TERMINATED, Terminated, exit_code
 
-ENVIRONMENT = "INCEPTION_JAX_"  # with COORDINATOR, NUM_PROCESSES, PROCESS_ID: what the flags of those names say
-JOIN_SECONDS = 300  # that the processes wait for each other at the start
-RUNTIME_SECONDS = 60  # that JAX's runtime then takes at most to start
-RUNTIME_SILENT_SECONDS = 50  # JAX's own limit: later than ours, since it ends a process without naming the other
-WAIT_SECONDS = 6 * 3600  # that they wait for each other later, e.g. for data; one that has died is noticed before
-PORTS = range(61440, 65536)  # of the coordinator where none is given; JAX's own choice under Slurm
-LEAVE_SECONDS = 30  # that a process waits at the end for the others
-FOLDER_SECONDS = 10  # in which a file that process 0 wrote is seen by all who share its folder, NFS's caches included
+ENVIRONMENT = "INCEPTION_JAX_"  # prefix of COORDINATOR, NUM_PROCESSES and PROCESS_ID, the flags' defaults
+JOIN_SECONDS = 300  # for which processes wait for each other at the start
+RUNTIME_SECONDS = 60  # for which JAX's runtime may then take to start
+RUNTIME_SILENT_SECONDS = 50  # JAX's own limit: longer than ours, since JAX ends a process without naming the dead one
+WAIT_SECONDS = 6 * 3600  # for which they wait for each other later, e.g. for data; a dead process is noticed sooner
+PORTS = range(61440, 65536)  # for the coordinator if none is given; the same range as JAX under Slurm
+LEAVE_SECONDS = 30  # for which a process waits for the others at the end
+FOLDER_SECONDS = 10  # for a file that process 0 wrote to become visible to the others, despite NFS caches
 PLACES = "inception_jax/places/"  # keys in the store of JAX's coordinator
-TOLD_SECONDS = 5  # in which all have read what ends all
-TOKEN = ".processes-"  # beginning of a file's name in the run's folder, while the processes meet there
+TOLD_SECONDS = 5  # for all processes to read the message that ends them
+TOKEN = ".processes-"  # prefix of a file in the run's folder while the processes meet there
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Which process this is, of how many; what is None, JAX finds out from Slurm or Open MPI.
+    """Which process this is, and of how many; JAX takes values that are None from Slurm or Open MPI.
 
     Attributes:
-      coordinator: "host:port" of the first process, at which the others meet it.
+      coordinator: "host:port" of the first process, where the others meet it.
     """
 
     coordinator: str | None = None
@@ -69,14 +68,14 @@ class Group:
 
 @contextlib.contextmanager
 def joined(group: Group | None) -> Iterator[None]:
-    """Joins the other processes, and leaves them in order; None: there are none.
+    """Joins the other processes, and leaves them cleanly at the end; None: there are no others.
 
-    While it lasts, this process ends with a line that names the other one if another dies (exit code LOST), ends with
-    an error (with its code), or is not heard of for watch.SILENT_SECONDS. If it is asked to stop while it waits for the
-    others, all end. An error here is told to the others.
+    In this context, if another process dies (exit code LOST), ends with an error (with its exit code), or is silent for
+    watch.SILENT_SECONDS, this process ends with a line that names it. If it is asked to stop while it waits for the
+    others, all end. An error raised here is reported to the others.
 
     Raises:
-      UserError: the others cannot be found, or have other versions of what computes.
+      UserError: the others cannot be found, or have different versions of the software.
     """
     signals = watch.Signals(group is not None)
     try:
@@ -85,13 +84,13 @@ def joined(group: Group | None) -> Iterator[None]:
             return
         import jax
 
-        # Its handler of SIGTERM would take the place of ours.
+        # JAX's SIGTERM handler would replace ours.
         jax.config.update("jax_enable_preemption_service", False)
         _start_runtime(_found(group))
         peers = signals.peers = watch.Peers(_store(), index(), count())
         try:
             yield
-            # Who has left gives no more signs of life, and another one may still be at work for long, on the report.
+            # A process that has left sends no more heartbeats, and another one may be busy with the report for long.
             wait_for_all("done")
         except BaseException as error:
             _leave_with(error, peers)
@@ -104,14 +103,14 @@ def joined(group: Group | None) -> Iterator[None]:
 
 
 def _found(group: Group) -> dict[str, Any]:
-    """JAX's arguments for the group: as it was given, or as the launcher says."""
+    """JAX's arguments for the group: as given, or from the launcher."""
     given: dict[str, Any] = {
         "coordinator_address": group.coordinator,
         "num_processes": group.num_processes,
         "process_id": group.process_id,
     }
     if not group.coordinator:
-        from jax._src import clusters  # it has no public name
+        from jax._src import clusters  # not part of the public API
 
         names = (*given, "local_device_ids")
         try:
@@ -119,7 +118,7 @@ def _found(group: Group) -> dict[str, Any]:
             if not found:
                 detect = clusters.ClusterEnv.auto_detect_unset_distributed_params
                 found = dict(zip(names, detect(None, None, None, None, None, JOIN_SECONDS), strict=True))
-        except Exception as error:  # of many types: what it reads is other programs'
+        except Exception as error:  # of many types, since it parses other programs' values
             raise _not_found(error) from error
         if None in [found[name] for name in given]:
             raise _not_found("no launcher that JAX knows has started this process")
@@ -135,7 +134,7 @@ def _not_found(why: Any) -> UserError:
 
 
 def _start_runtime(found: dict[str, Any]) -> None:
-    """Starts JAX's distributed runtime once all processes are there, and fit together."""
+    """Starts JAX's distributed runtime once all processes are there and compatible."""
     import jax
 
     address = found["coordinator_address"]
@@ -159,25 +158,25 @@ def _start_runtime(found: dict[str, Any]) -> None:
                 heartbeat_timeout_seconds=RUNTIME_SILENT_SECONDS,
                 shutdown_timeout_seconds=LEAVE_SECONDS,
             )
-            jax.process_index()  # the devices of all are counted at their first use, which waits for all
+            jax.process_index()  # the first use counts the devices of all processes, which waits for all of them
     except (ValueError, RuntimeError) as error:
         _left_with_error.append(MISTAKE)
         raise UserError(f"JAX's runtime did not start at {address} ({_first_line(error)})") from error
 
 
 def _leave_with(error: BaseException, peers: watch.Peers) -> None:
-    """Tells the others that this process ends with an error; of several errors, only the first is told."""
+    """Tells the others that this process ends with an error; only the first of several errors is reported."""
     code = exit_code(error)
     _left_with_error.append(code)
-    if isinstance(error, CommonError):  # all know it
+    if isinstance(error, CommonError):  # all processes know it
         peers.leave(code)
-        if is_first():  # the store goes with it
+        if is_first():  # the store ends with it
             time.sleep(2 * watch.BEAT_SECONDS)
     else:
         own = isinstance(error, UserError) and isinstance(error.__cause__, OSError | None)
         if isinstance(error, Exception) and not own:
-            # Most often a connection that another process broke off when it died, which comes as errors of many types:
-            # the watch knows more in a moment, and ends this process then.
+            # Usually a connection that another process broke by dying, which raises errors of many types: the watch
+            # soon knows the cause, and then ends this process.
             with contextlib.suppress(Terminated, KeyboardInterrupt):  # the others are told in any case
                 time.sleep(watch.SILENT_SECONDS + 2 * watch.BEAT_SECONDS)
         stop = {TERMINATED: "stopped by SIGTERM", INTERRUPTED: "stopped by Ctrl-C", NOT_SAVED: "stopped by Ctrl-C"}
@@ -186,13 +185,13 @@ def _leave_with(error: BaseException, peers: watch.Peers) -> None:
 
 
 class CommonError(UserError):
-    """A mistake that all processes have heard of together, and end by."""
+    """An error that all processes learned of together and end with."""
 
 
 def _of_open_mpi_5() -> dict[str, Any]:
-    """What Open MPI 5 says of this process, which JAX asks for by mpi4py alone; nothing where it has not started it.
+    """Open MPI 5's description of this process, for which JAX needs mpi4py; empty if Open MPI 5 did not start it.
 
-    As JAX has it for earlier versions: the coordinator is where mpirun was started, each process has one GPU.
+    As in JAX for earlier versions: the coordinator is the host of mpirun, and each process has one GPU.
     """
     launcher = re.fullmatch(r"prte(?:run)?-(.+)-(\d+)@\d+", os.environ.get("PMIX_NAMESPACE", ""))
     if not launcher or "OMPI_COMM_WORLD_RANK" not in os.environ:
@@ -201,7 +200,7 @@ def _of_open_mpi_5() -> dict[str, Any]:
         int(os.environ[f"OMPI_COMM_WORLD_{name}"]) for name in ("SIZE", "RANK", "LOCAL_SIZE", "LOCAL_RANK")
     )
     host = "127.0.0.1" if size == local_size else launcher[1]
-    port = PORTS[0] + int(launcher[2]) % len(PORTS)  # by the launcher's number: two jobs on a host have two
+    port = PORTS[0] + int(launcher[2]) % len(PORTS)  # from the launcher's number, so that two jobs on a host differ
     return {
         "coordinator_address": f"{host}:{port}",
         "num_processes": size,
@@ -231,36 +230,36 @@ def end_after_failure(exit_code: int) -> None:
         os._exit(exit_code)
 
 
-_left_with_error: list[int] = []  # its exit code
+_left_with_error: list[int] = []  # the exit code
 
 
 def index() -> int:
-    """This process's number; 0 where there is only one."""
+    """This process's number; 0 if there is only one."""
     import jax
 
     return jax.process_index()
 
 
 def count() -> int:
-    """How many processes train together."""
+    """The number of processes that train together."""
     import jax
 
     return jax.process_count()
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes what is shown to people."""
+    """Whether this is the process that writes output for the user."""
     return index() == 0
 
 
 def wait_for_all(what: str) -> None:
-    """Returns once all processes have come to the place in the program that is called `what`.
+    """A barrier: returns once all processes have reached the point in the program called `what`.
 
-    The coordinator tells them: the devices' own collectives wait half a minute for each other on a CPU, then fail. Then
-    the devices meet, too, since a CPU's connect in their first collective, and fail where two run at once.
+    It uses the coordinator, since device collectives on a CPU fail after waiting half a minute. Then the devices
+    synchronize, too: on a CPU they connect in their first collective, which fails if two run at once.
 
     Raises:
-      UserError: some did not come within WAIT_SECONDS.
+      UserError: some processes did not arrive within WAIT_SECONDS.
     """
     if count() > 1:
         from jax.experimental import multihost_utils
@@ -271,13 +270,13 @@ def wait_for_all(what: str) -> None:
 
 
 def require_equal(facts: Mapping[str, Any]) -> None:
-    """Makes sure that what all processes have been given is the same.
+    """Checks that all processes were given the same values.
 
     Args:
-      facts: JSON values by what they are, such as "data.name".
+      facts: JSON values by name, such as "data.name".
 
     Raises:
-      UserError: in all processes, with one line that says what differs, and which process has what.
+      UserError: in all processes, with one line stating what differs, and which process has which value.
     """
     if not _several():
         return
@@ -296,12 +295,12 @@ def require_equal(facts: Mapping[str, Any]) -> None:
 
 
 def require_same_start(fields: Callable[[], Mapping[str, Any]], folder: Path) -> None:
-    """Makes sure that all processes have the same config, versions and folder, before anything else is done.
+    """Checks that all processes have the same config, versions and folder, before anything else is done.
 
-    Process 0 writes a file into the folder, for that long, which the others have to find there.
+    Process 0 temporarily writes a file into the folder, which the others must find there.
 
     Args:
-      fields: returns the config's fields by name, where there are several processes.
+      fields: returns the config's fields by name; called only if there are several processes.
 
     Raises:
       UserError: see `require_equal`.
@@ -324,11 +323,11 @@ def require_same_start(fields: Callable[[], Mapping[str, Any]], folder: Path) ->
 
 @contextlib.contextmanager
 def _held(folder: Path, token: str) -> Iterator[None]:
-    """The file in the folder; both are removed behind it, the folder if it was made for it and is empty."""
+    """The file in the folder; it is removed afterwards, and so is the folder if it was created for it and is empty."""
     made = list(itertools.takewhile(lambda place: not place.exists(), (folder, *folder.parents)))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob(f"{TOKEN}*"):  # by a start that was killed
+        for left in folder.glob(f"{TOKEN}*"):  # left by a killed start
             if time.time() - left.stat().st_mtime > files.STALE_SECONDS:
                 left.unlink(missing_ok=True)
         (folder / token).touch()
@@ -341,7 +340,7 @@ def _held(folder: Path, token: str) -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError):
             (folder / token).unlink(missing_ok=True)
-            for place in made:  # the run makes it anew, once the data is compared, too
+            for place in made:  # the run creates it again, after the data has been compared
                 place.rmdir()
 
 
@@ -350,7 +349,7 @@ def _sees(path: Path, seconds: float) -> bool:
     while not path.exists():
         if time.monotonic() > until:
             return False
-        for parent in path.parents:  # to list a folder asks NFS's server anew
+        for parent in path.parents:  # listing a folder makes NFS ask the server again
             with contextlib.suppress(OSError):
                 os.listdir(parent)
         time.sleep(0.5)
@@ -358,14 +357,14 @@ def _sees(path: Path, seconds: float) -> bool:
 
 
 def _gather(what: str, own: str, decide: Callable[[dict[int, str]], str], *, seconds: float = WAIT_SECONDS) -> str:
-    """All hand in a text, and all get what `decide` makes of the texts, by process, in process 0, or its UserError.
+    """Gathers a text from every process; all get `decide(texts by process)`, computed in process 0, or its UserError.
 
-    Through the store of JAX's coordinator, which is there where devices cannot talk, asked again and again, so that
-    signals are answered.
+    It polls the store of JAX's coordinator, which also works if devices cannot communicate, and lets signals be
+    handled in between.
 
     Raises:
-      CommonError: in all, for what `decide` raised.
-      UserError: some did not come in time.
+      CommonError: in all processes, if `decide` raised a UserError.
+      UserError: some processes did not arrive in time.
     """
     store, place = _store(), f"{PLACES}{next(_places)}/"
     me, number = _state().process_id, _state().num_processes
@@ -382,7 +381,7 @@ def _gather(what: str, own: str, decide: Callable[[dict[int, str]], str], *, sec
                         raise
                     except UserError as error:
                         store.key_value_set(f"{place}out", f"!{error}")
-                        with contextlib.suppress(UserError):  # the store goes with this process
+                        with contextlib.suppress(UserError):  # the store ends with this process
                             _gather("told", "", lambda _: "", seconds=TOLD_SECONDS)
                         raise CommonError(str(error)) from error.__cause__
                     store.key_value_set(f"{place}out", f"={result}")
@@ -415,7 +414,7 @@ def _try_get(store: Any, key: str) -> str | None:
 
 
 def _several() -> bool:
-    """Whether there are several processes; unlike `count`, it does not start JAX's devices."""
+    """Whether there are several processes; unlike `count`, this does not initialize JAX's devices."""
     return _store() is not None and _state().num_processes > 1
 
 
@@ -424,14 +423,14 @@ def _store() -> Any:
 
 
 def _state() -> Any:
-    from jax._src import distributed  # it has no public name
+    from jax._src import distributed  # not part of the public API
 
     return distributed.global_state
 
 
 @contextlib.contextmanager
 def first_goes_first(what: str) -> Iterator[None]:
-    """The first process comes here first, the others once it is through: it makes what they find."""
+    """The first process runs the block first, the others afterwards: they use what it creates."""
     if not is_first():
         wait_for_all(what)
     yield

@@ -1,6 +1,6 @@
-"""One mesh of devices with one axis, "data": batches are split over it, everything else is on every device.
+"""One mesh of devices with one axis, "data": batches are split over it, everything else is replicated.
 
-With several processes each has some of the devices, and of a batch it reads and holds the rows of those alone.
+With several processes, each owns some of the devices, and reads and holds only their rows of a batch.
 """
 
 import itertools
@@ -15,10 +15,10 @@ from inception_jax.errors import UserError
 
 
 def make_mesh(num_devices: int = 0) -> Mesh:
-    """The data mesh over the first `num_devices` devices, of all processes; 0: all.
+    """The data mesh over the first `num_devices` devices of all processes; 0: all.
 
     Raises:
-      UserError: there are not so many, or a process would have none of them.
+      UserError: there are fewer devices, or a process would have none of them.
     """
     devices = jax.devices()
     if num_devices not in (0, len(devices)) and jax.process_count() > 1:
@@ -28,7 +28,7 @@ def make_mesh(num_devices: int = 0) -> Mesh:
     if num_devices > len(devices):
         raise UserError(f"num_devices={num_devices}, but there are {len(devices)}: {devices[0].platform.upper()}")
     chosen = devices[: num_devices or None]
-    # Auto: with explicit axes, the default, Linen's layers do not trace.
+    # Auto: Linen's layers cannot be traced with explicit axes, the default.
     return jax.make_mesh((len(chosen),), ("data",), axis_types=(AxisType.Auto,), devices=chosen)
 
 
@@ -43,23 +43,23 @@ def check_divides(mesh: Mesh, batch_size: int, field: str) -> None:
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Every array of the tree, whole, on every device. All processes give the same arrays."""
+    """Replicates every array of the tree on every device. All processes must pass the same arrays."""
     return _put(tree, NamedSharding(mesh, P()))
 
 
 def own(tree: Any, mesh: Mesh) -> Any:
-    """As `replicate`, in buffers that nothing else has, so that the tree can be donated.
+    """Like `replicate`, in buffers that nothing else uses, so that the tree can be donated.
 
-    Leaves that were one array are two behind it, and what NumPy or a caller holds, or devices share, is copied.
+    Leaves that share an array become separate ones; what NumPy, the caller or several devices hold is copied.
     """
     return jax.device_put(replicate(tree, mesh), NamedSharding(mesh, P()), may_alias=False)
 
 
 def split_batch(tree: Any, mesh: Mesh) -> Any:
-    """Every array of the tree, its first axis split over the devices.
+    """Splits the first axis of every array of the tree over the devices.
 
     Args:
-      tree: of what this process holds of the batch, see `local_rows`.
+      tree: this process's part of the batch, see `local_rows`.
     """
     return _put(tree, NamedSharding(mesh, P("data")))
 
@@ -71,9 +71,9 @@ def _put(tree: Any, sharding: NamedSharding) -> Any:
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> slice:
-    """The rows of a batch that the devices of this process hold."""
+    """The rows of a batch that this process's devices hold."""
     rows = NamedSharding(mesh, P("data")).addressable_devices_indices_map((batch_size,)).values()
     bounds = sorted((part[0].start or 0, part[0].stop or batch_size) for part in rows if part is not None)
-    # Devices stand in the mesh process by process, so that its rows are next to each other.
+    # The mesh orders devices by process, so a process's rows are contiguous.
     assert all(before[1] == after[0] for before, after in itertools.pairwise(bounds))
     return slice(bounds[0][0], bounds[-1][1])

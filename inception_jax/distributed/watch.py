@@ -1,6 +1,6 @@
-"""Threads that see what the main thread cannot while it waits: a signal, another process that died, that nothing moves.
+"""Threads that detect what a waiting main thread cannot: a signal, the death of another process, a lack of progress.
 
-They end the process at once and without clean-up, in which it would wait for the others.
+They end the process immediately, without clean-up, which would wait for the others.
 """
 
 import contextlib
@@ -19,27 +19,27 @@ from typing import Any, NoReturn
 from inception_jax.process import INTERRUPTED, LOST, NOT_SAVED, TERMINATED
 from inception_jax.text import printable
 
-BEAT_SECONDS = 2  # between two signs of life
+BEAT_SECONDS = 2  # between two heartbeats
 SILENT_SECONDS = 20  # after which a process counts as dead
-# That a process which was asked to stop may wait for the others: before the first step, when there is nothing to save,
-# and later, when the others may be at a long step, after which all save together.
+# How long a process that was asked to stop may wait for the others: before the first step, when there is nothing to
+# save, and later, when the others may be in a long step, after which all save together.
 STARTING_SECONDS, STOP_SECONDS = 3.0, 60.0
 ALIVE, FAILED = "inception_jax/alive/", "inception_jax/failed/"  # keys in the store of JAX's coordinator
 
 
 class _MainThread:
-    """What the main thread does, as the watching threads see it."""
+    """The main thread's activity, as seen by the watching threads."""
 
     moves = 0  # a counter
     several = False  # whether there are other processes to wait for
-    wait: tuple[str, float, float | None] | None = None  # for what it waits, since when, how long it may once asked
+    wait: tuple[str, float, float | None] | None = None  # for what, since when, for how long once asked to stop
 
 
 _main = _MainThread()
 
 
 def moved() -> None:
-    """Notes that training goes forward: a step is done, or a batch is evaluated."""
+    """Records progress: a step is done, or a batch is evaluated."""
     _main.moves += 1
 
 
@@ -48,10 +48,10 @@ def waiting(what: str, seconds: float | None = None, *, alone: bool = False) -> 
     """While the main thread waits for the other processes, a request to stop ends this process, and so all of them.
 
     Args:
-      what: that has not happened yet, as in "waited for ...".
-      seconds: for which it goes on waiting once it has been asked; by default STARTING_SECONDS before the first step,
+      what: what has not happened yet, as in "waited for ...".
+      seconds: how long it continues to wait after a request to stop; by default STARTING_SECONDS before the first step,
         and STOP_SECONDS later.
-      alone: whether that is so where there are no other processes, too.
+      alone: whether this also applies if there are no other processes.
     """
     if not (alone or _main.several):
         yield
@@ -66,9 +66,9 @@ def waiting(what: str, seconds: float | None = None, *, alone: bool = False) -> 
 
 @contextlib.contextmanager
 def progress(minutes: float) -> Iterator[None]:
-    """Ends the process, with the stacks of all its threads, when training does not go forward for so long; 0: never.
+    """Ends the process, with the stacks of all its threads, after so many minutes without progress; 0: never.
 
-    What comes before the first step is not timed, and not the time in which the whole process was suspended.
+    The time before the first step does not count, nor does time during which the whole process was suspended.
     """
     if not minutes:
         yield
@@ -93,7 +93,7 @@ def progress(minutes: float) -> Iterator[None]:
                     "threads are above. The last checkpoint is kept: start again to go on; log.watchdog_minutes=0 "
                     "waits for ever",
                     LOST,
-                    # Others hang as well, perhaps for some beats less: the end of process 0 is theirs, without stacks.
+                    # Let the others print their stacks first: they hang as well, and process 0's end ends them.
                     wait=3 * BEAT_SECONDS if _main.several else 0,
                 )
 
@@ -106,9 +106,9 @@ def progress(minutes: float) -> Iterator[None]:
 
 
 class Signals:
-    """Answers SIGTERM and SIGINT while the main thread waits for other processes in code that is not Python's.
+    """Handles SIGTERM and SIGINT while the main thread waits for other processes in non-Python code.
 
-    Python's own handlers run in the main thread, when it comes back; where it does so in time, they alone answer.
+    Python's own handlers run in the main thread, once it returns; if it does so in time, only they act.
 
     Args:
       several: whether there are other processes.
@@ -116,18 +116,18 @@ class Signals:
 
     def __init__(self, several: bool) -> None:
         _main.several = several
-        self.peers: Peers | None = None  # who are told
+        self.peers: Peers | None = None  # to be notified
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         self._before: int | None = None
-        with contextlib.suppress(ValueError):  # not in the main thread, which alone gets signals
+        with contextlib.suppress(ValueError):  # not in the main thread, the only one that gets signals
             self._before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="signals", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """Leaves signals to Python alone."""
+        """Leaves signals to Python's own handlers."""
         self._stopping.set()
         if self._before is not None:
             signal.set_wakeup_fd(self._before)
@@ -164,10 +164,10 @@ class Signals:
 
 
 class Peers:
-    """Gives signs of life, and ends this process when another one gives none any more, or says that it ends.
+    """Sends heartbeats, and ends this process when another one stops sending them or reports that it ends.
 
-    The store of JAX's coordinator is the way: it is there, and reaches wherever the processes reach each other. JAX's
-    own supervision ends a process by SIGABRT, without a word on who is missing, which is why it comes second.
+    They go through the store of JAX's coordinator, which works wherever the processes reach each other. JAX's own
+    monitoring ends a process by SIGABRT without naming the missing one, so it has the longer time limit.
 
     Args:
       client: of JAX's coordinator.
@@ -178,8 +178,8 @@ class Peers:
         self._me, self._count = me, count
         self.hosts = {me: socket.gethostname()}
         self._stopping = threading.Event()
-        self._leaving: int | None = None  # with which exit code
-        # Called from JAX's threads, so Python's own handlers, which run in the main thread, would never be.
+        self._leaving: int | None = None  # the exit code
+        # Called from JAX's threads: Python's own handlers, which run in the main thread, would never be called.
         self._on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._aborted)
         ctypes.CDLL(None).signal(signal.SIGABRT, self._on_abort)
         self._thread = threading.Thread(target=self._run, name="peers", daemon=True)
@@ -191,11 +191,11 @@ class Peers:
         self._thread.join()
 
     def leave(self, exit_code: int) -> None:
-        """This process ends by itself, with that code, whatever it hears of the others from now on."""
+        """From now on this process ends by itself with that code, whatever happens to the others."""
         self._leaving = exit_code
 
     def tell(self, message: str, exit_code: int) -> None:
-        """Tells the others that this process ends, and how; they hear it before the store goes with process 0."""
+        """Tells the others that this process ends, and how, before the store ends with process 0."""
         self.leave(exit_code)
         told = threading.Thread(target=self._tell, args=(message, exit_code), daemon=True)
         told.start()
@@ -217,7 +217,7 @@ class Peers:
                 self._client.key_value_set(f"{ALIVE}{self._me}", f"{self.hosts[self._me]}|{beat}", allow_overwrite=True)
                 alive = self._client.key_value_dir_get(ALIVE)
                 failed = self._client.key_value_dir_get(FAILED)
-            except Exception:  # a coordinator that cannot be reached is JAX's to find out
+            except Exception:  # an unreachable coordinator is left to JAX to detect
                 continue
             now = time.monotonic()
             for key, value in alive:
@@ -229,7 +229,7 @@ class Peers:
                 continue
             for key, value in failed:
                 process, (host, code, message) = int(key.rpartition("/")[2]), value.split("|", 2)
-                # The same code, by which a launcher decides whether to start all again; but for an unknown error.
+                # Use the same code, which tells a launcher whether to restart, except for an unknown error.
                 self._end(f"process {process} on {host} ended: {message}", LOST if code == "1" else int(code))
             for process, last in heard.items():
                 if process != self._me and now - last > SILENT_SECONDS:
@@ -250,7 +250,7 @@ class Peers:
 
 
 def _end(line: str, code: int, *, wait: float = 0) -> NoReturn:
-    """Without clean-up, in which a process would wait for the others; `wait` seconds after the line is written."""
+    """Exits `wait` seconds after writing the line, without clean-up, which would wait for the others."""
     with contextlib.suppress(Exception):
         sys.stdout.flush()
     os.write(2, f"{printable(line)}\n".encode(errors="backslashreplace"))

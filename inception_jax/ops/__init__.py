@@ -1,4 +1,4 @@
-"""Convolution, pooling and normalisation that are fast on every backend and equal to `lax` on all."""
+"""Convolution, pooling and normalization that are fast on every backend and equal to `lax` on all."""
 
 from inception_jax.ops.convolution import alone, conv, conv_general_dilated, sibling_convs, transform_kernel
 from inception_jax.ops.normalization import batch_norm, local_response_norm

@@ -1,7 +1,7 @@
-"""2-D convolution, lowered on CPUs to whatever is fastest for its shape; equal to `lax` in value and gradient.
+"""2-D convolution, lowered on CPUs to the fastest form for its shape; equal to `lax` in value and gradient.
 
-The choice by platform is made when the program is lowered, inside the forward and the backward rule, so that one
-exported program serves CPUs and GPUs. `convolution_forms` has the forms themselves.
+The platform is chosen at lowering time, inside the forward and the backward rule, so that one exported program works
+on CPUs and GPUs. The forms themselves are in `convolution_forms`.
 """
 
 import functools
@@ -47,9 +47,9 @@ def conv_general_dilated(
 ) -> Array:
     """`lax.conv_general_dilated`, for `flax.linen.Conv(conv_general_dilated=...)`, with the same arguments.
 
-    Plain 2-D convolutions of NHWC maps with HWIO kernels go to `conv`; everything else (dilated, grouped, other
-    layouts, another accumulation type) goes to `lax` as it is. `implementation="lax"` sends everything there: bind it
-    with `functools.partial` where forward-mode differentiation (`jax.jvp`) is wanted. `transformed` is `conv`'s.
+    Plain 2-D convolutions of NHWC maps with HWIO kernels use `conv`; all others (dilated, grouped, other layouts,
+    another accumulation type) use `lax`. `implementation="lax"` always uses `lax`: bind it with `functools.partial` if
+    you need forward-mode differentiation (`jax.jvp`). `transformed` is passed to `conv`.
     """
     plain = (
         implementation != "lax"
@@ -96,18 +96,18 @@ def conv(
     implementation: str = "auto",
     transformed: Float[Array, "36 in_channels out_channels"] | None = None,
 ) -> Float[Array, "batch out_height out_width out_channels"]:
-    """2-D convolution (cross-correlation, as everywhere in deep learning) of NHWC maps.
+    """2-D convolution (cross-correlation, as is usual in deep learning) of NHWC maps.
 
     Args:
         x: maps.
         kernel: weights, of the same float type.
-        strides: (vertical, horizontal) distance between the kernel's places, pixels.
+        strides: (vertical, horizontal) strides, pixels.
         padding: "SAME", "VALID" or ((top, bottom), (left, right)) in pixels.
         precision: of the products, see `jax.lax.Precision`.
-        implementation: "auto" picks by platform and shape; "lax" is `lax.conv_general_dilated` everywhere, which can
-            also be differentiated forwards (`jax.jvp`).
-        transformed: what `transform_kernel` made of the kernel, where that is known before: for inference, where no
-            gradient is asked for and the kernel stays the same.
+        implementation: "auto" picks by platform and shape; "lax" always uses `lax.conv_general_dilated`, which also
+            supports forward-mode differentiation (`jax.jvp`).
+        transformed: the kernel's `transform_kernel`, if it was computed before: for inference, where no gradient is
+            needed and the kernel is constant.
 
     Raises UserError for an unknown implementation.
     """
@@ -136,18 +136,18 @@ def conv(
 def transform_kernel(
     kernel: Float[Array, "kernel_height kernel_width in_channels out_channels"],
 ) -> Float[Array, "36 in_channels out_channels"] | None:
-    """What `conv` computes from a kernel alone on CPUs, to be given to it as `transformed`; None where that is nothing.
+    """What `conv` computes from the kernel alone on CPUs, for its argument `transformed`; None if that is nothing.
 
-    Four times as large as the kernel; a tenth of GoogLeNet's inference at 64 pixels.
+    Four times as large as the kernel; computing it takes a tenth of GoogLeNet's inference at 64 pixels.
     """
     return winograd.transform_kernel(kernel) if has_winograd(kernel.shape, kernel.dtype) else None
 
 
 def alone(x: Array) -> Array:
-    """x itself. On a CPU nothing that reads it becomes one operation with what computes it, if it is bfloat16.
+    """Returns x. If it is bfloat16 on a CPU, operations that read it are not fused with the one that computes it.
 
-    JAX 0.12 hands whole subgraphs that end in a sum to YNNPACK; with several convolutions in bfloat16 in one of them,
-    the result is NaN or any number (seen with 0.12.0; in float32, and where oneDNN takes the convolutions, never).
+    JAX 0.12 passes whole subgraphs that end in a sum to YNNPACK; if one contains several bfloat16 convolutions, the
+    result is NaN or arbitrary (seen with 0.12.0; never in float32, or if oneDNN runs the convolutions).
     """
     if x.dtype != jnp.bfloat16:
         return x
@@ -158,11 +158,11 @@ def sibling_convs(
     x: Float[Array, "batch height width in_channels"],
     kernels: Sequence[Float[Array, "1 1 in_channels out_channels"]],
 ) -> list[Float[Array, "batch height width out_channels"]]:
-    """1x1 convolutions of the same maps, a result for each kernel.
+    """1x1 convolutions of the same maps, with one result per kernel.
 
-    One convolution with all kernels side by side, whose result is split; on CPUs one each, since there the splitting
-    and joining take as long as is saved (0.93 to 1.17 times the time of separate ones, forwards and backwards, for the
-    modules of GoogLeNet).
+    One convolution with all kernels concatenated, whose result is split; on CPUs one convolution each, since splitting
+    and concatenating cost as much as they save (0.93 to 1.17 times the time of separate ones, forward and backward, for
+    the modules of GoogLeNet).
     """
     return _siblings(x, tuple(kernels))
 
@@ -203,7 +203,7 @@ def _is_nhwc(lhs_shape, rhs_shape, dimension_numbers) -> bool:
 
 
 def _trim(kernel: Array, x_shape, strides: Pair, pads: Pads) -> tuple[Array, Pads]:
-    """Cuts off the rows and columns of a kernel that only ever meet padding: of 5x5 on a 1x1 map one pixel is left."""
+    """Crops rows and columns of a kernel that only ever see padding: 5x5 on a 1x1 map becomes one pixel."""
     trimmed = []
     for axis, out in enumerate(out_sizes(x_shape, kernel.shape, strides, pads)):
         size, k, stride, (low, high) = x_shape[1 + axis], kernel.shape[axis], strides[axis], pads[axis]

@@ -1,6 +1,6 @@
-"""The forms of a convolution and of its gradients: `lax`'s, and the fastest ones on a CPU for each shape and type.
+"""Implementations of a convolution and its gradients: `lax`'s, and the fastest ones on a CPU by shape and type.
 
-What was slow and what helped is said beside each form.
+Each form documents what was slow and what helped.
 """
 
 import functools
@@ -19,7 +19,7 @@ from inception_jax.ops import onednn, winograd
 Pair = tuple[int, int]
 Pads = tuple[Pair, Pair]
 NHWC = ("NHWC", "HWIO", "NHWC")
-# A tile of AMX multiplies 32 numbers in bfloat16 at once: 512 maps of 31x31 pixels, 24 to 64 channels, take 152 ms in
+# An AMX tile multiplies 32 bfloat16 numbers at once: 512 maps of 31x31 pixels, 24 to 64 channels, take 152 ms in
 # parts of 32 examples, 208 in parts of 16 and 231 in parts of 64.
 _EXAMPLES_OF_A_TILE = 32
 
@@ -89,7 +89,7 @@ def _cpu_input_gradient(kernel, dy, x_shape, strides: Pair, pads: Pads, precisio
 
 
 def _flipped_conv(kernel, dy, x_shape, strides: Pair, pads: Pads, precision) -> Array:
-    """The gradient with respect to the input as a plain convolution: oneDNN does not take a transposed one."""
+    """The gradient with respect to the input as a plain convolution: oneDNN does not support transposed ones."""
     if strides != (1, 1):
         config = ((0, 0, 0), *((0, 0, stride - 1) for stride in strides), (0, 0, 0))
         dy = lax.optimization_barrier(lax.pad(dy, jnp.zeros((), dy.dtype), config))
@@ -101,7 +101,7 @@ def _flipped_conv(kernel, dy, x_shape, strides: Pair, pads: Pads, precision) -> 
 
 
 def _plain_conv(x, kernel, strides: Pair, pads: Pads, precision) -> Array:
-    """`lax`'s, such that XLA does not exchange the operands where the kernel is larger than the map."""
+    """`lax`'s, set up so that XLA does not swap the operands if the kernel is larger than the map."""
     if _over_the_cliff(x.shape, kernel.shape):
         x, pads = _pad(x, pads), ((0, 0), (0, 0))
     if _suits_onednn(x.dtype) and onednn.is_wrong(kernel.shape[2], kernel.shape[1]):
@@ -120,7 +120,7 @@ def _cpu_kernel_gradient(x, dy, kernel_shape, strides: Pair, pads: Pads, precisi
         gradient = functools.partial(_onednn_kernel_gradient, precision=precision, **args)
         return _in_parts(gradient, x, dy, _EXAMPLES_OF_A_TILE if onednn.has_tiles() else size)
     largest = max(x.shape[1:3])
-    # Matrix products of fewer channels are too thin to be worth one per offset, unless the map is tiny.
+    # Matrix products with fewer channels are too thin for one per offset, unless the map is tiny.
     if largest > 2 and min(kernel_shape[2:]) < 64:
         return _lax_kernel_gradient(x, dy, kernel_shape, strides=strides, pads=pads, precision=precision)
     if largest <= 4:
@@ -141,17 +141,17 @@ def _cpu_kernel_gradient(x, dy, kernel_shape, strides: Pair, pads: Pads, precisi
 
 
 def _onednn_kernel_gradient(x, dy, kernel_shape, **args) -> Array:
-    """`lax`'s, a convolution with dy as its kernel, whose channels are the examples."""
+    """`lax`'s, a convolution with dy as its kernel and the examples as its channels."""
     if onednn.is_wrong(len(x), dy.shape[2]):
         x, dy = (_fill(each, onednn.TILE, axis=0) for each in (x, dy))
     return _lax_kernel_gradient(x, dy, kernel_shape, **args)
 
 
 def _kernel_gradient_by_rows(x, dy, kernel_shape, strides: Pair, pads: Pads) -> Array:
-    """As a matrix product for each row of the kernel: dy, and the map shifted to each of the row's columns.
+    """One matrix product per kernel row: dy, and the map shifted to each of the row's columns.
 
-    For AMX, whose tiles a convolution with an output as small as a kernel leaves mostly empty: 512 maps of 15x15,
-    64 to 256 channels, 344 ms as a convolution and 155 as products. Of fewer channels the copies cost what is saved.
+    For AMX, whose tiles a convolution with a kernel-sized output leaves mostly empty: 512 maps of 15x15, 64 to 256
+    channels, take 344 ms as a convolution and 155 as products. With fewer channels the copies cost what is saved.
     """
     height, width = ((n - 1) * stride + 1 for n, stride in zip(dy.shape[1:3], strides, strict=True))
     padded = _pad(x, pads)
@@ -162,22 +162,22 @@ def _kernel_gradient_by_rows(x, dy, kernel_shape, strides: Pair, pads: Pads) -> 
 
 
 def _in_parts(gradient, x, dy, size: int) -> Array:
-    """The sum, in float32, of the kernel's `gradient(x, dy)` of `size` examples after others.
+    """The sum, in float32, of the kernel's `gradient(x, dy)` over parts of `size` examples.
 
-    To oneDNN the examples are channels of one convolution, which is up to 3.5 times as slow with hundreds of them:
+    For oneDNN the examples are the channels of one convolution, which is up to 3.5 times slower with hundreds of them:
     512 maps of 15x15 pixels, 64 to 256 channels, 408 ms at once and 116 in parts.
     """
     if len(x) <= size:
         return gradient(x, dy)
     total = jnp.zeros((), jnp.float32)
-    for start in range(0, len(x), size):  # in a loop of XLA's, convolutions do not go to oneDNN
+    for start in range(0, len(x), size):  # inside an XLA loop, convolutions do not use oneDNN
         part = gradient(*lax.optimization_barrier((x[start : start + size], dy[start : start + size])))
         total = total + lax.optimization_barrier(part).astype(total.dtype)
     return total.astype(x.dtype)
 
 
 def _examples_at_once(pixels: int) -> int:
-    """A power of two from 16 to 128; between them such that the maps of so many examples have 16,000 pixels at most."""
+    """A power of two from 16 to 128; in between, the largest for which that many maps have at most 16,000 pixels."""
     return 1 << min(max((16_000 // pixels).bit_length() - 1, 4), 7)
 
 
@@ -186,13 +186,13 @@ def _is_pointwise(kernel_shape, pads: Pads) -> bool:
 
 
 def suits_winograd(x, kernel_shape, strides: Pair, precision) -> bool:
-    # Of 2x2 maps a tile of 4x4 would be mostly padding, and who asks for a precision wants all digits.
+    # On 2x2 maps a 4x4 tile would be mostly padding, and an explicit precision asks for all digits.
     return has_winograd(kernel_shape, x.dtype) and strides == (1, 1) and max(x.shape[1:3]) > 2 and precision is None
 
 
 def has_winograd(kernel_shape, dtype) -> bool:
-    # Of fewer channels the transforms cost more than they save. The rounding is for float32: bfloat16 has too few
-    # digits, and who asks for float64 wants them all.
+    # With fewer channels the transforms cost more than they save. The rounding error is acceptable for float32 only:
+    # bfloat16 has too few digits, and float64 is used when all digits matter.
     return tuple(kernel_shape[:2]) == (3, 3) and min(kernel_shape[2:]) >= 32 and dtype == jnp.float32
 
 
@@ -205,7 +205,7 @@ def _over_the_cliff(map_shape, kernel_shape) -> bool:
 
 
 class _Contact(NamedTuple):
-    """Along one axis, the outputs that one offset of the kernel connects with inputs, and these inputs."""
+    """Along one axis, the outputs that one kernel offset connects with inputs, and those inputs."""
 
     outputs: slice
     inputs: slice
@@ -214,7 +214,7 @@ class _Contact(NamedTuple):
 def _contacts(
     in_sizes, out_sizes, kernel_shape, strides: Pair, pads: Pads
 ) -> Iterator[tuple[int, int, _Contact, _Contact]]:
-    """The offsets (i, j) of a kernel that touch the map at all, with the rows and columns that they connect."""
+    """The kernel offsets (i, j) that touch the map, with the rows and columns that they connect."""
     per_axis: list[dict[int, _Contact]] = [{}, {}]
     for axis, contacts in enumerate(per_axis):
         size, stride, low = in_sizes[axis], strides[axis], pads[axis][0]
@@ -241,19 +241,19 @@ def _dot(x: Array, kernel: Array, precision) -> Array:
 
 def _outer(x: Array, dy: Array, precision) -> Array:
     """Sum over examples and pixels of the products of channels, (in_channels, out_channels)."""
-    if _suits_onednn(x.dtype):  # which needs no transposed x, but only takes two dimensions
+    if _suits_onednn(x.dtype):  # needs no transposed x, but only supports two dimensions
         return lax.dot_general(x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1]), (((0,), (0,)), ((), ())))
-    # XLA transposes x for this product; the barrier keeps what computes x out of that loop, whose stride is long.
+    # XLA transposes x for this product; the barrier keeps the computation of x out of that loop, whose stride is long.
     return lax.dot_general(lax.optimization_barrier(x), dy, (((0, 1, 2), (0, 1, 2)), ((), ())), precision=precision)
 
 
 def _fill(x: Array, size: int, axis: int) -> Array:
-    """x with zeros at the end of an axis, up to a size."""
+    """x zero-padded at the end of an axis, up to a size."""
     config = [(0, size - x.shape[axis] if each == axis else 0, 0) for each in range(x.ndim)]
     return lax.pad(x, jnp.zeros((), x.dtype), config)
 
 
 def _pad(x: Array, pads: Pads) -> Array:
-    # XLA would fold the padding back into the convolution if it were not for the barrier.
+    # Without the barrier XLA would fold the padding back into the convolution.
     config = ((0, 0, 0), *((low, high, 0) for low, high in pads), (0, 0, 0))
     return lax.optimization_barrier(lax.pad(x, jnp.zeros((), x.dtype), config))

@@ -1,4 +1,4 @@
-"""Batch and local response normalisation, with gradients that take few passes over the maps."""
+"""Batch and local response normalization, with gradients that take few passes over the maps."""
 
 import functools
 from collections.abc import Callable
@@ -21,20 +21,20 @@ def batch_norm(
     relu: bool = False,
     implementation: str = "auto",
 ) -> tuple[Float[Array, "*batch channels"], Float[Array, " channels"], Float[Array, " channels"]]:
-    """Batch normalisation in training (Ioffe & Szegedy 2015, Algorithm 1), with the statistics of the batch.
+    """Batch normalization in training (Ioffe & Szegedy 2015, Algorithm 1), with the statistics of the batch.
 
     Args:
         x: maps or features, in any float type.
-        scale: gamma of the paper, one for each channel.
-        bias: beta of the paper, one for each channel.
+        scale: gamma in the paper, one per channel.
+        bias: beta in the paper, one per channel.
         epsilon: added to the variance.
-        relu: whether a ReLU follows, which costs nothing here.
-        implementation: "auto" has a gradient of its own; "lax" leaves it to JAX, which can also differentiate it
-            forwards (`jax.jvp`).
+        relu: whether to apply a ReLU afterwards, at no extra cost.
+        implementation: "auto" uses a custom gradient; "lax" uses JAX's, which also supports forward-mode
+            differentiation (`jax.jvp`).
 
     Returns:
-        The normalised maps in x's type, the mean and the variance of each channel (the biased one, as
-        `flax.linen.BatchNorm` has it) in at least float32, the type of all sums.
+        The normalized maps in x's type, and the mean and the (biased, as in `flax.linen.BatchNorm`) variance of each
+        channel in at least float32, the type of all sums.
 
     Raises UserError for an unknown implementation.
     """
@@ -46,10 +46,10 @@ def batch_norm(
 
 
 def _apart(*arrays: Array) -> tuple[Array, ...]:
-    """The same arrays, whose conversion to float32 XLA's CPU back end cannot share with an earlier one.
+    """The same arrays; XLA's CPU backend cannot share their conversion to float32 with an earlier one.
 
-    Shared conversions and products are written to memory, whole maps of them in float32, and read again; one that has
-    a single reader becomes part of it. Sums over 16 x 112 x 112 x 64 in bfloat16: 0.8 ms instead of 12.
+    Shared conversions and products are materialized as whole maps in float32 and read again; one with a single reader
+    is fused into it. Sums over 16 x 112 x 112 x 64 in bfloat16: 0.8 ms instead of 12.
     """
     return lax.optimization_barrier(arrays)
 
@@ -122,11 +122,11 @@ def local_response_norm(
     *,
     implementation: str = "auto",
 ) -> Float[Array, "*batch channels"]:
-    """x / (k + alpha / size * sum of squares over `size` neighbouring channels) ** beta.
+    """x / (k + alpha / size * sum of squares over `size` neighboring channels) ** beta.
 
-    Krizhevsky et al. 2012, section 3.3, with alpha divided by the size, as Caffe and `torch.nn.LocalResponseNorm` have
-    it. The window is centred; of an even size one channel more lies before than after. Computed in at least float32.
-    `implementation="lax"` leaves the gradient to JAX: slower, but it can be differentiated forwards too (`jax.jvp`).
+    Krizhevsky et al. 2012, section 3.3, with alpha divided by the size, as in Caffe and `torch.nn.LocalResponseNorm`.
+    The window is centered; with an even size it has one more channel before than after. Computed in at least float32.
+    `implementation="lax"` uses JAX's gradient: slower, but it also supports forward-mode differentiation (`jax.jvp`).
     Raises UserError for an unknown implementation.
     """
     if implementation not in ("auto", "lax"):
@@ -134,20 +134,20 @@ def local_response_norm(
     window_sum = _window_sum if implementation == "auto" else _sum_of_slices
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     scale = k + alpha / size * window_sum(jnp.square(wide), size // 2, (size - 1) // 2)
-    if beta == 0.75:  # everyone's; two roots are six times as fast as a power on CPUs
+    if beta == 0.75:  # the usual value; two roots are six times as fast as a power on CPUs
         root = lax.rsqrt(scale)
         return (wide * (root * jnp.sqrt(root))).astype(x.dtype)
     return (wide * scale**-beta).astype(x.dtype)
 
 
 def _sum_of_slices(x: Array, before: int, after: int) -> Array:
-    """The sum of each channel, the `before` ones before it and the `after` ones after it."""
+    """For each channel, the sum of it, the `before` ones before it and the `after` ones after it."""
     padded = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(before, after)])
     slices = [lax.slice_in_dim(padded, i, i + x.shape[-1], axis=x.ndim - 1) for i in range(before + after + 1)]
     return functools.reduce(jnp.add, slices)
 
 
-# The transpose of the sum is the same sum, mirrored. JAX's own would pad each slice back, ten times as slow on CPUs.
+# The transpose of the sum is the mirrored sum. JAX's own would pad each slice, ten times slower on CPUs.
 _window_sum = jax.custom_vjp(_sum_of_slices, nondiff_argnums=(1, 2))
 _window_sum.defvjp(
     lambda x, before, after: (_window_sum(x, before, after), None),

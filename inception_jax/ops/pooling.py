@@ -1,11 +1,11 @@
-"""Pooling of NHWC maps that is fast on CPUs too, and equal to `lax` and PyTorch in value and gradient.
+"""Pooling of NHWC maps that is also fast on CPUs, and equal to `lax` and PyTorch in value and gradient.
 
-XLA's CPU back end scatters the gradient of max pooling element by element. Here a pool is the maximum of shifted slices
-of the padded maps; where a gradient is wanted it remembers where in its window the winner stood, and the gradient sums
-shifted, masked copies. Floats are compared as integers of their width, in the same order: a maximum of floats also
-looks for NaN, and that of bfloat16 is computed in float32. 3x3 windows over 16 x 28 x 28 x 256 in bfloat16 take 0.6 ms
-instead of 6.6 (two cores). On other platforms `lax.reduce_window` stays in charge; the choice is made when the program
-is lowered, so that one exported program serves them all.
+XLA's CPU backend scatters the gradient of max pooling element by element. Here a pool is the maximum of shifted slices
+of the padded maps; if a gradient is needed, the forward pass stores the winner's position in its window, and the
+gradient sums shifted, masked copies. Floats are compared as integers of the same width and order: a float maximum also
+checks for NaN, and in bfloat16 it is computed in float32. 3x3 windows over 16 x 28 x 28 x 256 in bfloat16 take 0.6 ms
+instead of 6.6 (two cores). Other platforms use `lax.reduce_window`; the choice is made at lowering time, so that one
+exported program works on all of them.
 """
 
 import functools
@@ -23,7 +23,7 @@ from inception_jax.errors import UserError, unknown_name
 Pair = tuple[int, int]
 Padding = str | Sequence[tuple[int, int]]
 
-# A window is unrolled into a slice for each of its pixels; none of the networks has a wider one than 3x3.
+# A window is unrolled into one slice per pixel; the networks use windows of at most 3x3.
 _WIDEST_SLICED_WINDOW = 5
 
 
@@ -43,12 +43,12 @@ def max_pool(
         window: (height, width) of the window, pixels.
         strides: (vertical, horizontal) distance between windows, pixels.
         padding: "SAME", "VALID" or ((top, bottom), (left, right)) in pixels.
-        ceil_mode: let the last window reach past the end, as `torch.nn.MaxPool2d(ceil_mode=True)` does: it must start
-            inside the input or the leading padding.
-        implementation: "auto" picks by platform; "lax" is `lax.reduce_window` everywhere, which can also be
-            differentiated forwards (`jax.jvp`).
+        ceil_mode: allow the last window to extend past the end, as in `torch.nn.MaxPool2d(ceil_mode=True)`: it must
+            start inside the input or the leading padding.
+        implementation: "auto" picks by platform; "lax" always uses `lax.reduce_window`, which also supports
+            forward-mode differentiation (`jax.jvp`).
 
-    The gradient goes to the first maximum in the window, row by row, as that of `lax.reduce_window` does.
+    The gradient goes to the first maximum in the window in row-major order, as in `lax.reduce_window`.
     Raises UserError for an unknown implementation or a padding that fits no window.
     """
     if implementation not in ("auto", "lax"):
@@ -76,7 +76,7 @@ def avg_pool(
         strides: (vertical, horizontal) distance between windows, pixels.
         padding: "SAME", "VALID" or ((top, bottom), (left, right)) in pixels.
         count_include_pad: divide by the window's full size; otherwise by its number of pixels inside the input.
-            Both as `torch.nn.AvgPool2d` has it.
+            Both as in `torch.nn.AvgPool2d`.
 
     Raises UserError for a padding that fits no window.
     """
@@ -101,8 +101,8 @@ def adaptive_avg_pool(
 ) -> Float[Array, "batch out_height out_width channels"]:
     """Averages maps of any size down (or up) to `output_size` (a side, or height and width, in pixels).
 
-    Cell i of n averages the pixels from floor(i size / n) to ceil((i + 1) size / n), as
-    `torch.nn.AdaptiveAvgPool2d` has it: cells overlap where n does not divide the size.
+    Cell i of n averages the pixels from floor(i size / n) to ceil((i + 1) size / n), as in
+    `torch.nn.AdaptiveAvgPool2d`: cells overlap if n does not divide the size.
     """
     means = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     for axis, cells in zip((2, 1), reversed(_pair(output_size)), strict=True):
@@ -125,7 +125,7 @@ def _pair(value: int | Sequence[int]) -> Pair:
 def _resolve_padding(
     sizes: Sequence[int], window: Pair, strides: Pair, padding: Padding, ceil_mode: bool
 ) -> tuple[Pair, Pair]:
-    """The padding as ((top, bottom), (left, right)), what `ceil_mode` adds included."""
+    """The padding as ((top, bottom), (left, right)), including what `ceil_mode` adds."""
     if isinstance(padding, str):
         if padding not in ("SAME", "VALID"):
             raise unknown_name("padding", padding, ("SAME", "VALID"))
@@ -153,13 +153,13 @@ def _pad_axis(x: Array, axis: int, low: int, high: int, value: float) -> Array:
 
 
 def _window_slices(padded: Array, axis: int, size: int, stride: int) -> list[Array]:
-    """For each position of the window along `axis`, the elements that the windows have there."""
+    """For each window position along `axis`, the elements at that position of all windows."""
     reach = (padded.shape[axis] - size) // stride * stride + 1
     return [lax.slice_in_dim(padded, i, i + reach, stride, axis) for i in range(size)]
 
 
 def _reduce_window_max(x: Array, window: Pair, strides: Pair, pads: tuple[Pair, Pair]) -> Array:
-    # A NumPy scalar as the initial value: JAX recognises the maximum, and so its gradient, by it.
+    # The initial value is a NumPy scalar, by which JAX recognizes the maximum, and so its gradient.
     initial = -jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
     return lax.reduce_window(x, initial, lax.max, (1, *window, 1), (1, *strides, 1), ((0, 0), *pads, (0, 0)))
 
@@ -174,7 +174,7 @@ def _max_pool(x: Array, window: Pair, strides: Pair, pads: tuple[Pair, Pair]) ->
 
 
 def _max_pool_forward(x, window, strides, pads):
-    y: Any = _max_pool(x, window, strides, pads)  # which can be differentiated again
+    y: Any = _max_pool(x, window, strides, pads)  # supports higher-order differentiation
 
     def winners(x):
         best, *others = _window_pixels(x, window, strides, pads)
@@ -184,7 +184,7 @@ def _max_pool_forward(x, window, strides, pads):
             best = jnp.maximum(best, candidate)
         return winner
 
-    # Only the CPU's gradient reads the winners; every platform must return the same types.
+    # Only the CPU's gradient uses the winners; every platform must return the same types.
     winner = lax.platform_dependent(x, cpu=winners, default=lambda x: jnp.zeros(y.shape, jnp.int8))
     return y, (x, winner)
 
@@ -204,7 +204,7 @@ _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 def _to_ordered(x: Array) -> Array:
-    """Floats as integers of their width in the same order; NaN is above all others, and 0 and -0 are the same."""
+    """Floats as integers of the same width and order; NaN is above all others, and 0 and -0 are equal."""
     kind = np.dtype(f"int{x.dtype.itemsize * 8}").type
     bits = lax.bitcast_convert_type(x, kind)
     sign = bits >> (8 * x.dtype.itemsize - 1)  # 0 or -1
@@ -220,9 +220,9 @@ def _from_ordered(ordered: Array, dtype) -> Array:
 
 
 def _window_pixels(x: Array, window: Pair, strides: Pair, pads: tuple[Pair, Pair]) -> list[Array]:
-    """For each pixel of the window, row by row, what all windows have there, as ordered integers."""
+    """For each pixel of the window in row-major order, its values in all windows, as ordered integers."""
     lowest = _to_ordered(jnp.array(-jnp.inf, x.dtype))
-    # Without the barrier each slice would repeat the padding, one test of bounds per element.
+    # Without the barrier each slice would repeat the padding, with a bounds check per element.
     padded = lax.optimization_barrier(lax.pad(_to_ordered(x), lowest, _padding_config(pads)))
     rows = _window_slices(padded, 1, window[0], strides[0])
     return [pixel for row in rows for pixel in _window_slices(row, 2, window[1], strides[1])]
@@ -235,14 +235,14 @@ def _padding_config(pads: tuple[Pair, Pair]) -> list[tuple[int, int, int]]:
 def _give_to_winners(
     dy: Array, winner: Array, sizes: tuple[int, int], window: Pair, strides: Pair, pads: tuple[Pair, Pair]
 ) -> Array:
-    """The transpose of picking the winners: each window's `dy` goes to its winner, overlapping windows add up.
+    """The transpose of selecting the winners: each window's `dy` goes to its winner; overlapping windows are summed.
 
-    Along an axis, pixel `stride * q + phase - pad_low` is position `phase + stride * m` of window `q - m`, so what a
-    pixel gets is a sum over m, of both axes, of shifted copies of `dy`, masked by where the winner has that position.
+    Along an axis, pixel `stride * q + phase - pad_low` is position `phase + stride * m` of window `q - m`, so a pixel's
+    gradient is a sum over m, on both axes, of shifted copies of `dy`, masked by whether the winner has that position.
     """
     lows = [low for low, _ in pads]
     lengths = [-(-(size + low) // stride) for size, low, stride in zip(sizes, lows, strides, strict=True)]
-    # Windows over a pixel, at most.
+    # The maximum number of windows over a pixel.
     reaches = [-(-size // stride) for size, stride in zip(window, strides, strict=True)]
     around = [
         (reach - 1, max(length - out, 0)) for reach, length, out in zip(reaches, lengths, dy.shape[1:3], strict=True)
@@ -252,7 +252,7 @@ def _give_to_winners(
         (lax.pad(dy, jnp.zeros((), dy.dtype), config), lax.pad(winner, jnp.int8(-1), config))
     )
 
-    def windows_over(x: Array, shifts: Pair) -> Array:  # of every pixel, `shifts` windows back
+    def windows_over(x: Array, shifts: Pair) -> Array:  # for every pixel, the window `shifts` back
         for axis in (0, 1):
             start, stride = reaches[axis] - 1 - shifts[axis], strides[axis]
             x = lax.slice_in_dim(x, start, start + lengths[axis], axis=axis + 1)

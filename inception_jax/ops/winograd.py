@@ -1,11 +1,11 @@
-"""3x3 convolutions at stride 1 on CPUs by minimal filtering (Winograd 1980; Lavin & Gray 2016), and their gradients.
+"""3x3 convolutions with stride 1 on CPUs by minimal filtering (Winograd 1980; Lavin & Gray 2016), and their gradients.
 
-F(4x4, 3x3): 6x6 windows of the input, which overlap by 2, and the kernel are evaluated at 6x6 points; there the
-convolution is a product for each point, 36 for 16 outputs instead of 144, and the 4x4 outputs are interpolated from
-the products. All products of one point are one matrix product over the channels. Both gradients are the transposes of
-these steps, and share the transform of the incoming gradient.
+F(4x4, 3x3): 6x6 windows of the input, which overlap by 2, and the kernel are evaluated at 6x6 points. There the
+convolution is one product per point, 36 for 16 outputs instead of 144, and the 4x4 outputs are interpolated from the
+products. All products at one point are one matrix product over the channels. Both gradients are the transposes of these
+steps, and share the transform of the incoming gradient.
 
-The points are 0, +-3/4, +-3/2 and infinity. With 0, +-1, +-2 and infinity, as usual, rounding is three times as
+The points are 0, +-3/4, +-3/2 and infinity. With the usual 0, +-1, +-2 and infinity, rounding errors are three times as
 large: 8e-6 against 2e-6 of the largest output in float32 (16 maps of 28x28, 128 to 192 channels).
 """
 
@@ -18,14 +18,14 @@ from jaxtyping import Array, Float
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
-_TILE = 4  # outputs a side
-_WINDOW = 6  # inputs a side, and points
+_TILE = 4  # outputs per side
+_WINDOW = 6  # inputs per side, and number of points
 
 
 def _transforms(a: float, b: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Along one axis, for the points 0, +-a, +-b and infinity: inputs (6, 6), kernels (6, 3), outputs (4, 6).
 
-    Toom and Cook's: row p of the first holds the coefficients of the polynomial whose roots are all other points, row p
+    By Toom and Cook: row p of the first has the coefficients of the polynomial whose roots are all other points, row p
     of the second the powers of p over the product of its distances to the others, column p of the third its powers.
     """
     inputs = [
@@ -51,7 +51,7 @@ def conv(
     transformed: Float[Array, "36 in_channels out_channels"],
     pads: Pads,
 ) -> Float[Array, "batch out_height out_width out_channels"]:
-    """The convolution of maps padded by `pads`, ((top, bottom), (left, right)) pixels, at stride 1.
+    """The convolution with stride 1 of maps padded by `pads`, ((top, bottom), (left, right)) pixels.
 
     `transformed` is the kernel at the points, from `transform_kernel`.
     """
@@ -65,7 +65,7 @@ def gradients(
     dy: Float[Array, "batch out_height out_width out_channels"],
     pads: Pads,
 ) -> tuple[Array, Array]:
-    """The gradients of `conv` with respect to x and to the kernel, for the gradient `dy` of its result."""
+    """The gradients of `conv` with respect to x and the kernel, for the gradient `dy` of its result."""
     d_products = _transpose_products(dy)
     dx = _transpose_inputs(_dot(d_products, transform_kernel(kernel), 2, 2), x.shape, pads, dy.shape[1:3])
     return dx, _transpose_kernel(_dot(_transform_inputs(x, pads), d_products, 1, 1))
@@ -86,25 +86,25 @@ def _dot(lhs: Array, rhs: Array, lhs_axis: int, rhs_axis: int) -> Array:
 
 
 def _combine(weights: np.ndarray, parts: list[Array]) -> Array:
-    """The sum of the parts by their weights; zeros and ones cost nothing."""
+    """The weighted sum of the parts; weights of zero and one cost nothing."""
     terms = [part if w == 1 else float(w) * part for w, part in zip(weights, parts, strict=True) if w]
     return functools.reduce(jnp.add, terms)
 
 
 def _mix(matrix: np.ndarray, parts: list[Array], axis: int) -> Array:
-    """A row of the matrix is one combination of the parts; they are stacked along `axis`."""
+    """Combines the parts by each row of the matrix, and stacks the results along `axis`."""
     return jnp.stack([_combine(row, parts) for row in matrix], axis)
 
 
 def _every_fourth(x: Array, count: int, length: int) -> list[Array]:
-    """For each of the first `count` places on axis 2: the elements there, 4 further, 8 further, ...: `length` each."""
+    """For each of the first `count` positions on axis 2: `length` elements at a stride of 4 from there."""
     return [lax.slice_in_dim(x, k, k + (length - 1) * _TILE + 1, _TILE, axis=2) for k in range(count)]
 
 
 def _pad(x: Array, lows: tuple[int, int], sizes: list[int]) -> Array:
-    """Zeros around maps, `lows` before them, so that they have `sizes`."""
+    """Zero-pads maps, with `lows` before them, to `sizes`."""
     config = [(low, size - low - old, 0) for low, size, old in zip(lows, sizes, x.shape[1:3], strict=True)]
-    # Without the barrier everything that reads the maps would repeat the padding, a test of bounds for each element.
+    # Without the barrier every reader of the maps would repeat the padding, with a bounds check per element.
     return lax.optimization_barrier(lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *config, (0, 0, 0))))
 
 
@@ -122,7 +122,7 @@ def _transpose_kernel(values: Array) -> Array:
 
 
 def _transform_inputs(x: Array, pads: Pads) -> Array:
-    """Maps to their windows' values, (36 points, tiles, channels)."""
+    """Maps to the values of their windows at the points, (36 points, tiles, channels)."""
     rows, columns = _tiles(_out_sizes(x.shape, pads))
     x = _pad(x, (pads[0][0], pads[1][0]), [rows * _TILE + 2, columns * _TILE + 2])
     by_column = _mix(_INPUTS, _every_fourth(x, _WINDOW, columns), 0)  # (6, batch, height, columns, channels)
@@ -139,7 +139,7 @@ def _transpose_inputs(values: Array, x_shape, pads: Pads, out_sizes) -> Array:
 
 
 def _overlap(values: list[Array]) -> Array:
-    """Windows from their values along one axis, put 4 apart on axis 2; where two overlap, they add up."""
+    """Sums windows, given by their values along one axis, at a stride of 4 on axis 2."""
     pixels = [_combine(row, values) for row in _INPUTS.T]
 
     def shifted(pixel: Array, by: int) -> Array:  # by so many tiles, on an axis with room for one more

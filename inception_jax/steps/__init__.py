@@ -1,4 +1,4 @@
-"""What is jitted: the steps of training, evaluation and prediction, and what they are made of."""
+"""The jitted steps of training, evaluation and prediction, and their components."""
 
 from inception_jax.steps.step import Mix, Prepare, eval_step, predict_step, train_step
 

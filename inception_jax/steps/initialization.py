@@ -1,11 +1,10 @@
-"""Initial values without a program that computes them: what a traced initialisation returns, read off its trace.
+"""Initial values without compilation: the results of a traced initialization, derived from its trace.
 
-Compiling the initialisation of a network takes a good part of the time to the first step of training on a CPU (of
-GoogLeNet 8 of 43 seconds of the processor, JAX 0.12), for numbers that are drawn, copied or constant. `evaluate` goes
-back from each result to how it is made: constants are filled in by NumPy, arrays that one of `models.initializers`
-draws are drawn by `initializers.draw`, and keys and other single values are computed one operation after the other.
-Where a result is made in any other way, as that of a network from outside the package may be, there is nothing for it
-but to compile.
+Compiling a network's initialization takes much of the time to the first training step on a CPU (for GoogLeNet 8 of 43
+seconds of processor time, JAX 0.12), for numbers that are drawn, copied or constant. `evaluate` traces each result back
+to its origin: constants are filled in by NumPy, arrays drawn by one of `models.initializers` are drawn by
+`initializers.draw`, and keys and other scalars are computed one operation at a time. Results computed in any other way,
+as in a network from outside the package, require compilation.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,15 +19,15 @@ from inception_jax.models import initializers
 
 
 class _Unknown(Exception):  # noqa: N818 (it is an answer)
-    """A value is made in a way that is not known here."""
+    """A value is computed in a way that is not supported here."""
 
 
 def evaluate(traced: Any, key: jax.Array) -> Any:
-    """What the traced function of a key, `jax.jit(function).trace(key)`, returns for it, bit for bit as compiled.
+    """The result of a traced function of a key, `jax.jit(function).trace(key)`, bitwise equal to the compiled one.
 
-    On CPUs its arrays are NumPy's where nothing had to be compiled for that.
+    On CPUs the arrays are NumPy arrays unless something had to be compiled.
     """
-    on_cpu = jax.default_backend() == "cpu"  # which has the bits that its own programs would draw
+    on_cpu = jax.default_backend() == "cpu"  # so that the bits equal those its own programs would draw
     partitionable = jax.config.jax_threefry_partitionable  # pyright: ignore[reportAttributeAccessIssue]
     threefry = str(jax.random.key_impl(key)) == "threefry2x32" and partitionable
     if on_cpu and threefry:
@@ -41,7 +40,7 @@ def evaluate(traced: Any, key: jax.Array) -> Any:
 
 
 class _Scope:
-    """The variables of a traced function, computed when they are asked for."""
+    """The variables of a traced function, computed on demand."""
 
     def __init__(self, closed: ClosedJaxpr, arguments: Sequence[Callable[[], Any]]):
         jaxpr = closed.jaxpr
@@ -49,7 +48,7 @@ class _Scope:
         self._known: dict[Any, Any] = dict(zip(jaxpr.constvars, closed.consts, strict=True))
         self._arguments = dict(zip(jaxpr.invars, arguments, strict=True))
         self._makers = {variable: equation for equation in jaxpr.eqns for variable in equation.outvars}
-        self._inner: dict[int, _Scope] = {}  # of the functions that are called, by their equation
+        self._inner: dict[int, _Scope] = {}  # of called functions, by their equation
 
     def results(self) -> list[Any]:
         return [self.value(variable) for variable in self._outvars]

@@ -1,4 +1,4 @@
-"""Losses: one number per example, so that callers can mask, weight and sum as they need."""
+"""Losses: one number per example, so that callers can mask, weight and sum them."""
 
 from collections.abc import Mapping
 from typing import Protocol, TypeAlias, runtime_checkable
@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-Labels: TypeAlias = Int[Array, " b"] | Float[Array, "b k"]  # the class's number, or the probability of each class
+Labels: TypeAlias = Int[Array, " b"] | Float[Array, "b k"]  # class indices, or class probabilities
 
 
 @runtime_checkable
 class Outputs(Protocol):
-    """What a network returns: the logits of its head, and those of its auxiliary heads by name."""
+    """A network's output: the logits of its head, and those of its auxiliary heads by name."""
 
     @property
     def logits(self) -> Array: ...
@@ -21,7 +21,7 @@ class Outputs(Protocol):
 
 
 def cross_entropy(logits: Float[Array, "b k"], labels: Labels, *, label_smoothing: float = 0.0) -> Float[Array, " b"]:
-    """Softmax cross-entropy of `labels`, integers (b,) or the classes' probabilities (b, k), in at least float32.
+    """Softmax cross-entropy for class indices (b,) or class probabilities (b, k), computed in at least float32.
 
     With label smoothing (Szegedy et al. 2016, section 7) a target is 1 - label_smoothing at the label plus
     label_smoothing / k everywhere. Equals torch's `cross_entropy(reduction="none")`; a label of k or more gives NaN.
@@ -39,7 +39,7 @@ def cross_entropy(logits: Float[Array, "b k"], labels: Labels, *, label_smoothin
 def total_loss(
     outputs: Outputs, labels: Labels, *, label_smoothing: float = 0.0, aux_weight: float = 0.0
 ) -> Float[Array, " b"]:
-    """The loss that is trained on: the head's, plus `aux_weight` times each auxiliary head's cross-entropy."""
+    """The training loss: the head's, plus `aux_weight` times each auxiliary head's cross-entropy."""
     loss = cross_entropy(outputs.logits, labels, label_smoothing=label_smoothing)
     for logits in outputs.aux.values():
         loss = loss + aux_weight * cross_entropy(logits, labels, label_smoothing=label_smoothing)

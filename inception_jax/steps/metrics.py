@@ -1,4 +1,4 @@
-"""Metrics as sums over examples, which add up over batches and devices and are divided once, at the end."""
+"""Metrics as sums over examples, which are added over batches and devices and divided once, at the end."""
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +10,11 @@ from inception_jax.steps.losses import Labels, Outputs, cross_entropy
 def metric_sums(
     outputs: Outputs, labels: Labels, mask: Bool[Array, " b"], *, label_smoothing: float = 0.0
 ) -> dict[str, Array]:
-    """Sums over the examples where `mask` is True; the others, padding, may hold anything.
+    """Sums over the examples where `mask` is True; the others are padding and may hold any value.
 
     "loss" (the head's cross-entropy, in at least float32), "top1", "top5" and "count" (int32), and for each
-    auxiliary head "NAME_loss" and "NAME_top1". With fewer than five classes, "top5" is the top k. Where labels are
-    probabilities, what has to be among the top is the class of the largest.
+    auxiliary head "NAME_loss" and "NAME_top1". With fewer than five classes, "top5" is the top k. If labels are
+    probabilities, the most probable class is the label.
     """
     classes = labels if labels.ndim == 1 else labels.argmax(axis=-1)
 
@@ -35,9 +35,9 @@ def metric_sums(
 
 
 def label_ranks(logits: Float[Array, "b k"], labels: Int[Array, " b"]) -> Int[Array, " b"]:
-    """The place of the label when the logits are sorted from the highest, from 0 to k - 1; equal ones keep their order.
+    """The rank of the label among the logits in descending order, from 0 to k - 1; ties keep their order.
 
-    So a network whose logits are all equal is not right about everything. Where a logit is NaN, the rank is k.
+    Hence a network with constant logits is not always right. If a logit is NaN, the rank is k.
     """
     num_classes = logits.shape[-1]
     own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
@@ -46,13 +46,13 @@ def label_ranks(logits: Float[Array, "b k"], labels: Int[Array, " b"]) -> Int[Ar
 
 
 def add(sums: dict[str, Array], more: dict[str, Array]) -> dict[str, Array]:
-    """The sums over the examples of both."""
+    """Adds two sets of sums."""
     return jax.tree.map(jnp.add, sums, more)
 
 
 def summarize(sums: dict[str, Array]) -> dict[str, float]:
-    """Means over the examples, as Python floats, under the same names, and their "count"; NaN where there were none."""
-    totals = jax.device_get(sums)  # all of them at once
+    """Means over the examples, as Python floats, under the same names, and their "count"; NaN if there were none."""
+    totals = jax.device_get(sums)  # all in one transfer
     count = int(totals.pop("count"))
     means = {name: float(total) / count if count else float("nan") for name, total in totals.items()}
     return means | {"count": count}

@@ -1,6 +1,6 @@
-"""Optimisers as Optax chains: clipping, coupled decay, the rule itself, decoupled decay, and the rate last.
+"""Optimizers as Optax chains: clipping, coupled decay, the rule itself, decoupled decay, and the learning rate last.
 
-Because the rate comes after momentum, a change of rate takes effect at once on the whole update, as in PyTorch,
+Because the learning rate (lr) comes after momentum, a change of lr immediately scales the whole update, as in PyTorch,
 and a train step may scale the updates further (`schedules.PlateauState`).
 """
 
@@ -35,30 +35,29 @@ def make_optimizer(
     trunk_rate: float = 1.0,
     frozen_updates: int = 0,
 ) -> optax.GradientTransformation:
-    """The optimiser of this name, equal to its namesake in `torch.optim`; options that it does not have are ignored.
+    """The optimizer of this name, equivalent to the one in `torch.optim`; options that it does not have are ignored.
 
     - `sgd`: `momentum`, `nesterov`
     - `adam`: `beta1`, `beta2`, `epsilon` (Kingma and Ba 2015)
-    - `adamw`: the same, with decoupled decay whatever `weight_decay_mode` says: that is what its name means
-      (Loshchilov and Hutter 2019)
-    - `rmsprop`: `decay` (PyTorch's alpha) of the squared gradients' average, from zero; `epsilon` is added to its
-      root; `centered` subtracts the mean gradient's square; `momentum` follows the division
-    - `rmsprop_tensorflow`: as TensorFlow's RMSPropOptimizer, which trained Inception v3 (Szegedy et al. 2016,
-      section 8, with decay 0.9 and epsilon 1.0): the average starts from one, and `epsilon` stands under the root.
-      TensorFlow's momentum accumulates updates already times their rate; here, as everywhere, the rate is last,
-      so the two differ after a change of rate until the momentum has forgotten it.
+    - `adamw`: the same, always with decoupled decay, regardless of `weight_decay_mode` (Loshchilov and Hutter 2019)
+    - `rmsprop`: `decay` (PyTorch's alpha) of the moving average of squared gradients, which starts from zero; `epsilon`
+      is added to its root; `centered` subtracts the square of the mean gradient; momentum is applied after the division
+    - `rmsprop_tensorflow`: TensorFlow's RMSPropOptimizer, which trained Inception v3 (Szegedy et al. 2016,
+      section 8, with decay 0.9 and epsilon 1.0): the average starts from one, and `epsilon` is added under the root.
+      TensorFlow's momentum accumulates updates already multiplied by their lr; here the lr is applied last, so the two
+      differ after a change of lr until the momentum has forgotten it.
 
     Args:
-      schedule: the rate, or the function from the number of updates made to the rate
-      weight_decay: of the parameters whose path ends in "kernel": biases and norms are left alone
+      schedule: the lr, or a function from the number of updates made to the lr
+      weight_decay: for parameters whose path ends in "kernel": biases and norms are not decayed
       weight_decay_mode: "coupled" adds `weight_decay * kernel` to the gradient (L2), "decoupled" to the update
-        after the rule, before the rate
-      clip_norm: largest norm of all gradients together, before anything else, as
+        after the rule, before the lr
+      clip_norm: maximum global norm of the gradients, applied before anything else, as in
         `torch.nn.utils.clip_grad_norm_`; 0: no clipping
-      trunk: parameters -> a tree of the same structure, True for those that were trained before
-      trunk_rate: share of the rate that the trunk gets
-      frozen_updates: how many updates leave the trunk as it is; neither its momentum nor its decay begins before, and
-        its gradients do not count for clipping
+      trunk: parameters -> a tree of the same structure, True for pretrained ones
+      trunk_rate: factor on the lr for the trunk
+      frozen_updates: number of updates that leave the trunk unchanged; its momentum and decay begin afterwards, and
+        until then its gradients do not count for clipping
 
     Raises:
       UserError: an unknown name or mode; Nesterov momentum without momentum.
@@ -98,20 +97,20 @@ def make_optimizer(
 def _begin_trunk_at(
     updates: int, rule: optax.GradientTransformation, trunk: Callable[[PyTree], PyTree[bool]]
 ) -> optax.GradientTransformation:
-    """The rule, whose state and updates for the trunk begin after a number of updates; before, these are 0."""
+    """The rule, with updates and state of the trunk starting after a number of updates; before, they are 0."""
     later = optax.conditionally_mask(rule, lambda step, **_: jnp.asarray(step) >= updates)
     return optax.partition({True: later, False: rule}, trunk)
 
 
 def kernels(params: PyTree) -> PyTree[bool]:
-    """A tree of the same structure: True where a leaf's path ends in "kernel"."""
+    """A tree of the same structure: True if a leaf's path ends in "kernel"."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: jax.tree_util.keystr(path[-1:], simple=True) == "kernel", params
     )
 
 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
-    """Scales gradients by `max_norm / (norm + 1e-6)` where that is less than 1.
+    """Scales gradients by `max_norm / (norm + 1e-6)` if that is less than 1.
 
     The arithmetic of `torch.nn.utils.clip_grad_norm_`; `optax.clip_by_global_norm` has no 1e-6.
     """
@@ -127,11 +126,11 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
 def moving_average(average: PyTree, new: PyTree, decay: float, num_updates: jax.Array | int) -> PyTree:
     """`d * average + (1 - d) * new`, leaf by leaf, in the leaves' own precision.
 
-    d is the smaller one of `decay` and (1 + num_updates) / (10 + num_updates), where so many updates were before: else
-    the first, random weights would be a part of the average for thousands of steps. Inception's released weights were
-    averaged so (Abadi et al. 2016, TensorFlow's ExponentialMovingAverage).
+    d is the minimum of `decay` and (1 + num_updates) / (10 + num_updates), with num_updates the number of earlier
+    updates: otherwise the random initial weights would remain in the average for thousands of steps. Inception's
+    released weights were averaged this way (Abadi et al. 2016, TensorFlow's ExponentialMovingAverage).
 
-    Written as a step from the average towards the new value, so that a value that does not change is kept exactly.
+    Written as a step from the average towards the new value, so that a constant value is kept exactly.
     """
     share = jnp.maximum(1.0 - decay, 9 / (10 + jnp.asarray(num_updates, float)))
     return jax.tree.map(lambda old, value: old + share.astype(old.dtype) * (value - old), average, new)

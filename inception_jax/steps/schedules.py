@@ -1,7 +1,7 @@
-"""Learning rates: what is known before the run as a function of the step, and the plateau rule, which is not.
+"""Learning rate (lr) schedules: functions of the step, and the plateau rule, which depends on a metric.
 
-A schedule maps the number of updates made so far to the rate of the next one. The plateau rule watches a
-metric instead: `plateau_update` runs once per evaluation, and the train step multiplies its updates by `scale`.
+A schedule maps the number of updates made so far to the lr of the next one. The plateau rule watches a metric instead:
+`plateau_update` runs once per evaluation, and the train step multiplies its updates by `scale`.
 """
 
 import math
@@ -18,9 +18,9 @@ from inception_jax.errors import UserError, unknown_name
 SCHEDULES = ("constant", "step", "plateau", "cosine", "inverse_time")
 
 LARGEST_STEP = 2**31 - 1  # steps are int32
-MOST_REDUCTIONS = 1_000_000  # of a step schedule, whose rates are a table
+MOST_REDUCTIONS = 1_000_000  # for a step schedule, whose lrs are a table
 
-# torch.optim.lr_scheduler.ReduceLROnPlateau's `eps`: a smaller change of the rate is not made.
+# torch.optim.lr_scheduler.ReduceLROnPlateau's `eps`: smaller changes of the lr are not made.
 SMALLEST_CHANGE = 1e-8
 
 
@@ -37,23 +37,23 @@ def make_schedule(
     final_rate: float = 0.0,
     decay_rate: float = 1e-6,
 ) -> optax.Schedule:
-    """The function `step -> rate` of this name; pure, and in the precision of JAX's default float.
+    """The function `step -> lr` of this name; pure, and in the precision of JAX's default float.
 
-    - `constant`; and `plateau`, whose reductions are `PlateauState.scale`'s
-    - `step`: times `factor` whenever `every_epochs` have passed, or at each of the `boundaries` (in epochs) if
+    - `constant`; also for `plateau`, whose reductions are in `PlateauState.scale`
+    - `step`: multiplied by `factor` after every `every_epochs`, or at each of the `boundaries` (in epochs) if
       there are any: `torch.optim.lr_scheduler.StepLR` and `MultiStepLR`
-    - `cosine`: half a cosine from `learning_rate` to `final_rate` over the steps that the warm-up leaves:
+    - `cosine`: half a cosine from `learning_rate` to `final_rate` over the steps after the warm-up:
       `CosineAnnealingLR` (Loshchilov and Hutter 2017, without restarts)
-    - `inverse_time`: `learning_rate / (1 + decay_rate * step)`, the `decay` of Keras's first optimisers
+    - `inverse_time`: `learning_rate / (1 + decay_rate * step)`, the `decay` of Keras's first optimizers
 
-    The warm-up comes before any of them and is linear: update i of its W has `learning_rate * i / W`, i from 1,
-    as `LinearLR(start_factor=1 / W, total_iters=W - 1)`. Epochs and steps are counted from the start of the run:
-    a boundary at epoch 60 is at epoch 60, with a warm-up or without. Only the cosine starts where the warm-up
+    All of them can be preceded by a linear warm-up: update i of its W has lr `learning_rate * i / W`, i from 1,
+    as in `LinearLR(start_factor=1 / W, total_iters=W - 1)`. Epochs and steps are counted from the start of the run:
+    a boundary at epoch 60 is at epoch 60, with or without a warm-up. Only the cosine starts where the warm-up
     ends, as in `SequentialLR`.
 
     Raises:
-      UserError: an unknown name; `every_epochs` shorter than a step; more steps than int32 counts; rates that are too
-        large for float32.
+      UserError: an unknown name; `every_epochs` shorter than a step; more steps than fit in int32; lrs too large for
+        float32.
     """
     total_steps = num_epochs * steps_per_epoch
     for field, epochs in (("num_epochs", num_epochs), ("warmup_epochs", warmup_epochs)):
@@ -101,8 +101,8 @@ def _constant(rate: float) -> optax.Schedule:
 
 
 def _step(rate: float, boundaries: Sequence[float], factor: float) -> optax.Schedule:
-    # The rates are powers taken in double precision once; the rounding keeps 3 * 0.1 * 10 steps at 3.
-    # Boundaries behind the last step that can be counted are never reached.
+    # The powers are computed once in double precision; the rounding keeps 3 * 0.1 * 10 steps at 3.
+    # Boundaries beyond the largest step number are never reached.
     starts = np.array([math.ceil(round(min(boundary, LARGEST_STEP), 6)) for boundary in boundaries])
     with np.errstate(over="ignore", under="ignore"):
         rates = rate * np.power(float(factor), np.arange(len(starts) + 1))
@@ -115,7 +115,7 @@ def _step(rate: float, boundaries: Sequence[float], factor: float) -> optax.Sche
 
 def _cosine(rate: float, final_rate: float, first_step: int, last_step: float) -> optax.Schedule:
     def schedule(step):
-        # (1 + cos(pi * done)) / 2 as a sine of what is left: exact near the end, where the cosine cancels.
+        # (1 + cos(pi * done)) / 2 as a sine of the remaining fraction: exact near the end, where the cosine cancels.
         left = jnp.clip((last_step - step) / max(last_step - first_step, 1), 0.0, 1.0)
         return final_rate + (rate - final_rate) * jnp.sin(0.5 * jnp.pi * left) ** 2
 
@@ -127,12 +127,12 @@ def _inverse_time(rate: float, decay_rate: float) -> optax.Schedule:
 
 
 class PlateauState(flax.struct.PyTreeNode):
-    """What the plateau rule remembers between evaluations; all are scalars."""
+    """The plateau rule's state between evaluations; all are scalars."""
 
-    scale: Float[Array, ""]  # of the updates: 1 at first, times `factor` at each reduction
-    best: Float[Array, ""]  # the metric at its best
-    bad_epochs: Int[Array, ""]  # evaluations since then that were no better
-    cooldown: Int[Array, ""]  # evaluations still to come in which none is counted
+    scale: Float[Array, ""]  # of the updates: initially 1, multiplied by `factor` at each reduction
+    best: Float[Array, ""]  # the best value of the metric
+    bad_epochs: Int[Array, ""]  # evaluations since then without improvement
+    cooldown: Int[Array, ""]  # remaining evaluations that are not counted
 
 
 def init_plateau(mode: str) -> PlateauState:
@@ -160,14 +160,14 @@ def plateau_update(
 ) -> PlateauState:
     """The state after an evaluation that gave `metric`: `torch.optim.lr_scheduler.ReduceLROnPlateau`.
 
-    Once more than `patience` evaluations in a row were no better than the best, `scale` is multiplied by `factor`,
-    and the next `cooldown` evaluations are not counted. A metric that is not a number is no better.
+    After more than `patience` evaluations in a row without improvement, `scale` is multiplied by `factor`, and the next
+    `cooldown` evaluations are not counted. NaN is no improvement.
 
     Args:
       mode: which metric is better: "max" or "min"
-      threshold: the change that counts as better: `threshold_mode` "relative" to the best, or "absolute"
-      min_scale: the least scale, the least rate divided by `learning_rate`
-      learning_rate: the rate at scale 1; PyTorch leaves a reduction out that changes the rate by less than 1e-8
+      threshold: smallest change that counts as an improvement: `threshold_mode` "relative" to the best, or "absolute"
+      min_scale: the smallest scale, i.e. the smallest lr divided by `learning_rate`
+      learning_rate: the lr at scale 1; PyTorch skips reductions that change the lr by less than 1e-8
 
     Raises:
       UserError: an unknown mode or threshold mode.

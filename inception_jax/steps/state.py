@@ -1,4 +1,4 @@
-"""Everything that training changes, in one pytree, and how it begins."""
+"""Everything that training changes, in one pytree, and its initial value."""
 
 import zlib
 from typing import Any
@@ -15,14 +15,14 @@ from inception_jax.steps.schedules import PlateauState, init_plateau
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """What a checkpoint holds: with it and the config, training goes on as if it had not stopped.
+    """The content of a checkpoint: with it and the config, training continues as if it had not stopped.
 
     Attributes:
       step: updates made so far, int32.
       params, batch_stats: the network's variables.
       opt_state: the Optax chain's.
-      plateau: of the schedule that watches a metric; its scale multiplies every update.
-      average: {"params", "batch_stats"}, their moving average; empty where none is kept.
+      plateau: state of the plateau schedule; its scale multiplies every update.
+      average: {"params", "batch_stats"}, their moving average; empty if none is kept.
       metrics: sums over the examples since the last evaluation.
     """
 
@@ -36,18 +36,18 @@ class TrainState(flax.struct.PyTreeNode):
 
     @property
     def variables(self) -> dict[str, Any]:
-        """The variables to evaluate: the moving average where one is kept."""
+        """The variables to evaluate: the moving average if there is one."""
         return self.average or {"params": self.params, "batch_stats": self.batch_stats}
 
     def start_from(self, variables: dict[str, Any]) -> "TrainState":
-        """The state with other {"params", "batch_stats"} of the same shapes, their averages included."""
+        """The state with other {"params", "batch_stats"} of the same shapes, also as their averages."""
         own = {"params": self.params, "batch_stats": self.batch_stats}
         given = jax.tree.map(lambda old, new: jnp.asarray(new, old.dtype), own, {name: variables[name] for name in own})
         return self.replace(**given, average=given if self.average else {})
 
 
 def stream(seed: int, name: str) -> jax.Array:
-    """The random key of one use of a seed, such as "init" or "train", with numbers that no other use or seed has."""
+    """The random key for one use of a seed, such as "init" or "train", independent of all other uses and seeds."""
     return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
 
 
@@ -61,11 +61,11 @@ def create_state(
     plateau_mode: str = "min",
     with_average: bool = False,
 ) -> TrainState:
-    """The state before the first update; one jitted initialisation (`initialization.evaluate` has it sooner).
+    """The state before the first update; one jitted initialization (`initialization.evaluate` is faster).
 
     Args:
       image_shape: (height, width, channels).
-      dtype: of the images, the statistics of batch norm and the metric sums.
+      dtype: of the images, the batch norm statistics and the metric sums.
     """
 
     def create(key):
@@ -89,5 +89,5 @@ def create_state(
 
 
 def count_parameters(params: Any) -> int:
-    """The number of trainable values."""
+    """The number of trainable parameters."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))

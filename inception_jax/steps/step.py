@@ -1,4 +1,4 @@
-"""The pure steps: (state, batch) -> state, and what evaluation and prediction compute. Nothing here is jitted."""
+"""The pure steps: (state, batch) -> state, and those of evaluation and prediction. Nothing here is jitted."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ from inception_jax.steps import losses, metrics
 from inception_jax.steps.optimizers import moving_average
 from inception_jax.steps.state import TrainState
 
-Prepare = Callable[[jax.Array, jax.Array], jax.Array]  # (key, images as stored) -> the network's inputs
+Prepare = Callable[[jax.Array, jax.Array], jax.Array]  # (key, stored images) -> the network's inputs
 Mix = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]  # (key, inputs, labels) -> mixed ones
 
 
@@ -33,20 +33,20 @@ def train_step(
     accumulation_steps: int = 1,
     average_decay: float = 0.0,
 ) -> tuple[TrainState, jax.Array]:
-    """One update; the new state and the loss that was minimised, a scalar.
+    """One update; returns the new state and the loss that was minimized, a scalar.
 
     Args:
-      images: as stored (uint8); `prepare` augments and normalises them.
-      key: the run's; the step's own is folded in from `state.step`, so that a resumed run draws the same numbers.
+      images: as stored (uint8); `prepare` augments and normalizes them.
+      key: the run's; `state.step` is folded in for the step's own, so that a resumed run draws the same numbers.
       prepare: (key, images) -> inputs (batch, height, width, channels).
-      mix: (key, inputs, labels) -> inputs mixed with each other, and their targets, the classes' probabilities
-        (batch, classes). With accumulation it is given a micro-batch at a time. Training's top1 and top5 then
-        count the class of the largest share.
+      mix: (key, inputs, labels) -> mixed inputs, and their targets, class probabilities (batch, classes). With
+        accumulation it gets one micro-batch at a time. The training top1 and top5 then use the most probable class
+        as the label.
       aux_weight: weight of each auxiliary head's loss (Szegedy et al. 2015, section 5: 0.3).
-      accumulation_steps: the batch is worked on in as many equal micro-batches, one after the other, with one update;
-        batch norm then sees micro-batches.
-      average_decay: of the moving average of params and batch_stats, updated after every step, less in the first ones;
-        0: none.
+      accumulation_steps: number of equal micro-batches, processed one after the other, for one update; batch norm
+        then uses the statistics of micro-batches.
+      average_decay: of the moving average of params and batch_stats, updated after every step, smaller in the first
+        steps; 0: none.
     """
     step_key = jax.random.fold_in(key, state.step)
 
@@ -79,7 +79,7 @@ def train_step(
             (loss, (batch_stats, sums)), gradients = gradient_fn(state.params, batch_stats, images, labels, key)
             return (jax.tree.map(jnp.add, total, (loss, gradients, sums)), batch_stats), None
 
-        def split(x):  # every micro-batch takes its rows from all devices, so that nothing moves between them
+        def split(x):  # every micro-batch takes rows from all devices, so that no data moves between them
             return x.reshape(-1, accumulation_steps, *x.shape[1:]).swapaxes(0, 1)
 
         batches = (jnp.arange(accumulation_steps), split(images), split(labels))
@@ -116,9 +116,9 @@ def eval_step(
     model: nn.Module,
     prepare: Callable[[jax.Array], jax.Array],
 ) -> dict[str, jax.Array]:
-    """The metrics' sums over a batch; rows whose mask is False are padding and do not count.
+    """The metric sums over a batch; rows whose mask is False are padding and do not count.
 
-    The loss is the plain cross-entropy, whatever smoothing training used.
+    The loss is the plain cross-entropy, without the label smoothing of training.
     """
     outputs = as_outputs(model.apply(variables, prepare(images), train=False))
     return metrics.metric_sums(outputs, labels, mask)
@@ -131,6 +131,6 @@ def predict_step(
     model: nn.Module,
     prepare: Callable[[jax.Array], jax.Array],
 ) -> Float[Array, "batch classes"]:
-    """The probability of every class."""
+    """The class probabilities."""
     outputs = as_outputs(model.apply(variables, prepare(images), train=False))
     return jax.nn.softmax(outputs.logits)

@@ -1,7 +1,7 @@
-"""Training: `train_and_evaluate` for a config, `fit` for arrays in hand.
+"""Training: `train_and_evaluate` for a config, `fit` for arrays in memory.
 
 `training` goes from the config to the summary, `start` decides what the config leaves open, `loop` is the loop itself,
-`events` says when it evaluates, saves and ends, and `session` does what the host has to do for it.
+`events` determines when it evaluates, saves and ends, and `session` is the host's part of it.
 """
 
 from inception_jax.train.stopping import Interrupted, NonFiniteLoss, StoppedAtOnce

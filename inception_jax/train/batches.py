@@ -1,4 +1,4 @@
-"""The training batches, step after step: a pure function of the seed and the step."""
+"""The sequence of training batches: a pure function of the seed and the step."""
 
 import math
 from collections.abc import Callable, Generator
@@ -16,7 +16,7 @@ from inception_jax.data.dataset import Dataset, train_batches
 from inception_jax.distributed import sharding
 from inception_jax.experiment import Experiment
 
-RESIDENT_BYTES = 4 * 2**30  # a training split up to this size is kept in the memory of every accelerator
+RESIDENT_BYTES = 4 * 2**30  # training splits up to this size are kept in every accelerator's memory
 
 
 def training_batches(
@@ -31,7 +31,7 @@ def training_batches(
     on_accelerator = mesh.devices.flat[0].platform != "cpu"
     streamed = isinstance(split, streaming.Split)
     if on_accelerator and not streamed and len(split) * math.prod(split.image_shape) <= RESIDENT_BYTES:
-        # Arguments, not a closure, which would embed them in the program.
+        # As arguments: a closure would embed them in the program.
         images, labels = sharding.replicate(split.gather(np.arange(len(split))), mesh)
         gather = jax.jit(lambda images, labels, positions: (images[positions], labels[positions]))
         for step in range(first_step, last_step):
@@ -51,12 +51,12 @@ def training_batches(
     )
     with closing(batches):
         for batch in batches:
-            # On one CPU the jitted step takes NumPy's arrays as they are, in a tenth of device_put's time.
+            # On one CPU the jitted step accepts NumPy arrays directly, in a tenth of device_put's time.
             yield batch if not on_accelerator and mesh.size == 1 else sharding.split_batch(batch, mesh)
 
 
 def _positions(config: Config, split: Any, mesh: Mesh) -> Callable[[int], np.ndarray]:
-    """Step -> the positions in the split of this process's part of the batch."""
+    """Step -> positions in the split of this process's part of the batch."""
     if config.data.balanced:
         batch = partial(order.balanced_indices, config.seed, labels=split.all_labels(), batch_size=config.batch_size)
     else:

@@ -1,4 +1,4 @@
-"""How long a run has taken, and how fast its steps are."""
+"""How long a run has taken, and the speed of its steps."""
 
 import time
 
@@ -6,12 +6,12 @@ from inception_jax.train.record import Record
 
 
 class Clock:
-    """Seconds that the run has taken, over all its sessions, and the speed of its training steps.
+    """The run's duration in seconds, over all its sessions, and the speed of its training steps.
 
     Args:
-      record: to which the seconds and images that were timed are added.
+      record: to which the timed seconds and images are added.
       batch_size: examples per step.
-      started: `time.monotonic()` when this session began.
+      started: `time.monotonic()` at the start of this session.
     """
 
     def __init__(self, record: Record, batch_size: int, started: float):
@@ -19,10 +19,10 @@ class Clock:
         self._batch_size = batch_size
         self._before = record.elapsed_seconds
         self._started = started
-        self._mark: tuple[float, int] | None = None  # time and step at which the steps being timed began
+        self._mark: tuple[float, int] | None = None  # time and step at which the current timing began
 
     def elapsed(self) -> float:
-        """Seconds of all sessions."""
+        """Seconds over all sessions."""
         return self._before + self.session()
 
     def session(self) -> float:
@@ -37,13 +37,13 @@ class Clock:
         self._mark = (time.monotonic(), step)
 
     def rate(self, step: int) -> float:
-        """Images per second since the clock was resumed; 0 before the first step that counts."""
+        """Images per second since the clock was resumed; 0 before the first timed step."""
         if self._mark is None or step == self._mark[1]:
             return 0.0
         return (step - self._mark[1]) * self._batch_size / (time.monotonic() - self._mark[0])
 
     def pause(self, step: int) -> float:
-        """Adds what was timed to the record, and returns the rate."""
+        """Adds the timing so far to the record, and returns the rate."""
         rate = self.rate(step)
         if self._mark is not None:
             self._record.training_seconds += time.monotonic() - self._mark[0]

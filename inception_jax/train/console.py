@@ -1,4 +1,4 @@
-"""What a run shows while it trains."""
+"""The output of a run while it trains."""
 
 import contextlib
 import logging
@@ -12,21 +12,21 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from inception_jax.text import format_seconds
 
-FIRST_SECONDS = 2.0  # until the first sign of progress, which says how long the run will take
-BAR_SECONDS = 1.0  # between two states of the bar; each waits for the device once
+FIRST_SECONDS = 2.0  # until the first progress message, which estimates the run's duration
+BAR_SECONDS = 1.0  # between two updates of the bar, each of which waits for the device
 
 
 class Console:
-    """Shows how far a run has come: a bar on a terminal, lines elsewhere, and a line for every evaluated epoch.
+    """Shows a run's progress: a bar on a terminal, lines otherwise, and a line for every evaluated epoch.
 
     Args:
       total_steps: of the whole run.
-      steps_per_epoch: updates.
+      steps_per_epoch: updates per epoch.
       batch_size: examples per update, for the throughput.
-      first_step: where this session goes on.
+      first_step: where this session starts.
       mode: "bar", "lines", or "auto": a bar if `stream` is a terminal.
-      every_seconds: between two lines.
-      stream: where to write; by default the standard error output.
+      every_seconds: interval between two lines.
+      stream: where to write; by default standard error.
       active: False shows nothing.
     """
 
@@ -58,15 +58,15 @@ class Console:
                 bar_format="{desc} |{bar:20}| {percentage:3.0f} %{postfix}",
             )
             self._resources.callback(self._bar.close)
-            # Other lines of the package appear above the bar, not inside it.
+            # Print other log messages of the package above the bar, not inside it.
             self._resources.enter_context(logging_redirect_tqdm([logging.getLogger("inception_jax")]))
         self._every_seconds = BAR_SECONDS if self._bar is not None else every_seconds
         self._wait = min(FIRST_SECONDS, self._every_seconds)
-        self._start: tuple[float, int] | None = None  # seconds and step after the first step, which compiled
+        self._start: tuple[float, int] | None = None  # time and step after the first step, which compiled
         self._last = (time.monotonic(), first_step)  # at the last update or epoch
 
     def due(self, step: int) -> bool:
-        """Whether it is time for `update`; call it after every step. Cheap: it asks nothing of the device."""
+        """Whether it is time for `update`; call it after every step. Cheap: it does not access the device."""
         now = time.monotonic()
         if self._start is None:
             self._start = self._last = (now, step)
@@ -79,7 +79,7 @@ class Console:
         seconds, steps = now - self._last[0], step - self._last[1]
         if steps and seconds > 0:
             parts.append(f"{steps * self._batch_size / seconds:.0f} images/s")
-        if self._start and step > self._start[1]:  # by the time since then, evaluations included
+        if self._start and step > self._start[1]:  # based on the time since then, including evaluations
             left = (now - self._start[0]) / (step - self._start[1]) * (self._total_steps - step)
             parts.append(f"left {format_seconds(left)}")
         self._last, self._wait = (now, step), self._every_seconds
@@ -101,7 +101,7 @@ class Console:
         if self._bar is not None:
             self._bar.n = step
             self._bar.set_description_str(self._epoch(step // self._steps_per_epoch))
-        self._last = (time.monotonic(), step)  # the throughput does not count the evaluation
+        self._last = (time.monotonic(), step)  # the throughput excludes the evaluation
 
     def close(self) -> None:
         self._resources.close()
@@ -123,7 +123,7 @@ class Console:
 
 
 class _Lasting:
-    """A stream whose failure does not end the run: a full disk, a closed terminal, a reader that has ended."""
+    """A stream whose failure does not end the run: a full disk, a closed terminal, a reader that has exited."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream

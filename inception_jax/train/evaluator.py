@@ -21,13 +21,12 @@ from inception_jax.train.stopping import STEPS_IN_FLIGHT, EvaluationStopped
 
 
 class Evaluator:
-    """Metrics of a whole split, every example counted once, for any batch size and number of processes.
+    """Metrics of a whole split, with every example counted once, for any batch size and number of processes.
 
     Args:
-      stop_requested: asked before each batch; a true value ends the evaluation with EvaluationStopped.
-
+      stop_requested: called before each batch; a true value ends the evaluation with EvaluationStopped.
     Attributes:
-      seconds: that evaluations took, without the first batch, which compiles.
+      seconds: total time of evaluations, without the first batch, which compiles.
     """
 
     def __init__(
@@ -40,10 +39,10 @@ class Evaluator:
         self.dataset = dataset
         self.mesh = mesh
         batch_size = experiment.config.evaluate.batch_size or experiment.config.batch_size
-        batch_size = min(batch_size, max(map(len, dataset.splits.values())))  # more would be padding
-        self._batch_size = -(-batch_size // mesh.size) * mesh.size  # padding fills up what does not divide
+        batch_size = min(batch_size, max(map(len, dataset.splits.values())))  # anything larger would be padding
+        self._batch_size = -(-batch_size // mesh.size) * mesh.size  # padded to a multiple of the mesh size
         self._rows = sharding.local_rows(mesh, self._batch_size)
-        # Several processes would have to agree first; they finish what they evaluate.
+        # Several processes would have to agree first; they finish the evaluation.
         self._stop_requested = stop_requested if multihost.count() == 1 else lambda: 0
         self._inference_variables: Any = jax.jit(partial(inference_variables, experiment.model))
         self._eval_step: Any = jax.jit(experiment.eval_step, compiler_options=experiment.compiler_options)
@@ -54,7 +53,7 @@ class Evaluator:
     def compile_ahead(self, variables: dict[str, Any]) -> None:
         """Compiles the programs for variables like these in a thread, so that no evaluation waits for them.
 
-        Does nothing after the first evaluation, which has compiled them.
+        Does nothing after the first evaluation, when they are already compiled.
         """
         if self._compiled:
             return
@@ -81,7 +80,7 @@ class Evaluator:
         pool.shutdown(wait=False)
 
     def __call__(self, variables: dict[str, Any], split: str) -> dict[str, float]:
-        """The means over the split: loss, top1, top5, count."""
+        """The means over the split: loss, top1, top5, and the count."""
         if self._ahead is not None:
             (self._inference_variables, self._eval_step), self._ahead = self._ahead.result(), None
         total, started = None, time.monotonic()

@@ -1,4 +1,4 @@
-"""When a run evaluates, saves and ends: a function of the config and of the steps done."""
+"""When a run evaluates, saves and ends: a function of the config and the completed steps."""
 
 import dataclasses
 
@@ -8,15 +8,15 @@ from inception_jax.train.record import Record
 
 @dataclasses.dataclass(frozen=True)
 class Events:
-    """What is due after a step.
+    """The actions that are due after a step.
 
     Attributes:
       total_steps: of the run.
-      evaluate_every, evaluate_from: steps between evaluations, and the step of the first one. After the last step there
-        is always one.
-      save_every: each a number of steps between checkpoints; 0: none.
-      patience: evaluations without a better value after which training ends; 0: any number.
-      target: of the watched metric, with which training ends; 0: none.
+      evaluate_every, evaluate_from: steps between evaluations, and the step of the first one. There is always an
+        evaluation after the last step.
+      save_every: steps between checkpoints, one or more numbers; 0: none.
+      patience: number of evaluations without improvement after which training ends; 0: never.
+      target: value of the watched metric at which training ends; 0: none.
       maximize: whether a larger value of the watched metric is better.
     """
 
@@ -47,7 +47,7 @@ class Events:
         return step > record.evaluated_step and (due or step == self.total_steps)
 
     def ended(self, step: int, record: Record) -> str | None:
-        """Why training ends after `step`: "early", "target" or "completed"; None: it goes on."""
+        """Why training ends after `step`: "early", "target" or "completed"; None if it continues."""
         if self.patience and record.evaluations_since_best >= self.patience:
             return "early"
         if self.reached(record.best_value):
@@ -55,13 +55,13 @@ class Events:
         return "completed" if step >= self.total_steps else None
 
     def reached(self, value: float | None) -> bool:
-        """Whether a value of the watched metric is as good as the target."""
+        """Whether a value of the watched metric reaches the target."""
         if not self.target or value is None:
             return False
         return value >= self.target if self.maximize else value <= self.target
 
     def saves(self, step: int) -> bool:
-        """Whether a checkpoint is due after `step`, besides those of evaluations and of the clock."""
+        """Whether a checkpoint is due after `step`, apart from those for evaluations and by time."""
         return any(step % every == 0 for every in self.save_every)
 
     def better(self, value: float, best: float | None) -> bool:

@@ -1,4 +1,4 @@
-"""Weights to start from (config.init_from), and what they decide about the network and its inputs."""
+"""Initial weights (config.init_from), and what they determine about the network and its inputs."""
 
 import copy
 import dataclasses
@@ -21,12 +21,12 @@ from inception_jax.weights.names import naming, nearest_options
 
 @dataclasses.dataclass(frozen=True)
 class Initial:
-    """What a network starts from whose weights come from elsewhere.
+    """Pretrained weights from which a network starts.
 
     Attributes:
       variables: {"params", "batch_stats"}.
-      mean, std: with which the weights' inputs were normalised, as in Inputs; None where nothing says.
-      left_out: paths of the layers that are new.
+      mean, std: with which the weights' inputs were normalized, as in Inputs; None if unknown.
+      left_out: paths of the newly initialized layers.
     """
 
     variables: dict[str, Any]
@@ -44,13 +44,13 @@ def load_initial(
     trust_code: bool = False,
     own: Config | None = None,
 ) -> Initial:
-    """The weights that config.init_from names, for a network in hand; layers for other classes are drawn anew.
+    """The weights of config.init_from for a given network; layers for other classes are newly initialized.
 
     Args:
-      trust_code, own: of a run's folder, as for `load_run`.
+      trust_code, own: for a run's folder, as in `load_run`.
 
     Raises:
-      UserError: the weights cannot be had or are not the network's.
+      UserError: the weights are unavailable or do not fit the network.
     """
     if not (files.expand(source, "init_from") / "config.json").is_file():
         found = weights.init_from(source, model, image_shape=image_shape, key=key)
@@ -64,7 +64,7 @@ def load_initial(
     differing = fresh.keys() ^ kept.keys()
     differing |= {path for path in fresh.keys() & kept.keys() if fresh[path].shape != kept[path].shape}
     classes = len(other.inputs.class_names)
-    # Layers whose outputs were the other run's classes are new where ours are others; all else has to agree.
+    # Layers whose outputs are the other run's classes are new if ours differ; everything else must match.
     new = {path for path in differing & fresh.keys() & kept.keys() if kept[path].shape[-1] == classes}
     if differing - new:
         names = sorted("/".join(path) for path in differing - new)
@@ -82,7 +82,7 @@ def load_initial(
 
 
 def with_options_of_weights(config: Config, num_classes: int) -> Config:
-    """The config with the network's open options set to what the published weights in init_from were trained with."""
+    """The config with unset network options taken from the training of the published weights in init_from."""
     config = copy.deepcopy(config)
     name = config.init_from or ""
     published = weights.PRETRAINED.get(name) or weights.PRETRAINED.get(f"{name}:{config.model.name}")
@@ -95,22 +95,22 @@ def with_options_of_weights(config: Config, num_classes: int) -> Config:
 
 
 def with_network_of_weights(config: Config, folder: Path, *, trust_code: bool = False) -> Config:
-    """The config with the network of the weights in init_from, where model.name is "" and so leaves it to them.
+    """The config with the network of the weights in init_from, if model.name is "".
 
-    With it come its options, data.image_size and data.channels that are not set, and from a run data.normalization.
+    This also sets its options, data.image_size and data.channels if unset, and, from a run, data.normalization.
 
     Args:
-      folder: of the run that is to be trained; if it has begun, what it began with stays.
-      trust_code: whether a run's folder may name a network outside the package, as for `load_run`.
+      folder: of the run to be trained; if it has begun, its original values are kept.
+      trust_code: whether a run's folder may name a network outside the package, as in `load_run`.
 
     Raises:
-      UserError: init_from is not set, or does not say which network's weights it holds.
-      UntrustedError: a run's network is code that is not trusted.
+      UserError: init_from is not set, or does not say which network its weights are for.
+      UntrustedError: a run's network is untrusted code.
     """
     if config.model.name:
         return config
     config = copy.deepcopy(config)
-    if (folder / "config.json").is_file():  # the weights may be gone
+    if (folder / "config.json").is_file():  # the weights may have been removed
         kept = read_config(folder / "config.json")
         registry.check_trusted("model", kept.model.name, folder, trust_code)
         image_size, channels = kept.data.image_size, kept.data.channels

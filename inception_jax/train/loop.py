@@ -20,10 +20,10 @@ from inception_jax.train.stopping import EvaluationStopped
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """What is compiled.
+    """The compiled programs.
 
     Attributes:
-      train_step: (state, images, labels, key, *votes) -> the new state, and what `Votes.read` understands.
+      train_step: (state, images, labels, key, *votes) -> the new state, and a result for `Votes.read`.
       evaluate: (variables, split) -> metrics.
     """
 
@@ -37,13 +37,13 @@ def run(experiment: Experiment, programs: Programs, session: Session, state: Tra
     Returns the state, and why training ended: "completed", "early" or "target".
 
     Raises:
-      Interrupted: the run was asked to stop, and has saved.
+      Interrupted: the run was asked to stop, and has saved its state.
       NonFiniteLoss: a loss or a weight is not finite.
       WriteError: a file of the run could not be written.
     """
     when, step = Events.of(experiment), int(state.step)
     if experiment.config.nonfinite.retries and session.checkpoints.latest_step() is None:
-        session.save(state)  # to go back to
+        session.save(state)  # to return to
     while True:
         if when.evaluates(step, session.record):
             state = end_epoch(experiment, programs.evaluate, session, state)
@@ -57,11 +57,11 @@ def run(experiment: Experiment, programs: Programs, session: Session, state: Tra
         step += 1
         session.report_step(step, lambda state=state, step=step: running_metrics(experiment, state, step))
         if step == session.first_step + STEPS_TO_ESTIMATE and experiment.evaluates:
-            programs.evaluate.compile_ahead(state.variables)  # only now, since it takes the step's cores
+            programs.evaluate.compile_ahead(state.variables)  # not earlier, since it competes with the step for cores
 
 
 def end_epoch(experiment: Experiment, evaluate: Evaluator, session: Session, state: TrainState) -> TrainState:
-    """Evaluates, lets the plateau schedule see the result, and saves: in this order."""
+    """Evaluates, updates the plateau schedule with the result, and saves, in this order."""
     session.settle()
     step, record = int(state.step), session.record
     rate = session.clock.pause(step)
@@ -105,7 +105,7 @@ def _updated_plateau(experiment: Experiment, state: TrainState, row: dict[str, f
 
 
 def _note(experiment: Experiment, session: Session, row: dict[str, float], step: int) -> dict[str, float]:
-    """Notes the evaluation of `step` in the record; the watched metric, by which its checkpoint may be the best."""
+    """Adds the evaluation at `step` to the record; returns the watched metric, which decides the best checkpoint."""
     record, watch = session.record, experiment.config.evaluate.watch
     if experiment.config.evaluate.splits:
         value = row[watch]

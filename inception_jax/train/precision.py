@@ -1,4 +1,4 @@
-"""The type that a network computes in where the config leaves the choice open (compute_dtype="auto")."""
+"""The data type that a network computes in if the config does not specify it (compute_dtype="auto")."""
 
 import copy
 from collections.abc import Iterator
@@ -16,20 +16,20 @@ from inception_jax.config import Config
 from inception_jax.experiment import build_model
 from inception_jax.runs.run import read_config
 
-# Of a mean convolution in a step; below, bfloat16 is the slower type on a CPU that has units for it: what is around
-# oneDNN's operations takes longer than they save. GoogLeNet, 64 images: 0.77 times float32's speed with 36 million
-# (32 pixels), 1.27 with 145 million (64 pixels).
+# Mean per convolution in a step; below it, bfloat16 is slower even on a CPU with bfloat16 units: the operations around
+# oneDNN's take longer than is saved. GoogLeNet, 64 images: 0.77 times float32's speed with 36 million (32 pixels), 1.27
+# with 145 million (64 pixels).
 LEAST_MULTIPLY_ADDS = 125_000_000
 
 
 def choose_compute_dtype(
     config: Config, folder: Path, num_classes: int, image_shape: tuple[int, int, int]
 ) -> tuple[Config, str]:
-    """The config with its compute_dtype decided, and why it is that one, in a few words; "" where the config says so.
+    """The config with its compute_dtype decided, and the reason in a few words; "" if the config specifies it.
 
-    A run goes on in the type that it has begun in; one of before has kept "auto", and stays with what that is, see
-    `experiment.dtypes`. A new one takes bfloat16 on accelerators, and from JAX 0.12 on on CPUs that have units for it
-    (avx512_bf16 or amx_bf16) if its convolutions are large enough to gain by it; else float32.
+    A run continues in the type that it began in; runs of earlier versions have kept "auto", with its old meaning, see
+    `experiment.dtypes`. A new run uses bfloat16 on accelerators, and, from JAX 0.12 on, on CPUs with bfloat16 units
+    (avx512_bf16 or amx_bf16) if its convolutions are large enough to benefit; otherwise float32.
 
     Args:
       folder: of the run.
@@ -57,7 +57,7 @@ def _fastest(config: Config, num_classes: int, image_shape: tuple[int, int, int]
 
 
 def multiply_adds_of_convolutions(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -> float:
-    """Of the forward pass of a micro-batch, the mean over the network's convolutions; 0 where it has none."""
+    """For the forward pass of a micro-batch, the mean over the network's convolutions; 0 if it has none."""
     model = build_model(config, num_classes)
     images = jnp.zeros((1, *image_shape))
     jaxpr = jax.make_jaxpr(partial(model.init, train=False))(jax.random.key(0), images)
@@ -68,7 +68,7 @@ def multiply_adds_of_convolutions(config: Config, num_classes: int, image_shape:
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:
-    """Those of a traced function, and of the functions, branches and loops within it."""
+    """The equations of a traced function, and of the functions, branches and loops within it."""
     for equation in jaxpr.eqns:
         yield equation
         for inner in jaxprs_in_params(equation.params):

@@ -9,22 +9,22 @@ import jax
 
 logger = logging.getLogger(__name__)
 
-# Steps of a session that are traced. The first ones compile and allocate; five show what repeats, and a trace of them
-# stays at a few megabytes.
+# The traced steps of a session. The first ones compile and allocate; five show the repeating pattern, and their trace
+# takes only a few megabytes.
 FIRST_STEP = 6
 LAST_STEP = 10
 
 
 class Profiler:
-    """Traces the steps FIRST_STEP to LAST_STEP of a session into `<folder>/profile`; with folder None, nothing.
+    """Traces the steps FIRST_STEP to LAST_STEP of a session into `<folder>/profile`; does nothing if folder is None.
 
-    TensorBoard's profiler opens that folder, with the steps one by one; Perfetto opens the `perfetto_trace.json.gz` in
-    it. As a context manager it also ends the trace of a run that ends before, for whatever reason.
+    TensorBoard's profiler opens that folder and shows single steps; Perfetto opens the `perfetto_trace.json.gz` in it.
+    As a context manager it also ends the trace if the run ends early, for whatever reason.
     """
 
     def __init__(self, folder: Path | None, first_step: int = 0):
         self._folder = folder and folder / "profile"
-        self._first_step = first_step  # where this session goes on
+        self._first_step = first_step  # where this session starts
         self._traced: list[int] = []
         self._running = False
 
@@ -37,19 +37,19 @@ class Profiler:
         return self._running and step - self._first_step >= LAST_STEP
 
     def start(self) -> None:
-        """Begins the trace. The caller has waited for the devices, so that nothing older is in it."""
+        """Begins the trace. The caller must have waited for the devices, so that it contains nothing older."""
         jax.profiler.start_trace(str(self._folder), create_perfetto_trace=True)
         self._running = True
 
     def step(self, step: int) -> AbstractContextManager:
-        """Marks what belongs to update `step`: TensorBoard divides the trace by these marks."""
+        """Marks the operations of update `step`, which TensorBoard uses to divide the trace."""
         if not self._running:
             return contextlib.nullcontext()
         self._traced.append(step)
         return jax.profiler.StepTraceAnnotation("train", step_num=step)
 
     def stop(self) -> None:
-        """Writes the trace, if one is running, and says how to look at it. The caller has waited for the devices."""
+        """Writes the trace, if one is running, and logs how to view it. The caller must have waited for the devices."""
         if not self._running:
             return
         self._running = False

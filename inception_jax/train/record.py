@@ -1,4 +1,4 @@
-"""What a run remembers besides its TrainState, and whether its data is still the same."""
+"""A run's metadata besides its TrainState, and the check that its data has not changed."""
 
 import dataclasses
 import logging
@@ -16,26 +16,26 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass
 class Record:
-    """What a run remembers besides its TrainState, as JSON in every checkpoint."""
+    """A run's metadata besides its TrainState, stored as JSON in every checkpoint."""
 
     inputs: dict[str, Any]
     steps_per_epoch: int
-    elapsed_seconds: float = 0.0  # of all sessions, evaluation included
-    training_seconds: float = 0.0  # of steps alone, without each session's first one, which compiles
+    elapsed_seconds: float = 0.0  # over all sessions, including evaluation
+    training_seconds: float = 0.0  # training steps only, without each session's first one, which compiles
     training_images: int = 0  # processed in training_seconds
-    evaluation_seconds: float = 0.0  # of evaluations during training, without each session's first batch
+    evaluation_seconds: float = 0.0  # evaluations during training, without each session's first batch
     evaluated_step: int = 0
     best_value: float | None = None  # of the watched metric, whether or not its checkpoint still exists
     evaluations_since_best: int = 0
-    fingerprint: str | None = None  # of pictures in a person's folder, of arrays and of builders from outside
-    data_version: str | None = None  # of a published data set; None also if an early version did not keep it
-    retries: int = 0  # how often the run went back to a checkpoint because the loss was not finite
-    named_streams: bool = False  # where its random numbers come from, see `experiment.initial_key`
-    best_step: int | None = None  # with best_value; None also if an early version did not keep it
+    fingerprint: str | None = None  # of image folders, arrays and builders from outside the package
+    data_version: str | None = None  # of a published data set; also None if an early version did not store it
+    retries: int = 0  # number of times the run went back to a checkpoint because the loss was not finite
+    named_streams: bool = False  # derivation of its random numbers, see `experiment.initial_key`
+    best_step: int | None = None  # step of best_value; also None if an early version did not store it
 
     @classmethod
     def of(cls, experiment: Experiment, dataset: Dataset) -> "Record":
-        """That of a run that begins."""
+        """The record of a new run."""
         return cls(
             dataclasses.asdict(experiment.inputs),
             experiment.steps_per_epoch,
@@ -46,7 +46,7 @@ class Record:
 
     @classmethod
     def from_json(cls, kept: dict[str, Any]) -> "Record":
-        """The record in a checkpoint; a UserError if another version of the package wrote it, with more fields."""
+        """The record in a checkpoint. Raises UserError if another version of the package wrote it, with more fields."""
         unknown = sorted(kept.keys() - {field.name for field in dataclasses.fields(cls)})
         if unknown:
             raise UserError(
@@ -57,7 +57,7 @@ class Record:
 
     @classmethod
     def from_checkpoint(cls, kept: dict[str, Any], checkpoints: Checkpoints) -> "Record":
-        """As `from_json`. For runs of early versions, best_step is taken from the checkpoints that still exist."""
+        """Like `from_json`. For runs of early versions, best_step is taken from the remaining checkpoints."""
         record = cls.from_json(kept)
         if record.best_step is None and record.best_value is not None:
             equal = (step for step in checkpoints.best_steps() if checkpoints.watched(step) == record.best_value)
@@ -65,7 +65,7 @@ class Record:
         return record
 
     def require_same_data(self, folder: Path, experiment: Experiment, dataset: Dataset) -> None:
-        """Raises UserError if the run in `folder` began with other data than `dataset`."""
+        """Raises UserError if the run in `folder` began with different data."""
         self._require_same_pictures(folder, dataset)
         if self.data_version and self.data_version != dataset.version:
             raise UserError(

@@ -1,4 +1,4 @@
-"""The host's side of a run: checkpoints, record, clock, batches, what is written and shown."""
+"""The host's part of a run: checkpoints, record, clock, batches, files and output."""
 
 import collections
 import dataclasses
@@ -32,13 +32,13 @@ from inception_jax.train.stopping import STEPS_IN_FLIGHT, Interrupted, NonFinite
 
 logger = logging.getLogger(__name__)
 
-STEPS_TO_ESTIMATE = 12  # after which the time that the run will take is estimated
+STEPS_TO_ESTIMATE = 12  # after which the run's duration is estimated
 
 
 class Session:
-    """One run of the command, from where the run's folder stands to the end or to a stop.
+    """One invocation of the command, from the current state of the run's folder to the end or a stop.
 
-    It never owns the TrainState: `loop.run` does, and hands it in where it is saved.
+    It never owns the TrainState: `loop.run` does, and passes it in for saving.
 
     Args:
       start: what the run computes.
@@ -46,13 +46,13 @@ class Session:
       dataset: decoded or streamed.
       checkpoints: open for writing.
       requests: to stop.
-      console: makes what shows the progress; called like `Console`.
+      console: factory for the progress display; called like `Console`.
       started: `time.monotonic()` when the command began.
 
     Attributes:
-      record: what the run remembers besides its TrainState.
-      key: of the training steps' random numbers.
-      first_step: from which this session, or its last attempt, goes on.
+      record: the run's metadata besides its TrainState.
+      key: for the training steps' random numbers.
+      first_step: where this session, or its last attempt, starts.
     """
 
     def __init__(
@@ -76,14 +76,14 @@ class Session:
         self._source: Generator[tuple[Any, Any], None, None] | None = None
         self._batches: Iterator[tuple[Any, Any]] = iter(())
         self._in_flight: collections.deque[tuple[int, Any]] = collections.deque()
-        # Not with retries: what is computed would depend on the clock, which chose the step that the run goes back to.
+        # Not with retries: the result would depend on the clock, which chose the step that the run goes back to.
         self._save_seconds = 0.0 if self.config.nonfinite.retries else 60 * self.config.checkpoint.every_minutes
 
     def restore(self) -> TrainState | None:
-        """The last checkpoint's state, None if there is none yet; the record becomes the checkpoint's.
+        """The last checkpoint's state, or None if there is none; the record is replaced by the checkpoint's.
 
         Raises:
-          UserError: the run began with other data.
+          UserError: the run began with different data.
         """
         if self.checkpoints.latest_step() is None:
             return None
@@ -95,7 +95,7 @@ class Session:
         return state
 
     def open_batches(self) -> None:
-        """Begins to read batches, from `first_step` on."""
+        """Starts reading batches, from `first_step` on."""
         self.close_batches()
         self._source = self._batches = training_batches(self.experiment, self.dataset, self.start.mesh, self.first_step)
 
@@ -104,14 +104,14 @@ class Session:
             self._source.close()
 
     def example(self) -> tuple[Any, Any]:
-        """The next batch, which stays the next one."""
+        """The next batch, without consuming it."""
         batch = next(self._batches)
         self._batches = itertools.chain([batch], self._batches)
         return batch
 
     @contextmanager
     def attempt(self, first_step: int) -> Iterator[None]:
-        """Opens what is written and shown from `first_step` on."""
+        """Opens the log files and the console from `first_step` on."""
         first = multihost.is_first()
         self.first_step = self._saved_step = first_step
         self._saved_at = time.monotonic()
@@ -139,7 +139,7 @@ class Session:
             yield
 
     def settle(self, number_left: int = 0) -> None:
-        """Waits for the steps in flight until only so many are left.
+        """Waits until at most `number_left` steps are in flight.
 
         Raises:
           NonFiniteLoss: the loss of one of them is not finite.
@@ -156,24 +156,24 @@ class Session:
         """Saves a checkpoint.
 
         Args:
-          watched: the metric by which it may be the best one.
+          watched: the metric by which the checkpoint may become the best one.
 
         Raises:
           NonFiniteLoss: a loss or a weight is not finite.
-          WriteError: there is no room left, or no permission.
+          WriteError: the disk is full, or permission is missing.
         """
         self.settle()
         step = int(state.step)
-        # A finite loss can leave weights that are not, and going back to them would be useless.
+        # Weights can be non-finite although the loss is finite, and returning to them would be useless.
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.params, state.batch_stats))):
             raise self._not_finite(f"the weights after step {step} are not finite")
-        self.clock.pause(step)  # what was timed belongs to the checkpoint
+        self.clock.pause(step)  # the timing so far belongs to the checkpoint
         self.record.elapsed_seconds = self.clock.elapsed()
         self.checkpoints.save(step, state, dataclasses.asdict(self.record), watched)
         self._saved_step, self._saved_at = step, time.monotonic()
 
     def saves(self, step: int, due: bool) -> bool:
-        """Whether to save after `step`: because it is `due`, or by the clock. A step is saved once.
+        """Whether to save after `step`: because it is `due`, or by time. A step is saved only once.
 
         Raises:
           WriteError: an earlier checkpoint could not be written.
@@ -186,7 +186,7 @@ class Session:
         return bool(self._save_seconds) and time.monotonic() - self._saved_at >= self._save_seconds
 
     def asked_to_stop(self, step: int) -> bool:
-        """Whether a signal asks the run to stop after `step`."""
+        """Whether a signal asked the run to stop after `step`."""
         return bool(self.votes.outcome(step))
 
     def stop(self, state: TrainState) -> NoReturn:
@@ -213,12 +213,12 @@ class Session:
                 batch = next(self._batches)
             state, result = train_step(state, *batch, self.key, *self.votes.cast(self._due_by_clock()))
             self._in_flight.append((step + 1, result))
-            # The first step is waited for: it may compile, and the clock starts after it.
+            # Wait for the first step: it may compile, and the clock starts after it.
             self.settle(STEPS_IN_FLIGHT if step > self.first_step else 0)
         return state
 
     def report_step(self, step: int, running: Callable[[], dict[str, float]]) -> None:
-        """Shows and times `step`, which has been dispatched; `running` computes the metrics of the epoch so far."""
+        """Shows and times the dispatched `step`; `running` computes the metrics of the epoch so far."""
         if step == self.first_step + 1:
             logger.info("first step: after %.1f s, compilation included", self.clock.session())
             self.clock.restart(step)
@@ -237,7 +237,7 @@ class Session:
             self._writer.scalars(step, row)
 
     def report_epoch(self, step: int, row: dict[str, float], rate: float) -> None:
-        """Writes and shows an evaluation's metrics; `rate` is that of training before it, images/s."""
+        """Writes and shows an evaluation's metrics; `rate` is the training speed before it, images/s."""
         self._writer.write(step, row | {"images_per_second": rate, "seconds": self.clock.elapsed()})
         self._console.epoch(step, row)
 
@@ -260,7 +260,7 @@ class Session:
         )  # fmt: skip
         scale = state.plateau.scale
         state = state.replace(plateau=state.plateau.replace(scale=scale * np.asarray(factor, scale.dtype)))
-        now = time.monotonic()  # the time that was lost counts, too
+        now = time.monotonic()  # the lost time counts, too
         self.record.elapsed_seconds, self.started = self.seconds_before + now - self.started, now
         self.checkpoints.save(step, state, dataclasses.asdict(self.record), self.checkpoints.metrics(step))
         self.first_step = step

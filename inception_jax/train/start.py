@@ -1,4 +1,4 @@
-"""What is decided before the first step: the type of computation, statistics, initial weights, and the folder."""
+"""Decisions before the first step: the data type, statistics, initial weights, and the folder."""
 
 import copy
 import dataclasses
@@ -31,20 +31,20 @@ from inception_jax.train.summary import describe_devices
 
 logger = logging.getLogger(__name__)
 
-# After which a program that is still not ready is said to be compiled: one from the cache is ready sooner.
+# After which compilation is announced: a program from the cache is ready sooner.
 SECONDS_TO_READ = 3.0
-SECONDS_TO_COMPILE = 0.0015  # an operation of the step's program, on one core of an AMD EPYC; two are used
+SECONDS_TO_COMPILE = 0.0015  # per operation in the step's program, on one core of an AMD EPYC; two are used
 
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """A run that is about to begin or to go on.
+    """A run that is about to begin or to continue.
 
     Attributes:
       experiment: with the compute_dtype decided.
       mesh: of the devices.
       beginning: `experiment.initial_state`, traced, on the mesh.
-      why: the reason for the compute_dtype, "" if the config names it.
+      why: the reason for the compute_dtype, "" if the config specifies it.
     """
 
     experiment: Experiment
@@ -54,7 +54,7 @@ class Start:
 
     @property
     def template(self) -> TrainState:
-        """Shapes, types and shardings of the state."""
+        """Shapes, dtypes and shardings of the state."""
         everywhere = NamedSharding(self.mesh, PartitionSpec())
         return jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), self.beginning.out_info
@@ -62,12 +62,12 @@ class Start:
 
 
 def prepare(config: Config, folder: Path, dataset: Dataset, trust_code: bool) -> tuple[Start, Initial | None]:
-    """Decides what the config leaves open, checks that everything fits, and makes the run's folder.
+    """Decides what the config leaves open, validates everything, and creates the run's folder.
 
-    Returns the start, and the weights of config.init_from: None if there are none, or if the run has begun already.
+    Returns the start, and the weights of config.init_from: None if there are none, or if the run has already begun.
 
     Raises:
-      UserError: the options do not fit each other, the data or the folder; nothing was written.
+      UserError: the options are inconsistent with each other, the data or the folder; nothing was written.
     """
     config = _with_available_splits(config, dataset)
     mesh = sharding.make_mesh(config.num_devices)
@@ -92,7 +92,7 @@ def _with_available_splits(config: Config, dataset: Dataset) -> Config:
     """The config without the evaluation of splits that the data set does not have.
 
     Raises:
-      UserError: the config watches a metric of a split that there is not.
+      UserError: the config watches a metric of a missing split.
     """
     config = copy.deepcopy(config)
     for field in ("splits", "final_splits"):
@@ -110,11 +110,11 @@ def _with_available_splits(config: Config, dataset: Dataset) -> Config:
 def _inputs(config: Config, folder: Path, dataset: Dataset, trust_code: bool) -> tuple[Inputs, Initial | None]:
     """How images become inputs, and the weights of config.init_from.
 
-    The mean and the standard deviation are the config's, else those of the weights, else those of the training data.
+    The mean and the standard deviation come from the config, else from the weights, else from the training data.
     """
     mean, std, initial = config.data.mean, config.data.std, None
     if config.init_from:
-        known = run.kept_inputs(folder)  # the weights may be gone once the run has begun
+        known = run.kept_inputs(folder)  # the weights may have been removed after the run began
         if known is None:
             model = build_model(config, len(dataset.class_names))
             known = initial = load_initial(
@@ -132,7 +132,7 @@ def _inputs(config: Config, folder: Path, dataset: Dataset, trust_code: bool) ->
 
 
 def _facts(experiment: Experiment, folder: Path, dataset: Dataset, initial: Initial | None) -> dict[str, Any]:
-    """What all processes of a run have to have in common, by name."""
+    """Values by name that must be equal in all processes of a run."""
     if multihost.count() == 1:
         return {}
     fingerprint, inputs = agreement.fingerprint, experiment.inputs
@@ -155,7 +155,7 @@ def _facts(experiment: Experiment, folder: Path, dataset: Dataset, initial: Init
 
 
 def log_start(start: Start, folder: Path, dataset: Dataset, first_step: int) -> None:
-    """Says what is trained, on what, and where."""
+    """Logs what is trained, on which data and devices, and where."""
     experiment, device = start.experiment, start.mesh.devices.flat[0]
     dtype = np.dtype(experiment.compute_dtype).name + (start.why and f" ({start.why})")
     processes = f", {multihost.count()} processes" if multihost.count() > 1 else ""
@@ -178,7 +178,7 @@ def log_start(start: Start, folder: Path, dataset: Dataset, first_step: int) -> 
 
 @contextmanager
 def saying_that_it_compiles(traced: Any) -> Iterator[None]:
-    """Logs that the step's program is compiled, and on a CPU about how long that takes, unless it is ready soon."""
+    """Logs that the step's program is being compiled, with the expected time on a CPU, unless it is ready soon."""
 
     def say() -> None:
         about = ""

@@ -1,4 +1,4 @@
-"""Why training ends early: signals, the votes of several processes on them, and losses that are not finite."""
+"""Why training ends early: signals, the votes of several processes on them, and non-finite losses."""
 
 import os
 import signal
@@ -16,14 +16,14 @@ from jax.sharding import Mesh
 from inception_jax.distributed import multihost, sharding
 
 STEPS_IN_FLIGHT = 2  # how far the host may run ahead of the devices
-SECONDS_OF_PRESSING = 1.0  # many people press Ctrl-C twice and mean it once
+SECONDS_OF_PRESSING = 1.0  # a second Ctrl-C within this time counts as the same one
 
 
 class Interrupted(Exception):  # noqa: N818 (nothing went wrong)
     """The run was asked to stop and has saved its state; the message says how to continue.
 
     Attributes:
-      signal: that asked for it, signal.SIGINT or signal.SIGTERM.
+      signal: the signal received, signal.SIGINT or signal.SIGTERM.
     """
 
     def __init__(self, message: str, signal: int):
@@ -32,7 +32,7 @@ class Interrupted(Exception):  # noqa: N818 (nothing went wrong)
 
 
 class StoppedAtOnce(KeyboardInterrupt):
-    """A second Ctrl-C came before the state was saved; the message says which checkpoint there is."""
+    """A second Ctrl-C came before the state was saved; the message names the available checkpoint."""
 
 
 class NonFiniteLoss(Exception):  # noqa: N818
@@ -40,28 +40,28 @@ class NonFiniteLoss(Exception):  # noqa: N818
 
 
 class EvaluationStopped(Exception):  # noqa: N818
-    """A request to stop came during the evaluation of a split."""
+    """A stop was requested during the evaluation of a split."""
 
 
 class StopRequests:
-    """Signals that ask the run to stop. Calling the object returns the one that came, or 0.
+    """Signals that ask the run to stop. Calling the object returns the received one, or 0.
 
     Attributes:
       step: the last step that training has reached; None before the first one.
-      saving: whether the run is saving because it was asked to stop: one more Ctrl-C does not end that.
+      saving: whether the run is saving because it was asked to stop, which another Ctrl-C does not interrupt.
     """
 
     def __init__(self) -> None:
         self.step: int | None = None
         self.saving = False
         self._received: list[int] = []
-        self._pressed = 0.0  # when Ctrl-C came first
+        self._pressed = 0.0  # time of the first Ctrl-C
 
     def __call__(self) -> int:
         return max(self._received, default=0)
 
     def note(self, number: int, frame: Any) -> None:
-        """Handles a signal; raises KeyboardInterrupt if Ctrl-C is to end the run at once."""
+        """Handles a signal; raises KeyboardInterrupt if Ctrl-C should end the run immediately."""
         first = number not in self._received
         self._received.append(number)
         if number != signal.SIGINT:
@@ -80,14 +80,14 @@ class StopRequests:
 
 @contextmanager
 def stop_requests(folder: Path) -> Iterator[StopRequests]:
-    """Notes SIGINT and SIGTERM, which are answered between two steps; a later SIGINT ends the run at once.
+    """Records SIGINT and SIGTERM, which are handled between two steps; a later SIGINT ends the run immediately.
 
     Raises:
       StoppedAtOnce: a later SIGINT came, and the last steps are not saved.
       Interrupted: it came after everything had been saved.
     """
     requests = StopRequests()
-    if threading.current_thread() is not threading.main_thread():  # Python allows handlers only there
+    if threading.current_thread() is not threading.main_thread():  # Python allows signal handlers only there
         yield requests
         return
     before = {number: signal.signal(number, requests.note) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -101,7 +101,7 @@ def stop_requests(folder: Path) -> Iterator[StopRequests]:
 
 
 def _stopped_at_once(folder: Path, requests: StopRequests) -> BaseException:
-    # What was being saved was finished on the way here, so the folder shows what is there.
+    # A save in progress has finished by now, so the folder shows the available checkpoints.
     paths = (folder / "checkpoints").glob("*")
     saved = max((int(path.name) for path in paths if path.name.isdecimal()), default=None)
     if saved is not None and saved == requests.step:
@@ -117,11 +117,11 @@ def _stopped_at_once(folder: Path, requests: StopRequests) -> BaseException:
 
 
 class Votes:
-    """Requests to stop or to save, on which several processes have to agree, since each step needs all of them.
+    """Requests to stop or to save, on which several processes must agree, since each step needs all of them.
 
-    Every process hands its own request to each step, which returns the largest of all. How many steps a process has
-    seen the results of depends on its devices, so a vote counts a fixed number of steps later, when every process
-    knows it. A single process needs none of this and answers at once. The first process's clock decides when to save.
+    Every process passes its own request to each step, which returns the maximum over all. How many steps' results a
+    process has seen depends on its devices, so a vote takes effect a fixed number of steps later, when every process
+    knows it. A single process needs none of this and reacts at once. The first process's clock decides when to save.
     """
 
     def __init__(self, mesh: Mesh, requests: StopRequests):
@@ -131,7 +131,7 @@ class Votes:
         self._outcomes: dict[int, int] = {}  # by the step that returned them: twice the signal, plus 1 to save
 
     def counted(self, train_step: Callable) -> Callable:
-        """The step, which takes what `cast` gives and whose second result `read` understands."""
+        """The step, extended by the arguments from `cast` and a second result for `read`."""
         if not self._several:
             return train_step
 
@@ -142,7 +142,7 @@ class Votes:
         return step_with_votes
 
     def cast(self, save: bool = False) -> tuple[jax.Array, ...]:
-        """What the step takes besides its other arguments; `save`: a checkpoint is due by this process's clock."""
+        """The additional arguments of the step; `save`: a checkpoint is due by this process's clock."""
         if not self._several:
             return ()
         request = 2 * self.requests() + (save and multihost.is_first())
@@ -159,17 +159,17 @@ class Votes:
         return float(loss)
 
     def outcome(self, step: int) -> int:
-        """The signal that asks the run to stop after `step`, the last one done; 0 if there is none."""
+        """The signal that asks the run to stop after `step`, the last completed one; 0 if there is none."""
         self.requests.step = step
         if not self._several:
             return self.requests()
         return max((request // 2 for at, request in self._outcomes.items() if at <= step - STEPS_IN_FLIGHT), default=0)
 
     def saves(self, step: int, saved_step: int, due: bool) -> bool:
-        """Whether to save a checkpoint after `step`, the last one saved being that of `saved_step`.
+        """Whether to save a checkpoint after `step`, given that `saved_step` was saved last.
 
         Args:
-          due: it is by this process's clock.
+          due: whether one is due by this process's clock.
         """
         if not self._several:
             return due

@@ -1,4 +1,4 @@
-"""What a run came to: summary.json, and the same in a few lines for people."""
+"""The results of a run: summary.json, and the same in a few lines of text."""
 
 import importlib.metadata
 import logging
@@ -34,13 +34,13 @@ def write_summary(
     checkpoints: Checkpoints,
     stopped: str,
 ) -> dict[str, Any]:
-    """Evaluates the last and the best weights on the final splits; writes summary.json and returns what it holds.
+    """Evaluates the last and the best weights on the final splits; writes summary.json and returns its content.
 
     Args:
       stopped: why training ended, see `Events.ended`.
 
     Raises:
-      EvaluationStopped: a request to stop came.
+      EvaluationStopped: a stop was requested.
     """
     step = int(state.step)
     final = {split: evaluator(state.variables, split) for split in config.evaluate.final_splits}
@@ -80,9 +80,9 @@ def write_summary(
 def _best_weights(
     config: Config, state: TrainState, record: Record, checkpoints: Checkpoints
 ) -> tuple[int, float | None, dict[str, Any]]:
-    """Step, watched metric and variables of the best weights; of the last ones if nothing was watched.
+    """Step, watched metric and variables of the best weights, or of the last ones if no metric was watched.
 
-    If the best checkpoint is damaged or missing, the best of the remaining ones takes its place, with its own values.
+    If the best checkpoint is damaged or missing, the best of the remaining ones is used, with its own values.
     """
     step, best_step, value = int(state.step), record.best_step, record.best_value
     if value is None or best_step == step:
@@ -106,7 +106,7 @@ def _best_weights(
 
 
 def describe_result(summary: dict[str, Any]) -> list[str]:
-    """What a run came to, for people: a line for its end, one for the last weights, and one for the best."""
+    """The results as text: a line for the end of the run, one for the last weights, and one for the best."""
     ends = {"early": "no better any more", "target": "at its target"}
     end = ends.get(summary["stopped"], "completed")
     lines = [f"{printable(summary['name'])}: {end} after {format_seconds(summary['seconds'])}"]
@@ -121,13 +121,13 @@ def describe_result(summary: dict[str, Any]) -> list[str]:
         for split in ("train", "validation", "test"):
             if found := means.get(split):
                 parts.append(" ".join([split, *(f"{name} {found[name]:.4f}" for name in ("top1", "top5", "loss"))]))
-        if which == "last" or best["metric"] is not None:  # else the last ones are the best
+        if which == "last" or best["metric"] is not None:  # otherwise the last ones are the best
             lines.append("  ".join(parts))
     return lines
 
 
 def describe_devices(mesh: Mesh) -> str:
-    """The number and kind of devices; for CPUs the model, where the system names it, and the number of cores."""
+    """The number and kind of devices; for CPUs the model, if the system reports it, and the number of cores."""
     device = mesh.devices.flat[0]
     kind = device.device_kind
     if device.platform == "cpu":

@@ -1,4 +1,4 @@
-"""A run from its config to its summary: what `main` runs for a config, and `fit` for arrays in hand."""
+"""A run from its config to its summary: for `main`, from a config, and for `fit`, with arrays in memory."""
 
 import copy
 import itertools
@@ -34,7 +34,7 @@ from inception_jax.train.stopping import EvaluationStopped, Interrupted, NonFini
 
 logger = logging.getLogger(__name__)
 
-RUNS = Path("runs")  # where `fit` makes folders
+RUNS = Path("runs")  # parent of the folders that `fit` creates
 
 
 def train_and_evaluate(
@@ -46,19 +46,19 @@ def train_and_evaluate(
     trust_code: bool = False,
     console: Callable[..., Console] = Console,
 ) -> dict[str, Any]:
-    """Trains as the config says, or goes on where the run in `workdir` stopped; returns what summary.json holds.
+    """Trains according to the config, or continues the run in `workdir`; returns the content of summary.json.
 
     Args:
-      clear_caches: let JAX forget all that it has traced once the step is compiled, which saves about 130 MB of memory
-        for GoogLeNet: for a process that does nothing else.
-      wait: for another process that trains in `workdir`; otherwise that is a UserError.
+      clear_caches: whether to clear JAX's caches once the step is compiled, which saves about 130 MB of memory for
+        GoogLeNet; for a process that does nothing else.
+      wait: whether to wait while another process trains in `workdir`; otherwise that is a UserError.
       trust_code: whether a run that config.init_from names may name a network outside the package, see `run.load_run`.
-        What `config` itself names is trusted.
-      console: makes the object that shows the progress, called like `console.Console`.
+        Names in `config` itself are trusted.
+      console: factory for the progress display, called like `console.Console`.
 
     Raises:
       UserError: the config, the data or the folder cannot be used; nothing was changed.
-      Interrupted: SIGINT or SIGTERM came; the state was saved.
+      Interrupted: SIGINT or SIGTERM was received; the state was saved.
       StoppedAtOnce: a second SIGINT came before that.
       NonFiniteLoss: the loss became NaN or infinite more often than config.nonfinite.retries.
       WriteError: a checkpoint or another file of the run could not be written.
@@ -82,20 +82,20 @@ def fit(
     trust_code: bool = False,
     console: Callable[..., Console] = Console,
 ) -> run.Run:
-    """Trains on arrays in hand, exactly as the command does, and returns the trained network.
+    """Trains on arrays in memory, exactly as the command does, and returns the trained network.
 
     Args:
-      config: as for the command; of its `data` section only normalization and augmentation matter.
+      config: as for the command; of its `data` section only normalization and augmentation are used.
         `deterministic` has an effect only if JAX has not used a device before.
       train, validation, test: (images uint8 (n, height, width, channels), labels integer (n,)). Without a validation
         split nothing is evaluated during training, and the last weights count as the best.
       class_names: in the order of the labels; by default their numbers.
-      workdir: the run's folder. An existing run on the same arrays goes on, or is loaded if it is complete. None: a new
-        folder, runs/fit-1, runs/fit-2, ..., which the result's `folder` names.
+      workdir: the run's folder. An existing run on the same arrays is continued, or loaded if it is complete. None: a
+        new folder, runs/fit-1, runs/fit-2, ..., available as the result's `folder`.
       trust_code, console: as for `train_and_evaluate`.
 
     Raises:
-      UserError: as `train_and_evaluate`; the arrays are not images and labels; the folder holds a run on other arrays.
+      UserError: as in `train_and_evaluate`; the arrays are not images and labels; the folder has a run on other arrays.
     """
     dataset = data.from_arrays(train=train, validation=validation, test=test, class_names=class_names)
     config = copy.deepcopy(config)
@@ -113,7 +113,7 @@ def fit(
 
 
 def _ready(config: Config, folder: Path, trust_code: bool) -> Config:
-    """The config, complete and valid, and the same in all processes."""
+    """The config, complete, validated, and equal in all processes."""
     multihost.require_same_start(partial(run.common_fields, config), folder)
     config = with_network_of_weights(config, folder, trust_code=trust_code)
     validate(config)
@@ -124,7 +124,7 @@ def _ready(config: Config, folder: Path, trust_code: bool) -> Config:
 
 @contextmanager
 def _folder_of_fit(workdir: str | Path | None) -> Iterator[Path]:
-    """The given folder, or a new one, which is removed again if nothing was written into it."""
+    """The given folder, or a new one, which is removed again if it stays empty."""
     if workdir is not None:
         yield files.expand(workdir, "workdir")
         return
@@ -133,7 +133,7 @@ def _folder_of_fit(workdir: str | Path | None) -> Iterator[Path]:
     for number in itertools.count(1):
         folder = RUNS / f"fit-{number}"
         try:
-            folder.mkdir(parents=True)  # by one of several programs at once
+            folder.mkdir(parents=True)  # succeeds for only one of several concurrent programs
             break
         except FileExistsError:
             continue
@@ -147,7 +147,7 @@ def _folder_of_fit(workdir: str | Path | None) -> Iterator[Path]:
 
 
 def _held(folder: Path, wait: bool = False) -> AbstractContextManager[None]:
-    """The run's folder, in which one process writes, and no other program."""
+    """Locks the run's folder, in which one process writes, against other programs."""
     return files.held(folder, "the run's folder", "trains", wait=wait) if multihost.is_first() else nullcontext()
 
 
@@ -176,14 +176,14 @@ def _train(
             state = _with_initial(config, state, initial)
             if clear_caches:
                 jax.clear_caches()
-        restored = initial = None  # else their arrays would stay beside the state's own
+        restored = initial = None  # otherwise their arrays would stay in memory besides the state's own
         evaluator = Evaluator(begun.experiment, dataset, begun.mesh, requests)
         state, stopped = _run_with_retries(session, loop.Programs(train_step, evaluator), state)
         if int(state.step) == resumed_step:
             logger.warning("%s is complete: its network is loaded, nothing is trained", folder)
         result = _summarize(session, state, evaluator, stopped, requests)
     if multihost.is_first():
-        from inception_jax.trained import report  # only now, since Matplotlib would delay the first step
+        from inception_jax.trained import report  # not earlier, since Matplotlib would delay the first step
 
         logger.info("report: %s", report.write_report(folder))
         for line in summary.describe_result(result):
@@ -192,7 +192,7 @@ def _train(
 
 
 def _compiled_step(session: Session, restored: TrainState | None) -> tuple[Callable, TrainState]:
-    """The step's program, and the state to begin with: the restored one, or a new one."""
+    """The step's program, and the initial state: the restored one, or a new one."""
     begun, experiment = session.start, session.experiment
     step = jax.jit(
         session.votes.counted(experiment.train_step),
@@ -225,7 +225,7 @@ def _with_initial(config: Config, state: TrainState, initial: Initial | None) ->
 
 
 def _run_with_retries(session: Session, programs: loop.Programs, state: TrainState) -> tuple[TrainState, str]:
-    """Trains; after a loss that is not finite, from the last checkpoint again, as often as the config allows."""
+    """Trains; after a non-finite loss it restarts from the last checkpoint, as often as the config allows."""
     while True:
         state = sharding.own(state, session.start.mesh)  # each step donates it, wherever it comes from
         try:

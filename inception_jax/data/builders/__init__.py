@@ -1,5 +1,6 @@
-"""TFDS builders of the named data sets. They need no TensorFlow, and keep the published order of the examples where
-that is not sorted by class."""
+"""TFDS builders of the named data sets. They do not need TensorFlow, and keep the published order of the examples
+unless it is sorted by class.
+"""
 
 from inception_jax.data.builders.cifar10 import Cifar10
 from inception_jax.data.builders.cifar100 import Cifar100

@@ -36,7 +36,7 @@ FILES = TRAIN_FILES | TEST_FILES
 def read_files(
     dl_manager: tfds.download.DownloadManager, url: str, archive: str, files: dict[str, Content]
 ) -> dict[str, bytes]:
-    """What the `files` hold: from the archive, or from wherever they lie unpacked if any of them does."""
+    """The content of `files`: from the archive, or from an unpacked copy if there is any of them."""
     folder = archives.given_folder(dl_manager)
     if folder is None:
         return archives.read_members(archives.download(dl_manager, {"archive": url})["archive"], files)
@@ -46,7 +46,7 @@ def read_files(
 
 
 def records(batch: bytes, label_bytes: int) -> Iterator[tuple[list[int], Image.Image]]:
-    """The labels and the image of each record: so many bytes of labels, then the planes of red, green and blue."""
+    """The labels and the image of each record: `label_bytes` bytes of labels, then the red, green and blue planes."""
     for record in np.frombuffer(batch, np.uint8).reshape(-1, label_bytes + 3 * 32 * 32):
         image = np.ascontiguousarray(record[label_bytes:].reshape(3, 32, 32).transpose(1, 2, 0))
         yield record[:label_bytes].tolist(), Image.fromarray(image)

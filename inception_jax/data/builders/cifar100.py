@@ -12,7 +12,7 @@ from inception_jax.data.builders import cifar10
 ARCHIVE = "cifar-100-binary.tar.gz"
 URL = f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}"
 
-# As fine_label_names.txt and coarse_label_names.txt in the archive have them.
+# As in fine_label_names.txt and coarse_label_names.txt in the archive.
 CLASS_NAMES = (
     "apple", "aquarium_fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle", "bottle", "bowl", "boy",
     "bridge", "bus", "butterfly", "camel", "can", "castle", "caterpillar", "cattle", "chair", "chimpanzee", "clock",
@@ -32,8 +32,8 @@ COARSE_NAMES = (
     "people", "reptiles", "small_mammals", "trees", "vehicles_1", "vehicles_2",
 )  # fmt: skip
 
-# Records of a byte for the coarse label, one for the fine label, then 32x32 bytes of red, of green and of blue. MD5 is
-# what is known of the unpacked files.
+# Each record has a byte for the coarse label, one for the fine label, then 32x32 bytes of red, of green and of blue.
+# Only MD5 digests of the unpacked files are known.
 FILES = {
     "train.bin": Content(153_700_000, "6172c7755cfe09b2fe270c85cebc1b15"),
     "test.bin": Content(30_740_000, "4499cfba6c016c1be1438163640a0898"),

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: the data set that is always there."""
+"""scikit-learn's handwritten digits: a data set that needs no download."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -40,7 +40,7 @@ with skip_registration():
 
             values, labels = load_digits(return_X_y=True)
             images = np.rint(values * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
-            # Within each class, since parts of the set run from 0 to 9 in order.
+            # Within each class, since the digits are in order from 0 to 9 in parts of the set.
             held_out = np.zeros(len(labels), bool)
             for label in range(10):
                 held_out[np.flatnonzero(labels == label)[4::5]] = True

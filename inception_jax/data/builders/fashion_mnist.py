@@ -1,4 +1,4 @@
-"""The Fashion-MNIST pictures of clothes."""
+"""The Fashion-MNIST images of clothes."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -24,8 +24,8 @@ CLASS_NAMES = (
     "Ankle boot",
 )
 
-# In MNIST's format and under its names. MD5 is what is known of the unpacked files (of the packed ones TFDS knows the
-# SHA-256, and checks it when it downloads them).
+# Same format and file names as MNIST. Only MD5 digests of the unpacked files are known (TFDS knows the SHA-256 of the
+# packed ones, and checks it after the download).
 FILES = {
     "train-images-idx3-ubyte": Content(47_040_016, "f4a8712d7a061bf5bd6d2ca38dc4d50a"),
     "train-labels-idx1-ubyte": Content(60_008, "9018921c3c673c538a1fc5bad174d6f9"),

@@ -25,19 +25,19 @@ FILES = {
 def read_idx(
     dl_manager: tfds.download.DownloadManager, url: str, files: dict[str, Content]
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Images uint8 `(n, 28, 28)` and labels uint8 `(n,)` of "train" and "test", from four files of MNIST's format.
+    """Images uint8 `(n, 28, 28)` and labels uint8 `(n,)` of "train" and "test", from four files in MNIST's format.
 
     Args:
-      dl_manager: knows the folder that has the files, gzip'ed or not, if there is one.
-      url: where each is to be downloaded from, `.gz` being added to its name.
-      files: by name, what each holds.
+      dl_manager: knows the folder with the files, gzipped or not, if there is one.
+      url: base URL of the downloads; `.gz` is appended to each name.
+      files: name -> expected content.
     """
     folder = archives.given_folder(dl_manager)
     if folder is None:
         paths = archives.download(dl_manager, {name: f"{url}{name}.gz" for name in files})
         bytes_of = {name: archives.read(path, files[name]) for name, path in paths.items()}
     else:
-        # Unpacked copies are around with a dot before the "idx", too.
+        # Some unpacked copies have a dot before the "idx" in their names.
         bytes_of = {
             name: archives.read_found(folder, (f"{name}.gz", name, name.replace("-idx", ".idx")), content)
             for name, content in files.items()
@@ -52,7 +52,7 @@ def read_idx(
 
 
 def examples(images: np.ndarray, labels: np.ndarray) -> Iterator[tuple[int, dict[str, Any]]]:
-    """What a builder yields of them."""
+    """The examples in the form that a builder yields."""
     for index, (image, label) in enumerate(zip(images, labels, strict=True)):
         yield index, {"image": Image.fromarray(image), "label": int(label)}
 

@@ -1,4 +1,4 @@
-"""Published pictures in files: in a folder, or in a zip archive that is read in place."""
+"""Published image files in a folder, or in a zip archive that is read in place."""
 
 import dataclasses
 import itertools
@@ -12,7 +12,7 @@ from inception_jax.data import archives, images
 from inception_jax.data.archives import Content
 from inception_jax.errors import UserError
 
-NAMES_SHOWN = 3  # of files that are missing
+NAMES_SHOWN = 3  # names shown for missing files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Files:
     Attributes:
       where: the folder or the archive.
       names: POSIX paths.
-      content: what the file of a name holds; OSError and others where it cannot be read.
+      content: name -> the file's content; raises OSError and other errors if it cannot be read.
     """
 
     where: Path
@@ -30,14 +30,14 @@ class Files:
     content: Callable[[str], bytes]
 
     def require(self, names: Iterable[str]) -> None:
-        """Raises UserError, with names, unless all are there."""
+        """Raises UserError with the missing names unless all files are there."""
         missing = [name for name in names if name not in self.names]
         if missing:
             shown = ", ".join(missing[:NAMES_SHOWN]) + (", ..." if len(missing) > NAMES_SHOWN else "")
             raise UserError(f"{self.where} lacks {len(missing)} of the published files: {shown}: get it again")
 
     def read(self, name: str) -> bytes:
-        """What a file holds; a UserError if it is not there or cannot be read."""
+        """The content of a file. Raises UserError if it is missing or cannot be read."""
         self.require([name])
         try:
             return self.content(name)
@@ -45,7 +45,7 @@ class Files:
             raise UserError(f"{name} in {self.where} cannot be read ({error}): get it again") from error
 
     def read_rows(self, name: str, columns: int) -> list[list[str]]:
-        """The lines of a text file, split at their tabs; a UserError if one has fewer columns."""
+        """The lines of a text file, split at tabs. Raises UserError if one has fewer columns."""
         rows = [line.split("\t") for line in self.read(name).decode(errors="replace").splitlines() if line.strip()]
         for row in rows:
             if len(row) < columns:
@@ -53,11 +53,11 @@ class Files:
         return rows
 
     def read_picture(self, name: str) -> tuple[bytes, tuple[int, int]]:
-        """A picture file's bytes and the picture's (height, width); a UserError if it cannot be decoded."""
+        """An image file's bytes and the image's (height, width). Raises UserError if it cannot be decoded."""
         content = self.read(name)
         try:
             height, width, _ = images.verify(content)
-        except Exception as error:  # Pillow raises whatever a broken file makes it trip over
+        except Exception as error:  # Pillow raises many error types for broken files
             why = images.reason(error) if content else "it is empty"
             raise UserError(f"{name} in {self.where} cannot be decoded ({why}): get it again") from error
         return content, (height, width)
@@ -78,20 +78,20 @@ def in_zip(path: Path, content: Content, root: str) -> Files:
 
     Args:
       path: the archive.
-      content: of the archive as it is packed; a UserError if it is something else.
-      root: the folder, with a slash at its end.
+      content: expected content of the packed archive; otherwise a UserError is raised.
+      root: the folder, with a trailing slash.
     """
     archives.check_packed(path, content)
-    archive = zipfile.ZipFile(path)  # closed when nothing refers to it any more
+    archive = zipfile.ZipFile(path)  # closed when it is no longer referenced
     names = (name.removeprefix(root) for name in archive.namelist() if name.startswith(root))
     return Files(path, frozenset(names), lambda name: archive.read(root + name))
 
 
 def in_rounds(classes: Sequence[Sequence[str]]) -> list[tuple[str, int]]:
-    """(name, label) of all: the first file of each class, the second of each, and so on.
+    """(name, label) for all files: the first file of each class, then the second of each, and so on.
 
-    So every slice of a split, such as its last 10 %, has the classes in their shares; sorted by class it would have
-    some of them only.
+    Hence every slice of a split, such as its last 10 %, contains the classes in proportion; sorted by class it would
+    contain only some of them.
     """
     rounds = itertools.zip_longest(*classes)
     return [(name, label) for names in rounds for label, name in enumerate(names) if name is not None]

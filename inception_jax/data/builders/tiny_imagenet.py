@@ -46,7 +46,7 @@ with skip_registration():
                 features=tfds.features.FeaturesDict(
                     {
                         "image": tfds.features.Image(shape=(SIDE, SIDE, 3), encoding_format="jpeg"),
-                        # Named when the files are there: a folder may hold a part of the classes. TFDS keeps the
+                        # Set when the files are known: a folder may hold only some of the classes. TFDS stores the
                         # names next to the examples.
                         "label": tfds.features.ClassLabel(),
                         "file_name": tfds.features.Text(),
@@ -86,7 +86,7 @@ with skip_registration():
                         f"{name} in {files.where} is not the published file: it has {size[1]}x{size[0]} pixels, not "
                         f"{SIDE}x{SIDE}: get it again"
                     )
-                yield index, {"image": content, "label": label, "file_name": name}  # TFDS stores bytes as they are
+                yield index, {"image": content, "label": label, "file_name": name}  # TFDS stores bytes unchanged
 
 
 def _open(dl_manager: tfds.download.DownloadManager) -> Files:
@@ -101,7 +101,7 @@ def _open(dl_manager: tfds.download.DownloadManager) -> Files:
 
 
 def _synsets(files: Files) -> list[str]:
-    """The classes whose photographs are there, sorted."""
+    """The classes with photographs, sorted."""
     published = sorted({row[0].strip() for row in files.read_rows("wnids.txt", 1)})
     there = {name.split("/")[1] for name in files.names if name.startswith("train/")}
     synsets = [synset for synset in published if synset in there]
@@ -115,8 +115,9 @@ def _synsets(files: Files) -> list[str]:
 
 
 def _class_names(files: Files, synsets: list[str]) -> list[str]:
-    """The first synonym of each synset; where synsets share it, all synonyms; where these are the same, too, they are
-    followed by the synset."""
+    """The first synonym of each synset; if synsets share it, all synonyms; if these are equal, too, the synset is
+    appended.
+    """
     words = {row[0]: row[1].strip() for row in files.read_rows("words.txt", 2)}
     synonyms = [words.get(synset, synset) for synset in synsets]
     names = [text.split(",")[0] for text in synonyms]

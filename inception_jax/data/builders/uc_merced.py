@@ -1,4 +1,4 @@
-"""The UC Merced land use pictures."""
+"""The UC Merced land use images."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,8 +41,8 @@ CLASS_NAMES = (
     "tenniscourt",
 )
 PER_CLASS = 100
-STRIDE = 31  # coprime to the 80 training pictures of a class, and close to their golden section
-SUFFIXES = (".tif", ".png", ".jpg")  # the first that is there; copies as PNG or JPEG are around
+STRIDE = 31  # coprime to the 80 training images of a class, and close to their golden section
+SUFFIXES = (".tif", ".png", ".jpg")  # the first that exists; copies as PNG or JPEG are in circulation
 
 with skip_registration():
 
@@ -103,7 +103,7 @@ with skip_registration():
         ) -> Iterator[tuple[int, dict[str, Any]]]:
             for index, (name, label) in enumerate(labelled):
                 content, _ = files.read_picture(name)
-                image: Any = content  # TFDS stores bytes as they are, and an image as PNG
+                image: Any = content  # TFDS stores bytes unchanged, and an image as PNG
                 if name.endswith(".tif"):
                     image = images.open_picture(content)
                 yield index, {"image": image, "label": label, "file_name": name}
@@ -126,11 +126,11 @@ def _open(dl_manager: tfds.download.DownloadManager) -> Files:
 
 
 def _class_folders(folder: Path) -> Path | None:
-    """The folder that holds the folders of the classes: this one or one up to two levels below."""
+    """The folder with the classes' folders: this one or one up to two levels below."""
     found = (path for below in ("", "*/", "*/*/") for path in sorted(folder.glob(below + CLASS_NAMES[0])))
     return next((path.parent for path in found if path.is_dir()), None)
 
 
 def _with_suffix(files: Files, stem: str) -> str:
-    """The name of the picture's file; as it was published if it is not there."""
+    """The name of the image's file; the published name if there is none."""
     return next((stem + suffix for suffix in SUFFIXES if stem + suffix in files.names), stem + SUFFIXES[0])
