@@ -24,10 +24,11 @@ from inception_jax import data, main, steps, train
 from inception_jax.config import default_config
 from inception_jax.data import augment
 from inception_jax.data.augment import mixing
+from inception_jax.distributed import multihost
 from inception_jax.errors import UserError
 from inception_jax.runs import checkpoints, run
 from inception_jax.steps import state
-from inception_jax.train import profiling, record
+from inception_jax.train import evaluator, profiling, record, stopping
 from inception_jax.train.console import Console
 
 
@@ -263,7 +264,7 @@ def test_a_request_to_stop_ends_an_evaluation(config, tmp_path, monkeypatch):
     """Also the last one, and the run ends as if nothing had been."""
     train.train_and_evaluate(config, tmp_path / "whole")
     calls = []
-    eval_batches = train.eval_batches
+    eval_batches = evaluator.eval_batches
 
     def stop_at_third_call(*arguments):
         calls.append(arguments)
@@ -271,7 +272,7 @@ def test_a_request_to_stop_ends_an_evaluation(config, tmp_path, monkeypatch):
             signal.raise_signal(signal.SIGTERM)
         return eval_batches(*arguments)
 
-    monkeypatch.setattr(train, "eval_batches", stop_at_third_call)
+    monkeypatch.setattr(evaluator, "eval_batches", stop_at_third_call)
     for message in ("stopped after step 42 of 42 and saved", "stopped after the last step, which is saved"):
         with pytest.raises(train.Interrupted, match=message) as stopped:
             train.train_and_evaluate(config, tmp_path / "stopped")
@@ -380,7 +381,7 @@ def test_a_profile_is_whole_however_the_run_ends(config, tmp_path, monkeypatch, 
         if end == "failed":
             before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have had it ignored
             request.addfinalizer(partial(signal.signal, signal.SIGINT, before))
-            monkeypatch.setattr(train.signal, "signal", lambda number, handler: None)
+            monkeypatch.setattr(stopping.signal, "signal", lambda number, handler: None)
         with pytest.raises(KeyboardInterrupt if end == "failed" else train.Interrupted):
             train.train_and_evaluate(config, tmp_path)
     assert traced_steps(tmp_path) == ([6, 7, 8], [6, 7, 8])
@@ -622,6 +623,6 @@ def test_folders_of_fit_are_its_own(small, halves, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="batch_size=1000"):
         inception_jax.fit(small, halves)
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["fit-1", "fit-2", "fit-3"]
-    monkeypatch.setattr(train.multihost, "count", lambda: 2)
+    monkeypatch.setattr(multihost, "count", lambda: 2)
     with pytest.raises(UserError, match="workdir=FOLDER"):
         inception_jax.fit(small, halves)
