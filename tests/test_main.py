@@ -107,7 +107,7 @@ WRONG = [
     (["--config=small.py", "--config.data.augment.random_resized_crop=(x,y)"], "two shares of the area"),
     (["--config=small.py", "--workdir=small.py/run"], "cannot write the run's folder"),
     (["--config=small.py", "--config.data.directory=small.py"], "cannot write the data set to small.py"),
-    (["--config=small.py", "--config.data.name=mnist", "--config.data.archives=x"], "archives='x' is no folder"),
+    (["--config=small.py", "--config.data.name=mnist", "--config.data.archives=x"], "archives='x' is not a directory"),
 ]  # fmt: skip
 
 

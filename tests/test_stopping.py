@@ -8,9 +8,9 @@ import threading
 import pytest
 from loading import load_data
 
-from inception_jax import data, main, process
+from inception_jax import data, files, main, process
 from inception_jax.runs import checkpoints, run
-from inception_jax.train import training
+from inception_jax.train import fit, stopping, training
 from inception_jax.train.console import Console
 
 FIELDS = {
@@ -62,7 +62,7 @@ def before_call(monkeypatch, owner, name, *numbers):
 
 def slowly(monkeypatch):
     """As if there were more than a second between two Ctrl-C."""
-    monkeypatch.setattr(train, "SECONDS_OF_PRESSING", 0.0)
+    monkeypatch.setattr(stopping, "SECONDS_OF_PRESSING", 0.0)
 
 
 def train_in(folder, *flags):
@@ -195,7 +195,7 @@ def content(folder):
 def taken(folder, trained):
     """The folder of a finished run in which somebody trains."""
     shutil.copytree(trained, folder)
-    with train.files.held(folder, "the run's folder", "trains"):
+    with files.held(folder, "the run's folder", "trains"):
         yield folder
 
 
@@ -207,7 +207,7 @@ def test_training_in_a_folder_where_another_trains_is_refused_and_changes_nothin
     config, fitted = run.read_config(taken / "config.json"), load_data("digits", directory=digits)
     images, labels = fitted.splits["train"].gather(range(64))
     with pytest.raises(ValueError, match=f"trains in {taken}"):
-        train.fit(config, (images, labels), workdir=taken)
+        fit(config, (images, labels), workdir=taken)
     assert content(taken) == before
 
 
@@ -224,7 +224,7 @@ def test_waiting_ends_with_the_other_one(folder, capsys):
     entered, leave = threading.Event(), threading.Event()
 
     def other():
-        with train.files.held(folder, "the run's folder", "trains"):
+        with files.held(folder, "the run's folder", "trains"):
             entered.set()
             leave.wait(60)
 
