@@ -1,0 +1,1 @@
+"""A run as files: its folder, its checkpoints and its metrics."""
