@@ -4,18 +4,12 @@ Orbax writes them (asynchronously, atomically) and reads them back onto any devi
 flipped bit. So each checkpoint carries a digest of every leaf, and a damaged one is named and passed over.
 """
 
-import asyncio
 import contextlib
-import functools
-import hashlib
 import json
-import logging as python_logging
 import math
 import os
-import re
 import shutil
-import sys
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 

@@ -18,8 +18,6 @@ from flax import linen as nn
 from jax import numpy as jnp
 
 from inception_jax import data, files, registry
-from inception_jax.runs import metrics_log as writers
-from inception_jax.runs.checkpoints import Checkpoints
 from inception_jax.config import Config, check_types, default_config, may_differ, per_process
 from inception_jax.data import images
 from inception_jax.data.dataset import Dataset
@@ -28,6 +26,8 @@ from inception_jax.errors import UserError, WriteError, unknown_name
 from inception_jax.experiment import Experiment, Inputs, dtypes
 from inception_jax.models import folding
 from inception_jax.models.folding import fold_model, inference_variables
+from inception_jax.runs import metrics_log as writers
+from inception_jax.runs.checkpoints import Checkpoints
 
 INFERENCE_TYPES = ("float32", "bfloat16")
 logger = logging.getLogger(__name__)
@@ -71,9 +71,7 @@ def read_config(path: Path) -> Config:
     try:
         content = files.parse_json(path.read_bytes())
         if not isinstance(content, dict) or not {"model", "data", "checkpoint"} <= content.keys():
-            raise ValueError(
-                "it has no sections model, data and checkpoint"
-            )  # other programs use this file name, too
+            raise ValueError("it has no sections model, data and checkpoint")  # other programs use this file name, too
         config = ml_collections.ConfigDict(_merge(default_config().to_dict(), thaw(content)))
         check_types(config, others=True)
         config.init_from = config.init_from or None  # in version 0.1.0, "" also meant None
