@@ -53,7 +53,7 @@ class Record:
 
     @property
     def best(self) -> Mapping[str, Any]:
-        """The summary's entry on the best weights; empty if no metric was watched, since only the last ones exist then."""
+        """The summary's entry on the best weights; empty if no metric was watched: then only the last ones exist."""
         best = (self.summary or {}).get("best") or {}
         return best if isinstance(best.get("metric"), str) else {}
 

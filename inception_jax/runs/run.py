@@ -217,7 +217,7 @@ class Run:
         return normalizer(jnp.asarray(images))
 
     def predict(self, images: np.ndarray) -> np.ndarray:
-        """Maps uint8 images (batch, height, width, channels) to probabilities (batch, classes). Raises as `normalize`."""
+        """uint8 images (batch, height, width, channels) to probabilities (batch, classes). Raises as `normalize`."""
         return np.asarray(jax.nn.softmax(self.logits(images)))
 
     def logits(self, images: np.ndarray) -> np.ndarray:
