@@ -45,14 +45,15 @@ def test_the_console_command_lists_the_configs_of_the_wheel(run, installed):
 
 def test_a_shipped_config_is_found_by_name(run, installed):
     code = (
-        "from inception_jax import main, report; flags = main.parse_flags(['--config=googlenet_cifar10']); "
+        "from inception_jax import main; from inception_jax.trained import report; "
+        "flags = main.parse_flags(['--config=googlenet_cifar10']); "
         "print(flags.config.data.name, flags.workdir, report.__file__)"
     )
     result = run("-c", code)
     assert result.stdout.split() == [
         "cifar10",
         "runs/googlenet_cifar10",
-        str(installed / "inception_jax" / "report" / "__init__.py"),
+        str(installed / "inception_jax" / "trained" / "report" / "__init__.py"),
     ]
 
 
