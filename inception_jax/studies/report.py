@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -19,7 +18,8 @@ from matplotlib.ticker import MaxNLocator
 from inception_jax import files
 from inception_jax.inspection.figures import save_figure
 from inception_jax.studies.results import Estimate, Result, Table, Verdict
-from inception_jax.text import chart_label, page_text, printable_lines
+from inception_jax.text import chart_label, printable_lines
+from inception_jax.trained import pages
 
 # Okabe and Ito's color-blind-safe palette, without its yellow and black.
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
@@ -93,14 +93,7 @@ def write_report(table: Table, failures: Mapping[Path, str] | None = None) -> Pa
         ),
         "runs": len(plan.runs),
     }
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("inception_jax"),
-        autoescape=lambda name: name == "study.html",
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-        finalize=page_text,
-    )
+    environment = pages.environment(autoescape=lambda name: name == "study.html")
     environment.filters |= {"tex": _tex, "tex_command": _tex_command}
     shown = [{"title": _label(name), "alt": alt, "source": _data_uri(figure)} for name, alt, figure in pictures]
     page = folder / "report.html"

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-import jinja2
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
@@ -18,7 +17,8 @@ from PIL import Image
 from inception_jax import files
 from inception_jax.errors import unknown_name
 from inception_jax.inspection.formats import format_table
-from inception_jax.text import page_text, printable
+from inception_jax.text import printable
+from inception_jax.trained import pages
 from inception_jax.trained.report import drawing
 
 FORMATS = ("html", "markdown")
@@ -186,15 +186,7 @@ class Page:
 
     def html(self) -> str:
         """The page as HTML with embedded pictures."""
-        environment = jinja2.Environment(
-            loader=jinja2.PackageLoader("inception_jax"),
-            autoescape=True,
-            trim_blocks=True,
-            lstrip_blocks=True,
-            undefined=jinja2.StrictUndefined,
-            finalize=page_text,
-        )
-        return environment.get_template("report.html").render(page=self, sections=self._filled())
+        return pages.environment().get_template("report.html").render(page=self, sections=self._filled())
 
     def _filled(self) -> list[Section]:
         return [section for section in self.sections if section.blocks]

@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jinja2
 import numpy as np
 import prometheus_client
 from PIL import Image
@@ -29,7 +28,7 @@ from inception_jax.data.images import FORMATS
 from inception_jax.errors import UserError
 from inception_jax.inspection import grad_cam, overlay
 from inception_jax.runs.run import Run
-from inception_jax.text import page_text
+from inception_jax.trained import pages
 from inception_jax.trained.predict import Classifier
 from inception_jax.trained.serving.connections import Access
 from inception_jax.trained.serving.work import Batcher, Bodies, Decoders, Limits
@@ -76,15 +75,7 @@ class Service:
         self.metrics = Metrics(self.batcher.sizes, lambda: self.accepted)
         self.decoders = Decoders(os.cpu_count() or 1)
         self.heat: Callable[..., Any] | None = None
-        environment = jinja2.Environment(
-            loader=jinja2.PackageLoader("inception_jax"),
-            autoescape=True,
-            trim_blocks=True,
-            lstrip_blocks=True,
-            undefined=jinja2.StrictUndefined,
-            finalize=page_text,
-        )
-        self.template = environment.get_template("serve.html")
+        self.template = pages.environment().get_template("serve.html")
 
     def warm_up(self) -> None:
         """Compiles everything that requests will need."""
