@@ -126,6 +126,20 @@ def test_the_probabilities_of_an_image_and_its_mirror_image_are_averaged(trained
     np.testing.assert_allclose(np.exp(found.logits), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_shifted_views_have_half_the_weight_together(trained, folder):
+    dataset = evaluate.load_for(trained, "test", {"name": "image_folder", "folder": str(folder)}, tta="flip-shift")
+    found = evaluate.predictions(trained, dataset, "test", batch_size=7, tta="flip-shift")
+    images, _ = dataset.splits["test"].gather(np.arange(24))
+
+    def both(images):
+        return (trained.predict(images) + trained.predict(images[:, :, ::-1])) / 2
+
+    # A border of one pixel that mirrors, so that row -1 is row 1 and the row after the last is the last but one.
+    upwards, downwards = [*range(1, 16), 14], [1, *range(15)]
+    shifted = [both(images[:, places][:, :, places]) for places in (upwards, downwards)]
+    np.testing.assert_allclose(np.exp(found.logits), both(images) / 2 + sum(shifted) / 4, rtol=1e-5, atol=1e-6)
+
+
 def test_ten_crops_are_cut_out_of_pictures_decoded_larger(trained, folder):
     dataset = evaluate.load_for(trained, "test", {"name": "image_folder", "folder": str(folder)}, tta="10-crop")
     assert dataset.image_shape == (18, 18, 3)

@@ -56,7 +56,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--grayscale-run", metavar="RUN", type=flags.path, help="network for pictures stored without colours"
     )
     parser.add_argument("--ensemble", action="store_true", help="a further row: the mean of the runs' probabilities")
-    parser.add_argument("--tta", default="none", metavar="NAME", help="none, flip, 1-crop or 10-crop (default: none)")
+    parser.add_argument(
+        "--tta", default="none", metavar="NAME", help="none, flip, flip-shift, 1-crop or 10-crop (default: none)"
+    )
     parser.add_argument(
         "--per-class", action="store_true", help="precision, recall and number of examples of each class"
     )

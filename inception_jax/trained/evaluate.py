@@ -23,7 +23,8 @@ from inception_jax.trained.classes import match_classes
 logger = logging.getLogger(__name__)
 
 SPLITS = ("test", "validation")  # if no split is named, the first of these that exists
-TTA = ("none", "flip", "1-crop", "10-crop")
+TTA = ("none", "flip", "flip-shift", "1-crop", "10-crop")
+SHIFT_WEIGHTS = (1 / 4, 1 / 4, 1 / 8, 1 / 8, 1 / 8, 1 / 8)  # of the views of "flip-shift"
 LARGER = 256 / 224  # ratio of the image's side to the crop's: ImageNet's usual sizes
 # Fields of config.data that select the pictures, as opposed to how they are preprocessed.
 SOURCE = (
@@ -63,9 +64,11 @@ def predictions(
       run: a run whose input has the shape of the data set's images, see `load_for`.
       class_map: the run's class names keyed by the data set's; None: matched by name, see `match_classes`.
       tta: test-time augmentation. Each view of an image is predicted separately, and the probabilities are averaged.
-        "flip": the image and its mirror image. "10-crop": the corners and center of a larger image, and their mirror
-        images, each of the training size (Krizhevsky et al. 2012, section 4.1). "1-crop": only the center. For crops,
-        the data set must have been loaded with the same `tta`.
+        "flip": the image and its mirror image. "flip-shift": both, with weight 1/2, and both shifted by one pixel
+        to the upper left and to the lower right, with weight 1/4 each (Jordan 2024, arXiv:2404.00498).
+        "10-crop": the corners and center of a larger image, and their mirror images, each of the training size
+        (Krizhevsky et al. 2012, section 4.1). "1-crop": only the center. For crops, the data set must have been loaded
+        with the same `tta`.
 
     Raises:
       UserError: the split does not exist, its images have another shape, or it has no class in common with the run.
@@ -80,7 +83,7 @@ def predictions(
     logits, decoded = [], []
     for images, _, mask in eval_batches(part, batch_size):
         seen = [run.logits(np.ascontiguousarray(view)) for view in views(images, tta, run.inputs.image_shape)]
-        logits.append(seen[0] if len(seen) == 1 else _mean(seen))
+        logits.append(seen[0] if len(seen) == 1 else _mean(seen, SHIFT_WEIGHTS if tta == "flip-shift" else None))
         decoded.append(mask)
     number = len(part)  # the last batch is padded
     return Predictions(
@@ -104,6 +107,9 @@ def views(images: np.ndarray, tta: str, image_shape: tuple[int, int, int]) -> li
     mirrored = images[:, :, ::-1]
     if tta == "flip":
         return [images, mirrored]
+    if tta == "flip-shift":
+        shifted = (images, _shifted(images, 1), _shifted(images, -1))
+        return [view for whole in shifted for view in (whole, whole[:, :, ::-1])]
     height, width, _ = image_shape
     bottom, right = images.shape[1] - height, images.shape[2] - width
     centre = (round(bottom / 2), round(right / 2))
@@ -126,11 +132,25 @@ def _stored_shape(run: Run, tta: str) -> tuple[int, int, int]:
     return side, side, channels
 
 
-def _mean(logits: Sequence[np.ndarray]) -> np.ndarray:
-    """The log of the mean probabilities, which serves as logits: float32 `(n, classes)`."""
+def _shifted(images: np.ndarray, pixels: int) -> np.ndarray:
+    """The content moved by so many pixels down and to the right; what is uncovered mirrors what is inside."""
+    around = abs(pixels)
+    padded = np.pad(images, ((0, 0), (around, around), (around, around), (0, 0)), mode="reflect")
+    height, width = images.shape[1:3]
+    first = around - pixels
+    return padded[:, first : first + height, first : first + width]
+
+
+def _mean(logits: Sequence[np.ndarray], weights: Sequence[float] | None = None) -> np.ndarray:
+    """The log of the mean probabilities, which serves as logits: float32 `(n, classes)`.
+
+    Args:
+      weights: of the elements of `logits`, with the sum 1; None: equal ones.
+    """
     stacked = np.stack(logits).astype(np.float64)
     stacked -= np.logaddexp.reduce(stacked, axis=-1, keepdims=True)
-    return (np.logaddexp.reduce(stacked) - np.log(len(stacked))).astype(np.float32)
+    shares = np.full(len(stacked), 1 / len(stacked)) if weights is None else np.asarray(weights)
+    return np.logaddexp.reduce(stacked + np.log(shares)[:, None, None]).astype(np.float32)
 
 
 def metrics(predictions: Predictions, rows: np.ndarray | None = None) -> dict[str, float]:
