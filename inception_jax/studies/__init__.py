@@ -14,5 +14,33 @@ from inception_jax.studies.definitions import (
     Study,
     Variation,
 )
+from inception_jax.studies.shared import (
+    CPU_GOOGLENET,
+    SELECTED_ON_TEST,
+    WYATT,
+    WYATT_AUGMENTATION,
+    WYATT_GOOGLENET,
+    WYATT_RESNET18,
+    WYATT_VGG19,
+    smoke,
+)
 
-__all__ = ["Claim", "CrossEvaluation", "Form", "Minimum", "Pair", "Range", "Search", "Study", "Variation"]
+__all__ = [
+    "CPU_GOOGLENET",
+    "SELECTED_ON_TEST",
+    "WYATT",
+    "WYATT_AUGMENTATION",
+    "WYATT_GOOGLENET",
+    "WYATT_RESNET18",
+    "WYATT_VGG19",
+    "Claim",
+    "CrossEvaluation",
+    "Form",
+    "Minimum",
+    "Pair",
+    "Range",
+    "Search",
+    "Study",
+    "Variation",
+    "smoke",
+]

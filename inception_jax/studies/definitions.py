@@ -1,6 +1,7 @@
 """Definitions of studies: variations of a config, their published results, and the claims to test."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,6 +40,8 @@ class Claim:
         the measure of the first is within the limits, and there is no second.
       margin: for "same", in the measure's unit.
       limits: for "between", (lowest, highest).
+      than: two further variations: the difference above is compared with theirs, third minus fourth, instead of 0.
+      published: the source's difference; if the claim is undecided, the report says how many seeds could show it.
     """
 
     text: str
@@ -48,6 +51,13 @@ class Claim:
     expected: str = "higher"
     margin: float = 0.0
     limits: tuple[float, float] = (0.0, 0.0)
+    than: tuple[()] | tuple[str, str] = ()
+    published: float = math.nan
+
+    @property
+    def variations(self) -> tuple[str, ...]:
+        """The names of all variations that it is about."""
+        return tuple(filter(None, (self.first, self.second, *self.than)))
 
     def __post_init__(self) -> None:
         if self.expected not in EXPECTED:
@@ -59,29 +69,36 @@ class Claim:
 
 
 @dataclasses.dataclass(frozen=True)
-class Form:
-    """A size in which a study can be run.
-
-    Attributes:
-      fields: set in every variation; they override its own.
-      seeds: of the runs of every variation.
-      variations: shell patterns for the names of the variations that it includes.
-      note: its purpose and hardware.
-    """
-
-    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    seeds: tuple[int, ...] = (0,)
-    variations: tuple[str, ...] = ("*",)
-    note: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
 class Minimum:
     """A row below the minimum is a smoke run: it shows that the code works, and nothing is concluded from it."""
 
     images: int = 1  # in a training epoch
     epochs: float = 1
     seeds: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """A size in which a study can be run.
+
+    Attributes:
+      fields: set in every variation; they override its own.
+      own: further fields of single variations, by name; they override all others.
+      seeds: of the runs of every variation.
+      variations: shell patterns for the names of the variations that it includes.
+      shared: variations whose runs are those of another study in the form of the same name, as "STUDY/VARIATION". They
+        are trained once, whichever study comes first; both must give the same config.
+      minimum: instead of the study's.
+      note: its purpose and hardware.
+    """
+
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    own: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    seeds: tuple[int, ...] = (0,)
+    variations: tuple[str, ...] = ("*",)
+    shared: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    minimum: Minimum | None = None
+    note: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,9 +205,13 @@ class Study:
         if not self.variations and not self.search:
             raise UserError(f"the study {self.title!r} has neither variations nor a search")
         for claim in self.claims:
-            for name in filter(None, (claim.first, claim.second)):
+            for name in claim.variations:
                 if name not in self.variations and name not in self.pairs:
                     raise unknown_name(f"variation in the claim {claim.text!r}", name, [*self.variations, *self.pairs])
+        for form in self.forms.values():
+            for name in (*form.own, *form.shared):
+                if name not in self.variations:
+                    raise unknown_name("variation in a form", name, self.variations)
         for pair in self.pairs.values():
             for name in (pair.color, pair.grayscale):
                 if name not in self.variations:

@@ -18,7 +18,7 @@ from inception_jax import files
 from inception_jax.config import Config, validate
 from inception_jax.config import files as config_files
 from inception_jax.errors import UserError, unknown_name
-from inception_jax.studies.definitions import Form, Range, Search, Study, Variation
+from inception_jax.studies.definitions import Form, Minimum, Range, Search, Study, Variation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +87,11 @@ class Plan:
     variations: Mapping[str, Variation]
     runs: tuple[PlannedRun, ...]
 
+    @property
+    def minimum(self) -> Minimum:
+        """What is below it is a smoke run."""
+        return self.form.minimum or self.study.minimum
+
     def runs_of(self, variation: str) -> list[PlannedRun]:
         """The runs of a variation, in the order of the seeds."""
         return [planned for planned in self.runs if planned.variation == variation]
@@ -151,14 +156,13 @@ def make_plan(
     more: dict[str, Any] = dict(_split_flag(flag) for flag in fields)
     if epochs:
         more["num_epochs"], form_name = epochs, f"{form_name}-{epochs}epochs"
-    own = Path(folder, name, form_name)
     runs = tuple(
         PlannedRun(
             key,
             seed,
             variation.config or study.config,
-            {**study.fields, **variation.fields, **form.fields, **more, "seed": seed},
-            own / key / f"seed{seed}",
+            {**study.fields, **variation.fields, **form.fields, **form.own.get(key, {}), **more, "seed": seed},
+            _row_folder(Path(folder), name, form_name, form.shared.get(key, key)) / f"seed{seed}",
         )
         for key, variation in chosen.items()
         for seed in form.seeds
@@ -166,7 +170,13 @@ def make_plan(
     for planned in runs:
         if planned.seed == form.seeds[0]:
             planned.check()
-    return Plan(study, name, form_name, form, own, chosen, runs)
+    return Plan(study, name, form_name, form, Path(folder, name, form_name), chosen, runs)
+
+
+def _row_folder(folder: Path, study: str, form: str, row: str) -> Path:
+    """The folder of a variation's runs; `row` is its name, or "STUDY/VARIATION" if it is another study's."""
+    other, _, variation = row.rpartition("/")
+    return folder / (other or study) / form / variation
 
 
 def _searched(search: Search, found: Mapping[str, float]) -> dict[str, Variation]:

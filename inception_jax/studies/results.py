@@ -58,6 +58,10 @@ class Result:
             return 0
         return round(self.summary["steps"] / self.summary["epochs"]) * self.planned.load_config().batch_size
 
+    def column(self, name: str) -> dict[float, float]:
+        """A column of metrics.csv by epoch, without rows that do not have it."""
+        return {row["epoch"]: row[name] for row in self.rows if math.isfinite(row.get(name, math.nan))}
+
     def measure(self, name: str) -> float:
         """A measure by name; NaN if the run does not have it, or not yet.
 
@@ -66,8 +70,11 @@ class Result:
         highest_COLUMN and lowest_COLUMN are over the rows of metrics.csv; epoch_of_highest_COLUMN and
         epoch_of_lowest_COLUMN are the epochs, and COLUMN_at_highest_COLUMN and COLUMN_at_lowest_COLUMN another column
         at these epochs. COLUMN_at_epoch_NUMBER is a column at an epoch, and epochs_to_VALUE_COLUMN the first epoch
-        that reached a value. training_minutes, minutes, images_per_second, epochs and parameters are known, too. All
-        others were measured after training, such as a cross-evaluation's NAME_top1.
+        that reached a value. area_COLUMN is the mean of a column over all epochs, that is the area under its curve for
+        each epoch, and change_of_COLUMN_after_epoch_NUMBER the last value minus the one at an epoch. gap_SPLIT_METRIC
+        is that of training minus that of a split in the last row with both. training_minutes, minutes,
+        images_per_second, epochs and parameters are known, too. All others were measured after training, such as a
+        cross-evaluation's NAME_top1.
         """
         if self.state != "complete":
             return math.nan
@@ -88,6 +95,16 @@ class Result:
         if found := re.fullmatch(r"epochs_to_([\d.]+)_(.+)", name):
             value, column = float(found[1]), found[2]
             return next((row["epoch"] for row in self.rows if row.get(column, -math.inf) >= value), math.nan)
+        if found := re.fullmatch(r"area_(.+)", name):
+            values = list(self.column(found[1]).values())
+            return statistics.fmean(values) if values else math.nan
+        if found := re.fullmatch(r"change_of_(\w+)_after_epoch_(\d+)", name):
+            column = self.column(found[1])
+            return list(column.values())[-1] - column.get(int(found[2]), math.nan) if column else math.nan
+        if found := re.fullmatch(r"gap_([^_]+)_(\w+)", name):
+            ours, theirs = self.column(f"train_{found[2]}"), self.column(f"{found[1]}_{found[2]}")
+            both = [epoch for epoch in ours if epoch in theirs]
+            return ours[both[-1]] - theirs[both[-1]] if both else math.nan
         if name in ("training_minutes", "minutes"):
             return self.summary["training_seconds" if name == "training_minutes" else "seconds"] / 60
         if name in ("images_per_second", "epochs", "parameters"):
@@ -130,6 +147,20 @@ class Estimate:
         return self.mean + self.half_width
 
 
+def seeds_needed(deviation: float, difference: float, most: int = 1000) -> int:
+    """How many seeds make a mean difference of that size leave out 0 at a deviation between seeds.
+
+    0 if either is unknown or none, or if it takes more than `most`.
+    """
+    if not (math.isfinite(deviation) and math.isfinite(difference)) or not deviation or not difference:
+        return 0
+    for number in range(2, most + 1):
+        quantile = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, number - 1))
+        if quantile * deviation / math.sqrt(number) < abs(difference):
+            return number
+    return 0
+
+
 @dataclasses.dataclass(frozen=True)
 class Verdict:
     """What the runs say about a claim.
@@ -170,18 +201,42 @@ class Table:
         return [
             self._judge(claim)
             for claim in self.plan.study.claims
-            if {claim.first, claim.second} - {""} <= known
+            if set(claim.variations) <= known
         ]  # fmt: skip
 
     def _judge(self, claim: Claim) -> Verdict:
         estimate = Estimate(self._compared(claim))
-        for name in filter(None, (claim.first, claim.second)):
+        for name in claim.variations:
             if name in self.smoke:
                 return Verdict(claim, "none", estimate, f"{name} is a smoke run: {self.smoke[name]}")
-        needed = max(2, self.plan.study.minimum.seeds)
+        needed = max(2, self.plan.minimum.seeds)
         if len(estimate.values) < needed:  # for example, if some never reached a value: the others do not represent all
             why = f"{len(estimate.values)} seed(s) have this measure, at least {needed} are needed"
-            return Verdict(claim, "undecided", estimate, why)
+            return Verdict(claim, "undecided", estimate, why + self._epochs_apart(claim))
+        verdict = self._judge_interval(claim, estimate)
+        needed = seeds_needed(estimate.deviation, claim.published)
+        if verdict.verdict == "undecided" and needed:
+            more = f"{needed} seeds could show the source's {claim.published:+g}"
+            verdict = dataclasses.replace(verdict, why=f"{verdict.why}; {more}")
+        return verdict
+
+    def _epochs_apart(self, claim: Claim) -> str:
+        """For the area under two curves of one seed: at how many epochs the first is higher; "" for other measures."""
+        if not claim.measure.startswith("area_") or not claim.second or claim.than:
+            return ""
+        column = claim.measure.removeprefix("area_")
+        for result in self.results[claim.first]:
+            for other in self.results[claim.second]:
+                one, two = result.column(column), other.column(column)
+                both = [epoch for epoch in one if epoch in two]
+                if result.planned.seed == other.planned.seed and both:
+                    higher = sum(one[epoch] > two[epoch] for epoch in both)
+                    return (
+                        f"; with seed {result.planned.seed}, {claim.first} is higher at {higher} of {len(both)} epochs"
+                    )
+        return ""
+
+    def _judge_interval(self, claim: Claim, estimate: Estimate) -> Verdict:
         low, high = estimate.low, estimate.high
         if claim.expected == "between":
             least, most = claim.limits
@@ -206,11 +261,10 @@ class Table:
         return Verdict(claim, "holds" if right else "fails", estimate, "the interval leaves out 0")
 
     def _compared(self, claim: Claim) -> tuple[float, ...]:
-        first = self._by_seed(claim.first, claim.measure)
-        if claim.expected == "between":
-            return tuple(first.values())
-        second = self._by_seed(claim.second, claim.measure)
-        return tuple(value - second[seed] for seed, value in first.items() if seed in second)
+        columns = [self._by_seed(name, claim.measure) for name in claim.variations]
+        seeds = [seed for seed in columns[0] if all(seed in column for column in columns)]
+        signs = (1, -1, -1, 1)  # (first - second) - (third - fourth)
+        return tuple(sum(sign * column[seed] for sign, column in zip(signs, columns, strict=False)) for seed in seeds)
 
     def _by_seed(self, variation: str, measure: str) -> dict[int, float]:
         found = {result.planned.seed: result.measure(measure) for result in self.results[variation]}
@@ -240,7 +294,7 @@ def read_table(plan: Plan, failures: Mapping[Path, str] | None = None) -> Table:
     for name, pair in plan.study.pairs.items():
         if pair.color in results and pair.grayscale in results:
             results[name] = [_PairResult(result.planned, result.state, name=name) for result in results[pair.color]]
-    smoke = {name: reason for name, found in results.items() if (reason := _smoke(found, plan.study.minimum))}
+    smoke = {name: reason for name, found in results.items() if (reason := _smoke(found, plan.minimum))}
     return Table(plan, results, smoke)
 
 

@@ -8,7 +8,8 @@ from fake_runs import make_study
 
 from inception_jax.errors import UserError
 from inception_jax.experiment import build_model
-from inception_jax.studies import Claim, Range, Search, Variation
+from inception_jax.runs.run import config_differences
+from inception_jax.studies import Claim, Form, Range, Search, Variation
 from inception_jax.studies.plan import load_study, make_plan, shipped_studies, start
 
 
@@ -45,6 +46,34 @@ def test_a_budget_of_epochs_has_a_folder_of_its_own(tmp_path):
     assert {planned.variation for planned in plan.runs} == {"wide"}
     assert plan.folder.name == "full-2epochs"
     assert plan.runs[0].load_config().num_epochs == 2
+
+
+def test_a_form_has_fields_of_single_variations(tmp_path):
+    form = Form({"batch_size": 16}, own={"wide": {"batch_size": 32, "num_epochs": 3}})
+    plan = make_plan("widths", make_study(forms={"full": form}), "full", tmp_path)
+    configs = {planned.variation: planned.load_config() for planned in plan.runs}
+    assert (configs["narrow"].batch_size, configs["wide"].batch_size) == (16, 32)
+    assert configs["wide"].num_epochs == 3
+
+
+def test_runs_of_another_study_are_shared(tmp_path):
+    shared = make_study(forms={"full": Form(shared={"wide": "other/broad"})})
+    plan = make_plan("widths", shared, "full", tmp_path)
+    assert plan.runs_of("wide")[0].folder == tmp_path / "other/full/broad/seed0"
+    assert plan.runs_of("narrow")[0].folder == tmp_path / "widths/full/narrow/seed0"
+    assert make_plan("widths", shared, "full", tmp_path, epochs=2).runs_of("wide")[0].folder.parts[-3] == "full-2epochs"
+
+
+@pytest.mark.parametrize("name", shipped_studies())
+def test_runs_that_studies_share_have_the_same_config(name, tmp_path):
+    _, study = load_study(name)
+    for form_name, form in study.forms.items():
+        for variation, row in form.shared.items():
+            other, _, theirs = row.partition("/")
+            (ours,) = make_plan(name, study, form_name, tmp_path, only=[variation]).runs_of(variation)[:1]
+            found = make_plan(other, load_study(other)[1], form_name, tmp_path, only=[theirs]).runs_of(theirs)
+            assert ours.folder == found[0].folder
+            assert config_differences(found[0].load_config(), ours.load_config()) == []
 
 
 def test_another_config_in_the_same_place_is_refused(tmp_path):
@@ -100,6 +129,9 @@ def test_mistakes_are_named(tmp_path, change, options, message):
         (lambda: Claim("x", "m", "wide"), "needs a second variation"),
         (lambda: Claim("x", "m", "wide", "narrow", "same"), "needs a margin"),
         (lambda: make_study(claims=(Claim("x", "m", "wide", "thin"),)), "unknown variation in the claim 'x' 'thin'"),
+        (lambda: make_study(claims=(Claim("x", "m", "wide", "narrow", than=("wide", "x1")),)), "the claim 'x' 'x1'"),
+        (lambda: make_study(forms={"full": Form(own={"thin": {}})}), "unknown variation in a form 'thin'"),
+        (lambda: make_study(forms={"full": Form(shared={"thin": "a/b"})}), "unknown variation in a form 'thin'"),
         (lambda: make_study(variations={}, claims=()), "neither variations nor a search"),
         (lambda: Search({"a": Range(0, 1)}), "needs the number of draws"),
         (lambda: Range(0, 1, log=True), "is no range"),

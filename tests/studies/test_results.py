@@ -8,8 +8,9 @@ import pytest
 import scipy.stats
 from fake_runs import fake_plan, make_study
 
-from inception_jax.studies import Claim, Minimum, Pair
-from inception_jax.studies.results import EXTRAS, Estimate, read_table
+from inception_jax.studies import Claim, Form, Minimum, Pair, Variation
+from inception_jax.studies.plan import make_plan
+from inception_jax.studies.results import EXTRAS, Estimate, read_table, seeds_needed
 
 
 def test_intervals_are_scipys():
@@ -38,7 +39,10 @@ def test_one_seed_has_no_interval():
         ("best_test_aux1_top1", 0.7), ("final_test_aux1_top1", math.nan),
         ("epochs_to_0.4_validation_top1", 2), ("epochs_to_0.95_validation_top1", math.nan), ("minutes", 1.5),
         ("training_minutes", 0.5), ("parameters", 1182), ("images_per_second", 1000), ("cifar10_top1", 0.25),
-        ("final_validation_top1", math.nan), ("unheard_of", math.nan),
+        ("final_validation_top1", math.nan), ("unheard_of", math.nan), ("area_train_top1", 0.25),
+        ("area_unheard_of", math.nan), ("change_of_train_top1_after_epoch_1", 0.3),
+        ("change_of_train_top1_after_epoch_9", math.nan), ("gap_validation_top1", -0.4), ("gap_test_top1", -0.4),
+        ("gap_unheard_top1", math.nan),
     ],
 )  # fmt: skip
 def test_measures(tmp_path, measure, value):
@@ -133,6 +137,52 @@ def test_pairs_of_seeds_that_lack_the_measure_decide_nothing(tmp_path):
     assert verdict.estimate.values == (-1, -1)
     assert verdict.verdict == "undecided"
     assert verdict.why == "2 seed(s) have this measure, at least 3 are needed"
+
+
+def test_a_difference_of_differences_is_compared(tmp_path):
+    names = {"wide": (0.90, 0.92, 0.95), "narrow": (0.80, 0.81, 0.82), "tiny": (0.75, 0.78, 0.77)}
+    variations = {name: Variation({"model.stage_features": (4 + index,)}) for index, name in enumerate(names)}
+    claim = Claim("x", "best_test_top1", "wide", "narrow", than=("narrow", "tiny"))
+    study = make_study(variations=variations, claims=(claim,))
+    (verdict,) = read_table(fake_plan(tmp_path, study, **names)).verdicts()
+    wide, narrow, tiny = (np.array(values) for values in names.values())
+    assert verdict.estimate.values == pytest.approx(tuple((wide - narrow) - (narrow - tiny)))
+    without = make_plan("widths", study, "full", tmp_path, only=["wide", "narrow"])
+    assert not read_table(without).verdicts()
+
+
+@pytest.mark.parametrize(("deviation", "difference"), [(0.004, 0.0083), (0.004, -0.0023), (0.01, 0.03)])
+def test_as_many_seeds_as_a_difference_needs(deviation, difference):
+    def shows(number):
+        half = scipy.stats.t.ppf(0.975, number - 1) * deviation / math.sqrt(number)
+        return half < abs(difference)
+
+    number = seeds_needed(deviation, difference)
+    assert shows(number)
+    assert number == 2 or not shows(number - 1)
+
+
+@pytest.mark.parametrize(("deviation", "difference"), [(math.nan, 0.1), (0.1, math.nan), (0, 0.1), (0.1, 0), (1, 1e-9)])
+def test_no_number_of_seeds_without_a_deviation_or_a_difference(deviation, difference):
+    assert seeds_needed(deviation, difference) == 0
+
+
+def test_an_undecided_claim_says_how_many_seeds_could_show_the_sources_difference(tmp_path):
+    claim = Claim("x", "best_test_top1", "wide", "narrow", published=0.02)
+    table = read_table(fake_plan(tmp_path, make_study(claims=(claim,)), wide=SPREAD, narrow=CLOSE))
+    (verdict,) = table.verdicts()
+    needed = seeds_needed(np.std(np.subtract(SPREAD, CLOSE), ddof=1), 0.02)
+    assert verdict.verdict == "undecided"
+    assert verdict.why == f"the interval has 0 in it; {needed} seeds could show the source's +0.02"
+
+
+def test_with_one_seed_the_curves_are_counted(tmp_path):
+    claim = Claim("x", "area_test_top1", "wide", "narrow")
+    study = make_study(claims=(claim,), forms={"full": Form(minimum=Minimum(images=1000, epochs=2))})
+    (verdict,) = read_table(fake_plan(tmp_path, study, wide=(0.9,), narrow=(0.8,))).verdicts()
+    assert verdict.estimate.values == pytest.approx((0.1,))
+    assert verdict.verdict == "undecided"
+    assert verdict.why.endswith("; with seed 0, wide is higher at 4 of 4 epochs")
 
 
 def test_missing_runs_are_no_numbers(tmp_path):
