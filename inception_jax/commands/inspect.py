@@ -22,6 +22,7 @@ examples:
   inception-jax inspect googlenet
   inception-jax inspect googlenet --depth 2 --format csv > layers.csv
   inception-jax inspect googlenet --against paper
+  inception-jax inspect googlenet --parameters
   inception-jax inspect resnet50 --image-size 256 --xla
   inception-jax inspect googlenet --option norm=lrn --option aux_heads=true
   inception-jax inspect googlenet 'resnet*' 'vgg*' --chart networks.png
@@ -58,6 +59,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--depth", type=int, metavar="N", help="levels of modules within modules that have rows (default: 1)"
     )
     one.add_argument("--against", choices=["paper"], help="googlenet's table beside the one that its paper prints")
+    one.add_argument(
+        "--parameters", action="store_true", help="every parameter instead; of a run with mean and standard deviation"
+    )
     one.add_argument("--xla", action="store_true", help="also XLA's own count of the operations")
     several = parser.add_argument_group("several networks")
     several.add_argument(
@@ -80,11 +84,15 @@ def run(args: argparse.Namespace) -> int:
     check_choice("--format", args.format, FORMATS)
     names = _names(args.names)
     several = {"--chart": args.chart, "--no-latency": args.no_latency}
-    one = {"--depth": args.depth, "--against": args.against, "--xla": args.xla}
+    one = {"--depth": args.depth, "--against": args.against, "--parameters": args.parameters, "--xla": args.xla}
+    layers = {"--depth": args.depth, "--against": args.against, "--xla": args.xla, "--format": args.format != "text"}
     for flag, given in (several if len(names) == 1 else one).items():
         if given:
             wanted = "several networks" if len(names) == 1 else "one network"
             raise UserError(f"{flag} is for {wanted}; given: {', '.join(names)}")
+    for flag, given in layers.items():
+        if given and args.parameters:
+            raise UserError(f"{flag} is for the table of layers: it does not go with --parameters")
     (_show if len(names) == 1 else _compare)(names, args)
     return 0
 
@@ -108,7 +116,11 @@ def _show(names: list[str], args: argparse.Namespace) -> None:
     from inception_jax.inspection import papers
 
     (name,) = names
-    model, image_shape, _ = _load(name, args)
+    model, image_shape, run = _load(name, args)
+    if args.parameters:
+        variables = None if run is None else run.variables
+        say(inspection.parameter_table(model, image_shape[:2], image_shape[2], variables=variables))
+        return
     table = inspection.layer_table(model, image_shape[:2], image_shape[2], args.depth or 1)
     page = inspection.against_paper(table, args.format) if args.against else table.format(args.format)
     notes = [papers.NOTES] if args.against else []
