@@ -4,7 +4,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from inception_jax.commands import flags
-from inception_jax.errors import UserError, unknown_name
+from inception_jax.errors import UserError, check_choice
 from inception_jax.text import printable, say
 
 if TYPE_CHECKING:
@@ -59,8 +59,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes the file and prints its content, its number of values, and the preprocessing that images need."""
-    if args.format not in GRAPHS + WEIGHTS:
-        raise unknown_name("format", args.format, GRAPHS + WEIGHTS)
+    check_choice("format", args.format, GRAPHS + WEIGHTS)
     for flag, value, formats in (("--input", args.input, GRAPHS), ("--platforms", args.platforms, GRAPHS[:1])):
         if value is not None and args.format not in formats:
             raise UserError(f"{flag} is for --format {' and '.join(formats)}, not for {args.format}")

@@ -8,7 +8,7 @@ from typing import Any
 
 from inception_jax import files
 from inception_jax.commands import flags
-from inception_jax.errors import UserError
+from inception_jax.errors import UserError, check_choice
 from inception_jax.text import printable, say
 
 DESCRIPTION = """\
@@ -79,7 +79,6 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"--{name.replace('_', '-')} {value} is not allowed: it must be at least {least}")
     # Imported only now: help and error messages are shown without waiting for JAX.
     from inception_jax.inspection.formats import FORMATS
-    from inception_jax.models.layers import check_choice
 
     check_choice("--format", args.format, FORMATS)
     names = _names(args.names)

@@ -6,7 +6,7 @@ from typing import Any
 
 from inception_jax import process
 from inception_jax.commands import flags
-from inception_jax.errors import UntrustedError, UserError
+from inception_jax.errors import UntrustedError, UserError, check_choice
 from inception_jax.process import log_to_stderr
 from inception_jax.text import complain, say
 
@@ -51,7 +51,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Writes the page and prints its path; omitted parts are reported on stderr."""
     # Imported only now: help is shown without waiting for JAX.
-    from inception_jax.models.layers import check_choice
     from inception_jax.runs.records import read_records
     from inception_jax.trained import report
     from inception_jax.trained.report.page import FORMATS

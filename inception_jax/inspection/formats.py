@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from inception_jax.models.layers import check_choice
+from inception_jax.errors import check_choice
 from inception_jax.text import aligned, csv_line, printable, width
 
 if TYPE_CHECKING:

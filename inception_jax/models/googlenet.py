@@ -9,7 +9,7 @@ from flax import linen as nn
 from jax import numpy as jnp
 
 from inception_jax import ops
-from inception_jax.errors import UserError
+from inception_jax.errors import UserError, check_choice
 from inception_jax.models.layers import (
     NORMS,
     ConvUnit,
@@ -18,7 +18,6 @@ from inception_jax.models.layers import (
     Outputs,
     apply_siblings,
     at_least_float32,
-    check_choice,
     check_image_size,
     classify,
     dropout,

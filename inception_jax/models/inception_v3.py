@@ -8,6 +8,7 @@ import jax
 from flax import linen as nn
 
 from inception_jax import ops
+from inception_jax.errors import check_choice
 from inception_jax.models.branches import BranchedModule, Branches, Conv, Pool, pad, reduction_a
 from inception_jax.models.initializers import initializer
 from inception_jax.models.layers import (
@@ -16,7 +17,6 @@ from inception_jax.models.layers import (
     Network,
     Outputs,
     at_least_float32,
-    check_choice,
     classify,
     make_units,
 )

@@ -23,7 +23,7 @@ from jaxtyping import PyTree
 
 from inception_jax.distributed import multihost
 from inception_jax.distributed.watch import waiting
-from inception_jax.errors import UserError, WriteError, unknown_name
+from inception_jax.errors import UserError, WriteError, check_choice
 from inception_jax.files import no_room, parse_json
 from inception_jax.runs.orbax_quirks import Kept, brief, quieten_orbax, write_failure
 from inception_jax.runs.verification import FORMAT, Records, abstract, describe, require_fit, some
@@ -73,8 +73,7 @@ class Checkpoints:
         watch_mode: str = "max",
         read_only: bool = False,
     ):
-        if watch_mode not in ("max", "min"):
-            raise unknown_name("watch mode", watch_mode, ("max", "min"))
+        check_choice("watch mode", watch_mode, ("max", "min"))
         quieten_orbax()
         self.directory = Path(directory).absolute()
         self._watch = watch

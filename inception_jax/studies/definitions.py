@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from inception_jax.errors import UserError, unknown_name
+from inception_jax.errors import UserError, check_choice, unknown_name
 
 EXPECTED = ("higher", "lower", "same", "between")
 
@@ -50,8 +50,7 @@ class Claim:
     limits: tuple[float, float] = (0.0, 0.0)
 
     def __post_init__(self) -> None:
-        if self.expected not in EXPECTED:
-            raise unknown_name("expectation", self.expected, EXPECTED)
+        check_choice("expectation", self.expected, EXPECTED)
         if (self.expected == "between") == bool(self.second):
             raise UserError(f"the claim {self.text!r} needs a second variation exactly where it compares two")
         if self.expected == "same" and self.margin <= 0:
@@ -193,5 +192,4 @@ class Study:
                     raise unknown_name(f"variation in the claim {claim.text!r}", name, [*self.variations, *self.pairs])
         for pair in self.pairs.values():
             for name in (pair.color, pair.grayscale):
-                if name not in self.variations:
-                    raise unknown_name("variation in a pair", name, self.variations)
+                check_choice("variation in a pair", name, self.variations)

@@ -18,7 +18,7 @@ from inception_jax import data, files, registry
 from inception_jax.config import Config, default_config
 from inception_jax.data import digests
 from inception_jax.data.dataset import Dataset, eval_batches
-from inception_jax.errors import UserError, unknown_name
+from inception_jax.errors import UserError, check_choice
 from inception_jax.models.layers import Outputs
 from inception_jax.runs.run import Run, load_data
 from inception_jax.steps.metrics import metric_sums, summarize
@@ -130,8 +130,7 @@ def views(images: np.ndarray, tta: str, image_shape: tuple[int, int, int]) -> li
 
 def _stored_shape(run: Run, tta: str) -> tuple[int, int, int]:
     """The shape of the images that are loaded: the network's or, for crops, a larger one."""
-    if tta not in TTA:
-        raise unknown_name("test-time augmentation", tta, TTA)
+    check_choice("test-time augmentation", tta, TTA)
     height, width, channels = run.inputs.image_shape
     if tta not in ("1-crop", "10-crop"):
         return height, width, channels
