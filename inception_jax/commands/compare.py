@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from inception_jax import process
 from inception_jax.commands import flags
 from inception_jax.process import log_to_stderr
-from inception_jax.text import json_text, printable, say
+from inception_jax.text import format_table, json_text, printable, say
 
 if TYPE_CHECKING:
     from inception_jax.trained.compare import Comparison
@@ -116,8 +116,6 @@ def _record(weights: list[dict[str, Any]], found: "Comparison") -> dict[str, Any
 
 
 def _text(weights: list[dict[str, Any]], found: "Comparison", *, every_class: bool) -> str:
-    from inception_jax.inspection.formats import format_table
-
     pairing = found.pairing
     number = pairing.count
     low, high = pairing.interval
@@ -167,8 +165,6 @@ def _text(weights: list[dict[str, Any]], found: "Comparison", *, every_class: bo
 def _layers(found: "Comparison") -> str:
     """Each layer of the first network with the layer of the same name and the most similar layer of the second."""
     import numpy as np
-
-    from inception_jax.inspection.formats import format_table
 
     similarity = found.similarity
     assert similarity

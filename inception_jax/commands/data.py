@@ -15,7 +15,7 @@ from inception_jax.config.files import override
 from inception_jax.data import streaming
 from inception_jax.errors import UserError
 from inception_jax.process import log_to_stderr
-from inception_jax.text import aligned, json_text, printable, say, width
+from inception_jax.text import columns, json_text, printable, say
 
 EXAMPLES = """\
 examples:
@@ -105,8 +105,7 @@ def _list() -> str:
     for name, source in data.DATASETS.items():
         first = (inspect.getdoc(source) or "").partition("\n")[0]
         lines.append((name, first if isinstance(source, type) else f"{first} Read in place: --folder"))
-    width = max(len(name) for name, _ in lines)
-    return "\n".join(f"{name:<{width}}  {first}" for name, first in lines)
+    return "\n".join(columns(lines))
 
 
 def _published(config: Any) -> data.Published | None:
@@ -217,17 +216,14 @@ def _text(page: dict[str, Any]) -> str:
 
 def _classes(names: list[str], counts: list[int]) -> list[str]:
     """Classes and their numbers of training examples; if there are many, the largest and the smallest."""
-    order = range(len(names))
-    lines = ["", "training examples per class"]
-    if len(names) > CLASSES_SHOWN:
+    order, half = range(len(names)), CLASSES_SHOWN // 2
+    if many := len(names) > CLASSES_SHOWN:
         order = sorted(order, key=lambda label: -counts[label])
-        half = CLASSES_SHOWN // 2
-        order = [*order[:half], None, *order[-half:]]
-    shown = [None if label is None else printable(names[label]) for label in order]
-    widest = max(width(name) for name in shown if name is not None)
-    for label, name in zip(order, shown, strict=True):
-        lines.append("  ..." if name is None else f"  {aligned(name, widest)} {counts[label]:>9,}")
-    return lines
+        order = [*order[:half], *order[-half:]]
+    lines = columns([(printable(names[label]), f"{counts[label]:>8,}") for label in order])
+    if many:
+        lines.insert(half, "...")
+    return ["", "training examples per class", *(f"  {line}" for line in lines)]
 
 
 def _side(size: Any) -> str:

@@ -10,7 +10,7 @@ from inception_jax import process
 from inception_jax.commands import flags
 from inception_jax.errors import UserError
 from inception_jax.process import log_to_stderr
-from inception_jax.text import json_text, printable, say
+from inception_jax.text import format_table, json_text, printable, say
 
 EXAMPLES = """\
 examples:
@@ -181,8 +181,6 @@ def _require_same_classes(one: Any, other: Any, what: str) -> None:
 
 def _table(rows: dict[str, dict[str, Any]]) -> str:
     """Aligned columns; below, what was left out, and the classes of each row that has them."""
-    from inception_jax.inspection.formats import format_table
-
     header = ["run", "weights", "data", "top-1", "top-5", "loss", "ECE", "examples"]
     if any("grayscale" in row for row in rows.values()):
         header += ["grayscale", "color"]

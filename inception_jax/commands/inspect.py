@@ -9,7 +9,7 @@ from typing import Any
 from inception_jax import files
 from inception_jax.commands import flags
 from inception_jax.errors import UserError, check_choice
-from inception_jax.text import printable, say
+from inception_jax.text import TABLE_FORMATS, printable, say
 
 DESCRIPTION = """\
 Shows one network's layers with their sizes and costs, or compares several.
@@ -77,10 +77,7 @@ def run(args: argparse.Namespace) -> int:
         value = getattr(args, name)
         if value is not None and value < least:
             raise UserError(f"--{name.replace('_', '-')} {value} is not allowed: it must be at least {least}")
-    # Imported only now: help and error messages are shown without waiting for JAX.
-    from inception_jax.inspection.formats import FORMATS
-
-    check_choice("--format", args.format, FORMATS)
+    check_choice("--format", args.format, TABLE_FORMATS)
     names = _names(args.names)
     several = {"--chart": args.chart, "--no-latency": args.no_latency}
     one = {"--depth": args.depth, "--against": args.against, "--parameters": args.parameters, "--xla": args.xla}

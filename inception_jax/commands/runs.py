@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from inception_jax.commands import flags
 from inception_jax.errors import UserError, unknown_name
 from inception_jax.process import log_to_stderr
-from inception_jax.text import csv_line, json_text, say
+from inception_jax.text import csv_line, format_seconds, format_table, json_text, say
 
 if TYPE_CHECKING:
     from inception_jax.runs.records import Record
@@ -51,9 +51,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints a row for each run."""
-    from inception_jax.inspection.formats import format_table
     from inception_jax.runs.records import differing_fields, list_runs, show
-    from inception_jax.text import format_seconds
 
     with log_to_stderr():
         records = list_runs(args.folder)

@@ -12,7 +12,7 @@ from inception_jax.commands import flags
 from inception_jax.errors import UserError
 from inception_jax.files import held
 from inception_jax.process import TERMINATED, Terminated, log_to_stderr, terminable
-from inception_jax.text import complain, printable, say
+from inception_jax.text import columns, complain, printable, say
 
 if TYPE_CHECKING:
     from inception_jax.studies.plan import Plan
@@ -56,9 +56,9 @@ def run(args: argparse.Namespace) -> int:
     from inception_jax.studies.plan import load_study, make_plan, shipped_studies
 
     if not args.file:
-        for name, path in shipped_studies().items():
-            study = load_study(str(path))[1]
-            say(f"{name:24} {study.title} (forms: {', '.join(study.forms)})")
+        shipped = {name: load_study(str(path))[1] for name, path in shipped_studies().items()}
+        rows = [(name, f"{study.title} (forms: {', '.join(study.forms)})") for name, study in shipped.items()]
+        say("\n".join(columns(rows)))
         return 0
     if args.jobs is not None and args.jobs < 1:
         raise UserError(f"--jobs={args.jobs} is not allowed: it must be at least 1")
