@@ -3,6 +3,7 @@
 import argparse
 import ast
 
+from inception_jax.commands import flags
 from inception_jax.config.files import shipped_configs
 from inception_jax.text import columns, say
 
@@ -14,14 +15,14 @@ examples:
 
 
 def add_parser(subparsers) -> None:
-    parser = subparsers.add_parser(
+    flags.add_command(
+        subparsers,
         "configs",
+        run,
         help="list the shipped configs",
         description="Lists the shipped configs.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=EXAMPLES,
     )
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

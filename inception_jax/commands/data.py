@@ -3,7 +3,6 @@
 import argparse
 import inspect
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,33 +33,25 @@ NAMES_SHOWN = 3  # images that cannot be decoded
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the subcommand to the command line."""
-    parser = subparsers.add_parser(
+    parser = flags.add_command(
+        subparsers,
         "data",
+        run,
         help="prepare a data set, and show what is in it",
         description="Downloads a data set, or reads files that are there already, checks every picture and decodes "
         "them, once; then shows splits, classes, sizes and kinds of pictures.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=EXAMPLES,
+        takes_fields=True,
     )
     parser.add_argument("name", metavar="NAME", nargs="?", help=f"{', '.join(data.DATASETS)}, or module:Name")
     parser.add_argument("--config", metavar="NAME_OR_FILE", help="a config whose data and augmentation are shown")
-    parser.add_argument("--folder", metavar="DIR", type=flags.path, help="pictures that are read in place")
-    parser.add_argument(
-        "--archives", metavar="DIR", type=flags.path, help="folder with the original archives or their files"
-    )
-    parser.add_argument(
-        "--data-dir",
-        metavar="DIR",
-        type=flags.path,
-        help="where it is kept (default: $INCEPTION_JAX_DATA, else ~/.cache/inception_jax)",
-    )
+    flags.add_places(parser)
     parser.add_argument("--image-size", type=int, metavar="N", help="pixels; every picture becomes this square")
     parser.add_argument("--sheet", metavar="FILE", type=flags.path, help="write a contact sheet, as PNG")
     parser.add_argument(
         "--verify", action="store_true", help="read all that was prepared again, and compare it with its digests"
     )
-    parser.add_argument("--json", action="store_true", help="print JSON, with the counts of all classes")
-    parser.set_defaults(run=run, takes_fields=True)
+    flags.add_json(parser, "print JSON, with the counts of all classes")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -71,10 +62,10 @@ def run(args: argparse.Namespace) -> int:
         say(_list())
         return 0
     config = flags.config(args.config) if args.config else default_config()
-    given = {"name": args.name, "folder": args.folder, "archives": args.archives, "directory": args.data_dir}
-    for field, value in (given | {"image_size": args.image_size}).items():
+    given = {"name": args.name, "image_size": args.image_size} | flags.places(args)
+    for field, value in given.items():
         if value is not None:
-            config.data[field] = str(value) if isinstance(value, Path) else value
+            config.data[field] = value
     override(config, ["", *args.fields])
     from inception_jax.config import validate
 

@@ -42,15 +42,16 @@ Test-time augmentation averages the probabilities of several views of a picture:
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the sub-command to the command line."""
-    parser = subparsers.add_parser(
+    parser = flags.add_command(
+        subparsers,
         "evaluate",
+        run,
         help="evaluate runs on a split of their own data or of another data set",
         description="Evaluates trained networks on a split, of their own data or of another data set resized to their "
         "input; every example counts once.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=EXAMPLES,
     )
-    parser.add_argument("run_folders", metavar="RUN", type=flags.path, nargs="+", help="folder of a run")
+    flags.add_runs(parser, nargs="+")
     flags.add_data(parser)
     parser.add_argument(
         "--grayscale-run", metavar="RUN", type=flags.path, help="network for pictures stored without colours"
@@ -68,8 +69,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     flags.add_network(parser)
     flags.add_dtype(parser)
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.set_defaults(run=run)
+    flags.add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -141,7 +141,7 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("--grayscale-run makes a pair with one run, not with several")
     if args.ensemble and not several:
         raise UserError("--ensemble needs two runs or more")
-    flags.check_batch_size(args)
+    flags.check_at_least_1(args, "batch_size")
     for flag, path, check in (
         ("--confusion", args.confusion, check_suffix),
         ("--predictions", args.predictions, check_predictions_file),

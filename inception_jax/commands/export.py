@@ -32,14 +32,15 @@ torchvision, timm and cadene hold the weights; the library loads them with stric
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the subcommand to the command line."""
-    parser = subparsers.add_parser(
+    parser = flags.add_command(
+        subparsers,
         "export",
+        run,
         help="write a run's network as StableHLO or ONNX, or its weights for torchvision or timm",
         description="Writes a run's network for other programs, or its weights in the naming of another library.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=EXAMPLES,
     )
-    parser.add_argument("run_folder", metavar="RUN", type=flags.path, help="folder of the run")
+    flags.add_runs(parser, nargs=None)
     parser.add_argument("--format", required=True, metavar="FORMAT", help=", ".join([*GRAPHS, *WEIGHTS]))
     parser.add_argument(
         "--output",
@@ -54,7 +55,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--platforms", metavar="NAMES", help="of stablehlo: cpu, cuda, rocm, tpu, with commas (default: cpu,cuda)"
     )
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

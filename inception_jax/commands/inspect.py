@@ -32,12 +32,13 @@ examples:
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the subcommand to the command line."""
-    parser = subparsers.add_parser(
+    parser = flags.add_command(
+        subparsers,
         "inspect",
+        run,
         help="a network's layers and their costs, or several networks compared",
         description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=EXAMPLES,
     )
     parser.add_argument("names", nargs="+", metavar="NAME", help="a network, or a run's folder; several are compared")
     parser.add_argument(
@@ -68,15 +69,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--chart", metavar="FILE", type=flags.path, help="draw top-1 accuracy against multiply-adds, where it is known"
     )
     several.add_argument("--no-latency", action="store_true", help="do not time the networks, which compiles them")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints the table; with CSV, its notes go to stderr."""
-    for name, least in (("image_size", 1), ("num_classes", 1), ("depth", 1)):
-        value = getattr(args, name)
-        if value is not None and value < least:
-            raise UserError(f"--{name.replace('_', '-')} {value} is not allowed: it must be at least {least}")
+    flags.check_at_least_1(args, "image_size", "num_classes", "depth")
     check_choice("--format", args.format, TABLE_FORMATS)
     names = _names(args.names)
     several = {"--chart": args.chart, "--no-latency": args.no_latency}

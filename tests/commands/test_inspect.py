@@ -112,7 +112,7 @@ WRONG = [
     (["googlnet"], "unknown model 'googlnet'. Did you mean 'googlenet'?"),
     (["gogle*"], "no network's name matches 'gogle*'. Known: "),
     (["runs/missing"], "runs/missing holds no run: it has no config.json"),
-    (["googlenet", "--image-size", "0"], "--image-size 0 is not allowed: it must be at least 1"),
+    (["googlenet", "--image-size", "0"], "--image-size=0 is not allowed: it must be at least 1"),
     (["googlenet", "--image-size", "big"], "argument --image-size: invalid int value: 'big'"),
     (["vgg11", "--image-size", "16"], "images of 16x16 pixels are too small for"),
     (["googlenet", "--format", "html"], "unknown --format 'html'"),
