@@ -128,7 +128,7 @@ def _describe(config: Any, published: data.Published | None) -> tuple[dict[str, 
         page["images"] = {
             "shape": [height, width, channels],
             "gib": sum(len(part) for part in dataset.splits.values()) * height * width * channels / 2**30,
-            "streamed": any(isinstance(part, streaming.Split) for part in dataset.splits.values()),
+            "streamed": any(isinstance(part, streaming.StreamingSplit) for part in dataset.splits.values()),
         }
     if published is not None:
         if dataset is None:

@@ -51,7 +51,7 @@ class Entry(NamedTuple):
         return value.reshape(*self.sides, -1, self.shape[0]).transpose(3, 2, 0, 1).reshape(self.shape)
 
 
-class Table(NamedTuple):
+class NameTable(NamedTuple):
     """All names in a library's state dict of a network.
 
     Attributes:
@@ -69,7 +69,7 @@ class Table(NamedTuple):
     heads: tuple[str, ...]
 
 
-def _table(model: nn.Module, leaves: Mapping[Path, Any], names: Naming) -> Table:
+def _table(model: nn.Module, leaves: Mapping[Path, Any], names: Naming) -> NameTable:
     tensors, biases, counters, classifiers = {}, {}, set(), set()
     for path, leaf in leaves.items():
         *modules, name = path[1:]
@@ -91,7 +91,7 @@ def _table(model: nn.Module, leaves: Mapping[Path, Any], names: Naming) -> Table
             convolution = [*modules[:-1], "conv"]
             if names.biases and ("params", *convolution, "bias") not in leaves:
                 biases[f"{names.module(model, '/'.join(convolution))}.bias"] = Entry(path, shape, shape, None)
-    return Table(tensors, biases, counters, classifiers, names.heads)
+    return NameTable(tensors, biases, counters, classifiers, names.heads)
 
 
 def to_state_dict(model: nn.Module, variables: Mapping[str, Any], format: str) -> dict[str, np.ndarray]:
@@ -184,7 +184,7 @@ def count_classes(model: nn.Module, tensors: Mapping[str, np.ndarray], format: s
     return None if bias is None else len(bias)
 
 
-def _check(model: nn.Module, table: Table, tensors: Mapping[str, np.ndarray], classifier: bool) -> None:
+def _check(model: nn.Module, table: NameTable, tensors: Mapping[str, np.ndarray], classifier: bool) -> None:
     """Raises UserError unless the tensors match the table."""
     given = {name: tensor.shape for name, tensor in tensors.items()}
     wanted = {name: entry.shape for name, entry in table.tensors.items() if classifier or name not in table.classifiers}
@@ -234,7 +234,7 @@ class Signature(NamedTuple):
     """What identifies a library's network: all tensors except the classifiers and the auxiliary heads."""
 
     shapes: Shapes
-    table: Table
+    table: NameTable
 
     def likeness(self, given: Shapes) -> float:
         """The share of all names that are in both with the same shape (intersection over union)."""
