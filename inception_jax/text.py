@@ -165,6 +165,12 @@ def format_table(
     return "\n".join(columns(cells, left))
 
 
+def listed(entries: Sequence[object], most: int, separator: str = ", ") -> str:
+    """The first `most` entries for a message, and how many more there are."""
+    more = f" and {len(entries) - most} more" if len(entries) > most else ""
+    return separator.join(map(str, entries[:most])) + more
+
+
 def shortened(text: str, longest: int) -> str:
     """The text, cut to `longest` characters with an ellipsis as the last one."""
     return text if len(text) <= longest else f"{text[: longest - 1]}…"

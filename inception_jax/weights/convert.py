@@ -14,6 +14,7 @@ from jax import numpy as jnp
 
 from inception_jax.errors import UserError
 from inception_jax.models import MODELS, create_model
+from inception_jax.text import listed
 from inception_jax.weights.names import NAMINGS, Naming, check_options, formats, naming, nearest_options
 
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
@@ -205,12 +206,8 @@ def _check(model: nn.Module, table: NameTable, tensors: Mapping[str, np.ndarray]
         "of another shape": [f"{name} {given[name]} instead of {wanted[name]}" for name in misshapen],
     }
     if missing or unknown or misshapen:
-        listed = "; ".join(f"{len(found)} {what}: {_list(found)}" for what, found in complaints.items() if found)
-        raise UserError(f"the tensors do not fit this {registered_name(model)}: {listed}")
-
-
-def _list(names: list[str]) -> str:
-    return ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
+        differing = [f"{len(found)} {what}: {listed(found, LISTED)}" for what, found in complaints.items() if found]
+        raise UserError(f"the tensors do not fit this {registered_name(model)}: {'; '.join(differing)}")
 
 
 def _leaves(model: nn.Module, image_shape: tuple[int, int, int] | None = None) -> dict[Path, jax.ShapeDtypeStruct]:
