@@ -1,7 +1,8 @@
 """Errors that the user can fix: the command line prints their message without a traceback."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from typing import Any
 
 
 class UserError(ValueError):
@@ -33,3 +34,12 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
     return UserError(f"unknown {kind} {name!r}.{hint} Known: {', '.join(known)}")
+
+
+def check_choice(kind: str, value: Any, allowed: Collection[Any]) -> None:
+    """Raises UserError if the `value` of the option `kind` is not one of those `allowed`."""
+    if value in allowed:
+        return
+    if isinstance(value, str):
+        raise unknown_name(kind, value, map(str, allowed))
+    raise UserError(f"{kind}={value!r} is not allowed: choose one of {', '.join(map(str, allowed))}")

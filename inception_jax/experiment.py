@@ -19,7 +19,7 @@ from jax import numpy as jnp
 from inception_jax import ops, steps
 from inception_jax.config import CHOICES, Config
 from inception_jax.data import augment
-from inception_jax.errors import UserError, unknown_name
+from inception_jax.errors import UserError, check_choice
 from inception_jax.models import create_model
 from inception_jax.models.folding import fold_model
 from inception_jax.steps import optimizers, schedules, state
@@ -191,8 +191,7 @@ def dtypes(compute_dtype: str) -> tuple[Any, Any]:
 
     "auto" means float32 on CPUs and bfloat16 elsewhere; training uses a finer rule, see `train.precision`.
     """
-    if compute_dtype not in CHOICES["compute_dtype"]:
-        raise unknown_name("compute_dtype", compute_dtype, CHOICES["compute_dtype"])
+    check_choice("compute_dtype", compute_dtype, CHOICES["compute_dtype"])
     if compute_dtype == "float64":
         jax.config.update("jax_enable_x64", True)
         return jnp.float64, jnp.float64

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from inception_jax.errors import UntrustedError, UserError, unknown_name
+from inception_jax.errors import UntrustedError, UserError, check_choice, unknown_name
 
 
 def resolve(kind: str, name: str, registry: Mapping[str, Any]) -> Any:
@@ -23,8 +23,7 @@ def resolve(kind: str, name: str, registry: Mapping[str, Any]) -> Any:
       UserError: no object has that name, or the module cannot be imported.
     """
     if ":" not in name:
-        if name not in registry:
-            raise unknown_name(kind, name, registry)
+        check_choice(kind, name, registry)
         return registry[name]
     module_name, _, attribute = name.partition(":")
     if os.getcwd() not in sys.path and "" not in sys.path:

@@ -7,12 +7,15 @@ import math
 import re
 import sys
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
+
+from inception_jax.errors import check_choice
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 # Characters that start a formula in a spreadsheet, and their fullwidth forms.
 FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")
+TABLE_FORMATS = ("text", "markdown", "csv")
 
 
 def printable(text: str) -> str:
@@ -123,6 +126,51 @@ def aligned(text: str, columns: int, *, left: bool = True) -> str:
     return text + blanks if left else blanks + text
 
 
+def columns(rows: Sequence[Sequence[str]], left: int | None = None) -> list[str]:
+    """The rows as lines with cells below one another, two spaces apart; cells must be `printable`.
+
+    Args:
+      left: number of columns that are left-aligned, from the first on; the others are right-aligned. None: all.
+    """
+    widths = [max(map(width, column)) for column in zip(*rows, strict=True)]
+    lines = (
+        [aligned(cell, widths[place], left=left is None or place < left) for place, cell in enumerate(row)]
+        for row in rows
+    )
+    return ["  ".join(cells).rstrip() for cells in lines]
+
+
+def format_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], style: str = "text", left: int = 1, *, rule: bool = True
+) -> str:
+    """Formats a table, without a final newline; the first `left` columns are left-aligned, the others right-aligned.
+
+    Cells may contain any characters: each is made `printable` on one line.
+
+    Args:
+      rule: in style "text", whether there is a line of hyphens below the header.
+
+    Raises:
+      UserError: the style is not one of TABLE_FORMATS.
+    """
+    check_choice("format", style, TABLE_FORMATS)
+    if style == "csv":
+        return "\n".join(map(csv_line, [header, *rows]))
+    cells = [list(map(printable, row)) for row in (header, *rows)]
+    if style == "markdown":
+        cells.insert(1, ["---" if column < left else "---:" for column in range(len(header))])
+        return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+    if rule:
+        cells.insert(1, ["-" * max(map(width, column)) for column in zip(*cells, strict=True)])
+    return "\n".join(columns(cells, left))
+
+
+def listed(entries: Sequence[object], most: int, separator: str = ", ") -> str:
+    """The first `most` entries for a message, and how many more there are."""
+    more = f" and {len(entries) - most} more" if len(entries) > most else ""
+    return separator.join(map(str, entries[:most])) + more
+
+
 def shortened(text: str, longest: int) -> str:
     """The text, cut to `longest` characters with an ellipsis as the last one."""
     return text if len(text) <= longest else f"{text[: longest - 1]}…"
@@ -137,6 +185,19 @@ def chart_label(name: str, longest: int | None = None) -> str:
     name = printable(name)
     name = shortened(name, longest) if longest else name
     return (f" {name}" if name.startswith("_") else name).replace("$", r"\$")
+
+
+def human(number: float) -> str:
+    """Four digits and a unit: 112,896,000 is 112.9M. Numbers below a thousand have no unit; zero is ""."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("K", 1e3)):
+        if number >= 0.99995 * size:
+            return f"{number / size:#.4g}{unit}"
+    return f"{number:.4g}" if number else ""
+
+
+def times(sides: Sequence[int]) -> str:
+    """Sizes along several axes: 112x112x64."""
+    return "x".join(map(str, sides))
 
 
 def format_seconds(seconds: float) -> str:

@@ -92,6 +92,15 @@ def test_auxiliary_heads_have_their_own():
     assert means["aux2_loss"] == pytest.approx(100 + math.log(9), rel=1e-6)
 
 
+def test_the_name_of_a_head_need_not_be_an_identifier():
+    logits, labels = random_batch()
+    sums = metric_sums(logits, jnp.asarray(labels), jnp.ones(50, bool), **{"side head/1": logits})
+    sums = metrics.add(sums, sums)
+    means = metrics.summarize(sums)
+    assert (means["side head/1_loss"], means["side head/1_top1"]) == (means["loss"], means["top1"])
+    assert means["count"] == 100
+
+
 def test_label_smoothing_is_in_the_loss():
     logits, labels = random_batch()
     sums = metric_sums(logits, jnp.asarray(labels), jnp.ones(50, bool), label_smoothing=0.1, aux1=logits)

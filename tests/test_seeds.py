@@ -54,7 +54,7 @@ def config(digits):
 
 def test_a_run_of_before_goes_on_with_the_numbers_that_it_began_with(config, tmp_path, monkeypatch):
     """Its weights were drawn from the seed, its augmentation from the next one, and its records did not say so."""
-    kept = [field.name for field in dataclasses.fields(record.Record)]
+    kept = [field.name for field in dataclasses.fields(record.TrainingRecord)]
     kept = [name for name in kept if name not in ("named_streams", "best_step")]
 
     class Checkpoints(checkpoints.Checkpoints):

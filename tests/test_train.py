@@ -191,10 +191,10 @@ def test_a_step_that_is_evaluated_and_due_is_saved_once(config, tmp_path, monkey
 
 
 def test_a_record_of_another_version_is_refused():
-    kept = dataclasses.asdict(record.Record({"mean": [0.5]}, 21, evaluated_step=42))
-    assert record.Record.from_json(kept) == record.Record({"mean": [0.5]}, 21, evaluated_step=42)
+    kept = dataclasses.asdict(record.TrainingRecord({"mean": [0.5]}, 21, evaluated_step=42))
+    assert record.TrainingRecord.from_json(kept) == record.TrainingRecord({"mean": [0.5]}, 21, evaluated_step=42)
     with pytest.raises(UserError, match=r"written by another version of inception_jax: it holds energy\. Install"):
-        record.Record.from_json(kept | {"energy": 1.5})
+        record.TrainingRecord.from_json(kept | {"energy": 1.5})
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(config, tmp_path):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from inception_jax import process
 from inception_jax.commands import flags
 from inception_jax.process import log_to_stderr
-from inception_jax.text import json_text, printable, say
+from inception_jax.text import format_table, json_text, printable, say
 
 if TYPE_CHECKING:
     from inception_jax.trained.compare import Comparison
@@ -31,15 +31,16 @@ CLASSES_SHOWN = 5
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the subcommand to the command line."""
-    parser = subparsers.add_parser(
+    parser = flags.add_command(
+        subparsers,
         "compare",
+        run,
         help="compare two runs picture by picture and layer by layer",
         description="Compares two trained networks on the same pictures: which are right where, whether the difference "
         "could be chance, and how alike their layers are.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=EXAMPLES,
     )
-    parser.add_argument("run_folders", metavar="RUN", type=flags.path, nargs=2, help="folder of a run")
+    flags.add_runs(parser, nargs=2)
     flags.add_data(parser)
     flags.add_network(parser)
     parser.add_argument("--per-class", action="store_true", help="every class (default: those that differ most)")
@@ -50,8 +51,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--layers", metavar="PATTERNS", help="paths of layers with commas between (default: the network's own parts)"
     )
     parser.add_argument("--chart", metavar="FILE", type=flags.path, help="every pair of layers: .png, .pdf or .svg")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    parser.set_defaults(run=run)
+    flags.add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     from inception_jax.trained.classes import read_class_map
     from inception_jax.trained.compare import check_chart_file, compare_runs, save_chart
 
-    flags.check_batch_size(args)
+    flags.check_at_least_1(args, "batch_size")
     if args.chart:
         check_chart_file(args.chart)
         if not args.images:
@@ -116,8 +116,6 @@ def _record(weights: list[dict[str, Any]], found: "Comparison") -> dict[str, Any
 
 
 def _text(weights: list[dict[str, Any]], found: "Comparison", *, every_class: bool) -> str:
-    from inception_jax.inspection.formats import format_table
-
     pairing = found.pairing
     number = pairing.count
     low, high = pairing.interval
@@ -167,8 +165,6 @@ def _text(weights: list[dict[str, Any]], found: "Comparison", *, every_class: bo
 def _layers(found: "Comparison") -> str:
     """Each layer of the first network with the layer of the same name and the most similar layer of the second."""
     import numpy as np
-
-    from inception_jax.inspection.formats import format_table
 
     similarity = found.similarity
     assert similarity

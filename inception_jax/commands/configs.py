@@ -3,8 +3,9 @@
 import argparse
 import ast
 
+from inception_jax.commands import flags
 from inception_jax.config.files import shipped_configs
-from inception_jax.text import say
+from inception_jax.text import columns, say
 
 EXAMPLES = """\
 examples:
@@ -14,22 +15,21 @@ examples:
 
 
 def add_parser(subparsers) -> None:
-    parser = subparsers.add_parser(
+    flags.add_command(
+        subparsers,
         "configs",
+        run,
         help="list the shipped configs",
         description="Lists the shipped configs.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=EXAMPLES,
     )
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     shipped = shipped_configs()
-    width = max(map(len, shipped), default=0)
-    for name, path in shipped.items():
-        docstring = ast.get_docstring(ast.parse(path.read_bytes())) or ""
-        say(f"{name:{width}}  {docstring.partition(chr(10))[0]}")
+    titles = {name: ast.get_docstring(ast.parse(path.read_bytes())) or "" for name, path in shipped.items()}
+    for line in columns([(name, title.partition("\n")[0]) for name, title in titles.items()]):
+        say(line)
     for folder in sorted({path.parent for path in shipped.values()}):
         say(f"\nThe files are in {folder}")
     return 0

@@ -3,7 +3,6 @@
 import argparse
 import inspect
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from inception_jax.config.files import override
 from inception_jax.data import streaming
 from inception_jax.errors import UserError
 from inception_jax.process import log_to_stderr
-from inception_jax.text import aligned, json_text, printable, say, width
+from inception_jax.text import columns, json_text, printable, say
 
 EXAMPLES = """\
 examples:
@@ -34,33 +33,25 @@ NAMES_SHOWN = 3  # images that cannot be decoded
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the subcommand to the command line."""
-    parser = subparsers.add_parser(
+    parser = flags.add_command(
+        subparsers,
         "data",
+        run,
         help="prepare a data set, and show what is in it",
         description="Downloads a data set, or reads files that are there already, checks every picture and decodes "
         "them, once; then shows splits, classes, sizes and kinds of pictures.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=EXAMPLES,
+        takes_fields=True,
     )
     parser.add_argument("name", metavar="NAME", nargs="?", help=f"{', '.join(data.DATASETS)}, or module:Name")
     parser.add_argument("--config", metavar="NAME_OR_FILE", help="a config whose data and augmentation are shown")
-    parser.add_argument("--folder", metavar="DIR", type=flags.path, help="pictures that are read in place")
-    parser.add_argument(
-        "--archives", metavar="DIR", type=flags.path, help="folder with the original archives or their files"
-    )
-    parser.add_argument(
-        "--data-dir",
-        metavar="DIR",
-        type=flags.path,
-        help="where it is kept (default: $INCEPTION_JAX_DATA, else ~/.cache/inception_jax)",
-    )
+    flags.add_places(parser)
     parser.add_argument("--image-size", type=int, metavar="N", help="pixels; every picture becomes this square")
     parser.add_argument("--sheet", metavar="FILE", type=flags.path, help="write a contact sheet, as PNG")
     parser.add_argument(
         "--verify", action="store_true", help="read all that was prepared again, and compare it with its digests"
     )
-    parser.add_argument("--json", action="store_true", help="print JSON, with the counts of all classes")
-    parser.set_defaults(run=run, takes_fields=True)
+    flags.add_json(parser, "print JSON, with the counts of all classes")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -71,10 +62,10 @@ def run(args: argparse.Namespace) -> int:
         say(_list())
         return 0
     config = flags.config(args.config) if args.config else default_config()
-    given = {"name": args.name, "folder": args.folder, "archives": args.archives, "directory": args.data_dir}
-    for field, value in (given | {"image_size": args.image_size}).items():
+    given = {"name": args.name, "image_size": args.image_size} | flags.places(args)
+    for field, value in given.items():
         if value is not None:
-            config.data[field] = str(value) if isinstance(value, Path) else value
+            config.data[field] = value
     override(config, ["", *args.fields])
     from inception_jax.config import validate
 
@@ -105,8 +96,7 @@ def _list() -> str:
     for name, source in data.DATASETS.items():
         first = (inspect.getdoc(source) or "").partition("\n")[0]
         lines.append((name, first if isinstance(source, type) else f"{first} Read in place: --folder"))
-    width = max(len(name) for name, _ in lines)
-    return "\n".join(f"{name:<{width}}  {first}" for name, first in lines)
+    return "\n".join(columns(lines))
 
 
 def _published(config: Any) -> data.Published | None:
@@ -138,7 +128,7 @@ def _describe(config: Any, published: data.Published | None) -> tuple[dict[str, 
         page["images"] = {
             "shape": [height, width, channels],
             "gib": sum(len(part) for part in dataset.splits.values()) * height * width * channels / 2**30,
-            "streamed": any(isinstance(part, streaming.Split) for part in dataset.splits.values()),
+            "streamed": any(isinstance(part, streaming.StreamingSplit) for part in dataset.splits.values()),
         }
     if published is not None:
         if dataset is None:
@@ -217,17 +207,14 @@ def _text(page: dict[str, Any]) -> str:
 
 def _classes(names: list[str], counts: list[int]) -> list[str]:
     """Classes and their numbers of training examples; if there are many, the largest and the smallest."""
-    order = range(len(names))
-    lines = ["", "training examples per class"]
-    if len(names) > CLASSES_SHOWN:
+    order, half = range(len(names)), CLASSES_SHOWN // 2
+    if many := len(names) > CLASSES_SHOWN:
         order = sorted(order, key=lambda label: -counts[label])
-        half = CLASSES_SHOWN // 2
-        order = [*order[:half], None, *order[-half:]]
-    shown = [None if label is None else printable(names[label]) for label in order]
-    widest = max(width(name) for name in shown if name is not None)
-    for label, name in zip(order, shown, strict=True):
-        lines.append("  ..." if name is None else f"  {aligned(name, widest)} {counts[label]:>9,}")
-    return lines
+        order = [*order[:half], *order[-half:]]
+    lines = columns([(printable(names[label]), f"{counts[label]:>8,}") for label in order])
+    if many:
+        lines.insert(half, "...")
+    return ["", "training examples per class", *(f"  {line}" for line in lines)]
 
 
 def _side(size: Any) -> str:

@@ -10,7 +10,7 @@ from inception_jax import process
 from inception_jax.commands import flags
 from inception_jax.errors import UserError
 from inception_jax.process import log_to_stderr
-from inception_jax.text import json_text, printable, say
+from inception_jax.text import format_table, json_text, printable, say
 
 EXAMPLES = """\
 examples:
@@ -42,15 +42,16 @@ Test-time augmentation averages the probabilities of several views of a picture:
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the sub-command to the command line."""
-    parser = subparsers.add_parser(
+    parser = flags.add_command(
+        subparsers,
         "evaluate",
+        run,
         help="evaluate runs on a split of their own data or of another data set",
         description="Evaluates trained networks on a split, of their own data or of another data set resized to their "
         "input; every example counts once.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=EXAMPLES,
     )
-    parser.add_argument("run_folders", metavar="RUN", type=flags.path, nargs="+", help="folder of a run")
+    flags.add_runs(parser, nargs="+")
     flags.add_data(parser)
     parser.add_argument(
         "--grayscale-run", metavar="RUN", type=flags.path, help="network for pictures stored without colours"
@@ -70,8 +71,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     flags.add_network(parser)
     flags.add_dtype(parser)
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.set_defaults(run=run)
+    flags.add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -143,7 +143,7 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("--grayscale-run makes a pair with one run, not with several")
     if args.ensemble and not several:
         raise UserError("--ensemble needs two runs or more")
-    flags.check_batch_size(args)
+    flags.check_at_least_1(args, "batch_size")
     for flag, path, check in (
         ("--confusion", args.confusion, check_suffix),
         ("--predictions", args.predictions, check_predictions_file),
@@ -183,8 +183,6 @@ def _require_same_classes(one: Any, other: Any, what: str) -> None:
 
 def _table(rows: dict[str, dict[str, Any]]) -> str:
     """Aligned columns; below, what was left out, and the classes of each row that has them."""
-    from inception_jax.inspection.formats import format_table
-
     header = ["run", "weights", "data", "top-1", "top-5", "loss", "ECE", "examples"]
     if any("grayscale" in row for row in rows.values()):
         header += ["grayscale", "color"]

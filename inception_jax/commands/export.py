@@ -4,7 +4,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from inception_jax.commands import flags
-from inception_jax.errors import UserError, unknown_name
+from inception_jax.errors import UserError, check_choice
 from inception_jax.text import printable, say
 
 if TYPE_CHECKING:
@@ -32,14 +32,15 @@ torchvision, timm and cadene hold the weights; the library loads them with stric
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the subcommand to the command line."""
-    parser = subparsers.add_parser(
+    parser = flags.add_command(
+        subparsers,
         "export",
+        run,
         help="write a run's network as StableHLO or ONNX, or its weights for torchvision or timm",
         description="Writes a run's network for other programs, or its weights in the naming of another library.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=EXAMPLES,
     )
-    parser.add_argument("run_folder", metavar="RUN", type=flags.path, help="folder of the run")
+    flags.add_runs(parser, nargs=None)
     parser.add_argument("--format", required=True, metavar="FORMAT", help=", ".join([*GRAPHS, *WEIGHTS]))
     parser.add_argument(
         "--output",
@@ -54,13 +55,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--platforms", metavar="NAMES", help="of stablehlo: cpu, cuda, rocm, tpu, with commas (default: cpu,cuda)"
     )
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Writes the file and prints its content, its number of values, and the preprocessing that images need."""
-    if args.format not in GRAPHS + WEIGHTS:
-        raise unknown_name("format", args.format, GRAPHS + WEIGHTS)
+    check_choice("format", args.format, GRAPHS + WEIGHTS)
     for flag, value, formats in (("--input", args.input, GRAPHS), ("--platforms", args.platforms, GRAPHS[:1])):
         if value is not None and args.format not in formats:
             raise UserError(f"{flag} is for --format {' and '.join(formats)}, not for {args.format}")

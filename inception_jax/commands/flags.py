@@ -1,7 +1,7 @@
 """Flags shared by several commands, so that a flag always means the same."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,15 +31,84 @@ def config(text: str) -> Config:
     return load_config(*find_config_and_argument(text))
 
 
+def add_command(
+    subparsers: argparse._SubParsersAction,
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    *,
+    help: str,
+    description: str,
+    examples: str,
+    takes_fields: bool = False,
+) -> argparse.ArgumentParser:
+    """Adds a subcommand to the command line, and returns its parser.
+
+    Args:
+      run: does what the command is for, and returns the exit code.
+      help: a line for the list of commands.
+      examples: printed below the flags, as they are.
+      takes_fields: whether --config.FIELD=VALUE is allowed, see `main`.
+    """
+    parser = subparsers.add_parser(
+        name,
+        help=help,
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run, **({"takes_fields": True} if takes_fields else {}))
+    return parser
+
+
+def add_runs(parser: argparse.ArgumentParser, nargs: int | str | None) -> None:
+    """Adds the folders of runs, as `run_folders`; with nargs=None a single one, as `run_folder`."""
+    name = "run_folder" if nargs is None else "run_folders"
+    parser.add_argument(name, metavar="RUN", type=path, nargs=nargs, help="folder of a run")
+
+
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """Adds a trained network, as `source`: a run, or a file that `export` wrote."""
+    parser.add_argument("source", metavar="RUN", type=path, help="folder of a run, or a .stablehlo or .onnx file")
+
+
+def add_json(parser: argparse.ArgumentParser, json: str = "print JSON instead of a table", csv: str = "") -> None:
+    """Adds --json and, if it has a help text, --csv; only one of them can be given."""
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help=json)
+    if csv:
+        form.add_argument("--csv", action="store_true", help=csv)
+
+
+def add_split(parser: argparse.ArgumentParser) -> None:
+    """Adds the name of a split."""
+    parser.add_argument("--split", metavar="NAME", help="(default: test, or validation where there is no test split)")
+
+
+def add_places(parser: argparse.ArgumentParser) -> None:
+    """Adds flags for where a data set's files are, and where prepared data is kept."""
+    parser.add_argument("--folder", metavar="DIR", type=path, help="pictures, for image_folder and the like")
+    parser.add_argument("--archives", metavar="DIR", type=path, help="original archives, where there is no network")
+    parser.add_argument(
+        "--data-dir",
+        metavar="DIR",
+        type=path,
+        help="where prepared data is kept (default: $INCEPTION_JAX_DATA, else ~/.cache/inception_jax)",
+    )
+
+
+def places(args: argparse.Namespace) -> dict[str, str | None]:
+    """The fields of `config.data` that the flags of `add_places` set; None where a flag is not given."""
+    given = {"folder": args.folder, "archives": args.archives, "directory": args.data_dir}
+    return {field: None if place is None else str(place) for field, place in given.items()}
+
+
 def add_data(parser: argparse.ArgumentParser) -> None:
     """Adds flags for the examples: a split of a run's own data or of another data set."""
-    parser.add_argument("--split", metavar="NAME", help="(default: test, or validation where there is no test split)")
+    add_split(parser)
     other = parser.add_mutually_exclusive_group()
     other.add_argument("--data", metavar="NAME", help="another data set (default: the run's own)")
     other.add_argument("--config", metavar="NAME_OR_FILE", help="a config whose data and splits are taken instead")
-    parser.add_argument("--folder", metavar="DIR", type=path, help="its pictures, for image_folder and the like")
-    parser.add_argument("--archives", metavar="DIR", type=path, help="its original archives, where there is no network")
-    parser.add_argument("--data-dir", metavar="DIR", type=path, help="where prepared data is kept")
+    add_places(parser)
     parser.add_argument("--keep", choices=("all", "color", "grayscale"), help="which pictures, by how they are stored")
     parser.add_argument(
         "--class-map", metavar="FILE", type=path, help='JSON: {"class of the data": "class of the run"}'
@@ -50,15 +119,9 @@ def data_fields(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of `config.data` that the flags of `add_data` set."""
     from inception_jax.trained.evaluate import source_fields  # only now: help is shown without waiting for JAX
 
-    given = {
-        "name": args.data,
-        "folder": args.folder,
-        "archives": args.archives,
-        "directory": args.data_dir,
-        "keep": args.keep,
-    }
+    given = {"name": args.data, "keep": args.keep} | places(args)
     fields = source_fields(config(args.config)) if args.config else {}
-    return fields | {field: str(value) for field, value in given.items() if value is not None}
+    return fields | {field: value for field, value in given.items() if value is not None}
 
 
 def add_network(parser: argparse.ArgumentParser, batch_size: int = 128) -> None:
@@ -115,7 +178,9 @@ def weights_in_words(*weights: Mapping[str, Any]) -> str:
     return "; ".join(words[:2]) + ("; ..." if len(words) > 2 else "")
 
 
-def check_batch_size(args: argparse.Namespace) -> None:
-    """Raises UserError if the batch size of `add_network` is not allowed."""
-    if args.batch_size < 1:
-        raise UserError(f"--batch-size={args.batch_size} is not allowed: it must be at least 1")
+def check_at_least_1(args: argparse.Namespace, *names: str) -> None:
+    """Raises UserError if one of these flags, named as in `args`, is given as less than 1."""
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')}={value} is not allowed: it must be at least 1")

@@ -8,8 +8,8 @@ from typing import Any
 
 from inception_jax import files
 from inception_jax.commands import flags
-from inception_jax.errors import UserError
-from inception_jax.text import printable, say
+from inception_jax.errors import UserError, check_choice
+from inception_jax.text import TABLE_FORMATS, printable, say
 
 DESCRIPTION = """\
 Shows one network's layers with their sizes and costs, or compares several.
@@ -22,6 +22,7 @@ examples:
   inception-jax inspect googlenet
   inception-jax inspect googlenet --depth 2 --format csv > layers.csv
   inception-jax inspect googlenet --against paper
+  inception-jax inspect googlenet --parameters
   inception-jax inspect resnet50 --image-size 256 --xla
   inception-jax inspect googlenet --option norm=lrn --option aux_heads=true
   inception-jax inspect googlenet 'resnet*' 'vgg*' --chart networks.png
@@ -31,12 +32,13 @@ examples:
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the subcommand to the command line."""
-    parser = subparsers.add_parser(
+    parser = flags.add_command(
+        subparsers,
         "inspect",
+        run,
         help="a network's layers and their costs, or several networks compared",
         description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=EXAMPLES,
     )
     parser.add_argument("names", nargs="+", metavar="NAME", help="a network, or a run's folder; several are compared")
     parser.add_argument(
@@ -58,33 +60,32 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--depth", type=int, metavar="N", help="levels of modules within modules that have rows (default: 1)"
     )
     one.add_argument("--against", choices=["paper"], help="googlenet's table beside the one that its paper prints")
+    one.add_argument(
+        "--parameters", action="store_true", help="every parameter instead; of a run with mean and standard deviation"
+    )
     one.add_argument("--xla", action="store_true", help="also XLA's own count of the operations")
     several = parser.add_argument_group("several networks")
     several.add_argument(
         "--chart", metavar="FILE", type=flags.path, help="draw top-1 accuracy against multiply-adds, where it is known"
     )
     several.add_argument("--no-latency", action="store_true", help="do not time the networks, which compiles them")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints the table; with CSV, its notes go to stderr."""
-    for name, least in (("image_size", 1), ("num_classes", 1), ("depth", 1)):
-        value = getattr(args, name)
-        if value is not None and value < least:
-            raise UserError(f"--{name.replace('_', '-')} {value} is not allowed: it must be at least {least}")
-    # Imported only now: help and error messages are shown without waiting for JAX.
-    from inception_jax.inspection.formats import FORMATS
-    from inception_jax.models.layers import check_choice
-
-    check_choice("--format", args.format, FORMATS)
+    flags.check_at_least_1(args, "image_size", "num_classes", "depth")
+    check_choice("--format", args.format, TABLE_FORMATS)
     names = _names(args.names)
     several = {"--chart": args.chart, "--no-latency": args.no_latency}
-    one = {"--depth": args.depth, "--against": args.against, "--xla": args.xla}
+    one = {"--depth": args.depth, "--against": args.against, "--parameters": args.parameters, "--xla": args.xla}
+    layers = {"--depth": args.depth, "--against": args.against, "--xla": args.xla, "--format": args.format != "text"}
     for flag, given in (several if len(names) == 1 else one).items():
         if given:
             wanted = "several networks" if len(names) == 1 else "one network"
             raise UserError(f"{flag} is for {wanted}; given: {', '.join(names)}")
+    for flag, given in layers.items():
+        if given and args.parameters:
+            raise UserError(f"{flag} is for the table of layers: it does not go with --parameters")
     (_show if len(names) == 1 else _compare)(names, args)
     return 0
 
@@ -108,7 +109,11 @@ def _show(names: list[str], args: argparse.Namespace) -> None:
     from inception_jax.inspection import papers
 
     (name,) = names
-    model, image_shape, _ = _load(name, args)
+    model, image_shape, run = _load(name, args)
+    if args.parameters:
+        variables = None if run is None else run.variables
+        say(inspection.parameter_table(model, image_shape[:2], image_shape[2], variables=variables))
+        return
     table = inspection.layer_table(model, image_shape[:2], image_shape[2], args.depth or 1)
     page = inspection.against_paper(table, args.format) if args.against else table.format(args.format)
     notes = [papers.NOTES] if args.against else []

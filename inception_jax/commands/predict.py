@@ -37,14 +37,15 @@ WORTHWHILE, WORTHWHILE_SIDE = LOOKED_AT, 128
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the subcommand to the command line."""
-    parser = subparsers.add_parser(
+    parser = flags.add_command(
+        subparsers,
         "predict",
+        run,
         help="predict the classes of pictures",
         description="Predicts the classes of pictures with a run's network, or an exported one.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=EXAMPLES,
     )
-    parser.add_argument("source", metavar="RUN", type=flags.path, help="folder of a run, or a .stablehlo or .onnx file")
+    flags.add_source(parser)
     parser.add_argument(
         "pictures", metavar="PICTURE", nargs="+", help="a file, a folder with pictures at any depth, or - for stdin"
     )
@@ -56,10 +57,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         f"which of {WORTHWHILE:,} pictures and more of {WORTHWHILE_SIDE} pixels or larger tries first which of those "
         "that are installed is the fastest, and else is jax",
     )
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="a line of JSON for each picture")
-    form.add_argument("--csv", action="store_true", help="a line for each picture and class: picture,rank,class,...")
-    parser.set_defaults(run=run)
+    flags.add_json(
+        parser, "a line of JSON for each picture", csv="a line for each picture and class: picture,rank,class,..."
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 from inception_jax import process
 from inception_jax.commands import flags
-from inception_jax.errors import UntrustedError, UserError
+from inception_jax.errors import UntrustedError, UserError, check_choice
 from inception_jax.process import log_to_stderr
 from inception_jax.text import complain, say
 
@@ -24,14 +24,15 @@ confident mistakes and Grad-CAM. Where the data is not at hand any more, it says
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the subcommand to the command line."""
-    parser = subparsers.add_parser(
+    parser = flags.add_command(
+        subparsers,
         "report",
+        run,
         help="write a run, or several side by side, as one HTML page",
         description="Writes a run as one HTML page that needs no network, or compares several runs on one.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=EXAMPLES,
     )
-    parser.add_argument("run_folders", metavar="RUN", type=flags.path, nargs="+", help="folder of a run")
+    flags.add_runs(parser, nargs="+")
     parser.add_argument("--format", default="html", metavar="FORMAT", help="html (the default) or markdown")
     parser.add_argument(
         "--output",
@@ -40,25 +41,23 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="the HTML file (default: RUN/report.html; of several runs: report.html), or for markdown the folder "
         "(default: RUN/report; of several runs: report)",
     )
-    parser.add_argument("--split", help="examples that are predicted (default: test, else validation)")
+    flags.add_split(parser)
     flags.add_network(parser)
     parser.add_argument(
         "--quick", "--no-pictures", action="store_true", help="leave out what needs the network and its data"
     )
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Writes the page and prints its path; omitted parts are reported on stderr."""
     # Imported only now: help is shown without waiting for JAX.
-    from inception_jax.models.layers import check_choice
     from inception_jax.runs.records import read_records
     from inception_jax.trained import report
     from inception_jax.trained.report.page import FORMATS
 
     check_choice("--format", args.format, FORMATS)
     check_choice("--checkpoint", args.checkpoint, ("best", "latest"))
-    flags.check_batch_size(args)
+    flags.check_at_least_1(args, "batch_size")
     # Report mistakes before computing anything.
     folders: list[Path] = [record.folder for record in read_records(args.run_folders)]
     output = args.output or report.default_output(args.run_folders, args.format)

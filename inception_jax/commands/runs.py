@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from inception_jax.commands import flags
 from inception_jax.errors import UserError, unknown_name
 from inception_jax.process import log_to_stderr
-from inception_jax.text import csv_line, json_text, say
+from inception_jax.text import csv_line, format_seconds, format_table, json_text, say
 
 if TYPE_CHECKING:
     from inception_jax.runs.records import Record
@@ -29,12 +29,13 @@ COLUMNS = ("run", "status", "epochs", "data", "network", "best_value", "validati
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the subcommand to the command line."""
-    parser = subparsers.add_parser(
+    parser = flags.add_command(
+        subparsers,
         "runs",
+        run,
         help="list all runs below a folder, with what differs and what came out",
         description="Lists all runs below a folder: status, the fields in which their configs differ, and results.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=EXAMPLES,
     )
     parser.add_argument(
         "folder", metavar="DIR", type=flags.path, nargs="?", default=Path("runs"), help="(default: runs)"
@@ -43,17 +44,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--columns", metavar="NAMES", help="with commas (default: the usual and the fields that differ)"
     )
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    form.add_argument("--csv", action="store_true", help="print CSV")
-    parser.set_defaults(run=run)
+    flags.add_json(parser, csv="print CSV")
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints a row for each run."""
-    from inception_jax.inspection.formats import format_table
     from inception_jax.runs.records import differing_fields, list_runs, show
-    from inception_jax.text import format_seconds
 
     with log_to_stderr():
         records = list_runs(args.folder)

@@ -33,14 +33,15 @@ Requests must be addressed to localhost, to the address that they came to, to --
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the subcommand to the command line."""
-    parser = subparsers.add_parser(
+    parser = flags.add_command(
+        subparsers,
         "serve",
+        run,
         help="serve a trained network: a page to try it, JSON for programs",
         description="Serves a trained network over HTTP: a page to try it on a picture, and JSON for programs.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=EXAMPLES,
     )
-    parser.add_argument("source", metavar="RUN", type=flags.path, help="folder of a run, or an exported file")
+    flags.add_source(parser)
     flags.add_checkpoint(parser)
     flags.add_dtype(parser)
     flags.add_engine(parser, "which tries at the start which of those that are installed is the fastest")
@@ -73,7 +74,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--max-megapixels", type=float, default=50.0, metavar="MP", help="of a picture, at most 89 (default: 50)"
     )
     parser.add_argument("--timeout-s", type=float, default=10.0, metavar="S", help="for an answer (default: 10)")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ from inception_jax.commands import flags
 from inception_jax.errors import UserError
 from inception_jax.files import held
 from inception_jax.process import TERMINATED, Terminated, log_to_stderr, terminable
-from inception_jax.text import complain, printable, say
+from inception_jax.text import columns, complain, printable, say
 
 if TYPE_CHECKING:
     from inception_jax.studies.plan import Plan
@@ -32,12 +32,14 @@ its own below --workdir, and the report beside them is written anew each time: r
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the subcommand to the command line."""
-    parser = subparsers.add_parser(
+    parser = flags.add_command(
+        subparsers,
         "study",
+        run,
         help="train the variations of a study and report them beside published numbers",
         description="Trains what a study is missing and writes its report. Without FILE: the studies that there are.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=EXAMPLES,
+        takes_fields=True,
     )
     parser.add_argument("file", metavar="FILE", nargs="?", help="a study file, or the name of a shipped one")
     parser.add_argument("--form", default="full", metavar="NAME", help="in which size (default: full)")
@@ -48,7 +50,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--workdir", type=flags.path, default=Path("runs/studies"), metavar="DIR", help="(default: runs/studies)"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the runs, the time and the disk that they take")
-    parser.set_defaults(run=run, takes_fields=True)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -56,12 +57,11 @@ def run(args: argparse.Namespace) -> int:
     from inception_jax.studies.plan import load_study, make_plan, shipped_studies
 
     if not args.file:
-        for name, path in shipped_studies().items():
-            study = load_study(str(path))[1]
-            say(f"{name:24} {study.title} (forms: {', '.join(study.forms)})")
+        shipped = {name: load_study(str(path))[1] for name, path in shipped_studies().items()}
+        rows = [(name, f"{study.title} (forms: {', '.join(study.forms)})") for name, study in shipped.items()]
+        say("\n".join(columns(rows)))
         return 0
-    if args.jobs is not None and args.jobs < 1:
-        raise UserError(f"--jobs={args.jobs} is not allowed: it must be at least 1")
+    flags.check_at_least_1(args, "jobs")
     epochs, seconds = _budget(args.budget)
     name, study = load_study(args.file)
 

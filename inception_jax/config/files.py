@@ -159,7 +159,7 @@ def _registered(module: types.ModuleType) -> Iterator[None]:
             sys.modules[module.__name__] = before
 
 
-class _Source(importlib.machinery.SourceFileLoader):
+class _SourceLoader(importlib.machinery.SourceFileLoader):
     """Loads a module from its source; neither reads nor writes __pycache__."""
 
     def get_code(self, fullname: str) -> types.CodeType:
@@ -171,7 +171,7 @@ class _Neighbors(importlib.abc.MetaPathFinder):
     """Finds modules in some directories after all other finders have failed, and remembers their names."""
 
     def __init__(self, directories: Sequence[Path]):
-        kinds = (_Source, importlib.machinery.SOURCE_SUFFIXES)
+        kinds = (_SourceLoader, importlib.machinery.SOURCE_SUFFIXES)
         self.finders = [importlib.machinery.FileFinder(str(directory), kinds) for directory in directories]
         self.found: set[str] = set()
 

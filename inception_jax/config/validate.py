@@ -5,7 +5,7 @@ from typing import Any
 
 from inception_jax.config.fields import BY_NAME, FIELDS, Config, field_names, get_field
 from inception_jax.config.rules import SEED
-from inception_jax.errors import UserError, unknown_name
+from inception_jax.errors import UserError, check_choice, unknown_name
 
 logger = logging.getLogger(__name__)
 
@@ -166,8 +166,7 @@ def _check_watched(config: Config, metrics: list[str]) -> None:
         watched["schedule.metric"] = "schedule.mode"
     for name, mode_name in watched.items():
         metric, mode = get_field(config, name), get_field(config, mode_name)
-        if metric not in metrics:
-            raise unknown_name(f"metric in {name}", metric, metrics)
+        check_choice(f"metric in {name}", metric, metrics)
         better = "min" if metric.endswith("_loss") else "max"
         if mode != better:
             raise UserError(f"{mode_name}={mode!r} is not allowed with {name}={metric!r}: it must be {better!r}")

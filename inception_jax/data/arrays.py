@@ -9,7 +9,7 @@ import numpy as np
 
 from inception_jax.data import digests, folders
 from inception_jax.data.dataset import Dataset
-from inception_jax.data.resident import Arrays, Split
+from inception_jax.data.resident import Arrays, ResidentSplit
 from inception_jax.errors import UserError
 
 CHANNELS = (1, 3)  # of gray and of color images
@@ -41,7 +41,7 @@ def from_arrays(
     if class_names is not None:
         arrays["class_names"] = class_names
     names, bases = checked("arrays", arrays)
-    splits = {split: Split(*pair) for split, pair in bases.items()}
+    splits = {split: ResidentSplit(*pair) for split, pair in bases.items()}
     return Dataset("arrays", names, splits, fingerprint=fingerprint(names, splits))
 
 
@@ -87,7 +87,7 @@ def checked(name: str, arrays: Mapping[str, Any]) -> tuple[tuple[str, ...], dict
     return class_names, bases
 
 
-def fingerprint(class_names: Sequence[str], splits: Mapping[str, Split]) -> str:
+def fingerprint(class_names: Sequence[str], splits: Mapping[str, ResidentSplit]) -> str:
     """Of the content of the splits; `digests.differences` describes how two of them differ."""
     parts = [digests.part("class names", len(class_names), digests.of_texts(class_names))]
     for name, split in splits.items():
@@ -103,7 +103,7 @@ def fingerprint(class_names: Sequence[str], splits: Mapping[str, Split]) -> str:
     return digests.together(parts)
 
 
-def _reader(split: Split) -> Callable[[slice], np.ndarray]:
+def _reader(split: ResidentSplit) -> Callable[[slice], np.ndarray]:
     """Returns some images of a split: a view if possible, since copying takes as long as hashing."""
     rows = split.rows
     if isinstance(rows, slice):

@@ -21,7 +21,7 @@ STATISTICS_OF_ALL, STATISTICS_EXAMPLES = 100_000, 20_000
 
 
 class Split(Protocol):
-    """Some of the examples of a data set: a `resident.Split` or a `streaming.Split`."""
+    """Some of the examples of a data set: a `resident.ResidentSplit` or a `streaming.StreamingSplit`."""
 
     def __len__(self) -> int: ...
 
@@ -140,7 +140,7 @@ def train_batches(
     Raises:
       UserError: a crop of images that are in memory at one size.
     """
-    if isinstance(split, streaming.Split):
+    if isinstance(split, streaming.StreamingSplit):
         with contextlib.closing(
             streaming.batches(
                 split, positions, first, last, num_workers=num_workers, crop=crop, steps_per_epoch=steps_per_epoch
@@ -171,7 +171,7 @@ def eval_batches(
     positions = partial(_eval_positions, batch_size=batch_size, rows=rows)
     inside = (positions(batch) < len(split) for batch in range(number))
     clipped = partial(_clipped, positions, len(split) - 1)
-    if isinstance(split, streaming.Split):
+    if isinstance(split, streaming.StreamingSplit):
         with contextlib.closing(streaming.batches(split, clipped, 0, number)) as batches:
             for (images, labels, decoded), mask in zip(batches, inside, strict=True):
                 yield images, labels, mask & decoded

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from inception_jax.data.scan import PICTURES, Scan, ending, entries, is_folder
-from inception_jax.errors import UserError, unknown_name
+from inception_jax.errors import UserError, check_choice
 from inception_jax.files import regular_file
 
 TABLES = (".csv", ".tsv")
@@ -129,8 +129,7 @@ def listing(root: Path, found: Found, classes: tuple[str, ...], hold_out: float 
     check_names(root, list(sizes))
     check_once(classes)
     for name in classes:
-        if name not in sizes:
-            raise unknown_name("class", name, sizes)
+        check_choice("class", name, sizes)
     empty = sorted(name for name in classes or sizes if not sizes[name])
     if empty and classes:
         raise UserError(f"{root} has no pictures of {some(empty, CLASSES_SHOWN)}")

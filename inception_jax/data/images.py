@@ -31,7 +31,7 @@ from inception_jax.data.headers import (
     may_be_turned,
     scans,
 )
-from inception_jax.errors import UserError, unknown_name
+from inception_jax.errors import UserError, check_choice
 from inception_jax.text import printable
 
 # Pillow's names of the formats that are opened, whatever a file is called, and the usual suffixes of such files. For
@@ -77,10 +77,8 @@ class Format:
             raise UserError(f"image_size={self.image_size} is not allowed: it must be at least 1 pixel")
         if self.channels not in (1, 3):
             raise UserError(f"channels={self.channels} is not allowed: it must be 1 (gray) or 3 (red, green, blue)")
-        if self.resize not in FILTERS:
-            raise unknown_name("resize", self.resize, FILTERS)
-        if self.fit not in FITS:
-            raise unknown_name("fit", self.fit, FITS)
+        check_choice("resize", self.resize, FILTERS)
+        check_choice("fit", self.fit, FITS)
         if not 0 < self.crop_share <= 1:
             raise UserError(f"crop_share={self.crop_share} is not allowed: it must be above 0 and at most 1")
 

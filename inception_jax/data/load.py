@@ -19,7 +19,7 @@ from inception_jax.data.resident import Arrays
 from inception_jax.errors import UserError
 
 Rows = Mapping[str, np.ndarray]  # by published split: the rows that are used, in the order in which splits are cut
-Ranges = Mapping[str, list[splits.Range]]  # by split: its parts of these rows
+Ranges = Mapping[str, list[splits.RowRange]]  # by split: its parts of these rows
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def load(
     ranges = _cut(found, rows, selection)
     overlaps.warn_of_shared_examples(ranges)
     overlaps.warn_of_duplicates(found, rows, ranges)
-    make: Callable[[list[splits.Range]], Split]
+    make: Callable[[list[splits.RowRange]], Split]
     if _is_streamed(found, form, decoding):
         make = partial(_streamed_split, found, form, rows, leave_out=selection.on_error == "leave_out")
     else:
@@ -143,17 +143,17 @@ def _kept(base: Base, keep: str) -> np.ndarray:
 
 def _narrowed(
     what: str,
-    parts: list[splits.Range],
+    parts: list[splits.RowRange],
     whole: Mapping[str, np.ndarray],
     rows: Mapping[str, np.ndarray],
     keep: str,
-) -> list[splits.Range]:
+) -> list[splits.RowRange]:
     """Ranges of the `whole` rows as ranges of the `rows` that are kept, which are a part of them in the same order."""
     kept = []
     for base, start, stop in parts:
         before = np.concatenate([[0], np.cumsum(np.isin(whole[base], rows[base]))])
         if before[start] < before[stop]:
-            kept.append(splits.Range(base, int(before[start]), int(before[stop])))
+            kept.append(splits.RowRange(base, int(before[start]), int(before[stop])))
     if not kept:
         raise UserError(f"the {what} has no picture to keep: keep={keep!r} leaves all of them out")
     return kept
@@ -191,11 +191,11 @@ def _is_streamed(found: Published, form: Format, decoding: Decoding) -> bool:
 
 
 def _streamed_split(
-    found: Published, form: Format, rows: Rows, parts: list[splits.Range], *, leave_out: bool
-) -> streaming.Split:
+    found: Published, form: Format, rows: Rows, parts: list[splits.RowRange], *, leave_out: bool
+) -> streaming.StreamingSplit:
     bases = [found.bases[part.base] for part in parts]
     chosen = [rows[part.base][part.start : part.stop] for part in parts]
-    return streaming.Split(
+    return streaming.StreamingSplit(
         sources=tuple(base.source for base in bases),
         source_of=np.repeat(np.arange(len(parts)), [len(part) for part in chosen]),
         rows=np.concatenate(chosen),
@@ -207,8 +207,8 @@ def _streamed_split(
 
 
 def _resident_split(
-    found: Published, rows: Rows, decoded: Mapping[str, Arrays], parts: list[splits.Range]
-) -> resident.Split:
+    found: Published, rows: Rows, decoded: Mapping[str, Arrays], parts: list[splits.RowRange]
+) -> resident.ResidentSplit:
     stored, wholes = {}, {}
     for part in parts:
         base = found.bases[part.base]

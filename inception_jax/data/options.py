@@ -1,11 +1,11 @@
 """What is asked of a data set: where it is, which of its examples are used, and how its pictures become images."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from inception_jax.data.images import Format
-from inception_jax.errors import unknown_name
+from inception_jax.errors import check_choice
 
 KEEP = ("all", "color", "grayscale")
 ON_ERROR = ("leave_out", "error")
@@ -59,8 +59,8 @@ class Selection:
     on_error: str = "leave_out"
 
     def __post_init__(self) -> None:
-        _check_choice("keep", self.keep, KEEP)
-        _check_choice("on_error", self.on_error, ON_ERROR)
+        check_choice("keep", self.keep, KEEP)
+        check_choice("on_error", self.on_error, ON_ERROR)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,14 +88,9 @@ class Decoding:
     memory_gib: float = 4.0
 
     def __post_init__(self) -> None:
-        _check_choice("pipeline", self.pipeline, PIPELINES)
+        check_choice("pipeline", self.pipeline, PIPELINES)
         self.form(3)
 
     def form(self, own_channels: int) -> Format:
         """The format of the images of a data set that has `own_channels` channels itself."""
         return Format(self.image_size, self.channels or own_channels, self.resize, self.fit, self.crop_share)
-
-
-def _check_choice(field: str, value: str, choices: Iterable[str]) -> None:
-    if value not in choices:
-        raise unknown_name(field, value, choices)

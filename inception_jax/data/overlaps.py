@@ -12,7 +12,7 @@ from inception_jax.data.published import Published
 logger = logging.getLogger(__name__)
 
 
-def warn_of_shared_examples(ranges: Mapping[str, list[splits.Range]]) -> None:
+def warn_of_shared_examples(ranges: Mapping[str, list[splits.RowRange]]) -> None:
     """Warns of examples that the training split shares with another split.
 
     Args:
@@ -25,7 +25,7 @@ def warn_of_shared_examples(ranges: Mapping[str, list[splits.Range]]) -> None:
 
 
 def warn_of_duplicates(
-    found: Published, rows: Mapping[str, np.ndarray], ranges: Mapping[str, list[splits.Range]]
+    found: Published, rows: Mapping[str, np.ndarray], ranges: Mapping[str, list[splits.RowRange]]
 ) -> None:
     """Warns of pictures in different splits whose files are equal, byte by byte.
 

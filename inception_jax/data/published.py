@@ -15,7 +15,7 @@ from inception_jax import files
 from inception_jax.data import digests, listings, records, registry, resident, sources, splits, storage
 from inception_jax.data.folders import Listing, some
 from inception_jax.data.options import Location, Selection
-from inception_jax.data.sources import Facts, FileSource, RecordSource, Source
+from inception_jax.data.sources import FileSource, PictureFacts, RecordSource, Source
 from inception_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class Base:
 
     source: Source
     labels: np.ndarray
-    facts: Facts
+    facts: PictureFacts
     order: np.ndarray
     stored: str
 

@@ -16,7 +16,7 @@ Arrays = tuple[np.ndarray, np.ndarray]  # images uint8 (n, h, w, c), labels int3
 
 
 @dataclasses.dataclass(frozen=True)
-class Split:
+class ResidentSplit:
     """Some of the examples of a set of images.
 
     Attributes:

@@ -133,7 +133,7 @@ class RecordSource:
 
 
 @dataclasses.dataclass(frozen=True)
-class Facts:
+class PictureFacts:
     """What is known of the pictures of a source; one entry per picture.
 
     Attributes:
@@ -195,7 +195,7 @@ def _decode(
         raise UserError(f"{source.name(row)} could be decoded before, but not now: {why}") from error
 
 
-def check(source: Source, path: Path) -> Facts:
+def check(source: Source, path: Path) -> PictureFacts:
     """Reads every picture once, finds out whether it can be decoded, and keeps the result.
 
     Args:
@@ -236,10 +236,10 @@ def check(source: Source, path: Path) -> Facts:
         path.parent.mkdir(parents=True, exist_ok=True)
         digests.write(path, [known[stamp] for stamp in stamps])
     rows = [known[stamp] for stamp in stamps]
-    return Facts(*([row[column] for row in rows] for column in range(6)))
+    return PictureFacts(*([row[column] for row in rows] for column in range(6)))
 
 
-def verify(source: FileSource, facts: Facts) -> tuple[int, int]:
+def verify(source: FileSource, facts: PictureFacts) -> tuple[int, int]:
     """Reads every picture again and compares it with what `check` found.
 
     Returns:

@@ -10,13 +10,13 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from inception_jax.data.folders import some
-from inception_jax.data.resident import Arrays, Split
+from inception_jax.data.resident import Arrays, ResidentSplit
 from inception_jax.errors import UserError, unknown_name
 
 logger = logging.getLogger(__name__)
 
 
-class Range(NamedTuple):
+class RowRange(NamedTuple):
     """The examples from `start` up to, but without, `stop` of a published split."""
 
     base: str
@@ -24,7 +24,7 @@ class Range(NamedTuple):
     stop: int
 
 
-def resolve(spec: str, sizes: Mapping[str, int]) -> list[Range]:
+def resolve(spec: str, sizes: Mapping[str, int]) -> list[RowRange]:
     """The parts of `spec`, e.g. "train", "train[:90%]", "train[45000:]", "train[:10%]+test", "all".
 
     TFDS parses the notation (https://www.tensorflow.org/datasets/splits): a share that is not a whole number of
@@ -49,7 +49,7 @@ def resolve(spec: str, sizes: Mapping[str, int]) -> list[Range]:
     except Exception as error:  # TFDS raises whatever the parsing met: ValueError, AssertionError, TypeError, ...
         raise UserError(f"split {spec!r} is not allowed: {hint}") from error
     ranges = [
-        Range(part.splitname, part.from_ or 0, sizes[part.splitname] if part.to is None else part.to)
+        RowRange(part.splitname, part.from_ or 0, sizes[part.splitname] if part.to is None else part.to)
         for part in instructions
     ]
     if any(part.start >= part.stop for part in ranges):
@@ -57,7 +57,7 @@ def resolve(spec: str, sizes: Mapping[str, int]) -> list[Range]:
     return ranges
 
 
-def resolve_all(specs: Mapping[str, str], sizes: Mapping[str, int]) -> dict[str, list[Range]]:
+def resolve_all(specs: Mapping[str, str], sizes: Mapping[str, int]) -> dict[str, list[RowRange]]:
     """`resolve` for every split that is wanted; "" is no split.
 
     "auto" is the published split of that name. If there is no published validation split, it is the last 10 % of the
@@ -95,7 +95,7 @@ def by_itself(specs: Mapping[str, str], split: str) -> str:
     return f", chosen by itself (--config.data.splits.{split}= does without it)"
 
 
-def cut(ranges: list[Range], bases: Mapping[str, Arrays]) -> Split:
+def cut(ranges: list[RowRange], bases: Mapping[str, Arrays]) -> ResidentSplit:
     """The examples of the `ranges`, in this order; copied only if they are from several published splits."""
     return cut_rows(
         ranges,
@@ -105,10 +105,10 @@ def cut(ranges: list[Range], bases: Mapping[str, Arrays]) -> Split:
 
 
 def cut_rows(
-    ranges: list[Range],
+    ranges: list[RowRange],
     rows: Mapping[str, np.ndarray],
     bases: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray | None]],
-) -> Split:
+) -> ResidentSplit:
     """As `cut`, for published splits that are `rows` (int64) of (images, labels, gray), in any order."""
     parts = [(bases[part.base], rows[part.base][part.start : part.stop]) for part in ranges]
     (images, labels, gray), chosen = parts[0]
@@ -116,15 +116,15 @@ def cut_rows(
         chosen = np.concatenate([chosen for _, chosen in parts])
         first = int(chosen[0])
         if np.array_equal(chosen, np.arange(first, first + len(chosen))):
-            return Split(images, labels, slice(first, first + len(chosen)), gray)
-        return Split(images, labels, chosen, gray)
+            return ResidentSplit(images, labels, slice(first, first + len(chosen)), gray)
+        return ResidentSplit(images, labels, chosen, gray)
     images = np.concatenate([whole[0][chosen] for whole, chosen in parts])
     labels = np.concatenate([whole[1][chosen] for whole, chosen in parts])
     grays = [whole[2][chosen] for whole, chosen in parts if whole[2] is not None]
-    return Split(images, labels, gray=np.concatenate(grays) if len(grays) == len(parts) else None)
+    return ResidentSplit(images, labels, gray=np.concatenate(grays) if len(grays) == len(parts) else None)
 
 
-def count_shared(ranges: list[Range], others: list[Range]) -> int:
+def count_shared(ranges: list[RowRange], others: list[RowRange]) -> int:
     """The number of examples of `ranges` that are also in `others`."""
     return sum(
         max(0, min(part.stop, other.stop) - max(part.start, other.start))

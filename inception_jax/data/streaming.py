@@ -41,7 +41,7 @@ PR_SET_PDEATHSIG = 1  # Linux's prctl: a signal for the child when its parent di
 
 
 @dataclasses.dataclass(frozen=True)
-class Split:
+class StreamingSplit:
     """Some of the pictures of one or several sources, decoded on request.
 
     Attributes:
@@ -156,7 +156,7 @@ class RandomCrop:
 class _LoadBatch:
     """step -> (images, labels, at each row -1, or the position of an example that could not be read)."""
 
-    split: Split
+    split: StreamingSplit
     positions: Callable[[int], np.ndarray]
     crop: RandomCrop | None
     steps_per_epoch: int
@@ -226,7 +226,7 @@ class _Context(SpawnContext):
 
 
 def batches(
-    split: Split,
+    split: StreamingSplit,
     positions: Callable[[int], np.ndarray],
     first: int,
     last: int,

@@ -6,6 +6,7 @@ from inception_jax.inspection.cost import latency, xla_multiply_adds
 from inception_jax.inspection.features import activations, grad_cam
 from inception_jax.inspection.gradients import gradient_norms
 from inception_jax.inspection.papers import against_paper
+from inception_jax.inspection.parameters import parameter_table
 from inception_jax.inspection.pictures import Picture, feature_grid, filters, overlay
 from inception_jax.inspection.table import LayerTable, layer_table
 from inception_jax.inspection.trace import Row, trace_layers
@@ -27,6 +28,7 @@ __all__ = [
     "latency",
     "layer_table",
     "overlay",
+    "parameter_table",
     "save_chart",
     "save_confusion",
     "summarize",

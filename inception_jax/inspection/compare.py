@@ -18,9 +18,8 @@ from inception_jax import files
 from inception_jax.errors import UserError, WriteError
 from inception_jax.inspection.cost import latency
 from inception_jax.inspection.figures import save_figure
-from inception_jax.inspection.formats import format_table, human, times
 from inception_jax.inspection.trace import trace_layers
-from inception_jax.text import chart_label
+from inception_jax.text import chart_label, format_table, human, times
 
 
 class Accuracy(NamedTuple):

@@ -3,8 +3,8 @@
 from typing import NamedTuple
 
 from inception_jax.errors import UserError
-from inception_jax.inspection.formats import format_table
 from inception_jax.inspection.table import LayerTable
+from inception_jax.text import format_table
 
 DIFFERS = 0.02  # figures that differ from the printed ones by more than this share, and than rounding, are marked
 ROUNDING = 0.5

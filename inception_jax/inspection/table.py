@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from flax import linen as nn
 
-from inception_jax.inspection.formats import format_table, human, times
 from inception_jax.inspection.trace import Row, trace_layers
+from inception_jax.text import format_table, human, times
 
 
 @dataclasses.dataclass(frozen=True)

@@ -141,7 +141,13 @@ def trace_layers(model: nn.Module, image_shape: Sequence[int]) -> list[Row]:
 
 def _words(module: type[nn.Module]) -> str:
     """InceptionModule is "inception", MaxPool "max pool"."""
-    names = {"Conv": "convolution", "Dense": "linear", "DenseGeneral": "linear", "GlobalAvgPool": "avg pool"}
+    names = {
+        "Conv": "convolution",
+        "Dense": "linear",
+        "DenseGeneral": "linear",
+        "GlobalAvgPool": "avg pool",
+        "InceptionV3AuxHead": "aux head",
+    }
     name = names.get(module.__name__, module.__name__.removesuffix("Module") or "module")
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name).lower()
 

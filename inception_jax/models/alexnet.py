@@ -7,7 +7,8 @@ import jax
 from flax import linen as nn
 
 from inception_jax import ops
-from inception_jax.models.layers import MaxPool, Network, Outputs, check_choice, classify, dropout, make_units
+from inception_jax.errors import check_choice
+from inception_jax.models.layers import MaxPool, Network, Outputs, classify, dropout, make_units
 
 
 class AlexNet(Network):

@@ -10,7 +10,7 @@ from inception_jax.models.branches import BranchedModule, Branches, Conv, Pool
 from inception_jax.models.layers import MaxPool, Network, Outputs, classify, make_units
 
 
-class Inception(NamedTuple):
+class Figure5Row(NamedTuple):
     """A row of figure 5: output channels of each convolution of a module, and the kind of its pool.
 
     The first module of the next stage reads maps of half the size, and has neither conv_1x1 nor pool_proj: its other
@@ -26,21 +26,21 @@ class Inception(NamedTuple):
     pool_proj: int
 
 
-FIGURE_5: dict[str, Inception] = {
-    "inception_3a": Inception(64, 64, 64, 64, 96, "avg", 32),
-    "inception_3b": Inception(64, 64, 96, 64, 96, "avg", 64),
-    "inception_3c": Inception(0, 128, 160, 64, 96, "max", 0),
-    "inception_4a": Inception(224, 64, 96, 96, 128, "avg", 128),
-    "inception_4b": Inception(192, 96, 128, 96, 128, "avg", 128),
-    "inception_4c": Inception(160, 128, 160, 128, 160, "avg", 128),
-    "inception_4d": Inception(96, 128, 192, 160, 192, "avg", 128),
-    "inception_4e": Inception(0, 128, 192, 192, 256, "max", 0),
-    "inception_5a": Inception(352, 192, 320, 160, 224, "avg", 128),
-    "inception_5b": Inception(352, 192, 320, 192, 224, "max", 128),
+FIGURE_5: dict[str, Figure5Row] = {
+    "inception_3a": Figure5Row(64, 64, 64, 64, 96, "avg", 32),
+    "inception_3b": Figure5Row(64, 64, 96, 64, 96, "avg", 64),
+    "inception_3c": Figure5Row(0, 128, 160, 64, 96, "max", 0),
+    "inception_4a": Figure5Row(224, 64, 96, 96, 128, "avg", 128),
+    "inception_4b": Figure5Row(192, 96, 128, 96, 128, "avg", 128),
+    "inception_4c": Figure5Row(160, 128, 160, 128, 160, "avg", 128),
+    "inception_4d": Figure5Row(96, 128, 192, 160, 192, "avg", 128),
+    "inception_4e": Figure5Row(0, 128, 192, 192, 256, "max", 0),
+    "inception_5a": Figure5Row(352, 192, 320, 160, 224, "avg", 128),
+    "inception_5b": Figure5Row(352, 192, 320, 192, 224, "max", 128),
 }
 
 
-def module(row: Inception) -> Branches:
+def module(row: Figure5Row) -> Branches:
     """The branches of a row of figure 5: GoogLeNet's, with two 3x3 convolutions instead of the 5x5 one."""
     halves = not row.conv_1x1
     stride = 2 if halves else 1

@@ -8,6 +8,7 @@ import jax
 from flax import linen as nn
 
 from inception_jax import ops
+from inception_jax.errors import check_choice
 from inception_jax.models.branches import BranchedModule, Branches, Conv, Pool, pad, reduction_a
 from inception_jax.models.initializers import initializer
 from inception_jax.models.layers import (
@@ -16,7 +17,6 @@ from inception_jax.models.layers import (
     Network,
     Outputs,
     at_least_float32,
-    check_choice,
     classify,
     make_units,
 )
@@ -136,7 +136,7 @@ def apply_stem(
     return x if small else MaxPool(name="pool_5a")(x)
 
 
-class AuxHead(nn.Module):
+class InceptionV3AuxHead(nn.Module):
     """The auxiliary classifier: pooling, 1x1 convolution, 5x5 convolution, mean, dense layer.
 
     The pool averages 5x5 windows at stride 3. On maps below 17x17, where fewer than the 5x5 pixels that the second
@@ -230,7 +230,7 @@ class InceptionV3(Network):
         return Outputs(classify(x, dense, self.num_classes, self.dropout_rate, train=train), aux)
 
 
-def aux_head(network: InceptionV3, conv: Callable[..., ConvUnit], dense: Callable[..., nn.Dense]) -> AuxHead:
+def aux_head(network: InceptionV3, conv: Callable[..., ConvUnit], dense: Callable[..., nn.Dense]) -> InceptionV3AuxHead:
     """The auxiliary head of a network with these units, as its fields norm, aux_norm and initializer ask for.
 
     To be called inside the network's compact `__call__`, whose submodule `aux` it becomes.
@@ -239,7 +239,7 @@ def aux_head(network: InceptionV3, conv: Callable[..., ConvUnit], dense: Callabl
     if network.initializer == "paper":  # as released, with smaller deviations than in the rest of the network
         conv_fc = partial(conv_fc, initializer="truncated_normal")
         dense = partial(dense, kernel_init=_RELEASED_CLASSIFIER)
-    return AuxHead(network.num_classes, conv, conv_fc, dense, name="aux")
+    return InceptionV3AuxHead(network.num_classes, conv, conv_fc, dense, name="aux")
 
 
 class InceptionV2(InceptionV3):

@@ -12,7 +12,7 @@ from jax import lax
 from jax import numpy as jnp
 
 from inception_jax import ops
-from inception_jax.errors import UserError, unknown_name
+from inception_jax.errors import UserError, check_choice
 from inception_jax.models.initializers import INITIALIZERS
 
 Dtype = Any
@@ -35,14 +35,6 @@ class Outputs:
 def as_outputs(outputs: Any) -> Outputs:
     """A network's result as Outputs; a network from outside the package may return only its logits."""
     return outputs if isinstance(outputs, Outputs) else Outputs(outputs)
-
-
-def check_choice(kind: str, value: Any, allowed: Sequence) -> None:
-    """Raises UserError if the option `kind` has none of its `allowed` values."""
-    if value not in allowed:
-        if isinstance(value, str):
-            raise unknown_name(kind, value, allowed)
-        raise UserError(f"{kind}={value!r} is not allowed: choose one of {', '.join(map(str, allowed))}")
 
 
 def initializer_name(name: str, paper: str) -> str:

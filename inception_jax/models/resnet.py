@@ -7,7 +7,8 @@ from typing import ClassVar
 import jax
 from flax import linen as nn
 
-from inception_jax.models.layers import ConvUnit, MaxPool, Network, Outputs, check_choice, classify, make_units
+from inception_jax.errors import check_choice
+from inception_jax.models.layers import ConvUnit, MaxPool, Network, Outputs, classify, make_units
 
 # The columns of Table 1 by depth: the kind of block, and how many of it each stage (conv2_x to conv5_x) has.
 TABLE_1: dict[int, tuple[str, tuple[int, ...]]] = {

@@ -7,12 +7,12 @@ import jax
 from flax import linen as nn
 
 from inception_jax import ops
+from inception_jax.errors import check_choice
 from inception_jax.models.layers import (
     INITIALIZERS,
     MaxPool,
     Network,
     Outputs,
-    check_choice,
     classify,
     dropout,
     make_units,

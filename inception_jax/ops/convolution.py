@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from inception_jax.errors import unknown_name
+from inception_jax.errors import check_choice
 from inception_jax.ops import winograd
 from inception_jax.ops.convolution_forms import (
     NHWC,
@@ -111,8 +111,7 @@ def conv(
 
     Raises UserError for an unknown implementation.
     """
-    if implementation not in ("auto", "lax"):
-        raise unknown_name("implementation", implementation, ("auto", "lax"))
+    check_choice("implementation", implementation, ("auto", "lax"))
     strides = (int(strides[0]), int(strides[1]))
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)

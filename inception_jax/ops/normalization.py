@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from inception_jax.errors import unknown_name
+from inception_jax.errors import check_choice
 
 
 def batch_norm(
@@ -38,8 +38,7 @@ def batch_norm(
 
     Raises UserError for an unknown implementation.
     """
-    if implementation not in ("auto", "lax"):
-        raise unknown_name("implementation", implementation, ("auto", "lax"))
+    check_choice("implementation", implementation, ("auto", "lax"))
     if implementation == "lax":
         return _normalize(x, scale, bias, epsilon, relu)
     return _batch_norm(x, scale, bias, epsilon, relu)
@@ -129,8 +128,7 @@ def local_response_norm(
     `implementation="lax"` uses JAX's gradient: slower, but it also supports forward-mode differentiation (`jax.jvp`).
     Raises UserError for an unknown implementation.
     """
-    if implementation not in ("auto", "lax"):
-        raise unknown_name("implementation", implementation, ("auto", "lax"))
+    check_choice("implementation", implementation, ("auto", "lax"))
     window_sum = _window_sum if implementation == "auto" else _sum_of_slices
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     scale = k + alpha / size * window_sum(jnp.square(wide), size // 2, (size - 1) // 2)

@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from inception_jax.errors import UserError, unknown_name
+from inception_jax.errors import UserError, check_choice
 
 Pair = tuple[int, int]
 Padding = str | Sequence[tuple[int, int]]
@@ -51,8 +51,7 @@ def max_pool(
     The gradient goes to the first maximum in the window in row-major order, as in `lax.reduce_window`.
     Raises UserError for an unknown implementation or a padding that fits no window.
     """
-    if implementation not in ("auto", "lax"):
-        raise unknown_name("implementation", implementation, ("auto", "lax"))
+    check_choice("implementation", implementation, ("auto", "lax"))
     window, strides = _pair(window), _pair(strides)
     pads = _resolve_padding(x.shape[1:3], window, strides, padding, ceil_mode)
     if implementation == "lax" or max(window) > _WIDEST_SLICED_WINDOW:
@@ -127,8 +126,7 @@ def _resolve_padding(
 ) -> tuple[Pair, Pair]:
     """The padding as ((top, bottom), (left, right)), including what `ceil_mode` adds."""
     if isinstance(padding, str):
-        if padding not in ("SAME", "VALID"):
-            raise unknown_name("padding", padding, ("SAME", "VALID"))
+        check_choice("padding", padding, ("SAME", "VALID"))
         pads = lax.padtype_to_pads(sizes, window, strides, padding)
     else:
         pads = padding

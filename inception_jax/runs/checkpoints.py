@@ -23,10 +23,11 @@ from jaxtyping import PyTree
 
 from inception_jax.distributed import multihost
 from inception_jax.distributed.watch import waiting
-from inception_jax.errors import UserError, WriteError, unknown_name
+from inception_jax.errors import UserError, WriteError, check_choice
 from inception_jax.files import no_room, parse_json
 from inception_jax.runs.orbax_quirks import Kept, brief, quieten_orbax, write_failure
-from inception_jax.runs.verification import FORMAT, Records, abstract, describe, require_fit, some
+from inception_jax.runs.verification import FORMAT, LISTED, Records, abstract, describe, require_fit
+from inception_jax.text import listed
 
 # That a process which was asked to stop still waits for a checkpoint of all: less than schedulers leave it.
 SAVE_SECONDS = 100.0
@@ -73,8 +74,7 @@ class Checkpoints:
         watch_mode: str = "max",
         read_only: bool = False,
     ):
-        if watch_mode not in ("max", "min"):
-            raise unknown_name("watch mode", watch_mode, ("max", "min"))
+        check_choice("watch mode", watch_mode, ("max", "min"))
         quieten_orbax()
         self.directory = Path(directory).absolute()
         self._watch = watch
@@ -406,7 +406,7 @@ class Checkpoints:
                 state = ocp.StandardCheckpointHandler().restore(folder, args=ocp.args.StandardRestore(shapes))
             found = describe(state, with_bytes=True)
             changed = [path for path, leaf in records.leaves.items() if found.get(path) != leaf]
-            why = f"{some(changed)} not as saved" if changed else None
+            why = f"{listed(changed, LISTED, '; ')} not as saved" if changed else None
         except jax.errors.JaxRuntimeError:
             raise  # the device's fault, such as no memory left
         except Exception as error:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,9 +10,11 @@ import numpy as np
 from jaxtyping import PyTree
 
 from inception_jax.errors import UserError
+from inception_jax.text import listed
 
 # Of what `Records` writes. 1 had no such field, and its checksum did not cover all of the digest.
 FORMAT = 2
+LISTED = 3  # leaves named in a message
 
 
 class Records(NamedTuple):
@@ -79,11 +80,6 @@ def require_fit(step: int, saved: dict[str, dict[str, Any]], wanted: dict[str, d
     ]
     if differing:
         raise UserError(
-            f"the checkpoint of step {step} is of another network or optimizer: {some(differing)}. "
+            f"the checkpoint of step {step} is of another network or optimizer: {listed(differing, LISTED, '; ')}. "
             "Use the configuration that it was made with, or another folder"
         )
-
-
-def some(entries: Sequence[str], most: int = 3) -> str:
-    rest = f" and {len(entries) - most} more" if len(entries) > most else ""
-    return "; ".join(entries[:most]) + rest

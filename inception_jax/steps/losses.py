@@ -11,7 +11,7 @@ Labels: TypeAlias = Int[Array, " b"] | Float[Array, "b k"]  # class indices, or 
 
 
 @runtime_checkable
-class Outputs(Protocol):
+class OutputsLike(Protocol):
     """A network's output: the logits of its head, and those of its auxiliary heads by name."""
 
     @property
@@ -37,7 +37,7 @@ def cross_entropy(logits: Float[Array, "b k"], labels: Labels, *, label_smoothin
 
 
 def total_loss(
-    outputs: Outputs, labels: Labels, *, label_smoothing: float = 0.0, aux_weight: float = 0.0
+    outputs: OutputsLike, labels: Labels, *, label_smoothing: float = 0.0, aux_weight: float = 0.0
 ) -> Float[Array, " b"]:
     """The training loss: the head's, plus `aux_weight` times each auxiliary head's cross-entropy."""
     loss = cross_entropy(outputs.logits, labels, label_smoothing=label_smoothing)

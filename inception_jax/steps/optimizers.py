@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
-from inception_jax.errors import UserError, unknown_name
+from inception_jax.errors import UserError, check_choice, unknown_name
 
 OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop", "rmsprop_tensorflow")
 WEIGHT_DECAY_MODES = ("coupled", "decoupled")
@@ -62,8 +62,7 @@ def make_optimizer(
     Raises:
       UserError: an unknown name or mode; Nesterov momentum without momentum.
     """
-    if weight_decay_mode not in WEIGHT_DECAY_MODES:
-        raise unknown_name("weight decay mode", weight_decay_mode, WEIGHT_DECAY_MODES)
+    check_choice("weight decay mode", weight_decay_mode, WEIGHT_DECAY_MODES)
     accumulate = optax.trace(momentum) if momentum else optax.identity()
     average = optax.scale_by_stddev if centered else optax.scale_by_rms
 

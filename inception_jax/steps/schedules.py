@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, ScalarLike
 
-from inception_jax.errors import UserError, unknown_name
+from inception_jax.errors import UserError, check_choice, unknown_name
 
 SCHEDULES = ("constant", "step", "plateau", "cosine", "inverse_time")
 
@@ -197,6 +197,5 @@ def plateau_update(
 
 
 def _sign(mode: str) -> int:
-    if mode not in ("max", "min"):
-        raise unknown_name("mode", mode, ("max", "min"))
+    check_choice("mode", mode, ("max", "min"))
     return 1 if mode == "max" else -1

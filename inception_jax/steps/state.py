@@ -6,6 +6,7 @@ from typing import Any
 import flax.struct
 import jax
 import optax
+from clu import parameter_overview
 from flax import linen as nn
 from jax import numpy as jnp
 
@@ -90,4 +91,4 @@ def create_state(
 
 def count_parameters(params: Any) -> int:
     """The number of trainable parameters."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
+    return int(parameter_overview.count_parameters(params))

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from inception_jax.errors import UserError, unknown_name
+from inception_jax.errors import UserError, check_choice, unknown_name
 
 EXPECTED = ("higher", "lower", "same", "between")
 
@@ -60,8 +60,7 @@ class Claim:
         return tuple(filter(None, (self.first, self.second, *self.than)))
 
     def __post_init__(self) -> None:
-        if self.expected not in EXPECTED:
-            raise unknown_name("expectation", self.expected, EXPECTED)
+        check_choice("expectation", self.expected, EXPECTED)
         if (self.expected == "between") == bool(self.second):
             raise UserError(f"the claim {self.text!r} needs a second variation exactly where it compares two")
         if self.expected == "same" and self.margin <= 0:
@@ -214,5 +213,4 @@ class Study:
                     raise unknown_name("variation in a form", name, self.variations)
         for pair in self.pairs.values():
             for name in (pair.color, pair.grayscale):
-                if name not in self.variations:
-                    raise unknown_name("variation in a pair", name, self.variations)
+                check_choice("variation in a pair", name, self.variations)

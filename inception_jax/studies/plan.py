@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from inception_jax import files
 from inception_jax.config import Config, validate
 from inception_jax.config import files as config_files
-from inception_jax.errors import UserError, unknown_name
+from inception_jax.errors import UserError, check_choice, unknown_name
 from inception_jax.studies.definitions import Form, Minimum, Range, Search, Study, Variation
 
 
@@ -142,8 +142,7 @@ def make_plan(
     Raises:
       UserError: a form, pattern or field is unknown, or a config is invalid.
     """
-    if form_name not in study.forms:
-        raise unknown_name("form", form_name, study.forms)
+    check_choice("form", form_name, study.forms)
     form = study.forms[form_name]
     variations = dict(study.variations)
     if study.search:

@@ -29,7 +29,7 @@ def training_batches(
     config, split, last_step = experiment.config, dataset.splits["train"], experiment.total_steps
     positions = _positions(config, split, mesh)
     on_accelerator = mesh.devices.flat[0].platform != "cpu"
-    streamed = isinstance(split, streaming.Split)
+    streamed = isinstance(split, streaming.StreamingSplit)
     if on_accelerator and not streamed and len(split) * math.prod(split.image_shape) <= RESIDENT_BYTES:
         # As arguments: a closure would embed them in the program.
         images, labels = sharding.replicate(split.gather(np.arange(len(split))), mesh)

@@ -2,7 +2,7 @@
 
 import time
 
-from inception_jax.train.record import Record
+from inception_jax.train.record import TrainingRecord
 
 
 class Clock:
@@ -14,7 +14,7 @@ class Clock:
       started: `time.monotonic()` at the start of this session.
     """
 
-    def __init__(self, record: Record, batch_size: int, started: float):
+    def __init__(self, record: TrainingRecord, batch_size: int, started: float):
         self._record = record
         self._batch_size = batch_size
         self._before = record.elapsed_seconds

@@ -3,7 +3,7 @@
 import dataclasses
 
 from inception_jax.experiment import Experiment
-from inception_jax.train.record import Record
+from inception_jax.train.record import TrainingRecord
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +41,12 @@ class Events:
             evaluate.watch_mode == "max",
         )
 
-    def evaluates(self, step: int, record: Record) -> bool:
+    def evaluates(self, step: int, record: TrainingRecord) -> bool:
         """Whether to evaluate after `step`, unless that was done before the run was resumed."""
         due = step % self.evaluate_every == 0 and step >= self.evaluate_from
         return step > record.evaluated_step and (due or step == self.total_steps)
 
-    def ended(self, step: int, record: Record) -> str | None:
+    def ended(self, step: int, record: TrainingRecord) -> str | None:
         """Why training ends after `step`: "early", "target" or "completed"; None if it continues."""
         if self.patience and record.evaluations_since_best >= self.patience:
             return "early"

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass
-class Record:
+class TrainingRecord:
     """A run's metadata besides its TrainState, stored as JSON in every checkpoint."""
 
     inputs: dict[str, Any]
@@ -34,7 +34,7 @@ class Record:
     best_step: int | None = None  # step of best_value; also None if an early version did not store it
 
     @classmethod
-    def of(cls, experiment: Experiment, dataset: Dataset) -> "Record":
+    def of(cls, experiment: Experiment, dataset: Dataset) -> "TrainingRecord":
         """The record of a new run."""
         return cls(
             dataclasses.asdict(experiment.inputs),
@@ -45,7 +45,7 @@ class Record:
         )
 
     @classmethod
-    def from_json(cls, kept: dict[str, Any]) -> "Record":
+    def from_json(cls, kept: dict[str, Any]) -> "TrainingRecord":
         """The record in a checkpoint. Raises UserError if another version of the package wrote it, with more fields."""
         unknown = sorted(kept.keys() - {field.name for field in dataclasses.fields(cls)})
         if unknown:
@@ -56,7 +56,7 @@ class Record:
         return cls(**kept)
 
     @classmethod
-    def from_checkpoint(cls, kept: dict[str, Any], checkpoints: Checkpoints) -> "Record":
+    def from_checkpoint(cls, kept: dict[str, Any], checkpoints: Checkpoints) -> "TrainingRecord":
         """Like `from_json`. For runs of early versions, best_step is taken from the remaining checkpoints."""
         record = cls.from_json(kept)
         if record.best_step is None and record.best_value is not None:

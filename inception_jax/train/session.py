@@ -26,7 +26,7 @@ from inception_jax.train.batches import training_batches
 from inception_jax.train.clock import Clock
 from inception_jax.train.console import Console
 from inception_jax.train.profiling import Profiler
-from inception_jax.train.record import Record
+from inception_jax.train.record import TrainingRecord
 from inception_jax.train.start import Start
 from inception_jax.train.stopping import STEPS_IN_FLIGHT, Interrupted, NonFiniteLoss, StopRequests, Votes
 
@@ -68,7 +68,7 @@ class Session:
         self.start, self.experiment, self.config = start, start.experiment, start.experiment.config
         self.folder, self.dataset, self.checkpoints = folder, dataset, checkpoints
         self.votes = Votes(start.mesh, requests)
-        self.record = Record.of(start.experiment, dataset)
+        self.record = TrainingRecord.of(start.experiment, dataset)
         self.key = training_key(self.config, self.record.named_streams)
         self.first_step = 0
         self.started = started
@@ -88,7 +88,7 @@ class Session:
         if self.checkpoints.latest_step() is None:
             return None
         state, kept = self.checkpoints.restore(None, self.start.template)
-        self.record = Record.from_checkpoint(kept, self.checkpoints)
+        self.record = TrainingRecord.from_checkpoint(kept, self.checkpoints)
         self.record.require_same_data(self.folder, self.experiment, self.dataset)
         self.key = training_key(self.config, self.record.named_streams)
         self.first_step = int(state.step)
@@ -248,7 +248,7 @@ class Session:
           NonFiniteLoss: there are no retries left.
         """
         state, kept = self.checkpoints.restore(None, self.start.template)
-        self.record = Record.from_checkpoint(kept, self.checkpoints)
+        self.record = TrainingRecord.from_checkpoint(kept, self.checkpoints)
         retries = self.config.nonfinite.retries
         if self.record.retries >= retries:
             raise NonFiniteLoss(f"{error}. It went back to a checkpoint {retries} time(s) already") from error

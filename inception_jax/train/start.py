@@ -165,7 +165,7 @@ def log_start(start: Start, folder: Path, dataset: Dataset, first_step: int) -> 
     height, width, channels = dataset.image_shape
     counts = ", ".join(f"{len(split):,} {name}" for name, split in dataset.splits.items())
     classes = len(dataset.class_names)
-    how = "streamed" if isinstance(dataset.splits["train"], streaming.Split) else "in memory"
+    how = "streamed" if isinstance(dataset.splits["train"], streaming.StreamingSplit) else "in memory"
     logger.info(
         "data: %s, %s images of %dx%dx%d, %d classes, %s", dataset.name, counts, height, width, channels, classes, how
     )

@@ -18,7 +18,7 @@ from inception_jax.runs.checkpoints import Checkpoints
 from inception_jax.steps.state import TrainState, count_parameters
 from inception_jax.text import format_seconds, printable
 from inception_jax.train.evaluator import Evaluator
-from inception_jax.train.record import Record
+from inception_jax.train.record import TrainingRecord
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def write_summary(
     config: Config,
     folder: Path,
     state: TrainState,
-    record: Record,
+    record: TrainingRecord,
     evaluator: Evaluator,
     checkpoints: Checkpoints,
     stopped: str,
@@ -78,7 +78,7 @@ def write_summary(
 
 
 def _best_weights(
-    config: Config, state: TrainState, record: Record, checkpoints: Checkpoints
+    config: Config, state: TrainState, record: TrainingRecord, checkpoints: Checkpoints
 ) -> tuple[int, float | None, dict[str, Any]]:
     """Step, watched metric and variables of the best weights, or of the last ones if no metric was watched.
 

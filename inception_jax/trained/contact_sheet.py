@@ -43,7 +43,7 @@ def contact_sheet(dataset: Dataset, config: Config, *, split: str = "train", row
     columns = [images]
     for draw in range(draws):
         taken = images
-        if config.data.augment.crop_originals and isinstance(part, streaming.Split):
+        if config.data.augment.crop_originals and isinstance(part, streaming.StreamingSplit):
             crop = streaming.RandomCrop(config.seed, strengths["random_resized_crop"], strengths["aspect_ratio"])
             taken = np.stack([part.decode(int(row), partial(crop.draw, draw, int(row))) for row in positions])
         key, mix_key = jax.random.split(jax.random.fold_in(stream(config.seed, "preview"), draw))

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from jax import numpy as jnp
 
-from inception_jax.errors import UserError, unknown_name
+from inception_jax.errors import UserError, check_choice
 from inception_jax.runs.run import Run
 from inception_jax.trained.export import Exported, run_as_onnx
 from inception_jax.trained.predict import Classifier
@@ -56,8 +56,7 @@ def use(classifier: Classifier, engine: str = "auto", *, batch_size: int) -> Cla
       UserError: batch_size is below 1; the engine is unknown or not installed, does not support the network's type or
         what was loaded, or its logits differ from the network's. "auto" leaves such engines out, and says so.
     """
-    if engine not in ("auto", "jax", *ENGINES):
-        raise unknown_name("engine", engine, ["auto", "jax", *ENGINES])
+    check_choice("engine", engine, ("auto", "jax", *ENGINES))
     if not isinstance(classifier, Run | Exported):
         raise UserError(f"engine={engine} is for runs and exported files, not for {type(classifier).__name__}")
     if batch_size < 1:

@@ -9,18 +9,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+from jax import numpy as jnp
+from scipy.special import log_softmax, logsumexp, softmax
 
 from inception_jax import data, files, registry
 from inception_jax.config import Config, default_config
 from inception_jax.data import digests
 from inception_jax.data.dataset import Dataset, eval_batches
-from inception_jax.errors import UserError, unknown_name
+from inception_jax.errors import UserError, check_choice
+from inception_jax.models.layers import Outputs
 from inception_jax.runs.run import Run, load_data
+from inception_jax.steps.metrics import metric_sums, summarize
 from inception_jax.text import csv_cell
 from inception_jax.trained.classes import match_classes
 
 logger = logging.getLogger(__name__)
+_metric_sums = jax.jit(metric_sums)
 
 SPLITS = ("test", "validation")  # if no split is named, the first of these that exists
 TTA = ("none", "flip", "flip-shift", "1-crop", "10-crop")
@@ -47,6 +53,15 @@ class Predictions:
     labels: np.ndarray
     grayscale: np.ndarray | None
     decoded: np.ndarray
+
+    @property
+    def counted(self) -> np.ndarray:
+        """bool `(n,)`: the examples that metrics are of, decoded and of a class that the network knows."""
+        return (self.labels >= 0) & self.decoded
+
+    def known(self) -> tuple[np.ndarray, np.ndarray]:
+        """Labels, int64, and logits of the examples that are counted."""
+        return self.labels[self.counted].astype(np.int64), self.logits[self.counted]
 
 
 def predictions(
@@ -121,8 +136,7 @@ def views(images: np.ndarray, tta: str, image_shape: tuple[int, int, int]) -> li
 
 def _stored_shape(run: Run, tta: str) -> tuple[int, int, int]:
     """The shape of the images that are loaded: the network's or, for crops, a larger one."""
-    if tta not in TTA:
-        raise unknown_name("test-time augmentation", tta, TTA)
+    check_choice("test-time augmentation", tta, TTA)
     height, width, channels = run.inputs.image_shape
     if tta not in ("1-crop", "10-crop"):
         return height, width, channels
@@ -147,10 +161,9 @@ def _mean(logits: Sequence[np.ndarray], weights: Sequence[float] | None = None) 
     Args:
       weights: of the elements of `logits`, with the sum 1; None: equal ones.
     """
-    stacked = np.stack(logits).astype(np.float64)
-    stacked -= np.logaddexp.reduce(stacked, axis=-1, keepdims=True)
+    stacked = log_softmax(np.stack(logits).astype(np.float64), axis=-1)
     shares = np.full(len(stacked), 1 / len(stacked)) if weights is None else np.asarray(weights)
-    return np.logaddexp.reduce(stacked + np.log(shares)[:, None, None]).astype(np.float32)
+    return logsumexp(stacked, axis=0, b=shares[:, None, None]).astype(np.float32)
 
 
 def metrics(predictions: Predictions, rows: np.ndarray | None = None) -> dict[str, float]:
@@ -159,25 +172,11 @@ def metrics(predictions: Predictions, rows: np.ndarray | None = None) -> dict[st
     Args:
       rows: bool `(n,)`: which examples; None: all.
     """
-    counted = (predictions.labels >= 0) & predictions.decoded
-    if rows is not None:
-        counted &= rows
-    labels, logits = predictions.labels[counted], predictions.logits[counted].astype(np.float64)
-    if not len(labels):
-        return {"top1": float("nan"), "top5": float("nan"), "loss": float("nan"), "count": 0}
-    own = np.take_along_axis(logits, labels[:, None], axis=1)
-    classes = np.arange(logits.shape[1])
-    # As in training, ties between logits go to the first class.
-    ranks = ((logits > own) | ((logits == own) & (classes < labels[:, None]))).sum(axis=1)
-    ranks[np.isnan(logits).any(axis=1)] = logits.shape[1]
-    largest = logits.max(axis=1, keepdims=True)
-    losses = np.log(np.exp(logits - largest).sum(axis=1)) + (largest - own)[:, 0]
-    return {
-        "top1": float((ranks < 1).mean()),
-        "top5": float((ranks < min(5, logits.shape[1])).mean()),
-        "loss": float(losses.mean()),
-        "count": len(labels),
-    }
+    counted = predictions.counted if rows is None else predictions.counted & rows
+    with jax.enable_x64(True):  # the sums of training, but in float64
+        outputs = Outputs(jnp.asarray(predictions.logits, jnp.float64))
+        means = summarize(_metric_sums(outputs, predictions.labels, counted))
+    return {name: means[name] for name in ("top1", "top5", "loss", "count")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,7 +197,7 @@ class ClassMetrics:
 
 def confusion_matrix(predictions: Predictions) -> np.ndarray:
     """int64 `(classes, classes)`: how many examples of class i (row) were predicted as class j (column)."""
-    labels, logits = _known(predictions)
+    labels, logits = predictions.known()
     classes = predictions.logits.shape[1]
     pairs = labels * classes + logits.argmax(axis=1)
     return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
@@ -219,26 +218,19 @@ def calibration_error(predictions: Predictions, bins: int = 15) -> float:
 
     The mean over examples of |accuracy - confidence| of their bin (Guo et al. 2017, equation 3).
     """
-    labels, logits = _known(predictions)
+    labels, logits = predictions.known()
     if not len(labels):
         return float("nan")
-    confidence = _confidence(logits)
+    shares = confidence(logits)
     right = logits.argmax(axis=1) == labels
-    interval = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = np.bincount(interval, right - confidence, minlength=bins)
+    interval = np.minimum((shares * bins).astype(int), bins - 1)
+    gaps = np.bincount(interval, right - shares, minlength=bins)
     return float(np.abs(gaps).sum() / len(labels))
 
 
-def _confidence(logits: np.ndarray) -> np.ndarray:
-    """The probability of the top class: float64 `(n,)`."""
-    logits = logits.astype(np.float64)
-    return 1 / np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1)
-
-
-def _known(predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
-    """Labels, int64, and logits of the examples that are counted."""
-    counted = (predictions.labels >= 0) & predictions.decoded
-    return predictions.labels[counted].astype(np.int64), predictions.logits[counted]
+def confidence(logits: np.ndarray) -> np.ndarray:
+    """The probability of the top class for logits `(n, classes)`: float64 `(n,)`."""
+    return softmax(logits.astype(np.float64), axis=1).max(axis=1)
 
 
 def by_color(predictions: Predictions) -> dict[str, dict[str, float]]:
@@ -307,12 +299,12 @@ def save_predictions(predictions: Predictions, class_names: Sequence[str], path:
         np.savez_compressed(arrays, **known, class_names=np.array(class_names))
         files.write_bytes(path, arrays.getvalue())
         return
-    confidence, predicted = _confidence(predictions.logits), predictions.logits.argmax(axis=1)
+    shares, predicted = confidence(predictions.logits), predictions.logits.argmax(axis=1)
     names = list(map(csv_cell, class_names))
     lines = io.StringIO()
     writer = csv.writer(lines)
     writer.writerow(["index", "class", "predicted", "probability"])
-    columns = zip(predictions.labels.tolist(), predicted, confidence, predictions.decoded, strict=True)
+    columns = zip(predictions.labels.tolist(), predicted, shares, predictions.decoded, strict=True)
     for index, (label, guess, probability, decoded) in enumerate(columns):
         said = [names[guess], f"{probability:.6f}"] if decoded else ["", ""]
         writer.writerow([index, names[label] if label >= 0 else "", *said])

@@ -14,6 +14,7 @@ from jax import numpy as jnp
 
 from inception_jax.errors import UserError
 from inception_jax.models import MODELS, create_model
+from inception_jax.text import listed
 from inception_jax.weights.names import NAMINGS, Naming, check_options, formats, naming, nearest_options
 
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
@@ -51,7 +52,7 @@ class Entry(NamedTuple):
         return value.reshape(*self.sides, -1, self.shape[0]).transpose(3, 2, 0, 1).reshape(self.shape)
 
 
-class Table(NamedTuple):
+class NameTable(NamedTuple):
     """All names in a library's state dict of a network.
 
     Attributes:
@@ -69,7 +70,7 @@ class Table(NamedTuple):
     heads: tuple[str, ...]
 
 
-def _table(model: nn.Module, leaves: Mapping[Path, Any], names: Naming) -> Table:
+def _table(model: nn.Module, leaves: Mapping[Path, Any], names: Naming) -> NameTable:
     tensors, biases, counters, classifiers = {}, {}, set(), set()
     for path, leaf in leaves.items():
         *modules, name = path[1:]
@@ -91,7 +92,7 @@ def _table(model: nn.Module, leaves: Mapping[Path, Any], names: Naming) -> Table
             convolution = [*modules[:-1], "conv"]
             if names.biases and ("params", *convolution, "bias") not in leaves:
                 biases[f"{names.module(model, '/'.join(convolution))}.bias"] = Entry(path, shape, shape, None)
-    return Table(tensors, biases, counters, classifiers, names.heads)
+    return NameTable(tensors, biases, counters, classifiers, names.heads)
 
 
 def to_state_dict(model: nn.Module, variables: Mapping[str, Any], format: str) -> dict[str, np.ndarray]:
@@ -184,7 +185,7 @@ def count_classes(model: nn.Module, tensors: Mapping[str, np.ndarray], format: s
     return None if bias is None else len(bias)
 
 
-def _check(model: nn.Module, table: Table, tensors: Mapping[str, np.ndarray], classifier: bool) -> None:
+def _check(model: nn.Module, table: NameTable, tensors: Mapping[str, np.ndarray], classifier: bool) -> None:
     """Raises UserError unless the tensors match the table."""
     given = {name: tensor.shape for name, tensor in tensors.items()}
     wanted = {name: entry.shape for name, entry in table.tensors.items() if classifier or name not in table.classifiers}
@@ -205,12 +206,8 @@ def _check(model: nn.Module, table: Table, tensors: Mapping[str, np.ndarray], cl
         "of another shape": [f"{name} {given[name]} instead of {wanted[name]}" for name in misshapen],
     }
     if missing or unknown or misshapen:
-        listed = "; ".join(f"{len(found)} {what}: {_list(found)}" for what, found in complaints.items() if found)
-        raise UserError(f"the tensors do not fit this {registered_name(model)}: {listed}")
-
-
-def _list(names: list[str]) -> str:
-    return ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
+        differing = [f"{len(found)} {what}: {listed(found, LISTED)}" for what, found in complaints.items() if found]
+        raise UserError(f"the tensors do not fit this {registered_name(model)}: {'; '.join(differing)}")
 
 
 def _leaves(model: nn.Module, image_shape: tuple[int, int, int] | None = None) -> dict[Path, jax.ShapeDtypeStruct]:
@@ -234,7 +231,7 @@ class Signature(NamedTuple):
     """What identifies a library's network: all tensors except the classifiers and the auxiliary heads."""
 
     shapes: Shapes
-    table: Table
+    table: NameTable
 
     def likeness(self, given: Shapes) -> float:
         """The share of all names that are in both with the same shape (intersection over union)."""

@@ -22,7 +22,7 @@ import safetensors.numpy
 from inception_jax import files
 from inception_jax.errors import UserError
 from inception_jax.files import parse_json, regular_file, whole_file
-from inception_jax.text import printable
+from inception_jax.text import listed, printable
 from inception_jax.weights.pickles import Foreign, Reader, Storage, Tensor
 
 logger = logging.getLogger(__name__)
@@ -202,10 +202,10 @@ def _state_dict(path: Path, content: Any, reader: Reader) -> dict[str, Any]:
     if any(other.rank() == first.rank() for other in others):
         raise UserError(
             f"{path} holds several dicts of tensors, and their names do not say which one is the network's: "
-            f"{_listed([first, *others])}: in PyTorch, save the one that you want alone"
+            f"{listed([first, *others], LISTED)}: in PyTorch, save the one that you want alone"
         )
     if others:
-        logger.warning("%s: reading %s; it also holds %s", path, first, _listed(others))
+        logger.warning("%s: reading %s; it also holds %s", path, first, listed(others, LISTED))
     return first.tensors
 
 
@@ -239,11 +239,6 @@ class _Candidate(NamedTuple):
         if last in USUAL:
             return (not self.is_network, 0, len(self.where), USUAL.index(last))
         return (not self.is_network, 2 if self.where else 1)
-
-
-def _listed(candidates: list[_Candidate]) -> str:
-    more = f" and {len(candidates) - LISTED} more" if len(candidates) > LISTED else ""
-    return ", ".join(map(str, candidates[:LISTED])) + more
 
 
 def _dicts_of_tensors(content: Any) -> Iterator[tuple[tuple[str | int, ...], dict[str, Any]]]:

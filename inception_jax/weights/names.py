@@ -7,7 +7,7 @@ from typing import Any
 
 from flax import linen as nn
 
-from inception_jax.errors import UserError, unknown_name
+from inception_jax.errors import UserError, check_choice
 from inception_jax.models import (
     VGG,
     AlexNet,
@@ -280,8 +280,7 @@ def naming(model: nn.Module, format: str) -> Naming:
     Raises:
       UserError: the library is unknown, or has no such network.
     """
-    if format not in NAMINGS:
-        raise unknown_name("format", format, NAMINGS)
+    check_choice("format", format, NAMINGS)
     if type(model) not in NAMINGS[format]:
         known = formats(model)
         hint = f"choose {' or '.join(known)}" if known else "no library that this package knows of has it"

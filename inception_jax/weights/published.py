@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from inception_jax import files
 from inception_jax.downloads import FAILURES, download, reason
-from inception_jax.errors import UserError, WriteError, unknown_name
+from inception_jax.errors import UserError, WriteError, check_choice
 from inception_jax.files import cannot_write, regular_file, whole_file, write_text
 from inception_jax.text import complain
 from inception_jax.weights.preprocessing import Preprocessing
@@ -165,8 +165,7 @@ def published(name: str) -> PublishedWeights:
     Raises:
       UserError: the name is unknown.
     """
-    if name not in PRETRAINED:
-        raise unknown_name("weights", name, PRETRAINED)
+    check_choice("weights", name, PRETRAINED)
     return PRETRAINED[name]
 
 

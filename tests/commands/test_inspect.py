@@ -53,6 +53,17 @@ def test_against_the_paper_and_xla(capsys):
     assert "XLA's own count: 1,5" in page.splitlines()[-1]
 
 
+def test_every_parameter_is_listed(capsys):
+    code, page, _ = inspect(capsys, "googlenet", "--parameters", "--num-classes", 10)
+    lines = [line.strip("| ").split() for line in page.splitlines()]
+    assert code == 0
+    assert lines[1] == ["Name", "|", "Shape", "|", "Dtype", "|", "Size"]
+    kernel = ["conv1/conv/kernel", "|", "(7,", "7,", "3,", "64)", "|", "float32", "|", "9,408"]
+    assert [line for line in lines if line[0] == "conv1/conv/kernel"] == [kernel]
+    sizes = [int(line[-1].replace(",", "")) for line in lines[3:-2]]
+    assert page.splitlines()[-1] == f"Total: {sum(sizes):,} -- {4 * sum(sizes):,} bytes"
+
+
 def test_networks_are_compared_and_drawn(capsys, tmp_path):
     chart = tmp_path / "chart.png"
     code, page, _ = inspect(capsys, "resnet1[8]*", "googlenet", "simple_cnn", "--no-latency", "--chart", chart)
@@ -88,6 +99,9 @@ def finished(tmp_path, monkeypatch):
 def test_a_run_has_its_own_images_and_accuracy(capsys, finished):
     code, page, _ = inspect(capsys, finished)
     assert (code, page.split(": ")[0]) == (0, f"{finished}, images of 6x9x1")
+    code, page, _ = inspect(capsys, finished, "--parameters")
+    assert page.splitlines()[1].split()[1::2] == ["Name", "Shape", "Dtype", "Size", "Mean", "Std"]
+    assert page.splitlines()[-1] == "Total: 198 -- 792 bytes"
     code, page, _ = inspect(capsys, finished, "googlenet", "--no-latency", "--image-size", 12)
     lines = page.splitlines()
     assert lines[2].split() == [str(finished), "12x12x1", "198", "25.93K", "792B", "91.2%"]
@@ -98,7 +112,7 @@ WRONG = [
     (["googlnet"], "unknown model 'googlnet'. Did you mean 'googlenet'?"),
     (["gogle*"], "no network's name matches 'gogle*'. Known: "),
     (["runs/missing"], "runs/missing holds no run: it has no config.json"),
-    (["googlenet", "--image-size", "0"], "--image-size 0 is not allowed: it must be at least 1"),
+    (["googlenet", "--image-size", "0"], "--image-size=0 is not allowed: it must be at least 1"),
     (["googlenet", "--image-size", "big"], "argument --image-size: invalid int value: 'big'"),
     (["vgg11", "--image-size", "16"], "images of 16x16 pixels are too small for"),
     (["googlenet", "--format", "html"], "unknown --format 'html'"),
@@ -107,6 +121,9 @@ WRONG = [
     (["googlenet", "--option", "dtype=float16"], "dtype is none of the network's own options"),
     (["googlenet", "--chart", "x.png"], "--chart is for several networks; given: googlenet"),
     (["googlenet", "resnet18", "--xla"], "--xla is for one network; given: googlenet, resnet18"),
+    (["resnet18", "vgg11", "--parameters"], "--parameters is for one network; given: resnet18, vgg11"),
+    (["resnet18", "--parameters", "--xla"], "--xla is for the table of layers: it does not go with --parameters"),
+    (["resnet18", "--parameters", "--format", "csv"], "--format is for the table of layers"),
     (["resnet18", "--against", "paper"], "the paper's table is of googlenet"),
     (["simple_cnn", "googlenet_naive", "--no-latency", "--chart", "x.png"], "the accuracy of none is known"),
 ]

@@ -8,7 +8,7 @@ import pytest
 
 from inception_jax.data import dataset, resident
 from inception_jax.data.dataset import Dataset, eval_batches
-from inception_jax.data.resident import Split
+from inception_jax.data.resident import ResidentSplit
 from inception_jax.errors import UserError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (23, 4, 5, 3), np.uint8)
@@ -19,7 +19,7 @@ ROWS = [slice(None), slice(3, 20), slice(20, 3, -2), np.array([5, 0, 22, 5])]
 
 @pytest.mark.parametrize("rows", ROWS, ids=str)
 def test_split_is_the_rows_of_its_images(rows):
-    split = Split(IMAGES, LABELS, rows)
+    split = ResidentSplit(IMAGES, LABELS, rows)
     assert len(split) == len(IMAGES[rows])
     positions = np.array([len(split) - 1, 0, 1, 1])
     images, labels = split.gather(positions)
@@ -32,11 +32,11 @@ def test_split_is_the_rows_of_its_images(rows):
 @pytest.mark.parametrize("position", [-1, 17])
 def test_positions_beyond_the_split_are_no_rows_of_its_neighbour(position):
     with pytest.raises(IndexError, match="from 0 to 16"):
-        Split(IMAGES, LABELS, slice(3, 20)).gather(np.array([0, position]))
+        ResidentSplit(IMAGES, LABELS, slice(3, 20)).gather(np.array([0, position]))
 
 
 def test_gathered_arrays_are_new_ones():
-    split = Split(IMAGES, LABELS)
+    split = ResidentSplit(IMAGES, LABELS)
     images, labels = split.gather(np.arange(3))
     images[:], labels[:] = 0, 0
     assert IMAGES[:3].any()
@@ -46,7 +46,7 @@ def test_gathered_arrays_are_new_ones():
 @pytest.mark.parametrize("batch_size", [1, 4, 17, 20, 100])
 @pytest.mark.parametrize("rows", [slice(3, 20), np.array([5, 0, 22])], ids=str)
 def test_eval_batches_hold_every_example_once(rows, batch_size):
-    split = Split(IMAGES, LABELS, rows)
+    split = ResidentSplit(IMAGES, LABELS, rows)
     batches = list(eval_batches(split, batch_size))
     assert all(len(images) == len(labels) == len(mask) == batch_size for images, labels, mask in batches)
     assert all(mask.dtype == bool for _, _, mask in batches)
@@ -55,7 +55,7 @@ def test_eval_batches_hold_every_example_once(rows, batch_size):
 
 
 def test_eval_batches_of_parts_make_up_the_whole():
-    split = Split(IMAGES, LABELS)
+    split = ResidentSplit(IMAGES, LABELS)
     whole = eval_batches(split, 6)
     halves = zip(eval_batches(split, 6, slice(0, 3)), eval_batches(split, 6, slice(3, 6)), strict=True)
     for batch, (first, second) in zip(whole, halves, strict=True):
@@ -66,7 +66,10 @@ def test_eval_batches_of_parts_make_up_the_whole():
 @pytest.mark.parametrize("chunk", [1, 5, 4096])
 def test_channel_statistics_are_those_of_the_training_split(chunk, monkeypatch):
     monkeypatch.setattr(dataset, "STATISTICS_BYTES", chunk * 60)
-    splits = {"train": Split(IMAGES, LABELS, slice(2, 15)), "test": Split(IMAGES, LABELS, slice(15, 23))}
+    splits = {
+        "train": ResidentSplit(IMAGES, LABELS, slice(2, 15)),
+        "test": ResidentSplit(IMAGES, LABELS, slice(15, 23)),
+    }
     mean, std = Dataset("random", tuple("abcdefg"), splits).channel_statistics()
     pixels = IMAGES[2:15].reshape(-1, 3) / 255
     np.testing.assert_allclose(mean, pixels.mean(axis=0), rtol=1e-14)
@@ -77,7 +80,9 @@ def test_channel_statistics_are_those_of_the_training_split(chunk, monkeypatch):
 def test_channel_statistics_of_very_many_are_those_of_some(monkeypatch):
     monkeypatch.setattr(dataset, "STATISTICS_OF_ALL", 10)
     monkeypatch.setattr(dataset, "STATISTICS_EXAMPLES", 4)
-    mean, std = Dataset("random", tuple("abcdefg"), {"train": Split(IMAGES, LABELS, slice(2, 15))}).channel_statistics()
+    mean, std = Dataset(
+        "random", tuple("abcdefg"), {"train": ResidentSplit(IMAGES, LABELS, slice(2, 15))}
+    ).channel_statistics()
     pixels = IMAGES[[2, 6, 10, 14]].reshape(-1, 3) / 255
     np.testing.assert_allclose(mean, pixels.mean(axis=0), rtol=1e-14)
     np.testing.assert_allclose(std, pixels.std(axis=0), rtol=1e-13)
@@ -85,8 +90,10 @@ def test_channel_statistics_of_very_many_are_those_of_some(monkeypatch):
 
 def test_channel_statistics_are_kept(tmp_path):
     path = tmp_path / "statistics.json"
-    first = Dataset("random", tuple("abcdefg"), {"train": Split(IMAGES, LABELS)}, path).channel_statistics()
-    kept = Dataset("random", tuple("abcdefg"), {"train": Split(IMAGES[:1], LABELS[:1])}, path).channel_statistics()
+    first = Dataset("random", tuple("abcdefg"), {"train": ResidentSplit(IMAGES, LABELS)}, path).channel_statistics()
+    kept = Dataset(
+        "random", tuple("abcdefg"), {"train": ResidentSplit(IMAGES[:1], LABELS[:1])}, path
+    ).channel_statistics()
     np.testing.assert_array_equal(first, kept)
     assert [file.name for file in tmp_path.iterdir()] == ["statistics.json"]
 
@@ -94,7 +101,7 @@ def test_channel_statistics_are_kept(tmp_path):
 def test_channel_statistics_need_no_folder_that_can_be_written(tmp_path):
     (tmp_path / "file").touch()
     path = tmp_path / "file" / "statistics.json"
-    mean, _ = Dataset("random", tuple("abcdefg"), {"train": Split(IMAGES, LABELS)}, path).channel_statistics()
+    mean, _ = Dataset("random", tuple("abcdefg"), {"train": ResidentSplit(IMAGES, LABELS)}, path).channel_statistics()
     np.testing.assert_allclose(mean, IMAGES.reshape(-1, 3).mean(axis=0) / 255)
 
 

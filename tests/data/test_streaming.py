@@ -292,7 +292,7 @@ def test_pictures_of_one_size_are_streamed_as_they_are(digits):
     options = {"directory": digits, "splits": {"train": "train[:20]"}}
     memory = load_data("digits", **options).splits["train"]
     streamed = load_data("digits", pipeline="streaming", **options).splits["train"]
-    assert isinstance(streamed, streaming.Split)
+    assert isinstance(streamed, streaming.StreamingSplit)
     assert_batches_equal([memory.gather(np.arange(20))], [streamed.gather(np.arange(20))])
 
 
@@ -340,7 +340,7 @@ def test_a_set_larger_than_the_budget_stays_below_it(tmp_path):
             selection = data.Selection(hold_out=0, splits={{"train": "train"}})
             decoding = data.Decoding(224, memory_gib=1.0)
             split = data.load("image_folder", location, selection, decoding).splits["train"]
-            assert isinstance(split, streaming.Split)
+            assert isinstance(split, streaming.StreamingSplit)
             positions = partial(order.batch_indices, 0, num_examples=len(split), batch_size=64)
             for workers in (0, 2):
                 for _ in train_batches(split, positions, 0, 100, num_workers=workers):

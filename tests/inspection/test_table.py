@@ -13,9 +13,9 @@ from networks import DEEPER, count, shapes
 from inception_jax import create_model, layer_table, list_models
 from inception_jax.errors import UserError
 from inception_jax.inspection import against_paper, papers, xla_multiply_adds
-from inception_jax.inspection.formats import format_table, human
 from inception_jax.models.googlenet import TABLE_1
 from inception_jax.models.layers import ConvUnit, MaxPool
+from inception_jax.text import format_table, human
 
 
 def googlenet(**options):

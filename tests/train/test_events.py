@@ -7,12 +7,12 @@ import pytest
 from inception_jax.config import default_config
 from inception_jax.experiment import Experiment, Inputs
 from inception_jax.train.events import Events
-from inception_jax.train.record import Record
+from inception_jax.train.record import TrainingRecord
 
 
 @pytest.fixture
 def record():
-    return Record({}, steps_per_epoch=10)
+    return TrainingRecord({}, steps_per_epoch=10)
 
 
 def evaluated(events, record, steps):

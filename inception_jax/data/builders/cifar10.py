@@ -10,6 +10,7 @@ from tensorflow_datasets.core.registered import skip_registration
 
 from inception_jax.data import archives
 from inception_jax.data.archives import Content
+from inception_jax.data.builders import info
 
 ARCHIVE = "cifar-10-binary.tar.gz"
 URL = f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}"
@@ -61,18 +62,7 @@ with skip_registration():
         MANUAL_DOWNLOAD_INSTRUCTIONS = f"{ARCHIVE}, or its six files *.bin."
 
         def _info(self) -> tfds.core.DatasetInfo:
-            return tfds.core.DatasetInfo(
-                builder=self,
-                description=type(self).__doc__,
-                features=tfds.features.FeaturesDict(
-                    {
-                        "image": tfds.features.Image(shape=(32, 32, 3), encoding_format="png"),
-                        "label": tfds.features.ClassLabel(names=CLASS_NAMES),
-                    }
-                ),
-                supervised_keys=("image", "label"),
-                disable_shuffling=True,
-            )
+            return info.labelled_images(self, (32, 32, 3), tfds.features.ClassLabel(names=CLASS_NAMES))
 
         def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
             files = read_files(dl_manager, URL, ARCHIVE, FILES)

@@ -7,7 +7,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.registered import skip_registration
 
 from inception_jax.data.archives import Content
-from inception_jax.data.builders import cifar10
+from inception_jax.data.builders import cifar10, info
 
 ARCHIVE = "cifar-100-binary.tar.gz"
 URL = f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}"
@@ -52,18 +52,11 @@ with skip_registration():
         MANUAL_DOWNLOAD_INSTRUCTIONS = f"{ARCHIVE}, or its files train.bin and test.bin."
 
         def _info(self) -> tfds.core.DatasetInfo:
-            return tfds.core.DatasetInfo(
-                builder=self,
-                description=type(self).__doc__,
-                features=tfds.features.FeaturesDict(
-                    {
-                        "image": tfds.features.Image(shape=(32, 32, 3), encoding_format="png"),
-                        "label": tfds.features.ClassLabel(names=CLASS_NAMES),
-                        "coarse_label": tfds.features.ClassLabel(names=COARSE_NAMES),
-                    }
-                ),
-                supervised_keys=("image", "label"),
-                disable_shuffling=True,
+            return info.labelled_images(
+                self,
+                (32, 32, 3),
+                tfds.features.ClassLabel(names=CLASS_NAMES),
+                coarse_label=tfds.features.ClassLabel(names=COARSE_NAMES),
             )
 
         def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:

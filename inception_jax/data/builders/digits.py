@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
 from tensorflow_datasets.core.registered import skip_registration
+
+from inception_jax.data.builders import info, mnist
 
 with skip_registration():
 
@@ -22,18 +23,7 @@ with skip_registration():
         VERSION = tfds.core.Version("1.0.0")
 
         def _info(self) -> tfds.core.DatasetInfo:
-            return tfds.core.DatasetInfo(
-                builder=self,
-                description=type(self).__doc__,
-                features=tfds.features.FeaturesDict(
-                    {
-                        "image": tfds.features.Image(shape=(8, 8, 1), encoding_format="png"),
-                        "label": tfds.features.ClassLabel(num_classes=10),
-                    }
-                ),
-                supervised_keys=("image", "label"),
-                disable_shuffling=True,
-            )
+            return info.labelled_images(self, (8, 8, 1), tfds.features.ClassLabel(num_classes=10))
 
         def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
             from sklearn.datasets import load_digits  # slow to import, and needed once
@@ -50,5 +40,4 @@ with skip_registration():
             }
 
         def _generate_examples(self, images: np.ndarray, labels: np.ndarray) -> Iterator[tuple[int, dict[str, Any]]]:
-            for index, (image, label) in enumerate(zip(images, labels, strict=True)):
-                yield index, {"image": Image.fromarray(image), "label": int(label)}
+            return mnist.examples(images, labels)

@@ -8,7 +8,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.registered import skip_registration
 
 from inception_jax.data.archives import Content
-from inception_jax.data.builders import mnist
+from inception_jax.data.builders import info, mnist
 
 URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 CLASS_NAMES = (
@@ -46,18 +46,7 @@ with skip_registration():
         MANUAL_DOWNLOAD_INSTRUCTIONS = "The four files *-ubyte.gz as published, or unpacked."
 
         def _info(self) -> tfds.core.DatasetInfo:
-            return tfds.core.DatasetInfo(
-                builder=self,
-                description=type(self).__doc__,
-                features=tfds.features.FeaturesDict(
-                    {
-                        "image": tfds.features.Image(shape=(28, 28, 1), encoding_format="png"),
-                        "label": tfds.features.ClassLabel(names=CLASS_NAMES),
-                    }
-                ),
-                supervised_keys=("image", "label"),
-                disable_shuffling=True,
-            )
+            return info.labelled_images(self, (28, 28, 1), tfds.features.ClassLabel(names=CLASS_NAMES))
 
         def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
             arrays = mnist.read_idx(dl_manager, URL, FILES)

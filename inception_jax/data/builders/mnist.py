@@ -10,6 +10,7 @@ from tensorflow_datasets.core.registered import skip_registration
 
 from inception_jax.data import archives
 from inception_jax.data.archives import Content
+from inception_jax.data.builders import info
 
 URL = "https://storage.googleapis.com/cvdf-datasets/mnist/"
 
@@ -66,18 +67,7 @@ with skip_registration():
         MANUAL_DOWNLOAD_INSTRUCTIONS = "The four files *-ubyte.gz as published, or unpacked."
 
         def _info(self) -> tfds.core.DatasetInfo:
-            return tfds.core.DatasetInfo(
-                builder=self,
-                description=type(self).__doc__,
-                features=tfds.features.FeaturesDict(
-                    {
-                        "image": tfds.features.Image(shape=(28, 28, 1), encoding_format="png"),
-                        "label": tfds.features.ClassLabel(num_classes=10),
-                    }
-                ),
-                supervised_keys=("image", "label"),
-                disable_shuffling=True,
-            )
+            return info.labelled_images(self, (28, 28, 1), tfds.features.ClassLabel(num_classes=10))
 
         def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
             arrays = read_idx(dl_manager, URL, FILES)

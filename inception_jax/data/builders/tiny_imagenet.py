@@ -10,7 +10,7 @@ from tensorflow_datasets.core.registered import skip_registration
 
 from inception_jax.data import archives
 from inception_jax.data.archives import Content
-from inception_jax.data.builders import picture_files
+from inception_jax.data.builders import info, picture_files
 from inception_jax.data.builders.picture_files import Files
 from inception_jax.errors import UserError
 
@@ -40,20 +40,14 @@ with skip_registration():
         MANUAL_DOWNLOAD_INSTRUCTIONS = f"{ARCHIVE}, or the folder {ROOT} that is in it."
 
         def _info(self) -> tfds.core.DatasetInfo:
-            return tfds.core.DatasetInfo(
-                builder=self,
-                description=type(self).__doc__,
-                features=tfds.features.FeaturesDict(
-                    {
-                        "image": tfds.features.Image(shape=(SIDE, SIDE, 3), encoding_format="jpeg"),
-                        # Set when the files are known: a folder may hold only some of the classes. TFDS stores the
-                        # names next to the examples.
-                        "label": tfds.features.ClassLabel(),
-                        "file_name": tfds.features.Text(),
-                    }
-                ),
-                supervised_keys=("image", "label"),
-                disable_shuffling=True,
+            return info.labelled_images(
+                self,
+                (SIDE, SIDE, 3),
+                # Set when the files are known: a folder may hold only some of the classes. TFDS stores the names next
+                # to the examples.
+                tfds.features.ClassLabel(),
+                encoding="jpeg",
+                file_name=tfds.features.Text(),
             )
 
         def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:

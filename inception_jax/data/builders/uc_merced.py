@@ -9,7 +9,7 @@ from tensorflow_datasets.core.registered import skip_registration
 
 from inception_jax.data import archives, images
 from inception_jax.data.archives import Content
-from inception_jax.data.builders import picture_files
+from inception_jax.data.builders import info, picture_files
 from inception_jax.data.builders.picture_files import Files
 from inception_jax.errors import UserError
 
@@ -69,18 +69,8 @@ with skip_registration():
         MANUAL_DOWNLOAD_INSTRUCTIONS = f"{ARCHIVE}, or the 21 folders of pictures that are in it."
 
         def _info(self) -> tfds.core.DatasetInfo:
-            return tfds.core.DatasetInfo(
-                builder=self,
-                description=type(self).__doc__,
-                features=tfds.features.FeaturesDict(
-                    {
-                        "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
-                        "label": tfds.features.ClassLabel(names=CLASS_NAMES),
-                        "file_name": tfds.features.Text(),
-                    }
-                ),
-                supervised_keys=("image", "label"),
-                disable_shuffling=True,
+            return info.labelled_images(
+                self, (None, None, 3), tfds.features.ClassLabel(names=CLASS_NAMES), file_name=tfds.features.Text()
             )
 
         def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:

@@ -80,11 +80,8 @@ def examine(
     split, dataset = evaluate.load_split(run, split, {})
     logger.info("%s: %s examples of the %s split", folder, f"{len(dataset.splits[split]):,}", split)
     found = evaluate.predictions(run, dataset, split, batch_size=batch_size)
-    known = np.flatnonzero((found.labels >= 0) & found.decoded)
-    logits = found.logits.astype(np.float64)
-    probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
-    predicted = logits.argmax(axis=1)
-    confidence = 1 / probabilities.sum(axis=1)
+    known = np.flatnonzero(found.counted)
+    predicted, confidence = found.logits.argmax(axis=1), evaluate.confidence(found.logits)
     wrong = known[predicted[known] != found.labels[known]]
     mistakes = wrong[np.argsort(-confidence[wrong], kind="stable")][:MISTAKES]
     sample = known[_spread(found.labels[known], SAMPLE)]

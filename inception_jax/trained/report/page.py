@@ -16,8 +16,7 @@ from PIL import Image
 
 from inception_jax import files
 from inception_jax.errors import unknown_name
-from inception_jax.inspection.formats import format_table
-from inception_jax.text import printable
+from inception_jax.text import format_table, printable
 from inception_jax.trained import pages
 from inception_jax.trained.report import drawing
 

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import prometheus_client
 from PIL import Image
+from scipy.special import softmax
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders, UploadFile
 from starlette.exceptions import HTTPException
@@ -192,9 +193,7 @@ class Service:
         effort = await self.decoders.run(len(content) * BYTE_EFFORT, looking)
         decoding = partial(images.decode, content, form, max_pixels=max_pixels)
         image = await self.decoders.run(effort, decoding)
-        logits = (await self.batcher.logits(image)).astype(np.float64)
-        odds = np.exp(logits - logits.max())
-        probabilities = odds / odds.sum()
+        probabilities = softmax((await self.batcher.logits(image)).astype(np.float64))
         names = self.classifier.class_names
         best = np.argsort(-probabilities, kind="stable")[:top]
         answer: dict[str, Any] = {
