@@ -210,7 +210,7 @@ def test_a_flipped_bit_is_named_and_the_checkpoint_before_is_restored(tmp_path, 
         assert "the checkpoint of step 2 is damaged: " in message
         if item == "state":
             assert "not as saved" in message
-            assert message.endswith(". Going on from step 1")
+            assert message.endswith(". Continuing from step 1")
         assert checkpoints.latest_step() == 1
         assert checkpoints.best_step() is None
         assert checkpoints.progress(1) == {"seconds": 1.0}
@@ -232,7 +232,7 @@ def test_the_damaged_leaf_is_named(tmp_path):
         checkpoints.save(1, state, {})
         checkpoints.wait()
         damage(tmp_path / "1")
-        with pytest.raises(UserError, match=r"params/kernel not as saved\. Remove the folder to start anew"):
+        with pytest.raises(UserError, match=r"params/kernel not as saved\. Remove the folder to start over"):
             checkpoints.restore(None, state)
 
 
@@ -282,7 +282,7 @@ def test_double_precision_is_not_cut_in_silence(tmp_path):
 
 def test_an_unusable_folder_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"the folder of checkpoints .*file/checkpoints cannot be used"):
+    with pytest.raises(UserError, match=r"cannot use the checkpoint folder .*file/checkpoints: "):
         Checkpoints(tmp_path / "file" / "checkpoints")
     with pytest.raises(UserError, match="unknown watch mode 'best'"):
         Checkpoints(tmp_path, watch_mode="best")

@@ -76,12 +76,12 @@ def test_who_does_not_come_is_named(port, monkeypatch):
     monkeypatch.setattr(meeting, "LINGER_SECONDS", 0.2)
     first, third = meet(port, (0, 4, {}), (2, 4, {}), seconds=1.0)
     assert first == third
-    assert "processes 1, 3 of 4 did not come within 1 s" in first
+    assert "processes 1, 3 of 4 did not connect within 1 s" in first
 
 
 def test_a_process_0_that_never_comes_is_missed(port):
     (end,) = meet(port, (1, 2, {}), seconds=0.5)
-    assert f"did not reach process 0 at 127.0.0.1:{port} within 0.5 s (Connection refused): is it started" in end
+    assert f"did not reach process 0 at 127.0.0.1:{port} within 0.5 s (Connection refused): was it started" in end
     with pytest.raises(UserError, match=r"did not reach process 0 at nowhere\.invalid:1 within 0.5 s"):
         meeting.meet(("nowhere.invalid", 1), 1, 2, {}, seconds=0.5)
 
@@ -89,7 +89,7 @@ def test_a_process_0_that_never_comes_is_missed(port):
 def test_a_port_in_use_is_named(port):
     with socket.create_server(("127.0.0.1", port)):
         (end,) = meet(port, (0, 2, {}))
-    assert f"cannot listen at port {port} (Address already in use): another program does" in end
+    assert f"cannot listen on port {port} (Address already in use): another program," in end
 
 
 def test_another_program_at_the_address_is_not_taken_for_process_0(port, monkeypatch):

@@ -140,7 +140,7 @@ def check_packed(path: Path, content: Content) -> None:
         if found != published:
             raise UserError(
                 f"{path} is not the published archive: its {NAMES.get(what, what)} is {found}, expected {published}: "
-                f"{_get_again(path)}, or unpack it if it was packed anew"
+                f"{_get_again(path)}, or unpack it if it was repacked"
             )
 
 

@@ -196,8 +196,8 @@ def _check(model: nn.Module, table: Table, tensors: Mapping[str, np.ndarray], cl
     if misshapen and not missing and not unknown and table.classifiers.issuperset(misshapen):
         classes, own_classes = given[misshapen[0]][0], wanted[misshapen[0]][0]
         raise UserError(
-            f"the weights are for {classes} classes, and this {registered_name(model)} is for {own_classes}: "
-            "take as many, or leave the classifier out (classifier=False)"
+            f"the weights are for {classes} classes, but this {registered_name(model)} is for {own_classes}: use as "
+            "many, or leave the classifier out (classifier=False)"
         )
     complaints = {
         "missing": missing,
@@ -206,7 +206,7 @@ def _check(model: nn.Module, table: Table, tensors: Mapping[str, np.ndarray], cl
     }
     if missing or unknown or misshapen:
         listed = "; ".join(f"{len(found)} {what}: {_list(found)}" for what, found in complaints.items() if found)
-        raise UserError(f"the tensors do not fit this {registered_name(model)}: {listed}")
+        raise UserError(f"the tensors do not match this {registered_name(model)}: {listed}")
 
 
 def _list(names: list[str]) -> str:

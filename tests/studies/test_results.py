@@ -132,7 +132,7 @@ def test_pairs_of_seeds_that_lack_the_measure_decide_nothing(tmp_path):
     (verdict,) = table.verdicts()
     assert verdict.estimate.values == (-1, -1)
     assert verdict.verdict == "undecided"
-    assert verdict.why == "2 seed(s) have this measure, at least 3 are needed"
+    assert verdict.why == "2 seed(s) have this measure, but at least 3 are needed"
 
 
 def test_missing_runs_are_no_numbers(tmp_path):
