@@ -243,9 +243,9 @@ def test_missing_checkpoints_are_named(tmp_path):
         with pytest.raises(UserError, match="there is no checkpoint in"):
             checkpoints.restore(None, make_state())
         checkpoints.save(1, make_state(), {})
-        with pytest.raises(UserError, match=r"there is no checkpoint of step 5 in .*; there are: 1"):
+        with pytest.raises(UserError, match=r"there is no checkpoint of step 5 in .*; available: 1"):
             checkpoints.restore(5, make_state())
-        with pytest.raises(UserError, match=r"there is no checkpoint of step 5 in .*; there are: 1"):
+        with pytest.raises(UserError, match=r"there is no checkpoint of step 5 in .*; available: 1"):
             checkpoints.progress(5)
 
 
@@ -260,9 +260,9 @@ def test_a_state_of_another_network_is_refused(tmp_path):
             checkpoints.restore(None, other)
         for part in (
             "the checkpoint of step 1 is of another network",
-            "params/conv/kernel: float32[64, 65] there, float32[64, 66] here",
-            "params/head: nothing there, float32[3] here",
-            "half: bfloat16[5] there, nothing here",
+            "params/conv/kernel: saved float32[64, 65], expected float32[64, 66]",
+            "params/head: saved nothing, expected float32[3]",
+            "half: saved bfloat16[5], expected nothing",
         ):
             assert part in str(error.value)
         # Not damaged: nothing is passed over or set aside.
@@ -275,7 +275,7 @@ def test_double_precision_is_not_cut_in_silence(tmp_path):
         checkpoints.save(1, {"kernel": jnp.ones(3)}, {})
     with (
         Checkpoints(tmp_path) as checkpoints,
-        pytest.raises(UserError, match=r"kernel: float64\[3\] there, float32\[3\] here"),
+        pytest.raises(UserError, match=r"kernel: saved float64\[3\], expected float32\[3\]"),
     ):
         checkpoints.restore(1, {"kernel": jnp.ones(3)})
 

@@ -104,7 +104,7 @@ def test_where_a_server_may_not_lead_is_not_followed(server, tmp_path, to):
         bounded(f"{server}/to/{to}", tmp_path / "file")
     assert reason(error.value).isprintable()
     assert not (tmp_path / "file").exists()
-    with pytest.raises(UserError, match=r"cannot download .*; without a network, give a folder") as refused:
+    with pytest.raises(UserError, match=r"cannot download .*; without network access, give a folder") as refused:
         archives.download(None, {"archive": f"{server}/to/{to}"})  # pyright: ignore
     assert str(refused.value).isprintable()
 
@@ -136,7 +136,7 @@ def test_size_and_time_are_bounded(server, tmp_path):
         ("endless", "larger than"),
         ("trickle", "took longer"),
         ("cut", r"cannot download .*closed the connection after 8000 of 1000000 bytes.*: without network access"),
-        ("to/file:///etc/passwd", r"cannot download .*file:///etc/passwd' is not allowed\): without a network"),
+        ("to/file:///etc/passwd", r"cannot download .*file:///etc/passwd' is not allowed\): without network access"),
     ],
 )
 def test_nothing_is_left_of_weights_that_did_not_come(server, tmp_path, monkeypatch, address, message):

@@ -69,7 +69,7 @@ def test_numbers_of_processes_that_differ_are_named(port):
 def test_a_number_given_twice_is_named_by_all(port):
     ends = meet(port, (0, 3, {}), (1, 3, {}), (1, 3, {}))
     assert len(set(ends)) == 1
-    assert "--process_id=1 was given twice: by process" in ends[0]
+    assert "--process_id=1 was given twice: by PID" in ends[0]
 
 
 def test_who_does_not_come_is_named(port, monkeypatch):
@@ -116,7 +116,7 @@ def test_another_program_at_the_address_is_not_taken_for_process_0(port, monkeyp
                 threading.Thread(target=serve, daemon=True).start()
                 (end,) = meet(server.getsockname()[1], (1, 2, {}))
                 server.shutdown(socket.SHUT_RDWR)
-            assert "what answers there is not process 0 of a run that is about to start" in end
+            assert "what answers there is not process 0 of a starting run" in end
 
 
 def test_strangers_at_the_port_disturb_nobody(port):

@@ -260,7 +260,7 @@ def test_what_one_process_cannot_do_is_told_to_the_others(digits, tmp_path):
     with started(folder, digits, processes=2, num_devices=1) as running:
         for index, process in enumerate(running):
             assert process.wait(SECONDS) == 2, log(folder, index)
-            assert "num_devices=1, but the 2 processes have 2: use 0" in log(folder, index)
+            assert "num_devices=1 is not allowed: 2 processes use all of their 2 devices: set 0" in log(folder, index)
             assert "Traceback" not in log(folder, index)
 
 

@@ -87,7 +87,7 @@ def download(dl_manager: tfds.download.DownloadManager, urls: dict[str, str]) ->
             if isinstance(getattr(error, "reason", error), ssl.SSLError):
                 break  # TFDS has its own certificates
             reason = downloads.reason(error)
-            raise UserError(f"cannot download {url} ({reason}); without a network, {USE_ARCHIVES}") from error
+            raise UserError(f"cannot download {url} ({reason}); without network access, {USE_ARCHIVES}") from error
     try:
         paths: Any = dl_manager.download(urls)
         return {key: Path(path) for key, path in paths.items()}

@@ -432,7 +432,7 @@ def test_pipes_devices_and_folders_are_not_waited_for(tmp_path):
 
 
 def test_a_picture_too_long_for_its_width_is_refused():
-    with pytest.raises(UserError, match="1x60000 pixels is too long to be made 256 wide"):
+    with pytest.raises(UserError, match="1x60000 pixels is too long to be resized to 256 wide"):
         Preprocessing(256, 224, (0.0,) * 3, (1.0,) * 3)(np.zeros((60_000, 1), np.uint8))
 
 

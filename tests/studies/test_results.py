@@ -112,9 +112,9 @@ def test_a_measure_is_held_against_limits(tmp_path, limits, verdict):
 @pytest.mark.parametrize(
     ("minimum", "reason"),
     [
-        (Minimum(images=2000), "1280 training images, at least 2000 are needed"),
-        (Minimum(epochs=5), "4 epochs, at least 5 are needed"),
-        (Minimum(seeds=4), "3 seeds, at least 4 are needed"),
+        (Minimum(images=2000), "1280 training images, but at least 2000 are needed"),
+        (Minimum(epochs=5), "4 epochs, but at least 5 are needed"),
+        (Minimum(seeds=4), "3 seeds, but at least 4 are needed"),
     ],
 )
 def test_nothing_is_concluded_from_smoke_runs(tmp_path, minimum, reason):

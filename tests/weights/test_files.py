@@ -169,7 +169,7 @@ def test_missing_files_and_folders_are_named(tmp_path):
 
 def test_dicts_without_tensors_are_refused(save):
     for content in ({"a": 1}, [1, 2], {"state_dict": {"a": {"b": 1}}}):
-        with pytest.raises(UserError, match="holds no dict of tensors"):
+        with pytest.raises(UserError, match="does not contain a dict of tensors"):
             read_state_dict(save(content))
 
 

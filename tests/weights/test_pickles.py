@@ -190,7 +190,7 @@ def test_dicts_that_nothing_tells_apart_are_listed(read, content):
 
 
 def test_an_optimizers_tensors_are_no_networks(read):
-    with pytest.raises(UserError, match="holds no dict of tensors, but dict"):
+    with pytest.raises(UserError, match="does not contain a dict of tensors, but dict"):
         read(OPTIMIZER)
 
 
