@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> None:
             for run in range(options.runs):
                 folder = work / f"{kind}{run}"
                 ends = start_two(kind, folder)
-                said = sum(len(re.findall("^error: the processes do not fit together", end[2], re.M)) for end in ends)
+                said = sum(len(re.findall("^error: the processes do not agree", end[2], re.M)) for end in ends)
                 codes, seconds = (", ".join(str(end[0]) for end in ends), ", ".join(f"{end[1]:.1f}" for end in ends))
                 print(f"| {kind} | {run + 1} | {codes} | {seconds} | {said} of 2 | {folder.exists()} |", flush=True)
     finally:

@@ -78,7 +78,7 @@ def kill_until_done(folder: Path, fields: list[str], seconds: float, number: sig
         session = Session(folder, fields)
         code = session.end_after(draw.uniform(0, seconds), number)
         text = session.text()
-        goes_on = re.search(r"goes on after step (\d+) of", text)
+        goes_on = re.search(r"continues after step (\d+) of", text)
         if goes_on:
             if stopped_after and int(goes_on[1]) != stopped_after:
                 faults.append(f"stopped after step {stopped_after}, went on after {goes_on[1]}")

@@ -28,7 +28,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         old, new = urlsplit(req.full_url).scheme, urlsplit(newurl).scheme
         if new not in ("https", old):
-            raise urllib.error.URLError(f"the server leads on from {old} to {new or 'nothing'}, which is not followed")
+            raise urllib.error.URLError(f"the server redirects from {old} to {new or 'nothing'}, which is not followed")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
     def http_error_302(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> Any:
@@ -84,11 +84,11 @@ def download(url: str, path: Path, *, most_bytes: int, most_seconds: float) -> N
                 bar.update(len(chunk))
                 received += len(chunk)
     if max(received, size) > most_bytes:
-        raise UserError(f"{url} is larger than {most_bytes} bytes, the most that is taken")
+        raise UserError(f"{url} is larger than {most_bytes} bytes, the most that is allowed")
     if time.monotonic() >= end:
-        raise UserError(f"{url} took longer than {most_seconds:g} s, and {received} bytes of it came")
+        raise UserError(f"{url} took longer than {most_seconds:g} s, in which {received} bytes arrived")
     if received < size:
-        raise ConnectionError(f"the server broke off after {received} of {size} bytes")
+        raise ConnectionError(f"the server closed the connection after {received} of {size} bytes")
 
 
 def reason(error: Exception) -> str:

@@ -45,7 +45,7 @@ def expand(path: str | Path, what: str = "a path") -> Path:
       UserError: the path is empty, as from an unset shell variable; it does not mean the current folder.
     """
     if isinstance(path, str) and not path.strip():
-        raise UserError(f"{what} is empty; is a variable of the shell unset? The current folder is called .")
+        raise UserError(f"{what} is empty; is a shell variable unset? For the current folder, give .")
     return Path(os.path.expanduser(path))
 
 
@@ -204,7 +204,7 @@ def parse_json(content: bytes | str, *, pairs: Callable[[list[tuple[str, Any]]],
     except UnicodeError as error:
         raise ValueError(f"it is not UTF-8 text ({error.reason})") from error  # pyright: ignore[reportAttributeAccessIssue]
     except RecursionError as error:
-        raise ValueError("it nests too deeply") from error
+        raise ValueError("it is nested too deeply") from error
 
 
 def _is_deeper(value: Any, depth: int) -> bool:
@@ -361,7 +361,7 @@ def locked(path: Path, wait: bool = True) -> Iterator[IO[str] | None]:
 
 @functools.cache
 def _warn_of_no_locks(folder: Path, why: str) -> None:
-    logger.warning("the file system of %s has no locks (%s): see to it that no other process writes there", folder, why)
+    logger.warning("the file system of %s has no locks (%s): make sure that no other process writes there", folder, why)
 
 
 _locks: set[int] = set()  # file descriptors of the locks held by this process

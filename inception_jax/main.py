@@ -32,7 +32,7 @@ usage: {program} --config=NAME_OR_FILE [--workdir=DIR] [--config.FIELD=VALUE ...
   --config        a config file, or the name of a shipped one:
                   {configs};
                   FILE:ARGUMENT passes an argument to its get_config()
-  --workdir       directory of the run, by default runs/<name of the config>; a run that is there is resumed
+  --workdir       directory of the run, by default runs/<name of the config>; an existing run is resumed
   --config.FIELD  sets a field of the config; None unsets a field that is optional
   --help SECTION  describes the fields of one section:
                   {sections}

@@ -53,8 +53,8 @@ def check_trusted(kind: str, name: str, folder: Path, trusted: bool) -> None:
     if ":" in name and not trusted:
         module = name.partition(":")[0]
         raise UntrustedError(
-            f"{folder} names the {kind} {name!r}, which is code from outside the package. Its module {module!r} is "
-            "imported if you trust it and who made the folder: then add --trust-code, in Python trust_code=True"
+            f"{folder} names the {kind} {name!r}, which is code from outside the package. If you trust its module "
+            f"{module!r} and whoever made the folder, add --trust-code, in Python trust_code=True"
         )
 
 

@@ -210,7 +210,7 @@ def test_a_flipped_bit_is_named_and_the_checkpoint_before_is_restored(tmp_path, 
         assert "the checkpoint of step 2 is damaged: " in message
         if item == "state":
             assert "not as saved" in message
-            assert message.endswith(". Going on from step 1")
+            assert message.endswith(". Continuing from step 1")
         assert checkpoints.latest_step() == 1
         assert checkpoints.best_step() is None
         assert checkpoints.progress(1) == {"seconds": 1.0}
@@ -232,7 +232,7 @@ def test_the_damaged_leaf_is_named(tmp_path):
         checkpoints.save(1, state, {})
         checkpoints.wait()
         damage(tmp_path / "1")
-        with pytest.raises(UserError, match=r"params/kernel not as saved\. Remove the folder to start anew"):
+        with pytest.raises(UserError, match=r"params/kernel not as saved\. Remove the folder to start over"):
             checkpoints.restore(None, state)
 
 
@@ -243,9 +243,9 @@ def test_missing_checkpoints_are_named(tmp_path):
         with pytest.raises(UserError, match="there is no checkpoint in"):
             checkpoints.restore(None, make_state())
         checkpoints.save(1, make_state(), {})
-        with pytest.raises(UserError, match=r"there is no checkpoint of step 5 in .*; there are: 1"):
+        with pytest.raises(UserError, match=r"there is no checkpoint of step 5 in .*; available: 1"):
             checkpoints.restore(5, make_state())
-        with pytest.raises(UserError, match=r"there is no checkpoint of step 5 in .*; there are: 1"):
+        with pytest.raises(UserError, match=r"there is no checkpoint of step 5 in .*; available: 1"):
             checkpoints.progress(5)
 
 
@@ -260,9 +260,9 @@ def test_a_state_of_another_network_is_refused(tmp_path):
             checkpoints.restore(None, other)
         for part in (
             "the checkpoint of step 1 is of another network",
-            "params/conv/kernel: float32[64, 65] there, float32[64, 66] here",
-            "params/head: nothing there, float32[3] here",
-            "half: bfloat16[5] there, nothing here",
+            "params/conv/kernel: saved float32[64, 65], expected float32[64, 66]",
+            "params/head: saved nothing, expected float32[3]",
+            "half: saved bfloat16[5], expected nothing",
         ):
             assert part in str(error.value)
         # Not damaged: nothing is passed over or set aside.
@@ -275,14 +275,14 @@ def test_double_precision_is_not_cut_in_silence(tmp_path):
         checkpoints.save(1, {"kernel": jnp.ones(3)}, {})
     with (
         Checkpoints(tmp_path) as checkpoints,
-        pytest.raises(UserError, match=r"kernel: float64\[3\] there, float32\[3\] here"),
+        pytest.raises(UserError, match=r"kernel: saved float64\[3\], expected float32\[3\]"),
     ):
         checkpoints.restore(1, {"kernel": jnp.ones(3)})
 
 
 def test_an_unusable_folder_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"the folder of checkpoints .*file/checkpoints cannot be used"):
+    with pytest.raises(UserError, match=r"cannot use the checkpoint folder .*file/checkpoints: "):
         Checkpoints(tmp_path / "file" / "checkpoints")
     with pytest.raises(UserError, match="unknown watch mode 'best'"):
         Checkpoints(tmp_path, watch_mode="best")

@@ -234,7 +234,7 @@ def test_an_expanded_path_is_below_the_home(here):
     assert files.expand("~") == home
     assert files.expand("a~/~b") == Path("a~/~b")
     for empty in ("", " "):
-        with pytest.raises(UserError, match="the folder is empty; is a variable of the shell unset"):
+        with pytest.raises(UserError, match="the folder is empty; is a shell variable unset"):
             files.expand(empty, "the folder")
 
 
@@ -277,7 +277,7 @@ def test_an_empty_path_is_refused(argv, here, capsys):
     assert commands.main(argv) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
-    assert "is empty; is a variable of the shell unset" in line
+    assert "is empty; is a shell variable unset" in line
     assert not list(here.iterdir())
 
 

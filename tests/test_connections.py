@@ -229,7 +229,7 @@ def test_it_drains():
             assert ask(address, "/live")[0] == ask(address, "/health")[0] == 200
             status, headers, answer = ask(address, "/predict", picture())
             assert (status, headers["Retry-After"]) == (503, "1")
-            assert "about to end" in answer["error"]
+            assert "shutting down" in answer["error"]
             thread.join()
         assert answers[0][0] == 200
         deadline = time.monotonic() + 20

@@ -219,7 +219,7 @@ def test_auto_leaves_out_what_fails(original, all_installed, monkeypatch, caplog
     all_installed(original, onnxruntime=(broken,), openvino=(lambda logits: logits * np.nan,))
     with caplog.at_level(logging.INFO):
         assert engines.use(original, "auto", batch_size=4).engine is None
-    assert "engine=onnxruntime cannot compute this network: RuntimeError: no memory" in caplog.messages
+    assert "engine=onnxruntime cannot run this network: RuntimeError: no memory" in caplog.messages
     assert "differ from the network's own by nan" in caplog.text
     assert caplog.messages[-1] == "engine: jax"
 
@@ -245,7 +245,7 @@ def test_on_an_accelerator_jax_computes(original, all_installed, monkeypatch):
     all_installed(original)
     monkeypatch.setattr(engines.jax, "default_backend", lambda: "gpu")
     assert engines.use(original, "auto", batch_size=4).engine is None
-    with pytest.raises(UserError, match="engine=openvino computes on CPUs, and JAX uses the gpu here"):
+    with pytest.raises(UserError, match="engine=openvino runs on CPUs only, but JAX uses the gpu here"):
         engines.use(original, "openvino", batch_size=4)
 
 
@@ -322,9 +322,9 @@ def test_an_exported_file_has_engines_too(exported, name, engine):
 def test_a_file_of_another_format_is_refused(exported):
     stablehlo, onnx = (load_classifier(exported / name) for name in ("network.stablehlo", "uint8.onnx"))
     assert engines.use(stablehlo, "auto", batch_size=4).engine is None
-    with pytest.raises(UserError, match=r"engine=openvino is not for .*network.stablehlo: .* or a \.onnx file"):
+    with pytest.raises(UserError, match=r"engine=openvino cannot run .*network.stablehlo: .* or a \.onnx file"):
         engines.use(stablehlo, "openvino", batch_size=4)
-    with pytest.raises(UserError, match=r"engine=jax is not for .*uint8.onnx: give the run's folder, or a \.stablehlo"):
+    with pytest.raises(UserError, match=r"engine=jax cannot run .*uint8.onnx: give the run's folder, or a \.stablehlo"):
         engines.use(onnx, "jax", batch_size=4)
 
 

@@ -330,9 +330,9 @@ def test_classes_are_matched_by_name(theirs, ours, given, expected):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (None, "no class of the data is one of the run's: the data has fox, ant; the run has cat, dog"),
-        ({"cow": "cat"}, "names 'cow', which is no class of the data: fox, ant"),
-        ({"fox": "cow"}, "names 'cow', which is no class of the run: cat, dog"),
+        (None, "no class of the data matches one of the run's: the data has fox, ant; the run has cat, dog"),
+        ({"cow": "cat"}, "names 'cow', which is not a class of the data: fox, ant"),
+        ({"fox": "cow"}, "names 'cow', which is not a class of the run: cat, dog"),
     ],
 )
 def test_classes_that_cannot_be_matched(given, message):
@@ -343,14 +343,14 @@ def test_classes_that_cannot_be_matched(given, message):
 def test_names_that_are_alike_are_said(caplog):
     match_classes(("cat", "CAT", "dog"), ("cat", "Cat", "Dog"))
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
-        "classes are left out, as names are too much alike: 'CAT' of the data, like 'cat', may be 'cat' or 'Cat' of "
-        "the run. --class-map FILE says which are the same"
+        "classes are left out, as names are too similar: 'CAT' of the data, like 'cat', may be 'cat' or 'Cat' of "
+        "the run. Match them with --class-map FILE"
     ]
     with pytest.raises(UserError, match=r"'Cat' of the data, like 'CAT', may be 'cat' of the run.*--class-map"):
         match_classes(("Cat", "CAT"), ("cat", "dog"))
     with caplog.at_level("INFO"):
         match_classes(("cat", "Sea_Urchin"), ("sea urchin", "cat"))
-    assert caplog.messages[-1].endswith("but for their spelling: 'Sea_Urchin' is 'sea urchin'")
+    assert caplog.messages[-1].endswith("despite another spelling: 'Sea_Urchin' is 'sea urchin'")
 
 
 @pytest.mark.parametrize(
@@ -374,8 +374,8 @@ def test_a_class_map_that_does_not_say_which(theirs, ours, given, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"a": "x", "b": "x", "a": "y"}', "is no class map: it has 'a' more than once"),
-        ('{"a": 1}', "is no class map: it must be JSON"),
+        ('{"a": "x", "b": "x", "a": "y"}', "is not a class map: it has 'a' more than once"),
+        ('{"a": 1}', "is not a class map: it must be JSON"),
         ("[" * 100_000, "cannot read the class map"),
         ("{", "cannot read the class map"),
     ],

@@ -121,7 +121,7 @@ def test_published_weights_bring_options_and_normalisation_with_them(config, tmp
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model.stage_features": (4, 4)}, "holds another network than model.name and its options give: 4 of its"),
+        ({"model.stage_features": (4, 4)}, "does not fit the network of model.name and its options: 4 arrays"),
         (
             {"finetune.head": ("classifier",), "finetune.trunk_rate": 0.1},
             "matches none of the network's submodules: conv1_1, ",

@@ -96,7 +96,7 @@ WRONG = [
     (["--config=small.py", "--config.data.splits.train=trian"], "trian"),
     (["--config=small.py", "--config.batch_size=0"], "batch_size=0 is not allowed: it must be at least 1"),
     (["--config=small.py", "--config.accumulation_steps=3"], "does not divide into accumulation_steps=3"),
-    (["--config=small.py", "--config.num_devices=8", "--config.batch_size=60"], "does not divide over 8 devices"),
+    (["--config=small.py", "--config.num_devices=8", "--config.batch_size=60"], "is not divisible by 8, the number"),
     (["--config=small.py", "--config.evaluate.watch=validation_top3"], "unknown metric in evaluate.watch"),
     (["--config=small.py", "--config.evaluate.stop_at=94"], "watch='validation_top1', which is from 0 to 1"),
     (["--config=small.py", "--config.evaluate.splits=dev"], "unknown split in evaluate.splits 'dev'"),
@@ -191,7 +191,7 @@ def test_a_full_disk_ends_the_run_with_a_clear_line_until_there_is_room(folder, 
     ) as process:
         output = process.stderr.read()
         assert process.wait() == 0, output
-    assert f"goes on after step {step} of" in output
+    assert f"continues after step {step} of" in output
 
 
 @pytest.mark.slow
@@ -222,7 +222,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(folder):
                 break
         rest = process.stderr.read()
         assert process.wait(120) == 130
-    (step,) = re.findall(r"stopped after step (\d+) of 200000 and saved: the same command goes on from there", rest)
+    (step,) = re.findall(r"stopped after step (\d+) of 200000 and saved: the same command continues from there", rest)
     assert "Traceback" not in rest
     assert (folder / "runs" / "small" / "checkpoints" / step).is_dir()
 

@@ -69,19 +69,19 @@ def test_numbers_of_processes_that_differ_are_named(port):
 def test_a_number_given_twice_is_named_by_all(port):
     ends = meet(port, (0, 3, {}), (1, 3, {}), (1, 3, {}))
     assert len(set(ends)) == 1
-    assert "--process_id=1 was given twice: by process" in ends[0]
+    assert "--process_id=1 was given twice: by PID" in ends[0]
 
 
 def test_who_does_not_come_is_named(port, monkeypatch):
     monkeypatch.setattr(meeting, "LINGER_SECONDS", 0.2)
     first, third = meet(port, (0, 4, {}), (2, 4, {}), seconds=1.0)
     assert first == third
-    assert "processes 1, 3 of 4 did not come within 1 s" in first
+    assert "processes 1, 3 of 4 did not connect within 1 s" in first
 
 
 def test_a_process_0_that_never_comes_is_missed(port):
     (end,) = meet(port, (1, 2, {}), seconds=0.5)
-    assert f"did not reach process 0 at 127.0.0.1:{port} within 0.5 s (Connection refused): is it started" in end
+    assert f"did not reach process 0 at 127.0.0.1:{port} within 0.5 s (Connection refused): was it started" in end
     with pytest.raises(UserError, match=r"did not reach process 0 at nowhere\.invalid:1 within 0.5 s"):
         meeting.meet(("nowhere.invalid", 1), 1, 2, {}, seconds=0.5)
 
@@ -89,7 +89,7 @@ def test_a_process_0_that_never_comes_is_missed(port):
 def test_a_port_in_use_is_named(port):
     with socket.create_server(("127.0.0.1", port)):
         (end,) = meet(port, (0, 2, {}))
-    assert f"cannot listen at port {port} (Address already in use): another program does" in end
+    assert f"cannot listen on port {port} (Address already in use): another program," in end
 
 
 def test_another_program_at_the_address_is_not_taken_for_process_0(port, monkeypatch):
@@ -116,7 +116,7 @@ def test_another_program_at_the_address_is_not_taken_for_process_0(port, monkeyp
                 threading.Thread(target=serve, daemon=True).start()
                 (end,) = meet(server.getsockname()[1], (1, 2, {}))
                 server.shutdown(socket.SHUT_RDWR)
-            assert "what answers there is not process 0 of a run that is about to start" in end
+            assert "what answers there is not process 0 of a starting run" in end
 
 
 def test_strangers_at_the_port_disturb_nobody(port):

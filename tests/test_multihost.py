@@ -129,10 +129,10 @@ def test_a_process_that_dies_ends_the_others_and_the_run_goes_on(digits, tmp_pat
         killed = time.monotonic()
         assert first.wait(60) == process.LOST
         assert time.monotonic() - killed < 60
-    assert "error: process 0 of 2 ends: nothing was heard of process 1 on" in log(folder)
-    assert "Start all again to go on" in log(folder)
+    assert "error: process 0 of 2 ends: no heartbeat from process 1 on" in log(folder)
+    assert "Start all processes again to continue" in log(folder)
     train(folder, digits, processes=2, **longer)
-    assert re.search(r"goes on after step \d+0 of 240", log(folder))
+    assert re.search(r"continues after step \d+0 of 240", log(folder))
     assert summary(folder)["steps"] == 240
 
 
@@ -143,7 +143,7 @@ def test_the_first_process_is_missed_too(digits, tmp_path):
         wait_for(lambda: (folder / "checkpoints" / "20").exists(), "no checkpoint was saved")
         first.send_signal(signal.SIGKILL)
         assert second.wait(60) == process.LOST
-    assert "error: process 1 of 2 ends: JAX's distributed runtime gave up; most likely process 0 on" in log(folder, 1)
+    assert "error: process 1 of 2 ends: JAX's distributed runtime failed; most likely process 0 on" in log(folder, 1)
 
 
 @pytest.mark.slow
@@ -155,7 +155,7 @@ def test_a_request_to_stop_reaches_all_and_the_number_of_processes_may_change(al
         running[1].send_signal(signal.SIGTERM)
         for index, process in enumerate(running):
             assert process.wait(SECONDS) == os.EX_TEMPFAIL, log(folder, index)
-    assert "and saved: the same command goes on from there" in log(folder)
+    assert "and saved: the same command continues from there" in log(folder)
     with started(folder, digits) as (process,):
         wait_for(lambda: "  step " in log(folder), log(folder))
         process.send_signal(signal.SIGTERM)
@@ -260,7 +260,7 @@ def test_what_one_process_cannot_do_is_told_to_the_others(digits, tmp_path):
     with started(folder, digits, processes=2, num_devices=1) as running:
         for index, process in enumerate(running):
             assert process.wait(SECONDS) == 2, log(folder, index)
-            assert "num_devices=1, but the 2 processes have 2: use 0" in log(folder, index)
+            assert "num_devices=1 is not allowed: 2 processes use all of their 2 devices: set 0" in log(folder, index)
             assert "Traceback" not in log(folder, index)
 
 
@@ -268,7 +268,7 @@ def test_what_one_process_cannot_do_is_told_to_the_others(digits, tmp_path):
     ("group", "message"),
     [
         ({"coordinator": "10.0.0.1:1"}, "go together: give all three, or none"),
-        ({"coordinator": "10.0.0.1", "num_processes": 2, "process_id": 0}, "is no HOST:PORT, e.g. 10.0.0.1:12345"),
+        ({"coordinator": "10.0.0.1", "num_processes": 2, "process_id": 0}, "is not HOST:PORT, e.g. 10.0.0.1:12345"),
         ({"coordinator": "a:1", "num_processes": 2, "process_id": 2}, "with --num_processes=2 it is from 0 to 1"),
     ],
 )
@@ -297,7 +297,10 @@ def test_processes_that_differ_end_before_anything_is_written(digits, tmp_path, 
         "folder": (
             {},
             [[], [f"--workdir={tmp_path / 'other'}"]],
-            [f"the run's folder is {folder} in process 0 on", f"{tmp_path / 'other'} (where what process 0 wrote is"],
+            [
+                f"the run's folder is {folder} in process 0 on",
+                f"{tmp_path / 'other'} (without the file that process 0 wrote",
+            ],
         ),
         "config": (
             {},
@@ -319,7 +322,7 @@ def test_processes_that_differ_end_before_anything_is_written(digits, tmp_path, 
     for index in range(2):
         # On a busy machine others say for whom they wait.
         (line,) = [line for line in log(folder, index).splitlines() if line.startswith("error: ")]
-        assert "the processes do not fit together: " in line
+        assert "the processes do not agree: " in line
         assert "Traceback" not in log(folder, index)
         for difference in differences:
             assert difference in line
@@ -391,6 +394,6 @@ sys.exit(main.main())
                 assert process.wait(SECONDS) == 5, log(folder, index)
         last = log(folder, processes - 1)
         assert "rows_or_not" in last  # the function that hangs
-        assert "no step was done and no batch evaluated for 0.5 minutes" in last
+        assert "no step completed and no batch evaluated for 0.5 minutes" in last
     train(folder, digits)
     assert summary(folder)["steps"] == 20

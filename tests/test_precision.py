@@ -98,7 +98,7 @@ def test_a_run_goes_on_and_is_loaded_in_the_type_that_it_began_in(config, machin
 
     machine(False)  # it goes on elsewhere
     train.train_and_evaluate(config, tmp_path)
-    assert "bfloat16 (as the run began)" in caplog.text
+    assert "bfloat16 (as at the start of the run)" in caplog.text
     assert run.load_run(tmp_path).model.dtype == jax.numpy.bfloat16
 
 

@@ -59,7 +59,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_done(classifier, pictures):
     assert good.error is None
     assert len(good.classes) == 2
     assert gone.error == "No such file or directory"
-    assert (text.name, text.error) == ("-", "it is no picture of a known kind")
+    assert (text.name, text.error) == ("-", "it is not a picture of a known format")
 
 
 def test_pictures_are_read_a_little_ahead_alone(classifier, pictures):

@@ -78,9 +78,9 @@ def test_inspection_takes_the_networks_inputs_alone(run):
     looks = (grad_cam, activations, lambda *given: gradient_norms(*given, labels))
     for look in looks:
         for wrong in (IMAGES, inputs[0], "picture.png"):
-            with pytest.raises(UserError, match=r"run.normalize\(images\) makes them of uint8 images"):
+            with pytest.raises(UserError, match=r"run.normalize\(images\) converts uint8 images"):
                 look(run.model, run.variables, wrong)
-        with pytest.raises(UserError, match="images of 8x8x3 are not for these variables"):
+        with pytest.raises(UserError, match="images of 8x8x3 do not fit these variables"):
             look(run.model, run.variables, np.asarray(inputs).repeat(3, 3))
 
 

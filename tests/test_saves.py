@@ -100,7 +100,7 @@ def test_a_run_whose_metrics_are_damaged_goes_on(config, tmp_path, monkeypatch, 
     path.write_bytes(path.read_bytes() + b"11,\xff," + b"9" * 200_000 + b"\n")
     with caplog.at_level("WARNING", "inception_jax"):
         train.train_and_evaluate(config, tmp_path / "stopped")
-    assert "metrics.csv.damaged; 1 whole row(s) of it are taken over" in caplog.text
+    assert "metrics.csv.damaged; its 1 intact row(s) are used" in caplog.text
     assert_same_run(tmp_path / "stopped", tmp_path / "whole")
 
 

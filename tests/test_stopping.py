@@ -89,7 +89,7 @@ INT, TERM = signal.SIGINT, signal.SIGTERM
 def test_what_is_pressed_twice_in_a_moment_saves_once(folder, monkeypatch, capsys, signals, code):
     at_step(monkeypatch, 13, *signals)
     assert train_in(folder) == code
-    assert "stopped after step 13 of 30 and saved: the same command goes on from there" in capsys.readouterr().err
+    assert "stopped after step 13 of 30 and saved: the same command continues from there" in capsys.readouterr().err
     assert steps(folder)[-1] == 13
 
 

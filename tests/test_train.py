@@ -193,7 +193,7 @@ def test_a_step_that_is_evaluated_and_due_is_saved_once(config, tmp_path, monkey
 def test_a_record_of_another_version_is_refused():
     kept = dataclasses.asdict(record.TrainingRecord({"mean": [0.5]}, 21, evaluated_step=42))
     assert record.TrainingRecord.from_json(kept) == record.TrainingRecord({"mean": [0.5]}, 21, evaluated_step=42)
-    with pytest.raises(UserError, match=r"written by another version of inception_jax: it holds energy\. Install"):
+    with pytest.raises(UserError, match=r"written by another version of inception_jax: it has energy\. Install"):
         record.TrainingRecord.from_json(kept | {"energy": 1.5})
 
 
@@ -218,7 +218,7 @@ def test_a_run_goes_back_from_a_loss_that_is_not_finite(config, tmp_path, monkey
     config.schedule.factor = 1e30
     config.checkpoint.every_steps = 5
     config.nonfinite.retries = 2
-    message = r"is (nan|inf); the checkpoint of step 10 .* went back to a checkpoint 2 time\(s\) already"
+    message = r"is (nan|inf); the checkpoint of step 10 .* has already returned to a checkpoint 2 time\(s\)"
     with pytest.raises(train.NonFiniteLoss, match=message):
         train.train_and_evaluate(config, tmp_path / "in_vain")
 
@@ -227,7 +227,7 @@ def test_a_run_goes_back_from_a_loss_that_is_not_finite(config, tmp_path, monkey
     with caplog.at_level("WARNING"):
         train.train_and_evaluate(config, tmp_path / "whole")
     (message,) = [record.getMessage() for record in caplog.records]
-    assert "Going back to step 10, with 1e-32 times the rate (1 of 2)" in message
+    assert "Returning to step 10 with 1e-32 times the learning rate (1 of 2)" in message
     assert [row["step"] for row in rows(tmp_path / "whole")] == ["21"]
     assert float(rows(tmp_path / "whole")[0]["learning_rate"]) == pytest.approx(0.05 * 1e30 * 1e-32)
 
@@ -256,7 +256,9 @@ def test_weights_that_are_not_finite_are_not_saved(config, tmp_path):
     config.data.normalization = "none"  # pixels up to 255, and gradients far above 1
     config.model.norm = "none"
     config.checkpoint.every_steps = 1
-    with pytest.raises(train.NonFiniteLoss, match="the weights after step 1 are not finite; no checkpoint was saved"):
+    with pytest.raises(
+        train.NonFiniteLoss, match="the weights after step 1 are NaN or infinite; no checkpoint was saved"
+    ):
         train.train_and_evaluate(config, tmp_path)
 
 
@@ -390,7 +392,11 @@ def test_a_profile_is_whole_however_the_run_ends(config, tmp_path, monkeypatch, 
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("batch_size", 62, r"batch_size / accumulation_steps=62 does not divide over 8 devices: choose 56 or 64"),
+        (
+            "batch_size",
+            62,
+            r"batch_size / accumulation_steps=62 is not divisible by 8, the number of devices: choose 56 or 64",
+        ),
         ("num_devices", 9, r"num_devices=9, but there are 8: CPU"),
         ("batch_size", 4000, r"batch_size=4000 is not allowed: the training split has 1298 examples"),
     ],
@@ -493,7 +499,7 @@ def test_a_run_does_not_go_on_with_another_version_of_its_data_set(config, tmp_p
     loading = importlib.import_module("inception_jax.data.load")  # `data.load` is the function
     published = data.published
     monkeypatch.setattr(loading, "published", lambda *a: dataclasses.replace(published(*a), version="9.0.0"))
-    with pytest.raises(UserError, match=r"run on version 1\.0\.0 of digits, but its version is 9\.0\.0 now"):
+    with pytest.raises(UserError, match=r"run on version 1\.0\.0 of digits, but the version is now 9\.0\.0"):
         train.train_and_evaluate(config, tmp_path)
 
 
@@ -513,7 +519,7 @@ def test_fit_trains_on_arrays_in_hand(config, tmp_path):
     )
     assert fitted.inputs.class_names == ("dark", "light")
     assert (fitted.predict(images[240:]).argmax(axis=1) == labels[240:]).mean() > 0.95
-    with pytest.raises(UserError, match=r"holds a run on other arrays than given now: .* train images of 8x8x1 \(240 "):
+    with pytest.raises(UserError, match=r"has a run on different arrays: .* train images of 8x8x1 \(240 "):
         inception_jax.fit(config, (images[:230], labels[:230]), (images[240:], labels[240:]), workdir=tmp_path / "run")
     without_validation = inception_jax.fit(config, (images, labels), workdir=tmp_path / "no_validation")
     assert without_validation.step == 30
@@ -578,11 +584,11 @@ def test_a_run_goes_on_with_its_arrays_alone(finished, small, halves, monkeypatc
     else:
         inception_jax.fit(small, **given, workdir="run")
     for what, other in others.items():
-        with pytest.raises(UserError, match=rf"^run holds a run on other arrays than given now: .*{re.escape(what)}"):
+        with pytest.raises(UserError, match=rf"^run has a run on different arrays: .*{re.escape(what)}"):
             inception_jax.fit(small, **other, workdir="run")
     assert "is complete" not in caplog.text
     inception_jax.fit(small, **given, workdir="run")
-    assert ("run is complete: its network is loaded, nothing is trained" in caplog.messages) == finished
+    assert ("run is complete: its network is loaded without training" in caplog.messages) == finished
 
 
 def test_a_run_that_does_not_know_its_arrays_goes_on_with_a_word(small, halves, monkeypatch, caplog):
@@ -593,7 +599,7 @@ def test_a_run_that_does_not_know_its_arrays_goes_on_with_a_word(small, halves, 
         patch.setattr(data, "from_arrays", lambda **k: dataclasses.replace(from_arrays(**k), fingerprint=None))
         inception_jax.fit(small, halves, workdir="run")
     inception_jax.fit(small, halves, workdir="run")
-    assert any("it is not known what data the run was begun with" in message for message in caplog.messages)
+    assert any("did not record the data of this run" in message for message in caplog.messages)
 
 
 def test_arrays_of_a_module_are_known_again(small, halves, tmp_path, monkeypatch, caplog):
@@ -608,9 +614,9 @@ def test_arrays_of_a_module_are_known_again(small, halves, tmp_path, monkeypatch
     small.evaluate.final_splits = ("validation",)
     train.train_and_evaluate(small, tmp_path / "run")
     train.train_and_evaluate(small, tmp_path / "run")
-    assert "nothing is trained" in caplog.text
+    assert "is loaded without training" in caplog.text
     np.savez(tmp_path / "mine.npz", images=images, labels=np.where(np.arange(60) == 3, 1 - labels, labels))
-    with pytest.raises(UserError, match=r"on other arrays than given now: these differ: train labels \(54 before, 54"):
+    with pytest.raises(UserError, match=r"on different arrays: these differ: train labels \(54 before, 54"):
         train.train_and_evaluate(small, tmp_path / "run")
 
 

@@ -80,7 +80,7 @@ def test_a_run_does_not_go_on_with_other_pictures_and_an_evaluation_says_so(
         train.train_and_evaluate(config, tmp_path / "run")
     kept = (folder / "dark" / "40.png").read_bytes()
     Image.new("RGB", (9, 9)).save(folder / "dark" / "40.png")
-    with pytest.raises(UserError, match=r"other pictures than are there now: 1 changed: dark/40\.png"):
+    with pytest.raises(UserError, match=r"different pictures: 1 changed: dark/40\.png"):
         train.train_and_evaluate(config, tmp_path / "run")
     evaluate.load_for(run.load_run(tmp_path / "run", "latest"), "test", {})
     assert f"{tmp_path / 'run'}: the data is not what the network was trained on: 1 changed: dark/40.png" in caplog.text

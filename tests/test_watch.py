@@ -51,8 +51,8 @@ with process.terminable():
     name = "SIGTERM" if number == signal.SIGTERM else "Ctrl-C"
     got, errors = run(script, number)
     assert got == code
-    assert errors.startswith(f"stopped by {name}; it waited for the others for ")
-    assert "training had not begun, there was nothing to save" in errors
+    assert errors.startswith(f"stopped by {name} after waiting for the others for ")
+    assert "training had not started, there was nothing to save" in errors
 
 
 def test_a_wait_while_training_is_given_time_for_the_step_to_end():
@@ -73,7 +73,7 @@ with watch.waiting("step 9"):
     code, errors = run(script)
     assert code == 75
     assert "two short waits do not end it" in errors
-    assert "it waited for step 9 for" in errors
+    assert "after waiting for step 9 for" in errors
     assert "the last checkpoint is kept" in errors
 
 
@@ -91,7 +91,7 @@ with watch.progress(0.01):
     assert code == process.LOST
     assert "goes on as long as it moves" in errors
     assert "in hang" in errors
-    assert "no step was done and no batch evaluated for 0.01 minutes" in errors
+    assert "no step completed and no batch evaluated for 0.01 minutes" in errors
 
 
 def test_neither_a_suspended_process_nor_one_without_a_limit_is_ended():
@@ -138,13 +138,13 @@ hang()
     got, errors = run(PEERS + script)
     assert got == code
     assert "process 0 of 2 ends: process 1 on elsewhere ended: for a reason\\x1b[2J" in errors
-    assert ("Start all again" in errors) == (code in (5, 75, 130))
+    assert ("Start all processes again" in errors) == (code in (5, 75, 130))
 
 
 def test_who_is_silent_is_named():
     got, errors = run(PEERS + "peers = watch.Peers(store, 0, 2)\nhang()")
     assert got == process.LOST
-    assert "nothing was heard of process 1 for 1.0 s: it has died" in errors
+    assert "no heartbeat from process 1 for 1.0 s: it has died" in errors
 
 
 def test_threads_that_do_not_end_do_not_keep_a_program_alive():

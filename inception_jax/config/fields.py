@@ -76,7 +76,7 @@ SECTIONS = {
     "only some networks have are fields of this section, too: --config.model.OPTION=VALUE.",
     "data": "The data set, and how a picture becomes an input of the network.",
     "data.splits": "Which examples each split has, in the notation of TFDS, by percentage or count. auto is the "
-    "published split; an empty text leaves the split out.",
+    "published split; an empty string leaves the split out.",
     "data.augment": "Augmentation of training images, inside the jitted step.",
     "loss": "The training loss: cross-entropy.",
     "optimizer": "How gradients become updates. Each optimizer ignores the fields that it does not have.",
@@ -111,7 +111,7 @@ FIELDS: tuple[Field, ...] = (
          meaning="Whether to trace a few steps into the run's directory, for TensorBoard's profiler and Perfetto."),
 
     _row("model.name", str, "googlenet",
-         meaning="A registered network, or module:Name from outside the package. An empty text takes the network of "
+         meaning="A registered network, or module:Name from outside the package. An empty string takes the network of "
                  "the weights in init_from."),
     _row("model.norm", str | None, None, "Normalization: lrn, batch or none."),
     _row("model.kernel_5x5", int | None, None,

@@ -273,7 +273,7 @@ def _split_off(config: Config, argv: list[str]) -> tuple[dict[str, Any], list[st
         text = left[-1] if separate else text
         field = BY_NAME.get(name)
         if field and field.source and text is not None and not text.strip():
-            raise UserError(f"--config.{name} is empty; is a variable of the shell unset? None is for no {name}")
+            raise UserError(f"--config.{name} is empty; is a shell variable unset? None stands for no {name}")
         if field and field.any_name and text is not None:
             ours[name] = (*ours.get(name, ()), *_as_names(name, text))
         elif text == "None" and may_be_unset(name):

@@ -79,7 +79,7 @@ def validate(config: Config) -> None:
             unset = ", or unset" if field.optional else ""
             raise UserError(f"{field.name}={value!r} is not allowed: it must be {field.rule.text}{unset}")
         if field.source and value is not None and not value.strip():
-            raise UserError(f"{field.name} is empty: it must name a place, or be None for none")
+            raise UserError(f"{field.name} is empty: it must be a path, or None")
     _check_batch(config)
     _check_schedule(config)
     _check_augment(config.data)
@@ -146,7 +146,7 @@ def _check_augment(data: Config) -> None:
         raise UserError("data.augment.crop_originals needs data.augment.random_resized_crop, e.g. (0.08, 1.0)")
     if data.pipeline == "memory":
         raise UserError(
-            "data.augment.crop_originals is not allowed with data.pipeline='memory': every epoch cuts the pictures anew"
+            "data.augment.crop_originals is not allowed with data.pipeline='memory': each epoch has new crops"
         )
 
 

@@ -87,7 +87,7 @@ def download(dl_manager: tfds.download.DownloadManager, urls: dict[str, str]) ->
             if isinstance(getattr(error, "reason", error), ssl.SSLError):
                 break  # TFDS has its own certificates
             reason = downloads.reason(error)
-            raise UserError(f"cannot download {url} ({reason}); without a network, {USE_ARCHIVES}") from error
+            raise UserError(f"cannot download {url} ({reason}); without network access, {USE_ARCHIVES}") from error
     try:
         paths: Any = dl_manager.download(urls)
         return {key: Path(path) for key, path in paths.items()}
@@ -140,7 +140,7 @@ def check_packed(path: Path, content: Content) -> None:
         if found != published:
             raise UserError(
                 f"{path} is not the published archive: its {NAMES.get(what, what)} is {found}, expected {published}: "
-                f"{_get_again(path)}, or unpack it if it was packed anew"
+                f"{_get_again(path)}, or unpack it if it was repacked"
             )
 
 

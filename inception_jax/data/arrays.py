@@ -65,7 +65,7 @@ def checked(name: str, arrays: Mapping[str, Any]) -> tuple[tuple[str, ...], dict
     splits = {split: pair for split, pair in arrays.items() if split != "class_names"}
     for split in splits:
         if not isinstance(split, str):
-            raise UserError(f"data set {name!r}: the name of a split must be a text such as 'train', not {split!r}")
+            raise UserError(f"data set {name!r}: the name of a split must be a string such as 'train', not {split!r}")
     bases = {split: _checked_pair(f"{name}, {split!r}", pair) for split, pair in splits.items()}
     shapes = {images.shape[1:] for images, _ in bases.values()}
     if len(shapes) > 1:
@@ -80,8 +80,8 @@ def checked(name: str, arrays: Mapping[str, Any]) -> tuple[tuple[str, ...], dict
     missing = [class_names[label] for label in np.flatnonzero(there == 0)]
     if missing:
         logger.warning(
-            "%s: classes without examples in %s, though labels count from 0 to %d: %s; if these are no classes, number "
-            "the others anew: class_names, labels = np.unique(labels, return_inverse=True)",
+            "%s: classes without examples in %s, though labels count from 0 to %d: %s; if these are not classes, "
+            "renumber the others: class_names, labels = np.unique(labels, return_inverse=True)",
             name, ", ".join(shown), len(class_names) - 1, folders.some(missing, folders.CLASSES_SHOWN),
         )  # fmt: skip
     return class_names, bases
@@ -115,19 +115,19 @@ def _checked_names(name: str, class_names: Any) -> tuple[str, ...]:
     """The class names: unique strings."""
     if isinstance(class_names, Mapping):
         raise UserError(
-            f"{name}: class_names must be texts in the order of the labels, not a mapping: "
+            f"{name}: class_names must be strings in the order of the labels, not a mapping: "
             "[names[label] for label in range(len(names))]"
         )
     if isinstance(class_names, str | bytes | Set) or not isinstance(class_names, Iterable):
         raise UserError(
-            f"{name}: class_names must be a list of texts in the order of the labels, such as ['cat', 'dog'], not "
+            f"{name}: class_names must be a list of strings in the order of the labels, such as ['cat', 'dog'], not "
             f"{type(class_names).__name__}"
         )
     names = list(class_names)
     for label, text in enumerate(names):
         if not isinstance(text, str) or not text.strip():
             raise UserError(
-                f"{name}: class names must be texts, but that of label {label} is {text!r}: "
+                f"{name}: class names must be strings, but that of label {label} is {text!r}: "
                 f"{'name it' if isinstance(text, str) else 'list(map(str, class_names))'}"
             )
         if not folders.is_utf8(text):
@@ -160,7 +160,7 @@ def _checked_pair(what: str, pair: Any) -> Arrays:
     if labels.max() >= MOST_CLASSES:
         raise UserError(
             f"{what}: labels count the classes from 0 on, and there may be {MOST_CLASSES:,} of them, but one is "
-            f"{labels.max()}. Of other numbers: class_names, labels = np.unique(labels, return_inverse=True)"
+            f"{labels.max()}. For other numbers: class_names, labels = np.unique(labels, return_inverse=True)"
         )
     return images, labels.astype(np.int32)
 
@@ -207,13 +207,13 @@ def _checked_labels(what: str, given: Any) -> np.ndarray:
         return labels
     expected = f"{what}: labels must be integers of shape (n,), not {labels.dtype} {labels.shape}"
     if labels.ndim == 2 and _one_hot(labels):
-        raise UserError(f"{expected}; of one-hot rows take labels.argmax(axis=1)")
+        raise UserError(f"{expected}; for one-hot rows use labels.argmax(axis=1)")
     if labels.ndim != 1 or not labels.size:
         raise UserError(f"{expected}: one number for each image, from 0 on, which is its class")
     if labels.dtype.kind in "US" or all(isinstance(label, str) for label in labels.tolist()):
-        raise UserError(f"{expected}; of names: class_names, labels = np.unique(labels, return_inverse=True)")
+        raise UserError(f"{expected}; for names: class_names, labels = np.unique(labels, return_inverse=True)")
     if all(isinstance(label, int | float) and label == label // 1 for label in labels.tolist()):
-        raise UserError(f"{expected}; of whole numbers: labels.astype('int32')")
+        raise UserError(f"{expected}; for whole numbers: labels.astype('int32')")
     raise UserError(f"{expected}: whole numbers from 0 on, each the class of an image")
 
 
@@ -230,7 +230,7 @@ def _array(what: str, kind: str, given: Any, advice: str) -> np.ndarray:
     if isinstance(given, Mapping | Set | str | bytes):
         raise UserError(f"{what}: {kind} must be an array, not {type(given).__name__}")
     if np.ma.is_masked(given):
-        raise UserError(f"{what}: {kind} have masked entries, for which nothing stands: leave these examples out")
+        raise UserError(f"{what}: {kind} have masked entries, which have no value: leave these examples out")
     try:
         array = np.asarray(given)
     except Exception as error:  # other libraries may raise anything

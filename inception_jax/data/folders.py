@@ -34,7 +34,7 @@ NAMES_SHOWN = 3  # of files that a message is about
 CLASSES_SHOWN = 12
 
 LAYOUTS = (
-    "expected are DIR/class/*.jpg, or DIR/train/class/*.jpg (and val, test), or a CSV file with the columns path and "
+    "expected DIR/class/*.jpg, or DIR/train/class/*.jpg (and val, test), or a CSV file with the columns path and "
     "label, named in place of DIR"
 )
 
@@ -234,7 +234,7 @@ def _split_places(folder: Path, names: list[str]) -> dict[str, str]:
             f"{folder} has folders of splits, {named}, and others with pictures: {some(others)}; move these elsewhere"
         )
     if others:
-        logger.warning("%s: %s is taken for a class, as %s is one", folder, named, others[0])
+        logger.warning("%s: %s is used as a class, since %s is one", folder, named, others[0])
         return {}
     if "train" not in splits:
         raise UserError(f"{folder} has {named}, but no train: {LAYOUTS}")
@@ -314,7 +314,7 @@ def _read_table(path: Path, classes: tuple[str, ...]) -> Found:
             f"{path.parent}"
         )
     if twice:
-        logger.warning("%s lists %d files more than once, which count once: %s", path, len(twice), some(twice))
+        logger.warning("%s lists %d files more than once; they count once: %s", path, len(twice), some(twice))
     found: Found = {"train": {}}
     for file, (split, label) in at.items():
         found.setdefault(split, {}).setdefault(label, []).append(file)
@@ -338,7 +338,7 @@ def _columns(path: Path, text: str) -> tuple[list[tuple[int, list[str]]], tuple[
             raise UserError(f"{path} cannot be read as CSV: line {reader.line_num}: {error}") from error
     header = text.partition("\n")[0].strip()[:100]
     raise UserError(
-        f"the first line of {path} names no columns path and label (or {', '.join(PATH_COLUMNS[1:])} and "
+        f"the first line of {path} does not name columns path and label (or {', '.join(PATH_COLUMNS[1:])} and "
         f"{', '.join(name for name in LABEL_COLUMNS if name != 'label')}): it is {header!r}"
     )
 

@@ -98,8 +98,8 @@ def imagenet2012(folder: Path, classes: tuple[str, ...] = ()) -> Listing:
     for synset in classes:
         if synset not in names:
             raise UserError(
-                f"classes: {synset!r} is none of the 1000 synsets of ILSVRC2012, such as n02102040; imagenet_subset "
-                "takes others, too"
+                f"classes: {synset!r} is not one of the 1000 synsets of ILSVRC2012, such as n02102040; "
+                "imagenet_subset accepts others, too"
             )
     check_once(classes)
     chosen = classes or tuple(names)
@@ -122,7 +122,7 @@ def imagenet2012(folder: Path, classes: tuple[str, ...] = ()) -> Listing:
     splits = labelled(found, chosen)
     if not splits:
         raise UserError(
-            f"{folder} has no pictures of ILSVRC2012: expected are DIR/train/<synset>/*.JPEG and DIR/val, or Kaggle's "
+            f"{folder} has no pictures of ILSVRC2012: expected DIR/train/<synset>/*.JPEG and DIR/val, or Kaggle's "
             f"DIR/{'/'.join(KAGGLE)}/train"
         )
     return Listing(folder, tuple(names[synset] for synset in chosen), splits)
@@ -212,7 +212,7 @@ def _read_caffe_labels(path: Path) -> dict[str, str]:
             label = numbered[int(label)]
         if len(words) != 2 or not re.fullmatch(r"n\d{8}", label):
             raise UserError(
-                f"{path} has a line {line!r}: expected are a file's name and its label, 0 to 999 in the order of the "
+                f"{path} has a line {line!r}: expected a file's name and its label, 0 to 999 in the order of the "
                 "sorted synsets, or its synset"
             )
         found[Path(words[0]).stem] = label

@@ -153,7 +153,7 @@ def reason(error: BaseException) -> str:
     """Why a picture cannot be decoded, in a few words."""
     text = str(getattr(error, "strerror", None) or error).splitlines()
     if isinstance(error, UnidentifiedImageError):
-        return "it is no picture of a known kind"
+        return "it is not a picture of a known format"
     return printable(text[0][:200]) if text else type(error).__name__
 
 

@@ -59,11 +59,11 @@ def changes(cache: Path | None, before: str, now: str) -> str:
         return digests.differences(before, now)
     listings = [cache / "listings" / f"{key}.json.gz" for key in (before, now)] if cache else []
     if not listings or not all(map(os.path.lexists, listings)):
-        return "its earlier content is not known any more"
+        return "its earlier content is no longer known"
     old, new = map(_read_listing, listings)
     if old is None or new is None:
         damaged = listings[0] if old is None else listings[1]
-        return f"its earlier content is not known any more, as {damaged} is damaged"
+        return f"its earlier content is no longer known, as {damaged} is damaged"
     both = old.keys() & new.keys()
     lists = {
         "added": sorted(new.keys() - old.keys()),

@@ -259,8 +259,8 @@ def verify(source: FileSource, facts: PictureFacts) -> tuple[int, int]:
             size += len(content)
             if hashlib.blake2b(content, digest_size=16).hexdigest() != facts.digests[row]:
                 raise UserError(
-                    f"{source.name(row)} in {source.root} is not what it was, though its size and time of change are: "
-                    "bring it back, or touch it, and it is checked again"
+                    f"{source.name(row)} in {source.root} has changed, but its size and modification time have not: "
+                    "restore it, or touch it to have it checked again"
                 )
         return size
 

@@ -92,7 +92,7 @@ def by_itself(specs: Mapping[str, str], split: str) -> str:
     """The part of a message about a split that was chosen by default, and how to do without it."""
     if split == "train" or specs.get(split) != "auto":
         return ""
-    return f", chosen by itself (--config.data.splits.{split}= does without it)"
+    return f", chosen automatically (--config.data.splits.{split}= leaves it out)"
 
 
 def cut(ranges: list[RowRange], bases: Mapping[str, Arrays]) -> ResidentSplit:

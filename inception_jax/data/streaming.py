@@ -205,7 +205,7 @@ class _LoadBatch:
 
 
 def _lost(what: str, error: UserError) -> UserError:
-    return UserError(f"{what} are lost: {error}. Bring them back; the same command then goes on")
+    return UserError(f"{what} are lost: {error}. Restore them; the same command then continues")
 
 
 class _Context(SpawnContext):
@@ -280,7 +280,7 @@ def batches(
             for position in set(failed[failed >= 0].tolist()) - told:
                 told.add(position)
                 name = split.sources[split.source_of[position]].name(int(split.rows[position]))
-                logger.warning("%s cannot be decoded any more: left out", name)
+                logger.warning("%s can no longer be decoded: left out", name)
             yield images, labels, failed < 0
     finally:
         # A worker that waits for an unresponsive disk must not keep a failed process alive.
@@ -318,7 +318,7 @@ def _report_death(deaths: int, num_workers: int, context: _Context, error: Broke
             f"processes that decode pictures died {deaths} times without a batch: {usual}. "
             "Choose a smaller data.num_workers, or 0"
         ) from error
-    logger.warning("a process that decodes pictures died: %s. New ones go on", usual)
+    logger.warning("a process that decodes pictures died: %s. New ones take over", usual)
 
 
 def end_unguarded_worker() -> None:

@@ -28,7 +28,7 @@ def differences(facts: Mapping[int, Mapping[str, Any]], hosts: Mapping[int, str]
     for name in names:
         holders: dict[str, list[int]] = {}
         for process, own in sorted(facts.items()):
-            holders.setdefault(json.dumps(own[name], sort_keys=True) if name in own else "nothing", []).append(process)
+            holders.setdefault(json.dumps(own[name], sort_keys=True) if name in own else "missing", []).append(process)
         if len(holders) > 1:
             values = (f"{_show(value)} in {_processes(who, hosts)}" for value, who in holders.items())
             phrases.append(f"{name} is {', '.join(values)}")

@@ -66,28 +66,28 @@ def meet(
             try:
                 with socket.create_connection((host, port), timeout=5) as connection:
                     if connection.getsockname() == connection.getpeername():  # TCP can connect to itself
-                        raise ConnectionRefusedError("nobody listens")
+                        raise ConnectionRefusedError("nothing is listening")
                     answer = _ask(connection, hello, started + seconds + LATE_SECONDS, told)
                 if answer is not None:
                     return _obey(answer)
                 busy_since = busy_since or time.monotonic()
-                why = "what answers there is not process 0 of a run that is about to start"
+                why = "what answers there is not process 0 of a starting run"
                 if time.monotonic() - busy_since > BUSY_SECONDS:
                     raise UserError(
-                        f"{why}: at {host}:{port} a run of {count} processes has begun already (was "
-                        f"--process_id={number} given twice?), or another program listens. Choose another port in "
-                        "--coordinator, or another --process_id"
+                        f"{why}: at {host}:{port} a run of {count} processes has already started (was "
+                        f"--process_id={number} given twice?), or another program is listening. Choose another port "
+                        "in --coordinator, or another --process_id"
                     )
             except OSError as error:
                 busy_since, why = 0.0, error.strerror or str(error) or type(error).__name__
             waited = time.monotonic() - started
             if waited > seconds:
                 raise UserError(
-                    f"process {number} did not reach process 0 at {host}:{port} within {seconds:g} s ({why}): is "
-                    + ("--coordinator the name of its host?" if reception else "it started, and at that address?")
+                    f"process {number} did not reach process 0 at {host}:{port} within {seconds:g} s ({why}): "
+                    + ("does --coordinator name its host?" if reception else "was it started, and at that address?")
                 )
             if waited > TELL_SECONDS and not told:
-                told = _tell(f"process {number} tries to reach process 0 at {host}:{port} ({why})")
+                told = _tell(f"process {number} is trying to reach process 0 at {host}:{port} ({why})")
             time.sleep(RETRY_SECONDS)
     finally:
         if reception:
@@ -105,7 +105,7 @@ def _ask(connection: socket.socket, hello: dict[str, Any], until: float, told: b
             if not welcome and waited > WELCOME_SECONDS:
                 return None
             if not told and waited > TELL_SECONDS:
-                told = _tell(f"process {hello['process']} waits for the other processes")
+                told = _tell(f"process {hello['process']} is waiting for the other processes")
             try:
                 part = connection.recv(LONGEST_LINE)
             except TimeoutError:
@@ -174,7 +174,7 @@ class _Guest:
     def __post_init__(self) -> None:
         kinds = (self.process, int), (self.host, str), (self.pid, int), (self.facts, dict)
         if not all(isinstance(value, kind) for value, kind in kinds) or self.process < 0:
-            raise TypeError("not what a process says")
+            raise TypeError("not a process's message")
 
 
 class _Reception:
@@ -195,8 +195,8 @@ class _Reception:
         except OSError as error:
             why = os.strerror(error.errno) if error.errno else str(error)  # Python's own text includes the address
             raise UserError(
-                f"process 0 cannot listen at port {port} ({why}): another program does, an earlier "
-                "start of the run, or another process 0. Choose another port in --coordinator"
+                f"process 0 cannot listen on port {port} ({why}): another program, an earlier start of the run or "
+                "another process 0 may use it. Choose another port in --coordinator"
             ) from error
         self._listener.setblocking(False)
         self._selector = selectors.DefaultSelector()
@@ -257,8 +257,8 @@ class _Reception:
             missing = sorted(set(range(self._count)) - {guest.process for guest in self._guests.values()})
             names = f"process{'es' if len(missing) > 1 else ''} {', '.join(map(str, missing[:16]))}"
             return _end(
-                f"{names} of {self._count} did not come within {self._seconds:g} s: start all, with the same "
-                "--coordinator and --num_processes"
+                f"{names} of {self._count} did not connect within {self._seconds:g} s: start all of them, with the "
+                "same --coordinator and --num_processes"
             )
         return None
 
@@ -293,13 +293,13 @@ class _Reception:
     def _welcome(self, connection: socket.socket, guest: _Guest) -> dict[str, Any] | None:
         for other in self._guests.values():
             if other.process == guest.process:
-                both = " and ".join(f"by process {one.pid} on {one.host}" for one in (other, guest))
-                return _end(f"--process_id={guest.process} was given twice: {both}. Each needs a number of its own")
+                both = " and ".join(f"by PID {one.pid} on {one.host}" for one in (other, guest))
+                return _end(f"--process_id={guest.process} was given twice: {both}. Each process needs its own")
         self._guests[connection] = guest
         facts = {one.process: one.facts for one in self._guests.values()}
         hosts = {one.process: one.host for one in self._guests.values()}
         if phrases := agreement.differences(facts, hosts):
-            return _end(f"the processes do not fit together: {agreement.line(phrases)}")
+            return _end(f"the processes do not agree: {agreement.line(phrases)}")
         return {"start": True} if len(self._guests) == self._count else None
 
     def _forget(self, connection: socket.socket) -> None:

@@ -58,11 +58,11 @@ class Group:
             return
         host, _, port = self.coordinator.rpartition(":")
         if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-            raise UserError(f"--coordinator={self.coordinator} is no HOST:PORT, e.g. 10.0.0.1:12345")
+            raise UserError(f"--coordinator={self.coordinator} is not HOST:PORT, e.g. 10.0.0.1:12345")
         if not 0 <= self.process_id < self.num_processes:
             raise UserError(
-                f"--process_id={self.process_id} is not allowed: with --num_processes={self.num_processes} it is from "
-                f"0 to {self.num_processes - 1}"
+                f"--process_id={self.process_id} is not allowed: with --num_processes={self.num_processes} it must "
+                f"be from 0 to {self.num_processes - 1}"
             )
 
 
@@ -96,7 +96,7 @@ def joined(group: Group | None) -> Iterator[None]:
             _leave_with(error, peers)
             raise
         peers.stop()
-        with waiting("the others to leave"):
+        with waiting("the other processes to leave"):
             jax.distributed.shutdown()
     finally:
         signals.stop()
@@ -121,14 +121,14 @@ def _found(group: Group) -> dict[str, Any]:
         except Exception as error:  # of many types, since it parses other programs' values
             raise _not_found(error) from error
         if None in [found[name] for name in given]:
-            raise _not_found("no launcher that JAX knows has started this process")
+            raise _not_found("no launcher known to JAX started this process")
         given = found
     return {**given, "cluster_detection_method": "deactivate"}
 
 
 def _not_found(why: Any) -> UserError:
     return UserError(
-        "the processes of the run did not find each other: give --coordinator, --num_processes and --process_id "
+        "cannot find the other processes of the run: give --coordinator, --num_processes and --process_id "
         f"({_first_line(why) if isinstance(why, Exception) else why})"
     )
 
@@ -265,7 +265,7 @@ def wait_for_all(what: str) -> None:
         from jax.experimental import multihost_utils
 
         _gather(what, "", lambda _: "")
-        with waiting(f"the devices of all at {what!r}"):
+        with waiting(f"the devices of all processes at {what!r}"):
             multihost_utils.sync_global_devices(f"inception_jax.{what}")
 
 
@@ -287,7 +287,7 @@ def require_equal(facts: Mapping[str, Any]) -> None:
         found = agreement.differences({process: own["facts"] for process, own in content.items()}, hosts)
         if found:
             what = agreement.line(found)
-            raise UserError(f"the processes do not fit together: {what}. Start all with the same arguments")
+            raise UserError(f"the processes do not agree: {what}. Start all with the same arguments")
         return ""
 
     own = json.dumps({"host": socket.gethostname(), "facts": dict(facts)})
@@ -317,7 +317,7 @@ def require_same_start(fields: Callable[[], Mapping[str, Any]], folder: Path) ->
 
         name, token, first_host = json.loads(_gather("folder", "", write))
         if not is_first() and not _sees(folder / token, 1 if host == first_host else FOLDER_SECONDS):
-            name = f"{folder.absolute()} (where what process 0 wrote is not found: another folder, or not shared)"
+            name = f"{folder.absolute()} (without the file that process 0 wrote: another folder, or not shared)"
         require_equal({**fields(), **agreement.versions(), "the run's folder": name})
 
 
@@ -396,7 +396,7 @@ def _gather(what: str, own: str, decide: Callable[[dict[int, str]], str], *, sec
                 missing = ""
                 if me == 0:
                     missing = f": process {', '.join(str(i) for i in range(number) if i not in told)} is missing"
-                raise UserError(f"the processes did not all come to {what!r} within {seconds:g} s{missing}")
+                raise UserError(f"the processes did not all reach {what!r} within {seconds:g} s{missing}")
             time.sleep(pause)
             pause = min(1.5 * pause, 0.5)
 

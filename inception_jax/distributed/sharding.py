@@ -23,10 +23,13 @@ def make_mesh(num_devices: int = 0) -> Mesh:
     devices = jax.devices()
     if num_devices not in (0, len(devices)) and jax.process_count() > 1:
         raise UserError(
-            f"num_devices={num_devices}, but the {jax.process_count()} processes have {len(devices)}: use 0"
+            f"num_devices={num_devices} is not allowed: {jax.process_count()} processes use all of their "
+            f"{len(devices)} devices: set 0"
         )
     if num_devices > len(devices):
-        raise UserError(f"num_devices={num_devices}, but there are {len(devices)}: {devices[0].platform.upper()}")
+        raise UserError(
+            f"num_devices={num_devices} is not allowed: there are {len(devices)} devices: {devices[0].platform.upper()}"
+        )
     chosen = devices[: num_devices or None]
     # Auto: Linen's layers cannot be traced with explicit axes, the default.
     return jax.make_mesh((len(chosen),), ("data",), axis_types=(AxisType.Auto,), devices=chosen)
@@ -38,7 +41,8 @@ def check_divides(mesh: Mesh, batch_size: int, field: str) -> None:
         below, above = batch_size // mesh.size * mesh.size, -(-batch_size // mesh.size) * mesh.size
         nearest = f"{below} or {above}" if below else f"{above}"
         raise UserError(
-            f"{field}={batch_size} does not divide over {mesh.size} devices: choose {nearest}, or another num_devices"
+            f"{field}={batch_size} is not divisible by {mesh.size}, the number of devices: choose {nearest}, or "
+            "another num_devices"
         )
 
 

@@ -87,11 +87,11 @@ def progress(minutes: float) -> Iterator[None]:
             elif idle > 60 * minutes:
                 faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
                 awaited = _main.wait
-                where = f" while it waited for {awaited[0]}" if awaited else ""
+                where = f" while waiting for {awaited[0]}" if awaited else ""
                 _end(
-                    f"error: no step was done and no batch evaluated for {minutes:g} minutes{where}; the stacks of all "
-                    "threads are above. The last checkpoint is kept: start again to go on; log.watchdog_minutes=0 "
-                    "waits for ever",
+                    f"error: no step completed and no batch evaluated for {minutes:g} minutes{where}; the stacks of "
+                    "all threads are above. The last checkpoint is kept: start again to continue; "
+                    "log.watchdog_minutes=0 waits forever",
                     LOST,
                     # Let the others print their stacks first: they hang as well, and process 0's end ends them.
                     wait=3 * BEAT_SECONDS if _main.several else 0,
@@ -151,16 +151,16 @@ class Signals:
             limit = (seconds or STOP_SECONDS) if _main.moves else STARTING_SECONDS
             waited = time.monotonic() - max(asked[1], since)
             if waited > limit:
-                self._stop(asked[0], f"waited for {what} for {waited:.0f} s")
+                self._stop(asked[0], f"waiting for {what} for {waited:.0f} s")
 
     def _stop(self, number: int, how: str) -> NoReturn:
         code, name = (TERMINATED, "SIGTERM") if number == signal.SIGTERM else (INTERRUPTED, "Ctrl-C")
         if _main.moves and number == signal.SIGINT:
             code = NOT_SAVED
-        kept = "the last checkpoint is kept" if _main.moves else "training had not begun, there was nothing to save"
+        kept = "the last checkpoint is kept" if _main.moves else "training had not started, there was nothing to save"
         if self.peers:
             self.peers.tell(f"stopped by {name}", code)
-        _end(f"stopped by {name}; it {how}; {kept}", code)
+        _end(f"stopped by {name} after {how}; {kept}", code)
 
 
 class Peers:
@@ -233,7 +233,7 @@ class Peers:
                 self._end(f"process {process} on {host} ended: {message}", LOST if code == "1" else int(code))
             for process, last in heard.items():
                 if process != self._me and now - last > SILENT_SECONDS:
-                    self._end(f"nothing was heard of {self._name(process)} for {SILENT_SECONDS} s: it has died", LOST)
+                    self._end(f"no heartbeat from {self._name(process)} for {SILENT_SECONDS} s: it has died", LOST)
 
     def _name(self, process: int) -> str:
         return f"process {process}" + (f" on {self.hosts[process]}" if process in self.hosts else "")
@@ -242,10 +242,10 @@ class Peers:
         if self._leaving is not None:
             os._exit(self._leaving)
         coordinator = "" if self._me == 0 else f"; most likely {self._name(0)}, which coordinates the others, has died"
-        self._end(f"JAX's distributed runtime gave up{coordinator}", LOST)
+        self._end(f"JAX's distributed runtime failed{coordinator}", LOST)
 
     def _end(self, what: str, code: int) -> NoReturn:
-        again = ". Start all again to go on" if code in (LOST, NOT_SAVED, TERMINATED, INTERRUPTED) else ""
+        again = ". Start all processes again to continue" if code in (LOST, NOT_SAVED, TERMINATED, INTERRUPTED) else ""
         _end(f"error: process {self._me} of {self._count} ends: {what}{again}", code)
 
 

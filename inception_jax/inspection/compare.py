@@ -132,7 +132,7 @@ def bubble_chart(summaries: Sequence[Summary]) -> Figure:
     data = sorted({accuracy.data for _, accuracy in known})
     if len(data) != 1:
         among = ", ".join(each.name for each in summaries)
-        reason = f"they were measured on {' and '.join(data)}" if data else "the accuracy of none is known"
+        reason = f"they were measured on {' and '.join(data)}" if data else "none has a known accuracy"
         raise UserError(f"no chart of {among}: {reason}")
     figure = Figure(figsize=(8, 5.5), dpi=150, layout="constrained")  # inches
     axes = figure.add_subplot()

@@ -55,7 +55,7 @@ def network_inputs(images: Any) -> jax.Array:
     if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
         raise UserError(
             "images must be the network's inputs, floating-point (batch, height, width, channels), not "
-            f"{images.dtype} {images.shape}: run.normalize(images) makes them of uint8 images"
+            f"{images.dtype} {images.shape}: run.normalize(images) converts uint8 images"
         )
     return jnp.asarray(images)
 
@@ -68,7 +68,7 @@ def fitting(images: jax.Array) -> Iterator[None]:
     except ScopeParamShapeError as error:
         why = str(error).splitlines()[0].partition(" (http")[0]
         raise UserError(
-            f"images of {'x'.join(map(str, images.shape[1:]))} are not for these variables: {why}"
+            f"images of {'x'.join(map(str, images.shape[1:]))} do not fit these variables: {why}"
         ) from error
 
 
@@ -120,13 +120,15 @@ def grad_cam(
     elif layer not in (names := _names(rows)):
         raise _unknown_layer(layer, names)
     elif not any(row.name == layer and len(row.output) == 3 for row in rows):
-        raise UserError(f"layer {layer!r} returns no maps (batch, height, width, channels): choose another")
+        raise UserError(f"layer {layer!r} does not return maps (batch, height, width, channels): choose another")
     with fitting(images):
         if classes is not None:
             classes = jnp.broadcast_to(jnp.asarray(classes), images.shape[:1])
             logits = as_outputs(jax.eval_shape(partial(model.apply, train=False), dict(variables), images)).logits
             if not bool(((classes >= 0) & (classes < logits.shape[-1])).all()):
-                raise UserError(f"classes={classes.tolist()} is not allowed: they are from 0 to {logits.shape[-1] - 1}")
+                raise UserError(
+                    f"classes={classes.tolist()} is not allowed: they must be from 0 to {logits.shape[-1] - 1}"
+                )
         return _grad_cam(dict(variables), images, classes, model=model, layer=layer)
 
 

@@ -40,7 +40,7 @@ class Picture:
         path = files.expand(path)
         kind = Image.registered_extensions().get(path.suffix.lower()) if path.suffix else "PNG"
         if kind not in Image.SAVE:
-            raise UserError(f"{path} is not allowed for a picture: it must end in .png, .jpg or another such suffix")
+            raise UserError(f"{path} is not allowed for a picture: it must end in .png, .jpg or another image suffix")
         files.write_bytes(path, self._encoded(kind))
 
     def _repr_png_(self) -> bytes:
@@ -72,8 +72,8 @@ def feature_grid(maps: Any, *, columns: int | None = None, per_channel: bool = T
         maps = maps[0]
     if maps.ndim != 3 or 0 in maps.shape:
         raise UserError(
-            f"an array of shape {maps.shape} is no image's maps (height, width, channels): "
-            "of a batch, give one image's, such as maps[0]"
+            f"maps must have the shape (height, width, channels), not {maps.shape}: of a batch, give one image's, "
+            "such as maps[0]"
         )
     axes = (0, 1) if per_channel else None
     tiles = _to_grey(maps, axes).transpose(2, 0, 1)
@@ -119,8 +119,8 @@ def overlay(image: Any, heat: Any, *, strength: float = 0.6) -> Picture:
         image = image[..., None]
     if image.ndim != 3 or image.shape[-1] not in (1, 3) or heat.ndim != 2:
         raise UserError(
-            f"arrays of shape {image.shape} and {heat.shape} are no image (height, width, 1 or 3) and its heat "
-            "(height, width): of a batch, give one image's, such as heat[0]"
+            f"image and heat must have the shapes (height, width, 1 or 3) and (height, width), not {image.shape} and "
+            f"{heat.shape}: of a batch, give one image's, such as heat[0]"
         )
     colours = image / 255 if image.dtype == np.uint8 else np.clip(image, 0, 1)
     colours = _enlarge(colours, (0, 1), IMAGE)
@@ -169,7 +169,7 @@ def _kernel(params: Mapping[str, Any], layer: str) -> Any:
     kernels = list(_kernels(node, layer))
     if len(kernels) != 1:
         found = f"{len(kernels)}: {', '.join(name for name, _ in kernels)}" if kernels else "none"
-        raise UserError(f"layer {layer!r} must have one convolution's kernel in it, but has {found}")
+        raise UserError(f"layer {layer!r} must have exactly one convolution kernel, but has {found}")
     return kernels[0][1]
 
 

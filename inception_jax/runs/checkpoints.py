@@ -90,13 +90,13 @@ class Checkpoints:
                 self._put_back()
             multihost.wait_for_all("checkpoints.opened")
             policy = Kept(self._best_steps, keep_latest, keep_best, keep_every_steps)
-            with waiting("the folder of checkpoints to be opened"):
+            with waiting("the checkpoint folder to be opened"):
                 self._manager = ocp.CheckpointManager(
                     self.directory, options=ocp.CheckpointManagerOptions(preservation_policy=policy)
                 )
         except OSError as error:
             kind = WriteError if no_room(error) else UserError
-            raise kind(f"the folder of checkpoints {self.directory} cannot be used: {error}") from error
+            raise kind(f"cannot use the checkpoint folder {self.directory}: {error}") from error
         try:
             for step in self.steps():
                 with contextlib.suppress(_DamagedError):
@@ -233,7 +233,7 @@ class Checkpoints:
             except _DamagedError:
                 continue
             if self._damaged.keys() - known:
-                logging.warning("%s. Going on from step %d", self._damages(known), candidate)
+                logging.warning("%s. Continuing from step %d", self._damages(known), candidate)
             return restored
         if self._damaged:
             raise self._nothing_to_restore()
@@ -343,7 +343,7 @@ class Checkpoints:
         raise WriteError(
             f"the checkpoint of step {step} could not be written in {self.directory}: "
             f"{write_failure(error) if error else 'another process failed to write its part'}; "
-            + ("none was saved before" if kept is None else f"that of step {kept} is kept")
+            + ("no earlier one was saved" if kept is None else f"that of step {kept} is kept")
         ) from error
 
     # Reading
@@ -354,7 +354,7 @@ class Checkpoints:
     def _require_present(self, step: int) -> None:
         if step not in self._all_steps():
             there = ", ".join(map(str, self.steps())) or "none"
-            raise UserError(f"there is no checkpoint of step {step} in {self.directory}; there are: {there}")
+            raise UserError(f"there is no checkpoint of step {step} in {self.directory}; available: {there}")
 
     def _damages(self, known: Iterable[int] = ()) -> str:
         """What is wrong with the damaged ones, save those that are `known`."""
@@ -365,7 +365,7 @@ class Checkpoints:
         )
 
     def _nothing_to_restore(self) -> UserError:
-        return UserError(f"nothing to restore in {self.directory}: {self._damages()}. Remove the folder to start anew")
+        return UserError(f"nothing to restore in {self.directory}: {self._damages()}. Remove the folder to start over")
 
     def _damage(self, step: int, why: str) -> "_DamagedError":
         self._damaged[step] = why
@@ -386,7 +386,7 @@ class Checkpoints:
             digest, progress = content
             written_format, records = Records.verified(digest, progress)
         except Exception as error:
-            raise self._damage(step, "progress and digest do not agree") from error
+            raise self._damage(step, "progress and digest do not match") from error
         if written_format > FORMAT:
             raise UserError(
                 f"the checkpoint of step {step} in {self.directory} was written by a later version of inception_jax "

@@ -119,7 +119,7 @@ class MetricWriter:
         if problem:
             aside = files.set_aside(self._path)
             logger.warning(
-                "%s is damaged: %s. It is kept as %s; %d whole row(s) of it are taken over",
+                "%s is damaged: %s. It is kept as %s; its %d intact row(s) are used",
                 self._path, problem, aside.name, len(rows),
             )  # fmt: skip
         return rows
@@ -203,7 +203,7 @@ def _read_text(path: Path) -> tuple[list[dict[str, str]], str]:
     columns = _cells(header)
     named = "step" in columns and len(set(columns)) == len(columns) and all(map(_COLUMN.fullmatch, columns))
     if (header or lines) and not named:
-        return [], "its first line does not name columns, step among them"
+        return [], "its first line does not name columns including step"
     rows, problem = [], ""
     for number, line in enumerate(lines, start=2):
         cells = _cells(line)

@@ -88,7 +88,7 @@ def read_record(run_folder: str | Path, name: str | None = None) -> Record:
     folder = files.expand(run_folder, "the run's folder")
     config, summary = _read_json(folder / "config.json"), read_summary(folder)
     if config is None:
-        raise UserError(f"{folder} holds no run: it has no config.json")
+        raise UserError(f"{folder} is not a run's folder: it has no config.json")
     for section, default in default_config().items():
         if isinstance(default, ConfigDict) and not isinstance(config.get(section, {}), dict):
             raise UserError(f"{folder / 'config.json'} is damaged: {section} is not a section with fields")
@@ -151,7 +151,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
         raise UserError(f"{path} is damaged: it is not a file")
     content = read_json(path)
     if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged: it holds no fields")
+        raise UserError(f"{path} is damaged: it has no fields")
     return content
 
 
@@ -202,7 +202,7 @@ def list_runs(folder: str | Path) -> list[Record]:
     """
     folder = files.expand(folder, "the folder of runs")
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder")
+        raise UserError(f"{folder} is not a directory")
     found = []
     for place, folders, names in os.walk(folder):
         folders.sort()

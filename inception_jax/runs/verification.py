@@ -74,12 +74,12 @@ def require_fit(step: int, saved: dict[str, dict[str, Any]], wanted: dict[str, d
         return f"{leaves[path]['dtype']}{leaves[path]['shape']}" if path in leaves else "nothing"
 
     differing = [
-        f"{path}: {show(saved, path)} there, {show(wanted, path)} here"
+        f"{path}: saved {show(saved, path)}, expected {show(wanted, path)}"
         for path in {**wanted, **saved}
         if show(saved, path) != show(wanted, path)
     ]
     if differing:
         raise UserError(
             f"the checkpoint of step {step} is of another network or optimizer: {listed(differing, LISTED, '; ')}. "
-            "Use the configuration that it was made with, or another folder"
+            "Use the config that it was saved with, or another folder"
         )

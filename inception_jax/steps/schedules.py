@@ -69,7 +69,7 @@ def make_schedule(
         if not boundaries:
             if every_epochs * steps_per_epoch < 1:
                 raise UserError(
-                    f"every_epochs={every_epochs} is shorter than a step: an epoch has {steps_per_epoch}; "
+                    f"every_epochs={every_epochs} is shorter than a step: an epoch has {steps_per_epoch} steps; "
                     f"choose at least {1 / steps_per_epoch:g}"
                 )
             reductions = math.ceil(num_epochs / every_epochs)
@@ -108,7 +108,7 @@ def _step(rate: float, boundaries: Sequence[float], factor: float) -> optax.Sche
         rates = rate * np.power(float(factor), np.arange(len(starts) + 1))
     if not rates.max() <= np.finfo(np.float32).max:
         raise UserError(
-            f"factor={factor} is not allowed: the rate is beyond float32 after {len(starts)} times; choose less"
+            f"factor={factor} is not allowed: the learning rate exceeds float32 after {len(starts)} times; choose less"
         )
     return lambda step: jnp.asarray(rates, float)[jnp.sum(jnp.expand_dims(step, -1) >= starts, axis=-1)]
 

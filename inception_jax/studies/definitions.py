@@ -62,7 +62,7 @@ class Claim:
     def __post_init__(self) -> None:
         check_choice("expectation", self.expected, EXPECTED)
         if (self.expected == "between") == bool(self.second):
-            raise UserError(f"the claim {self.text!r} needs a second variation exactly where it compares two")
+            raise UserError(f"the claim {self.text!r} must have a second variation if it compares two, and only then")
         if self.expected == "same" and self.margin <= 0:
             raise UserError(f"the claim {self.text!r} needs a margin: the largest difference that does not matter")
 
@@ -110,7 +110,7 @@ class Range:
 
     def __post_init__(self) -> None:
         if not self.low < self.high or (self.log and self.low <= 0):
-            raise UserError(f"{self} is no range: low must be less than high, and above 0 where log=True")
+            raise UserError(f"{self} is not a range: low must be less than high, and above 0 if log=True")
 
 
 @dataclasses.dataclass(frozen=True)

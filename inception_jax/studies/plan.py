@@ -251,7 +251,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     content = files.read_json(path) if path.is_file() else {}
     if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged: it holds no fields")
+        raise UserError(f"{path} is damaged: it has no fields")
     return content
 
 
@@ -267,7 +267,7 @@ def start(planned: PlannedRun) -> None:
     config = planned.load_config()
     if note.is_file() and (differences := config_differences(ConfigDict(read_json(note)), config)):
         raise UserError(
-            f"{planned.folder} holds a run with another config: {'; '.join(differences)}. Choose another --workdir"
+            f"{planned.folder} has a run with another config: {'; '.join(differences)}. Choose another --workdir"
         )
     planned.folder.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(note, json.loads(config.to_json()))

@@ -211,7 +211,7 @@ class Table:
                 return Verdict(claim, "none", estimate, f"{name} is a smoke run: {self.smoke[name]}")
         needed = max(2, self.plan.minimum.seeds)
         if len(estimate.values) < needed:  # for example, if some never reached a value: the others do not represent all
-            why = f"{len(estimate.values)} seed(s) have this measure, at least {needed} are needed"
+            why = f"{len(estimate.values)} seed(s) have this measure, but at least {needed} are needed"
             return Verdict(claim, "undecided", estimate, why + self._epochs_apart(claim))
         verdict = self._judge_interval(claim, estimate)
         needed = seeds_needed(estimate.deviation, claim.published)
@@ -247,18 +247,18 @@ class Table:
                 claim,
                 "fails" if outside else "undecided",
                 estimate,
-                "the interval is outside the limits" if outside else "the interval reaches over a limit",
+                "the interval is outside the limits" if outside else "the interval crosses a limit",
             )
         if claim.expected == "same":
             if -claim.margin < low and high < claim.margin:
                 return Verdict(claim, "holds", estimate, "the whole interval is within the margin")
             if low >= claim.margin or high <= -claim.margin:
                 return Verdict(claim, "fails", estimate, "the whole interval is beyond the margin")
-            return Verdict(claim, "undecided", estimate, "the interval reaches over the margin")
+            return Verdict(claim, "undecided", estimate, "the interval crosses the margin")
         if low <= 0 <= high:
-            return Verdict(claim, "undecided", estimate, "the interval has 0 in it")
+            return Verdict(claim, "undecided", estimate, "the interval includes 0")
         right = low > 0 if claim.expected == "higher" else high < 0
-        return Verdict(claim, "holds" if right else "fails", estimate, "the interval leaves out 0")
+        return Verdict(claim, "holds" if right else "fails", estimate, "the interval excludes 0")
 
     def _compared(self, claim: Claim) -> tuple[float, ...]:
         columns = [self._by_seed(name, claim.measure) for name in claim.variations]
@@ -320,7 +320,7 @@ def _smoke(found: Sequence[Result], minimum: Minimum) -> str:
         ("seeds", minimum.seeds, len(done)),
     ):
         if value < least:
-            return f"{value:g} {what}, at least {least:g} are needed"
+            return f"{value:g} {what}, but at least {least:g} are needed"
     return ""
 
 

@@ -81,7 +81,7 @@ class Console:
             parts.append(f"{steps * self._batch_size / seconds:.0f} images/s")
         if self._start and step > self._start[1]:  # based on the time since then, including evaluations
             left = (now - self._start[0]) / (step - self._start[1]) * (self._total_steps - step)
-            parts.append(f"left {format_seconds(left)}")
+            parts.append(f"{format_seconds(left)} left")
         self._last, self._wait = (now, step), self._every_seconds
         epoch = self._epoch(-(-step // self._steps_per_epoch))
         if self._bar is not None:
@@ -148,4 +148,4 @@ def _rate(row: Mapping[str, float]) -> list[str]:
     if "learning_rate" not in row:
         return []
     rate = row["learning_rate"]
-    return [f"rate {rate:.4f}" if rate >= 1e-3 or rate == 0 else f"rate {rate:.2e}"]
+    return [f"lr {rate:.4f}" if rate >= 1e-3 or rate == 0 else f"lr {rate:.2e}"]

@@ -69,8 +69,8 @@ def load_initial(
     if differing - new:
         names = sorted("/".join(path) for path in differing - new)
         raise UserError(
-            f"{source} holds another network than model.name and its options give: {len(names)} of its arrays or ours "
-            f"are missing or have another shape: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+            f"{source} does not fit the network of model.name and its options: {len(names)} arrays of either are "
+            f"missing or have another shape: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
         )
     taken = unflatten_dict({path: value if path in new else kept[path] for path, value in fresh.items()})
     return Initial(
@@ -116,7 +116,10 @@ def with_network_of_weights(config: Config, folder: Path, *, trust_code: bool = 
         image_size, channels = kept.data.image_size, kept.data.channels
         options, normalization = dict(kept.model), kept.data.normalization
     elif not config.init_from:
-        raise UserError("the network is that of the weights: give --config.init_from=RUN_OR_FILE, or set model.name")
+        raise UserError(
+            "model.name is empty, which takes the network of the weights: give --config.init_from=RUN_OR_FILE, or "
+            "set model.name"
+        )
     elif (files.expand(config.init_from, "init_from") / "config.json").is_file():
         source = files.expand(config.init_from)
         kept, inputs = read_config(source / "config.json"), kept_inputs(source)

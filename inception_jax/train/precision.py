@@ -38,7 +38,7 @@ def choose_compute_dtype(
     if config.compute_dtype != "auto":
         return config, ""
     if (folder / "config.json").is_file():
-        dtype, why = read_config(folder / "config.json").compute_dtype, "as the run began"
+        dtype, why = read_config(folder / "config.json").compute_dtype, "as at the start of the run"
     else:
         dtype, why = _fastest(config, num_classes, image_shape)
     config = copy.deepcopy(config)
@@ -48,11 +48,11 @@ def choose_compute_dtype(
 
 def _fastest(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -> tuple[str, str]:
     if jax.default_backend() != "cpu":
-        return "bfloat16", "an accelerator is fastest so"
+        return "bfloat16", "fastest on accelerators"
     if jax.local_device_count() > 1 or not ops.fast_bfloat16():
         return "float32", "this JAX or processor is slow in bfloat16"
     if multiply_adds_of_convolutions(config, num_classes, image_shape) < LEAST_MULTIPLY_ADDS:
-        return "float32", "the convolutions are too small to gain by bfloat16"
+        return "float32", "the convolutions are too small to gain from bfloat16"
     return "bfloat16", "faster on this processor; compiled at every start"
 
 

@@ -69,4 +69,4 @@ class Profiler:
     def __exit__(self, *exception) -> None:
         self.stop()
         if self._folder and not self._traced:
-            logger.warning("profile: nothing was traced, since that begins with step %d of a session", FIRST_STEP)
+            logger.warning("profile: nothing was traced, since tracing starts with step %d of a session", FIRST_STEP)

@@ -50,7 +50,7 @@ class TrainingRecord:
         unknown = sorted(kept.keys() - {field.name for field in dataclasses.fields(cls)})
         if unknown:
             raise UserError(
-                f"the run's checkpoint was written by another version of inception_jax: it holds {', '.join(unknown)}. "
+                f"the run's checkpoint was written by another version of inception_jax: it has {', '.join(unknown)}. "
                 "Install that version, or use another folder"
             )
         return cls(**kept)
@@ -69,28 +69,28 @@ class TrainingRecord:
         self._require_same_pictures(folder, dataset)
         if self.data_version and self.data_version != dataset.version:
             raise UserError(
-                f"{folder} holds a run on version {self.data_version} of {dataset.name}, but its version is "
-                f"{dataset.version} now. Choose another --workdir"
+                f"{folder} has a run on version {self.data_version} of {dataset.name}, but the version is now "
+                f"{dataset.version}. Choose another --workdir"
             )
         if Inputs.from_json(self.inputs) != experiment.inputs or self.steps_per_epoch != experiment.steps_per_epoch:
             raise UserError(
-                f"{folder} holds a run on other data: its classes, image shape, pixel statistics or number of "
-                "images differ. Choose another --workdir, or bring the data back to what it was"
+                f"{folder} has a run on different data: its classes, image shape, pixel statistics or number of images "
+                "differ. Choose another --workdir, or restore the data"
             )
 
     def _require_same_pictures(self, folder: Path, dataset: Dataset) -> None:
         before, now = self.fingerprint, dataset.fingerprint
         if before is None and now is not None:
             logger.warning(
-                "%s: it is not known what data the run was begun with, by another version of inception_jax; it goes on "
-                "with what is given now",
+                "%s: another version of inception_jax did not record the data of this run; it continues on the data "
+                "given now",
                 folder,
             )
             self.fingerprint = now
         elif before != now:
-            what, way_out = "arrays than given now", "workdir, or give the arrays that it was begun with"
+            what, way_out = "arrays", "workdir, or give the arrays that it started with"
             if dataset.cache:
-                what = "pictures than are there now"
-                way_out = "--workdir, or bring the pictures back to what they were"
+                what = "pictures"
+                way_out = "--workdir, or restore the pictures"
             differences = data.changes(dataset.cache, before or "", now or "")
-            raise UserError(f"{folder} holds a run on other {what}: {differences}. Choose another {way_out}")
+            raise UserError(f"{folder} has a run on different {what}: {differences}. Choose another {way_out}")

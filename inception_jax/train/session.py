@@ -166,7 +166,7 @@ class Session:
         step = int(state.step)
         # Weights can be non-finite although the loss is finite, and returning to them would be useless.
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.params, state.batch_stats))):
-            raise self._not_finite(f"the weights after step {step} are not finite")
+            raise self._not_finite(f"the weights after step {step} are NaN or infinite")
         self.clock.pause(step)  # the timing so far belongs to the checkpoint
         self.record.elapsed_seconds = self.clock.elapsed()
         self.checkpoints.save(step, state, dataclasses.asdict(self.record), watched)
@@ -196,7 +196,7 @@ class Session:
         self.checkpoints.wait()
         step = int(state.step)
         raise Interrupted(
-            f"stopped after step {step} of {self.experiment.total_steps} and saved: the same command goes on from "
+            f"stopped after step {step} of {self.experiment.total_steps} and saved: the same command continues from "
             "there",
             self.votes.outcome(step),
         )
@@ -251,11 +251,11 @@ class Session:
         self.record = TrainingRecord.from_checkpoint(kept, self.checkpoints)
         retries = self.config.nonfinite.retries
         if self.record.retries >= retries:
-            raise NonFiniteLoss(f"{error}. It went back to a checkpoint {retries} time(s) already") from error
+            raise NonFiniteLoss(f"{error}. The run has already returned to a checkpoint {retries} time(s)") from error
         self.record.retries += 1
         step, factor = int(state.step), self.config.nonfinite.factor
         logger.warning(
-            "%s. Going back to step %d, with %g times the rate (%d of %d)",
+            "%s. Returning to step %d with %g times the learning rate (%d of %d)",
             error, step, factor, self.record.retries, retries,
         )  # fmt: skip
         scale = state.plateau.scale
@@ -269,7 +269,7 @@ class Session:
 
     def _not_finite(self, what: str) -> NonFiniteLoss:
         kept = self.checkpoints.latest_step()
-        where = "no checkpoint was saved before" if kept is None else f"the checkpoint of step {kept} is kept"
+        where = "no checkpoint was saved" if kept is None else f"the checkpoint of step {kept} is kept"
         return NonFiniteLoss(
             f"{what}; {where}. A smaller schedule.learning_rate, schedule.warmup_epochs, optimizer.clip_norm or "
             "nonfinite.retries may help"

@@ -103,7 +103,9 @@ def _with_available_splits(config: Config, dataset: Dataset) -> Config:
     for field, metric in needed.items():
         split = metric.partition("_")[0]
         if split not in ("train", *config.evaluate.splits):
-            raise UserError(f"{field}={metric!r} needs the split {split}, and the data has none: choose another one")
+            raise UserError(
+                f"{field}={metric!r} needs the split {split}, which the data does not have: choose another metric"
+            )
     return config
 
 
@@ -161,7 +163,7 @@ def log_start(start: Start, folder: Path, dataset: Dataset, first_step: int) -> 
     processes = f", {multihost.count()} processes" if multihost.count() > 1 else ""
     logger.info("device: %s, %s%s", describe_devices(start.mesh), dtype, processes)
     if device.platform == "cpu" and (shutil.which("nvidia-smi") or Path("/proc/driver/nvidia").exists()):
-        logger.warning("a GPU is there and unused: this JAX has no CUDA; pip install 'inception-jax[cuda]'")
+        logger.warning("a GPU is present but unused: this JAX has no CUDA support; pip install 'inception-jax[cuda]'")
     height, width, channels = dataset.image_shape
     counts = ", ".join(f"{len(split):,} {name}" for name, split in dataset.splits.items())
     classes = len(dataset.class_names)
@@ -171,7 +173,7 @@ def log_start(start: Start, folder: Path, dataset: Dataset, first_step: int) -> 
     )
     logger.info("parameters: %s", f"{count_parameters(start.template.params):,}")
     if first_step:
-        logger.info("run: %s goes on after step %d of %d", folder, first_step, experiment.total_steps)
+        logger.info("run: %s continues after step %d of %d", folder, first_step, experiment.total_steps)
     else:
         logger.info("run: %s, %d steps", folder, experiment.total_steps)
 

@@ -106,11 +106,11 @@ def _stopped_at_once(folder: Path, requests: StopRequests) -> BaseException:
     saved = max((int(path.name) for path in paths if path.name.isdecimal()), default=None)
     if saved is not None and saved == requests.step:
         return Interrupted(
-            f"stopped at once after step {saved}, which is saved: the same command goes on from there",
+            f"stopped at once after step {saved}, which is saved: the same command continues from there",
             requests() or signal.SIGINT,
         )
     when = "before the first step" if requests.step is None else f"after step {requests.step}"
-    kept = f"the checkpoint of step {saved} is kept, and the same command goes on from there"
+    kept = f"the checkpoint of step {saved} is kept, and the same command continues from there"
     return StoppedAtOnce(
         f"stopped at once {when}, without saving: {kept if saved is not None else 'there is no checkpoint yet'}"
     )

@@ -101,13 +101,13 @@ def _best_weights(
         metric = config.evaluate.watch
         lost = "the best checkpoint" if best_step is None else f"the best checkpoint, that of step {best_step},"
         stands = f"that of step {candidate}" + ("" if own is None else f" ({metric} {own:g})")
-        logger.warning("%s (%s %g) is not there any more or damaged; %s stands for it", lost, metric, value, stands)
+        logger.warning("%s (%s %g) is missing or damaged; using %s instead", lost, metric, value, stands)
     return candidate, own, variables
 
 
 def describe_result(summary: dict[str, Any]) -> list[str]:
     """The results as text: a line for the end of the run, one for the last weights, and one for the best."""
-    ends = {"early": "no better any more", "target": "at its target"}
+    ends = {"early": "stopped early", "target": "target reached"}
     end = ends.get(summary["stopped"], "completed")
     lines = [f"{printable(summary['name'])}: {end} after {format_seconds(summary['seconds'])}"]
     best = summary["best"]

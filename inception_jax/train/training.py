@@ -129,7 +129,7 @@ def _folder_of_fit(workdir: str | Path | None) -> Iterator[Path]:
         yield files.expand(workdir, "workdir")
         return
     if multihost.count() > 1:
-        raise UserError("several processes train in one folder: give fit(..., workdir=FOLDER), the same to all of them")
+        raise UserError("several processes train in one folder: give all of them the same fit(..., workdir=FOLDER)")
     for number in itertools.count(1):
         folder = RUNS / f"fit-{number}"
         try:
@@ -180,7 +180,7 @@ def _train(
         evaluator = Evaluator(begun.experiment, dataset, begun.mesh, requests)
         state, stopped = _run_with_retries(session, loop.Programs(train_step, evaluator), state)
         if int(state.step) == resumed_step:
-            logger.warning("%s is complete: its network is loaded, nothing is trained", folder)
+            logger.warning("%s is complete: its network is loaded without training", folder)
         result = _summarize(session, state, evaluator, stopped, requests)
     if multihost.is_first():
         from inception_jax.trained import report  # not earlier, since Matplotlib would delay the first step

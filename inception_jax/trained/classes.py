@@ -36,11 +36,11 @@ def match_classes(theirs: Sequence[str], ours: Sequence[str], class_map: Mapping
         return np.arange(len(ours), dtype=np.int32)
     found, doubts = _alike_classes(theirs, ours, [place for place in range(len(theirs)) if place not in given])
     labels = [given.get(place, found.get(place, -1)) for place in range(len(theirs))]
-    why = f"names are too much alike: {_some(doubts, '; ')}. --class-map FILE says which are the same"
+    why = f"names are too similar: {_some(doubts, '; ')}. Match them with --class-map FILE"
     if max(labels, default=-1) < 0:
         raise UserError(
-            f"no class of the data is one of the run's: the data has {_some(theirs)}; the run has {_some(ours)}. "
-            + (why if doubts else "--class-map FILE says which are the same")
+            f"no class of the data matches one of the run's: the data has {_some(theirs)}; the run has "
+            f"{_some(ours)}. " + (why if doubts else "Match them with --class-map FILE")
         )
     if doubts:
         logger.warning("classes are left out, as %s", why)
@@ -55,7 +55,7 @@ def _given_classes(theirs: Sequence[str], ours: Sequence[str], class_map: Mappin
         # An accent may be a separate character, as in file names on macOS.
         same = same or [index for index, known in enumerate(names) if _canonical(known) == _canonical(name)]
         if len(same) != 1:
-            what = "no class" if not same else "more than one class"
+            what = "not a class" if not same else "more than one class"
             raise UserError(f"the class map names {name!r}, which is {what} of {whose}: {_some(names)}")
         return same[0]
 
@@ -96,9 +96,7 @@ def _alike_classes(
             by_spelling += [f"{theirs[place]!r} is {ours[label]!r}" for place, label in found.items()]
         matched |= found
     if by_spelling:
-        logger.info(
-            "classes of the data whose names are those of the run but for their spelling: %s", _some(by_spelling)
-        )
+        logger.info("classes of the data that match the run's despite another spelling: %s", _some(by_spelling))
     return matched, list(doubts.values())
 
 
@@ -126,7 +124,7 @@ def read_class_map(path: Path) -> dict[str, str]:
         names = [name for name, _ in pairs]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise UserError(f"{path} is no class map: it has {_some([repr(name) for name in twice])} more than once")
+            raise UserError(f"{path} is not a class map: it has {_some([repr(name) for name in twice])} more than once")
         return dict(pairs)
 
     try:
@@ -136,7 +134,7 @@ def read_class_map(path: Path) -> dict[str, str]:
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read the class map {path}: {getattr(error, 'strerror', None) or error}") from error
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content.values()):
-        raise UserError(f'{path} is no class map: it must be JSON such as {{"their class": "our class"}}')
+        raise UserError(f'{path} is not a class map: it must be JSON such as {{"their class": "our class"}}')
     return content
 
 

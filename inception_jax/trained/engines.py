@@ -70,16 +70,16 @@ def use(classifier: Classifier, engine: str = "auto", *, batch_size: int) -> Cla
         return _choose(classifier, own, batch_size)
     if isinstance(classifier, Exported) and (own == "jax" or engine == "jax"):
         form = "stablehlo" if engine == "jax" else "onnx"
-        raise UserError(f"engine={engine} is not for {classifier.path}: give the run's folder, or a .{form} file")
+        raise UserError(f"engine={engine} cannot run {classifier.path}: give the run's folder, or a .{form} file")
     if jax.default_backend() != "cpu":
         raise UserError(
-            f"engine={engine} computes on CPUs, and JAX uses the {jax.default_backend()} here: leave the engine out, "
-            "or set JAX_PLATFORMS=cpu"
+            f"engine={engine} runs on CPUs only, but JAX uses the {jax.default_backend()} here: leave the engine "
+            "out, or set JAX_PLATFORMS=cpu"
         )
     if _dtype(classifier) not in TYPES[engine]:
         raise UserError(
-            f"engine={engine} computes in {' or '.join(TYPES[engine])}, the network in {_dtype(classifier)}: choose "
-            "another engine, or dtype=float32"
+            f"engine={engine} computes in {' or '.join(TYPES[engine])}, but the network in {_dtype(classifier)}: "
+            "choose another engine, or dtype=float32"
         )
     made = _make(classifier, engine, _graph(classifier))
     images = _examples(_image_shape(classifier), CHECKED)
@@ -166,7 +166,7 @@ def _graph(classifier: Run | Exported) -> bytes:
     except UserError:
         raise
     except Exception as error:  # a user's own network may raise anything for a batch of unknown size
-        raise UserError(f"the network cannot be written as ONNX: {_in_short(error)}") from error
+        raise UserError(f"the network cannot be exported as ONNX: {_in_short(error)}") from error
 
 
 def _in_short(error: Exception) -> str:
@@ -178,14 +178,14 @@ def _make(classifier: Run | Exported, engine: str, graph: bytes) -> Run | Export
     """The network with that engine computing its logits.
 
     Raises:
-      UserError: it is not installed, or cannot compute this network, or not in its type on this processor.
+      UserError: it is not installed, or cannot run this network, or not in its type on this processor.
     """
     try:
         call = ENGINES[engine](graph, _dtype(classifier))
     except UserError:
         raise
     except Exception as error:  # each engine has its own errors
-        raise UserError(f"engine={engine} cannot compute this network: {_in_short(error)}") from error
+        raise UserError(f"engine={engine} cannot run this network: {_in_short(error)}") from error
     return dataclasses.replace(classifier, engine=call)
 
 
@@ -195,15 +195,15 @@ def _check(engine: str, made: Classifier, expected: np.ndarray, images: np.ndarr
         try:
             found = made.logits(images[:number])
         except Exception as error:  # each engine has its own errors
-            raise UserError(f"engine={engine} cannot compute this network: {_in_short(error)}") from error
+            raise UserError(f"engine={engine} cannot run this network: {_in_short(error)}") from error
         wanted = expected[:number]
         if found.shape != wanted.shape:
-            raise UserError(f"engine={engine} gives logits of shape {found.shape}, not {wanted.shape}")
+            raise UserError(f"engine={engine} returns logits of shape {found.shape}, not {wanted.shape}")
         difference = float(np.abs(found - wanted).max() / max(np.abs(wanted).max(), 1e-30))
         if not difference <= TOLERANCES[dtype]:
             raise UserError(
                 f"engine={engine} is not used: its logits differ from the network's own by {difference:.1e} of the "
-                f"largest, more than {TOLERANCES[dtype]:g}, which is allowed in {dtype}"
+                f"largest, more than the {TOLERANCES[dtype]:g} allowed in {dtype}"
             )
 
 

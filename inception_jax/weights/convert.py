@@ -197,8 +197,8 @@ def _check(model: nn.Module, table: NameTable, tensors: Mapping[str, np.ndarray]
     if misshapen and not missing and not unknown and table.classifiers.issuperset(misshapen):
         classes, own_classes = given[misshapen[0]][0], wanted[misshapen[0]][0]
         raise UserError(
-            f"the weights are for {classes} classes, and this {registered_name(model)} is for {own_classes}: "
-            "take as many, or leave the classifier out (classifier=False)"
+            f"the weights are for {classes} classes, but this {registered_name(model)} is for {own_classes}: use as "
+            "many, or leave the classifier out (classifier=False)"
         )
     complaints = {
         "missing": missing,
@@ -207,7 +207,7 @@ def _check(model: nn.Module, table: NameTable, tensors: Mapping[str, np.ndarray]
     }
     if missing or unknown or misshapen:
         differing = [f"{len(found)} {what}: {listed(found, LISTED)}" for what, found in complaints.items() if found]
-        raise UserError(f"the tensors do not fit this {registered_name(model)}: {'; '.join(differing)}")
+        raise UserError(f"the tensors do not match this {registered_name(model)}: {'; '.join(differing)}")
 
 
 def _leaves(model: nn.Module, image_shape: tuple[int, int, int] | None = None) -> dict[Path, jax.ShapeDtypeStruct]:

@@ -44,7 +44,7 @@ NOT_READ = {
     "torch._utils._rebuild_sparse_tensor": "a sparse tensor",
     "torch._utils._rebuild_nested_tensor": "a nested tensor",
     "torch._utils._rebuild_meta_tensor_no_storage": "a tensor without values (on PyTorch's meta device)",
-    "torch._utils._rebuild_device_tensor_from_numpy": "a tensor of another device",
+    "torch._utils._rebuild_device_tensor_from_numpy": "a tensor on another device",
     "torch._C._set_tensor_metadata": "a tensor that is conjugated or negated as it is read",
 }
 SAFETENSORS_DTYPES = {
@@ -95,12 +95,12 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except DAMAGE as error:
-        raise UserError(f"{path} is damaged or was cut off ({_one_line(error)}): get it again") from error
+        raise UserError(f"{path} is damaged or truncated ({_one_line(error)}): get it again") from error
     for name, value in tensors.items():
         if not name.isprintable():  # errors show names
             raise UserError(f"{path} is damaged: the name of a tensor has unprintable characters")
         if value.dtype.kind == "c":
-            raise UserError(f"{path}: {name} is of complex numbers ({value.dtype}), and weights are real ones")
+            raise UserError(f"{path}: {name} has complex numbers ({value.dtype}), but weights are real")
     return _without_wrappers(tensors)
 
 
@@ -129,9 +129,11 @@ def write_state_dict(
         return file.getvalue()
 
     if path.suffix not in (".safetensors", ".pth", ".pt"):
-        raise UserError(f"{path}: a file of weights ends in .safetensors, .pth or .pt")
+        raise UserError(f"{path}: the name of a weights file must end in .safetensors, .pth or .pt")
     if path.suffix != ".safetensors" and importlib.util.find_spec("torch") is None:
-        raise UserError(f"{path}: {path.suffix} files are written by PyTorch, which is missing: choose .safetensors")
+        raise UserError(
+            f"{path}: {path.suffix} files are written by PyTorch, which is not installed: choose .safetensors"
+        )
     with whole_file(path) as new:
         new.write_bytes(content())
         check(new)
@@ -143,13 +145,13 @@ def _kind(head: bytes) -> str:
     if not head:
         return "is empty"
     if text.startswith((b"<!doctype html", b"<html")):
-        return "is a web page, perhaps the server's answer that the file is not there"
+        return "is a web page, perhaps a server's error page"
     if text.startswith(b"version https://git-lfs"):
-        return "is a pointer of Git LFS, not the file itself (git lfs pull gets it)"
+        return "is a Git LFS pointer, not the file itself (git lfs pull gets it)"
     kinds = {
         b"\x89HDF": "is an HDF5 file, such as Keras's weights",
         b"\x93NUMPY": "is a NumPy array",
-        b"\x1f\x8b": "is packed by gzip",
+        b"\x1f\x8b": "is compressed with gzip",
         b"\xff\xd8\xff": "is a JPEG picture",
         b"\x89PNG": "is a PNG picture",
     }
@@ -160,7 +162,7 @@ def _kind(head: bytes) -> str:
         return "is a tar archive"
     if head[:1] == b"\x08" and head[2:3] in (b"\x12", b"\x3a", b"\x42"):  # ir_version, then a string or the graph
         return "is an ONNX model"
-    return "is no file of weights"
+    return "is not a weights file"
 
 
 def _one_line(error: BaseException) -> str:
@@ -175,9 +177,9 @@ def _tensors(path: Path, content: Any, reader: Reader, read: Callable[[Storage],
     found = _state_dict(path, content, reader)
     for name, value in found.items():
         if isinstance(value, Foreign):
-            kind = NOT_READ.get(value.name, f"a tensor that only {printable(value.name)} can make")
+            kind = NOT_READ.get(value.name, f"a tensor that only {printable(value.name)} can create")
             raise UserError(
-                f"{path}: {printable(name)} is {kind}, and dense tensors of real numbers are read: save it as one"
+                f"{path}: {printable(name)} is {kind}, but only dense tensors of real numbers are read: save it as one"
             )
     storages: dict[str, bytes] = {}
     for tensor in found.values():
@@ -196,23 +198,23 @@ def _state_dict(path: Path, content: Any, reader: Reader) -> dict[str, Any]:
     if not candidates and reader.foreign:
         raise _asks_for(path, reader.foreign)
     if not candidates:
-        raise UserError(f"{path} holds no dict of tensors, but {type(content).__name__}: {EXPECTED}")
+        raise UserError(f"{path} does not contain a dict of tensors, but {type(content).__name__}: {EXPECTED}")
     candidates.sort(key=_Candidate.rank)
     first, *others = [candidate for candidate in candidates if candidate.is_network == candidates[0].is_network]
     if any(other.rank() == first.rank() for other in others):
         raise UserError(
-            f"{path} holds several dicts of tensors, and their names do not say which one is the network's: "
-            f"{listed([first, *others], LISTED)}: in PyTorch, save the one that you want alone"
+            f"{path} contains several dicts of tensors, and their names do not tell which one is the network's: "
+            f"{listed([first, *others], LISTED)}: in PyTorch, save only the one that you want"
         )
     if others:
-        logger.warning("%s: reading %s; it also holds %s", path, first, listed(others, LISTED))
+        logger.warning("%s: reading %s; it also contains %s", path, first, listed(others, LISTED))
     return first.tensors
 
 
 def _asks_for(path: Path, name: str) -> UserError:
     return UserError(
-        f"{path} asks for {printable(name)}, and of a .pth file only dicts of tensors are read, so that nothing in it "
-        "is executed: in PyTorch, save model.state_dict() alone"
+        f"{path} needs {printable(name)}, but only dicts of tensors are read from a .pth file, so that nothing in it "
+        "is executed: in PyTorch, save only model.state_dict()"
     )
 
 
@@ -223,7 +225,7 @@ class _Candidate(NamedTuple):
     tensors: dict[str, Any]
 
     def __str__(self) -> str:
-        name = printable(".".join(str(key)[:50] for key in self.where)) or "the whole"
+        name = printable(".".join(str(key)[:50] for key in self.where)) or "the whole file"
         return f"{name} ({len(self.tensors)} tensor{'s' * (len(self.tensors) != 1)})"
 
     @property
@@ -278,7 +280,7 @@ def _array(tensor: Tensor, data: bytes) -> np.ndarray:
     start = storage.start + tensor.offset
     last = start + sum((side - 1) * stride for side, stride in zip(shape, strides, strict=True))
     if last >= numel or math.prod(shape) > numel:
-        raise ValueError(f"a tensor of shape {shape} reaches beyond its storage of {numel}")
+        raise ValueError(f"a tensor of shape {shape} extends beyond its storage of {numel}")
     return np.ndarray(shape, tensor.dtype, data, start * itemsize, [stride * itemsize for stride in strides])
 
 
@@ -320,7 +322,7 @@ def _read_zip(path: Path, file: BinaryIO, size: int) -> dict[str, np.ndarray]:
         def read(name: str) -> bytes:
             member = archive.getinfo(root + name)
             if member.compress_type != zipfile.ZIP_STORED or total > size:  # PyTorch never compresses them
-                raise ValueError(f"{name} is packed or too large")
+                raise ValueError(f"{name} is compressed or too large")
             return archive.read(member)
 
         if f"{root}byteorder" in names and read("byteorder") != b"little":
@@ -361,11 +363,11 @@ def _read_safetensors(path: Path, file: BinaryIO) -> dict[str, np.ndarray]:
     header: dict[str, Any] = parse_json(file.read(int.from_bytes(file.read(8), "little")))
     header.pop("__metadata__", None)
     if not header:
-        raise UserError(f"{path} holds no tensor: {EXPECTED}")
+        raise UserError(f"{path} contains no tensors: {EXPECTED}")
     for name, entry in header.items():
         if entry["dtype"] not in SAFETENSORS_DTYPES:
             raise UserError(
-                f"{path}: {printable(name)} is of type {entry['dtype']}, which is not read; known: "
+                f"{path}: {printable(name)} has type {entry['dtype']}, which is not supported; supported: "
                 f"{', '.join(SAFETENSORS_DTYPES)}"
             )
     data = file.read()

@@ -283,7 +283,7 @@ def naming(model: nn.Module, format: str) -> Naming:
     check_choice("format", format, NAMINGS)
     if type(model) not in NAMINGS[format]:
         known = formats(model)
-        hint = f"choose {' or '.join(known)}" if known else "no library that this package knows of has it"
+        hint = f"choose {' or '.join(known)}" if known else "no known library has it"
         raise UserError(f"{format} has no {type(model).__name__}: {hint}")
     return NAMINGS[format][type(model)]
 
@@ -298,4 +298,4 @@ def check_options(model: nn.Module, format: str) -> None:
     nearest = nearest_options(model, naming(model, format))
     if nearest:
         different = ", ".join(f"{field}={getattr(model, field)!r}, not {value!r}" for field, value in nearest.items())
-        raise UserError(f"this {type(model).__name__} does not compute what {format}'s does: it has {different}")
+        raise UserError(f"this {type(model).__name__} differs from {format}'s: it has {different}")

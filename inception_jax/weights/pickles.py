@@ -99,13 +99,13 @@ def _of_class(function, _kind, arguments, _state=None) -> Tensor | Foreign:
     if isinstance(function, Foreign):
         return Foreign(function.name, is_tensor=True)
     if function not in (_tensor, _tensor_of_type, _parameter):
-        raise ValueError("a tensor that is made by something else")
+        raise ValueError("a tensor that something else makes")
     return _call(function, arguments)
 
 
 def _size(numbers=()) -> tuple:
     if not isinstance(numbers, tuple):
-        raise ValueError("a shape that is no tuple")
+        raise ValueError("a shape that is not a tuple")
     return numbers
 
 
@@ -114,7 +114,7 @@ def _ordered_dict(pairs=()) -> dict:
     if not isinstance(pairs, list | tuple) or not all(
         isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs
     ):
-        raise ValueError("a dict of other things than pairs")
+        raise ValueError("a dict of things that are not pairs")
     result = {}
     _set_items(result, [part for pair in pairs for part in pair])
     return result
@@ -208,8 +208,8 @@ class Reader:
         for opcode, argument, position in _operations(self._file):
             if self._taken > BYTES_PER_BYTE * (position or 0) + HEAD:
                 raise UserError(
-                    f"{self._path} asks for more than {BYTES_PER_BYTE} bytes of memory for each of its own, which no "
-                    "state dict does: it is damaged or means harm"
+                    f"{self._path} needs more than {BYTES_PER_BYTE} bytes of memory for each of its own, which no "
+                    "state dict does: it is damaged or malicious"
                 )
             name: str = opcode.name
             value: Any = argument
@@ -271,8 +271,8 @@ class Reader:
                 return stack.pop()
             elif name not in ("PROTO", "FRAME"):
                 raise UserError(
-                    f"{self._path} holds a pickle with the operation {name}, which no state dict needs: "
-                    "in PyTorch, save model.state_dict() alone"
+                    f"{self._path} contains a pickle with the operation {name}, which no state dict needs: in "
+                    "PyTorch, save only model.state_dict()"
                 )
         raise EOFError("a pickle without an end")
 
@@ -284,7 +284,7 @@ class Reader:
         if not (isinstance(module, str) and isinstance(attribute, str)):
             raise ValueError("a global without a name")
         if max(len(module), len(attribute)) > LONGEST_NAME:
-            raise ValueError("a global with a name without end")
+            raise ValueError("a global with an endless name")
         name = f"{module} {attribute}"
         if name in GLOBALS:
             return GLOBALS[name]
@@ -314,7 +314,7 @@ class Reader:
             self._taken += OBJECT // 2 + CELL * len(items)
             target.extend(items)
         elif not isinstance(target, Foreign):
-            raise ValueError("items of what is no list")
+            raise ValueError("items of what is not a list")
 
     def _update(self, target: Any, items: list) -> None:
         if isinstance(target, Foreign):
@@ -323,7 +323,7 @@ class Reader:
                 target.items = {}
             target = target.items
         if type(target) is not dict:
-            raise ValueError("items of what is no dict")
+            raise ValueError("items of what is not a dict")
         self._taken += ITEM * len(items) // 2 + (0 if target else OBJECT)
         _set_items(target, items)
 
@@ -363,7 +363,7 @@ class Reader:
 def _call(function: Any, arguments: Any) -> Any:
     """Calls a function of GLOBALS."""
     if not (callable(function) and isinstance(arguments, tuple) and len(arguments) <= MOST_ARGUMENTS):
-        raise ValueError("a call that is none")
+        raise ValueError("a call of what is not callable")
     return function(*arguments)
 
 

@@ -47,7 +47,9 @@ class Preprocessing:
         short, long = self.resize, int(self.resize * long / short)
         size = (short, long) if image.width <= image.height else (long, short)
         if long * short > MAX_PIXELS:
-            raise UserError(f"a picture of {image.width}x{image.height} pixels is too long to be made {short} wide")
+            raise UserError(
+                f"a picture of {image.width}x{image.height} pixels is too long to be resized to {short} wide"
+            )
         if image.size != size:
             image = image.resize(size, INTERPOLATIONS[self.interpolation])
         left, top = (round((side - self.crop) / 2) for side in size)

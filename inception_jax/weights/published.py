@@ -193,9 +193,11 @@ def fetch(weights: PublishedWeights) -> Path:
             raise UserError(f"cannot read {path}: {error.strerror or error}") from error
         if not digest.startswith(weights.sha256):
             raise UserError(f"{path} is not the published file, whose SHA-256 begins with {weights.sha256}: remove it")
-        _check_first_seen(weights, digest, str(path), "remove the file, or what was kept if you know that one is right")
+        _check_first_seen(
+            weights, digest, str(path), "remove the file, or the recorded digest if you know that the file is right"
+        )
         return path
-    _tell(f"downloading {weights.url} to {path}; licence: {weights.licence}")
+    _tell(f"downloading {weights.url} to {path}; license: {weights.licence}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -205,8 +207,8 @@ def fetch(weights: PublishedWeights) -> Path:
             download(weights.url, new, most_bytes=MOST_BYTES, most_seconds=MOST_SECONDS)
         except FAILURES as error:
             raise UserError(
-                f"cannot download {weights.url} ({reason(error)}): without a network, fetch it elsewhere and put it at "
-                f"{path}"
+                f"cannot download {weights.url} ({reason(error)}): without network access, download it elsewhere and "
+                f"put it at {path}"
             ) from error
         digest = _digest(new)
         if not digest.startswith(weights.sha256):
@@ -248,7 +250,7 @@ def _first_seen(weights: PublishedWeights) -> str | None:
         return None
     text = regular_file(kept).read_bytes()[: 2 * DIGITS].decode("ascii", "replace").split(" ")[0]
     if not re.fullmatch(f"[0-9a-f]{{{DIGITS}}}", text):
-        raise UserError(f"{kept} is damaged: remove it, and the file's digest is kept anew")
+        raise UserError(f"{kept} is damaged: remove it, and the file's digest is recorded again")
     return text
 
 
@@ -258,15 +260,15 @@ def _check_first_seen(weights: PublishedWeights, digest: str, what: str, advice:
         return
     first = _first_seen(weights)
     if first is None:
-        _tell(f"SHA-256 of {_name(weights)}: {digest}; it is kept beside the file, which has to have it from now on")
+        _tell(f"SHA-256 of {_name(weights)}: {digest}; it is stored beside the file and verified from now on")
         try:
             write_text(_kept(weights), f"{digest}  {_name(weights)}\n")
         except WriteError as error:  # a read-only cache
-            logger.warning("%s; so the file's digest is not verified the next time", error)
+            logger.warning("%s; the file's digest will not be verified next time", error)
     elif first != digest:
         raise UserError(
-            f"{what} is another file than at first: its SHA-256 is {digest}, and what was kept in {_kept(weights)} is "
-            f"{first}: {advice}"
+            f"{what} has changed since its first use: its SHA-256 is {digest}, but {_kept(weights)} has {first}: "
+            f"{advice}"
         )
 
 

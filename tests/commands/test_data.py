@@ -53,7 +53,7 @@ def test_a_folder(capsys, folder):
     assert "of several sizes: --image-size chooses one" in out
     assert "20x24 to 23x24, median 21x24 (height x width), 4 different" in out
     assert "24 RGB, 6 L; 20.0% grayscale" in out
-    assert "undecodable  1: cake/no.png (it is no picture of a known kind)" in out
+    assert "undecodable  1: cake/no.png (it is not a picture of a known format)" in out
     assert "1 of the pictures in" in err
     assert "  train               27  9 of each class\n  test                 3  1 of each class\n" in out
     assert out.endswith(

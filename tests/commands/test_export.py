@@ -105,7 +105,7 @@ def test_a_network_that_computes_something_else_is_refused(trained, capsys, tmp_
     (tmp_path / "config.json").unlink()
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert commands.main(["export", str(tmp_path), "--format", "torchvision"]) == 2
-    assert "does not compute what torchvision's does: it has norm_epsilon=0.001, not 1e-05" in capsys.readouterr().err
+    assert "differs from torchvision's: it has norm_epsilon=0.001, not 1e-05" in capsys.readouterr().err
 
 
 def test_a_folder_without_a_run_is_named(tmp_path, capsys):

@@ -272,7 +272,7 @@ def test_arrays_in_hand():
         ((IMAGES[0, 0], LABELS), r"not of shape \(5, 3\)"),
         ((IMAGES[:0], LABELS[:0]), r"not of shape \(0, 6, 5, 3\)"),
         ((IMAGES, LABELS[:-1]), "12 images and 11 labels"),
-        ((IMAGES, np.eye(3)[LABELS]), r"float64 \(12, 3\); of one-hot rows take labels.argmax"),
+        ((IMAGES, np.eye(3)[LABELS]), r"float64 \(12, 3\); for one-hot rows use labels.argmax"),
         ((IMAGES, LABELS / 2), "labels must be integers"),
         ((IMAGES, LABELS - 1), "labels from -1"),
         (IMAGES, "expected a pair"),

@@ -83,7 +83,7 @@ def test_a_class_may_be_called_train(tmp_path, caplog):
     touch(tmp_path, "train/1.jpg", "train/2.jpg", "bus/1.jpg", "bus/2.jpg")
     with caplog.at_level(logging.WARNING):
         assert image_folder(tmp_path).class_names == ("bus", "train")
-    assert caplog.messages == [f"{tmp_path}: train is taken for a class, as bus is one"]
+    assert caplog.messages == [f"{tmp_path}: train is used as a class, since bus is one"]
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_one_class_alone(tmp_path, caplog):
 
 def test_pictures_in_no_class(tmp_path, caplog):
     touch(tmp_path, "1.jpg", "2.PNG")
-    with pytest.raises(UserError, match=r"has 2 pictures that are in no folder of a class: expected are DIR/class/\*"):
+    with pytest.raises(UserError, match=r"has 2 pictures that are in no folder of a class: expected DIR/class/\*"):
         image_folder(tmp_path)
     touch(tmp_path, *PETS)
     with caplog.at_level(logging.WARNING):
@@ -197,9 +197,9 @@ def test_pictures_in_no_class(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ([], "has no folders of classes: expected are"),
-        (["cat/notes.txt"], r"has no pictures \(.bmp, .*: expected are"),
-        (["test/cat/1.jpg", "val/cat/1.jpg"], "has test, val, but no train: expected are"),
+        ([], "has no folders of classes: expected"),
+        (["cat/notes.txt"], r"has no pictures \(.bmp, .*: expected"),
+        (["test/cat/1.jpg", "val/cat/1.jpg"], "has test, val, but no train: expected"),
         (["train/cat/1.jpg", "val/cat/1.jpg", "valid/cat/1.jpg"], "has val and valid, which both mean validation"),
         (
             ["train/cat/1.jpg", "test/cat/1.jpg", "owl/1.jpg"],
@@ -342,7 +342,7 @@ def test_a_file_listed_twice(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         listing = image_folder(write_table(tmp_path / "t.csv", text + "./0.jpg,a,train\n"))
     assert listing.splits["train"][0] == ("0.jpg", "1.jpg", "2.jpg")
-    assert "lists 1 files more than once, which count once: ./0.jpg" in caplog.messages[0]
+    assert "lists 1 files more than once; they count once: ./0.jpg" in caplog.messages[0]
     for row in ("0.jpg,b,train", "0.jpg,a,test"):
         with pytest.raises(UserError, match=r"lists 0.jpg twice: as a for train and as"):
             image_folder(write_table(tmp_path / "t.csv", f"{text}{row}\n"))
@@ -351,8 +351,8 @@ def test_a_file_listed_twice(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "names no columns path and label .*: it is ''"),
-        ("0.jpg,cat\n", "names no columns path and label .*: it is '0.jpg,cat'"),
+        ("", "does not name columns path and label .*: it is ''"),
+        ("0.jpg,cat\n", "does not name columns path and label .*: it is '0.jpg,cat'"),
         ("path,label\n0.jpg,\n,a\n", "each line of .* needs a path and a label: line 2, line 3"),
         ("path,label,split\n0.jpg,a,tset\n", "needs a path and a label, and a split out of train, .*, val, .*: line 2"),
         ("path,label,split\n0.jpg,a,test\n", "pictures for test of classes that have none for training: a"),

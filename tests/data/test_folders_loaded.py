@@ -271,7 +271,7 @@ def test_a_changed_folder_is_noticed_and_the_difference_named(load, folder, tmp_
     assert second.fingerprint
     assert message.endswith(data.changes(first.cache, first.fingerprint or "", second.fingerprint))
     assert [path.name for path in (first.cache / "decoded").iterdir()] == [second.fingerprint]  # the old one takes room
-    assert data.changes(first.cache, "unknown", second.fingerprint) == "its earlier content is not known any more"
+    assert data.changes(first.cache, "unknown", second.fingerprint) == "its earlier content is no longer known"
 
 
 def test_the_same_picture_in_two_splits_is_reported(load, folder, caplog):

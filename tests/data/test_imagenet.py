@@ -228,7 +228,7 @@ def test_a_flat_val_that_is_not_as_its_table_says(tmp_path, caplog):
     assert f"{tmp_path / 'val'} lacks 1 of the pictures in {table}" in caplog.messages
     for line in ("1.JPEG 1000", "1.JPEG", "1.JPEG -1", "1.JPEG tench"):
         table.write_text(f"0.JPEG 0\n\n{line}\n")
-        with pytest.raises(UserError, match=rf"val.txt has a line '{line}': expected are a file's name and its label"):
+        with pytest.raises(UserError, match=rf"val.txt has a line '{line}': expected a file's name and its label"):
             imagenet2012(tmp_path)
     table.unlink()
     with pytest.raises(
@@ -241,7 +241,7 @@ def test_a_flat_val_that_is_not_as_its_table_says(tmp_path, caplog):
 
 
 def test_no_ilsvrc2012(tmp_path):
-    with pytest.raises(UserError, match=r"has no pictures of ILSVRC2012: expected are DIR/train/<synset>/\*\.JPEG and"):
+    with pytest.raises(UserError, match=r"has no pictures of ILSVRC2012: expected DIR/train/<synset>/\*\.JPEG and"):
         imagenet2012(tmp_path)
     with pytest.raises(UserError, match="cannot read the folder"):
         imagenet2012(tmp_path / "missing")

@@ -380,10 +380,10 @@ def test_other_kinds_are_refused_and_named(kind, tmp_path):
     for read in (images.verify, lambda content: images.decode(content, Format(8))):
         with pytest.raises(UnidentifiedImageError):
             read(content)
-    with pytest.raises(UserError, match=r"cannot read the picture .*cat.jpg: it is no picture of a known kind"):
+    with pytest.raises(UserError, match=r"cannot read the picture .*cat.jpg: it is not a picture of a known format"):
         Preprocessing(8, 8, (0.0,) * 3, (1.0,) * 3)(path)
     facts = sources.check(sources.FileSource.of(tmp_path, ["cat.jpg"]), tmp_path / "facts")
-    assert facts.errors == ["it is no picture of a known kind"]
+    assert facts.errors == ["it is not a picture of a known format"]
 
 
 def test_nothing_else_opens_pictures():
@@ -432,7 +432,7 @@ def test_pipes_devices_and_folders_are_not_waited_for(tmp_path):
 
 
 def test_a_picture_too_long_for_its_width_is_refused():
-    with pytest.raises(UserError, match="1x60000 pixels is too long to be made 256 wide"):
+    with pytest.raises(UserError, match="1x60000 pixels is too long to be resized to 256 wide"):
         Preprocessing(256, 224, (0.0,) * 3, (1.0,) * 3)(np.zeros((60_000, 1), np.uint8))
 
 

@@ -129,7 +129,7 @@ def test_tiny_imagenet_of_a_part_of_the_classes(tiny, tmp_path, caplog):
         ("val/images/val_4.JPEG", None, "lacks 1 of the published files: val/images/val_4.JPEG"),
         ("train/n02/n02_boxes.txt", None, "lacks 1 of the published files: train/n02/n02_boxes.txt"),
         ("train/n02/images/n02_2.JPEG", b"", "n02_2.JPEG in .*given cannot be decoded .it is empty.: get it again"),
-        ("train/n02/images/n02_2.JPEG", b"<html>", "n02_2.JPEG in .*given cannot be decoded .it is no picture"),
+        ("train/n02/images/n02_2.JPEG", b"<html>", "n02_2.JPEG in .*given cannot be decoded .it is not a picture"),
         ("train/n02/images/n02_2.JPEG", -100, "n02_2.JPEG in .*given cannot be decoded .*truncated"),
         ("val/images/val_4.JPEG", encoded(0, (64, 48), "JPEG"), "val_4.JPEG in .* has 64x48 pixels, not 64x64"),
         ("val/val_annotations.txt", b"val_1.JPEG\n", "val_annotations.txt in .* is not the published file"),
@@ -176,7 +176,7 @@ def test_a_link_in_an_archive_of_pictures_is_not_followed(tiny, tmp_path, monkey
     link.external_attr = (stat.S_IFLNK | 0o777) << 16
     del files[link.filename]
     pack({**files, link: str(outside)}, path, tiny_imagenet, monkeypatch)
-    with pytest.raises(UserError, match=r"val_4\.JPEG in .*zip cannot be decoded .it is no picture"):
+    with pytest.raises(UserError, match=r"val_4\.JPEG in .*zip cannot be decoded .it is not a picture"):
         data.prepare("tiny_imagenet", directory=tmp_path / "data", archives=path.parent)
 
 

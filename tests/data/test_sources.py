@@ -36,7 +36,7 @@ def test_facts(source, tmp_path):
         (5, 7, "RGB"), (5, 7, "RGB"), (8, 8, "L"),
     ]  # fmt: skip
     assert facts.digests[0] == facts.digests[1] != facts.digests[2]
-    assert facts.errors[4:] == ["it is empty", "No such file or directory", "it is no picture of a known kind"]
+    assert facts.errors[4:] == ["it is empty", "No such file or directory", "it is not a picture of a known format"]
     assert facts.errors[3]
 
 

@@ -123,6 +123,6 @@ def test_an_error_says_of_which_split_it_is_and_whether_it_was_chosen():
     with pytest.raises(UserError, match=r"^data\.splits\.test: unknown split 'tset'"):
         splits.resolve_all(AUTO | {"test": "tset"}, SIZES)
     with pytest.raises(
-        UserError, match=r"^data\.splits\.validation, chosen by itself \(--config\.data\.splits\.validation= does"
+        UserError, match=r"^data\.splits\.validation, chosen automatically \(--config\.data\.splits\.validation= leaves"
     ):
         splits.resolve_all(AUTO | {"train": "test"}, {"test": 20})

@@ -162,9 +162,7 @@ def test_a_picture_that_is_gone_is_left_out_wherever_it_is_met(folder, tmp_path,
     (copy / name).unlink()
     with caplog.at_level(logging.WARNING):
         after = list(stream())
-    assert [message for message in caplog.messages if name in message] == [
-        f"{name} cannot be decoded any more: left out"
-    ]
+    assert [message for message in caplog.messages if name in message] == [f"{name} can no longer be decoded: left out"]
     assert_batches_equal(stream(num_workers=1), after)
     following = split.decode((gone + 1) % 40)
     for step, ((images, labels), (expected, _)) in enumerate(zip(after, before, strict=True)):
@@ -195,7 +193,7 @@ def test_a_folder_that_is_gone_is_an_error(folder, tmp_path, num_workers, leave_
     with pytest.raises(UserError, match="could be decoded before, but not now: No such file or directory") as error:
         list(batches)
     if leave_out:
-        assert str(error.value).endswith(". Bring them back; the same command then goes on")
+        assert str(error.value).endswith(". Restore them; the same command then continues")
         with pytest.raises(UserError, match="more than half of the 8 pictures"):
             list(eval_batches(split, 8))
 
@@ -212,7 +210,7 @@ def test_a_class_that_is_gone_is_left_out_while_most_pictures_of_a_batch_are_the
             np.testing.assert_array_equal(labels, [0, 0, 0, 0])
         list(train_batches(split, lambda step: dogs[:2], 0, 1))  # all of a small batch
     names = [split.sources[0].name(int(split.rows[position])) for position in dogs[:2]]
-    assert set(caplog.messages) >= {f"{name} cannot be decoded any more: left out" for name in names}
+    assert set(caplog.messages) >= {f"{name} can no longer be decoded: left out" for name in names}
     with pytest.raises(UserError, match="more than half of the 4 pictures of a batch are lost: dog/"):
         list(train_batches(split, lambda step: np.append(cats[0], dogs[:3]), 0, 1))
 

@@ -94,7 +94,7 @@ def test_no_two_names_of_the_chart_overlap_and_all_are_inside(names):
 
 
 def test_what_cannot_be_drawn_is_said(tmp_path):
-    with pytest.raises(UserError, match="no chart of mine: the accuracy of none is known"):
+    with pytest.raises(UserError, match="no chart of mine: none has a known accuracy"):
         bubble_chart(SUMMARIES[1:])
     other = Summary("run", (32, 32, 3), 78, 6_912, 312, None, Accuracy(0.9, "cifar10's test split", "summary.json"))
     with pytest.raises(UserError, match="they were measured on ImageNet and cifar10's test split"):

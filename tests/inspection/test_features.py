@@ -122,10 +122,10 @@ def test_where_nothing_speaks_for_a_class_the_heat_is_zero(small):
 
 
 def test_what_grad_cam_cannot_do_is_said(small):
-    with pytest.raises(UserError, match=r"layer 'fc' returns no maps"):
+    with pytest.raises(UserError, match=r"layer 'fc' does not return maps"):
         grad_cam(*small, "fc")
     for classes in (4, [0, 1, -1]):
-        with pytest.raises(UserError, match="they are from 0 to 3"):
+        with pytest.raises(UserError, match="they must be from 0 to 3"):
             grad_cam(*small, classes=classes)
 
     class Flat(nn.Module):

@@ -73,7 +73,7 @@ def test_other_kernels_have_a_tile_for_every_pair_of_channels():
     [
         ("conv2", r"unknown layer 'conv2'\. Did you mean 'conv1'\? Known: block, conv1, fc"),
         ("conv1/norm", r"unknown layer 'conv1/norm'.* Known: conv1/conv"),
-        ("fc", "layer 'fc' must have one convolution's kernel in it, but has none"),
+        ("fc", "layer 'fc' must have exactly one convolution kernel, but has none"),
         ("block", "but has 2: block/a, block/b"),
     ],
 )
@@ -104,7 +104,7 @@ def test_images_of_every_kind_take_heat():
 
 def test_arrays_of_other_shapes_are_refused():
     for maps in (np.zeros((2, 4, 4, 3)), np.zeros((4, 4)), np.zeros((4, 4, 0))):
-        with pytest.raises(UserError, match="is no image's maps"):
+        with pytest.raises(UserError, match="maps must have the shape"):
             feature_grid(maps)
     for image, heat in ((np.zeros((4, 4, 2)), np.zeros((4, 4))), (np.zeros((4, 4, 3)), np.zeros((1, 4, 4)))):
         with pytest.raises(UserError, match=r"such as heat\[0\]"):

@@ -126,7 +126,7 @@ def test_mistakes_are_named(tmp_path, change, options, message):
     ("make", "message"),
     [
         (lambda: Claim("x", "m", "wide", expected="better"), "unknown expectation 'better'"),
-        (lambda: Claim("x", "m", "wide"), "needs a second variation"),
+        (lambda: Claim("x", "m", "wide"), "must have a second variation"),
         (lambda: Claim("x", "m", "wide", "narrow", "same"), "needs a margin"),
         (lambda: make_study(claims=(Claim("x", "m", "wide", "thin"),)), "unknown variation in the claim 'x' 'thin'"),
         (lambda: make_study(claims=(Claim("x", "m", "wide", "narrow", than=("wide", "x1")),)), "the claim 'x' 'x1'"),
@@ -134,7 +134,7 @@ def test_mistakes_are_named(tmp_path, change, options, message):
         (lambda: make_study(forms={"full": Form(shared={"thin": "a/b"})}), "unknown variation in a form 'thin'"),
         (lambda: make_study(variations={}, claims=()), "neither variations nor a search"),
         (lambda: Search({"a": Range(0, 1)}), "needs the number of draws"),
-        (lambda: Range(0, 1, log=True), "is no range"),
+        (lambda: Range(0, 1, log=True), "is not a range"),
     ],
 )
 def test_wrong_definitions_are_named(make, message):

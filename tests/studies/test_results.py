@@ -116,9 +116,9 @@ def test_a_measure_is_held_against_limits(tmp_path, limits, verdict):
 @pytest.mark.parametrize(
     ("minimum", "reason"),
     [
-        (Minimum(images=2000), "1280 training images, at least 2000 are needed"),
-        (Minimum(epochs=5), "4 epochs, at least 5 are needed"),
-        (Minimum(seeds=4), "3 seeds, at least 4 are needed"),
+        (Minimum(images=2000), "1280 training images, but at least 2000 are needed"),
+        (Minimum(epochs=5), "4 epochs, but at least 5 are needed"),
+        (Minimum(seeds=4), "3 seeds, but at least 4 are needed"),
     ],
 )
 def test_nothing_is_concluded_from_smoke_runs(tmp_path, minimum, reason):
@@ -136,7 +136,7 @@ def test_pairs_of_seeds_that_lack_the_measure_decide_nothing(tmp_path):
     (verdict,) = table.verdicts()
     assert verdict.estimate.values == (-1, -1)
     assert verdict.verdict == "undecided"
-    assert verdict.why == "2 seed(s) have this measure, at least 3 are needed"
+    assert verdict.why == "2 seed(s) have this measure, but at least 3 are needed"
 
 
 def test_a_difference_of_differences_is_compared(tmp_path):
@@ -173,7 +173,7 @@ def test_an_undecided_claim_says_how_many_seeds_could_show_the_sources_differenc
     (verdict,) = table.verdicts()
     needed = seeds_needed(np.std(np.subtract(SPREAD, CLOSE), ddof=1), 0.02)
     assert verdict.verdict == "undecided"
-    assert verdict.why == f"the interval has 0 in it; {needed} seeds could show the source's +0.02"
+    assert verdict.why == f"the interval includes 0; {needed} seeds could show the source's +0.02"
 
 
 def test_with_one_seed_the_curves_are_counted(tmp_path):

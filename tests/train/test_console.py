@@ -32,7 +32,7 @@ def test_lines_come_at_intervals_and_leave_the_compilation_out(clock):
         clock[0] += 0.25
     assert lines_at == [9, 49, 89, 129, 169]  # a first one after 2 s, the next ones 10 s apart
     lines = stream.getvalue().splitlines()
-    assert lines[0] == ("epoch 1/10  step 9/900  loss 0.4321  top1 0.8712  rate 0.0980  512 images/s  left 3 min 43 s")
+    assert lines[0] == ("epoch 1/10  step 9/900  loss 0.4321  top1 0.8712  lr 0.0980  512 images/s  3 min 43 s left")
     assert lines[3].startswith("epoch 2/10  step 129/900  ")
 
 
@@ -47,10 +47,10 @@ def test_evaluation_does_not_count_as_training_but_as_time_left(clock):
             progress.epoch(step, ROW | {"validation_loss": 0.5, "validation_top1": 0.9})
         clock[0] += 1.0
     first, _, epoch, after = stream.getvalue().splitlines()
-    assert first.endswith("10 images/s  left 1 min 37 s")  # 97 steps of 1 s
-    assert epoch == "epoch 1/10 done  train loss 0.4321 top1 0.8712  validation loss 0.5000 top1 0.9000  rate 0.0980"
+    assert first.endswith("10 images/s  1 min 37 s left")  # 97 steps of 1 s
+    assert epoch == "epoch 1/10 done  train loss 0.4321 top1 0.8712  validation loss 0.5000 top1 0.9000  lr 0.0980"
     assert after.startswith("epoch 2/10  step 15/100  ")
-    assert after.endswith("10 images/s  left 2 min 32 s")  # 14 steps took 25 s with the evaluation; 85 are left
+    assert after.endswith("10 images/s  2 min 32 s left")  # 14 steps took 25 s with the evaluation; 85 are left
 
 
 @pytest.mark.parametrize(("rate", "text"), [(0.1, "0.1000"), (0.0, "0.0000"), (4.5e-5, "4.50e-05")])
@@ -58,7 +58,7 @@ def test_small_rates_stay_readable(clock, rate, text):
     stream = io.StringIO()
     with Console(10, 5, batch_size=4, mode="lines", stream=stream) as progress:
         progress.update(1, {"learning_rate": rate})
-    assert stream.getvalue() == f"epoch 1/2  step 1/10  rate {text}\n"
+    assert stream.getvalue() == f"epoch 1/2  step 1/10  lr {text}\n"
 
 
 class Terminal(io.StringIO):
@@ -82,8 +82,8 @@ def test_auto_shows_a_bar_on_a_terminal_and_other_lines_above_it(clock):
         logger.removeHandler(handler)
     shown = stream.getvalue()
     assert "epoch 1/10 |" in shown
-    assert "5 %, loss 0.4321  top1 0.8712  rate 0.0980  16 images/s  left 48 s" in shown
-    assert "epoch 1/10 done  train loss 0.4321 top1 0.8712  rate 0.0980\n" in shown
+    assert "5 %, loss 0.4321  top1 0.8712  lr 0.0980  16 images/s  48 s left" in shown
+    assert "epoch 1/10 done  train loss 0.4321 top1 0.8712  lr 0.0980\n" in shown
     assert "10 %" in shown
 
 

@@ -182,7 +182,7 @@ def test_missing_unknown_and_misshapen_tensors_are_listed(resnet18):
     with pytest.raises(UserError) as error:
         from_state_dict(model, tensors)
     message = str(error.value)
-    assert message.startswith("the tensors do not fit this resnet18: 17 missing: fc.weight, layer1.0.bn1.bias, ")
+    assert message.startswith("the tensors do not match this resnet18: 17 missing: fc.weight, layer1.0.bn1.bias, ")
     assert " and 7 more; 1 unknown: head.weight; 1 of another shape: conv1.weight (64, 1, 7, 7) instead of " in message
     assert message.endswith("(64, 3, 7, 7)")
 
@@ -233,7 +233,7 @@ def test_every_option_that_changes_what_googlenet_computes_is_looked_at():
         "dropout_rate", "aux_dropout_rate"
     }  # fmt: skip
     for field, value in others.items():
-        with pytest.raises(UserError, match=f"does not compute what torchvision's does: it has .*{field}={value!r}"):
+        with pytest.raises(UserError, match=f"differs from torchvision's: it has .*{field}={value!r}"):
             to_state_dict(model.clone(**{field: value}), {}, "torchvision")
 
 
@@ -242,7 +242,7 @@ def test_the_classifier_may_be_left_out(resnet18):
     with pytest.raises(UserError) as error:
         from_state_dict(model, resnet18)
     assert str(error.value) == (
-        "the weights are for 10 classes, and this resnet18 is for 5: take as many, or leave the classifier out "
+        "the weights are for 10 classes, but this resnet18 is for 5: use as many, or leave the classifier out "
         "(classifier=False)"
     )
     variables = from_state_dict(model, resnet18, classifier=False)

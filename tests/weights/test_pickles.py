@@ -147,9 +147,15 @@ FOUND = {
 OTHER = {"conv1.weight": tensor(1)}
 PREFERRED = {
     "an average": ({"state_dict_ema": OTHER, "state_dict": NETWORK}, r"reading state_dict \(2 .*state_dict_ema \(1 te"),
-    "torchvision's": ({"model_ema": OTHER, "model": NETWORK}, r"reading model \(2 tensors\); it also holds model_ema"),
+    "torchvision's": (
+        {"model_ema": OTHER, "model": NETWORK},
+        r"reading model \(2 tensors\); it also contains model_ema",
+    ),
     "a callback's": ({"callbacks": {"ema": {"state_dict": OTHER}}, "model": NETWORK}, r"callbacks\.ema\.state_dict"),
-    "a name that is not usual": ({"zebra": OTHER, "net": NETWORK}, r"reading net \(2 tensors\); it also holds zebra"),
+    "a name that is not usual": (
+        {"zebra": OTHER, "net": NETWORK},
+        r"reading net \(2 tensors\); it also contains zebra",
+    ),
 }
 
 
@@ -184,13 +190,13 @@ def test_dicts_that_nothing_tells_apart_are_listed(read, content):
 
 
 def test_an_optimizers_tensors_are_no_networks(read):
-    with pytest.raises(UserError, match="holds no dict of tensors, but dict"):
+    with pytest.raises(UserError, match="does not contain a dict of tensors, but dict"):
         read(OPTIMIZER)
 
 
 def test_a_whole_network_is_named(read):
     network = b"ctorch.nn.modules.container\nSequential\n)\x81" + part({"_parameters": NETWORK}) + b"b"
-    with pytest.raises(UserError, match=r"asks for torch\.nn\.modules\.container\.Sequential, .*save model\."):
+    with pytest.raises(UserError, match=r"needs torch\.nn\.modules\.container\.Sequential, .*save only model\."):
         read({"model": network})
 
 
@@ -204,7 +210,7 @@ UNREADABLE = {
     ),
     "of an unknown storage": (tensor(kind="torch\nNewStorage"), r"a tensor that only torch\.NewStorage can make"),
     "negated": (tensor(beside=(False, None, {"neg": True})), "conjugated or negated"),
-    "complex": (tensor(1, kind="torch\nComplexFloatStorage"), r"is of complex numbers \(complex64\)"),
+    "complex": (tensor(1, kind="torch\nComplexFloatStorage"), r"has complex numbers \(complex64\)"),
 }
 
 
@@ -330,7 +336,7 @@ def test_float8_of_safetensors_is_read_and_other_types_are_named(torch, tmp_path
         read = read_state_dict(tmp_path / "a.safetensors")["a"]
         np.testing.assert_array_equal(read.astype(np.float32), values.to(dtype).float().numpy())
     save_file({"a": values.to(torch.complex64)}, tmp_path / "a.safetensors")
-    with pytest.raises(UserError, match=r"a\.safetensors: a is of complex numbers \(complex64\)"):
+    with pytest.raises(UserError, match=r"a\.safetensors: a has complex numbers \(complex64\)"):
         read_state_dict(tmp_path / "a.safetensors")
 
 
@@ -340,7 +346,7 @@ def safetensors_file(header, data=b""):
 
 
 def test_types_that_are_not_known_are_named(read):
-    with pytest.raises(UserError, match=r"a is of type F4, which is not read; known: F64, .*F8_E4M3"):
+    with pytest.raises(UserError, match=r"a has type F4, which is not supported; supported: F64, .*F8_E4M3"):
         read(safetensors_file({"a": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}, b"a"))
 
 

@@ -109,7 +109,7 @@ def test_every_kind_of_picture_is_taken(tmp_path):
         (np.zeros((8, 8, 4), np.uint8), r"not uint8 \(8, 8, 4\)"),
         (np.zeros(8, np.uint8), r"not uint8 \(8,\)"),
         ("missing.jpg", "cannot read the picture missing.jpg: No such file"),
-        (__file__, "cannot read the picture .*: it is no picture of a known kind"),
+        (__file__, "cannot read the picture .*: it is not a picture of a known format"),
     ],
 )
 def test_what_is_no_picture_is_named(picture, message):

@@ -253,13 +253,13 @@ def first_seen(server, tmp_path):
 def test_another_file_than_at_first_is_refused(server, first_seen, files, tmp_path):
     folder = tmp_path / "data" / "weights"
     digest = server.publish().sha256
-    kept = f"another file than at first: its SHA-256 is {digest}, and what was kept in .*sha256 is {'0' * 64}: "
-    with pytest.raises(UserError, match=rf"{first_seen.url} is {kept}it was removed"):
+    kept = f"has changed since its first use: its SHA-256 is {digest}, but .*sha256 has {'0' * 64}: "
+    with pytest.raises(UserError, match=rf"{first_seen.url} {kept}it was removed"):
         fetch(first_seen)
     assert weights_folder(tmp_path) == ["resnet18.safetensors.sha256"]
     path = folder / "resnet18.safetensors"
     path.write_bytes((files / "resnet18.safetensors").read_bytes())
-    with pytest.raises(UserError, match=rf"{path} is {kept}remove the file"):
+    with pytest.raises(UserError, match=rf"{path} {kept}remove the file"):
         fetch(first_seen)
     assert not is_copy(path, first_seen)
     (folder / "resnet18.safetensors.sha256").write_text(f"{digest}  resnet18.safetensors\n")
@@ -318,7 +318,8 @@ def test_without_a_network_it_is_said_what_to_put_where(server, tmp_path):
     with pytest.raises(UserError) as error:
         fetch(published)
     path = tmp_path / "data" / "weights" / "resnet18.safetensors"
-    pattern = f"cannot download {published.url} .*refused.*: without a network, fetch it elsewhere and put it at {path}"
+    hint = f"without network access, download it elsewhere and put it at {path}"
+    pattern = f"cannot download {published.url} .*refused.*: {hint}"
     assert re.fullmatch(pattern, str(error.value))
     assert weights_folder(tmp_path) == []
 

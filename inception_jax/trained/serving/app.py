@@ -48,10 +48,10 @@ class Metrics:
         options: dict[str, Any] = {"namespace": "inception_jax", "registry": self.registry}
         self.requests = prometheus_client.Counter("requests", "Answered requests", ["path", "status"], **options)
         self.seconds = prometheus_client.Histogram(
-            "predict_seconds", "From the head of a request to /predict to the end of its answer", **options
+            "predict_seconds", "Seconds from the headers of a request to /predict to the end of its response", **options
         )
         self.batches = prometheus_client.Histogram(
-            "batch_size", "Pictures that went through the network together", buckets=sizes, **options
+            "batch_size", "Pictures in a batch of the network", buckets=sizes, **options
         )
         queue = prometheus_client.Gauge("queue_length", "Requests accepted and not yet answered", **options)
         queue.set_function(accepted)
@@ -146,7 +146,7 @@ class Service:
         limits = self.limits
         top, with_heat = self._options(request)
         if self.draining:
-            raise _come_back("the server is about to end")
+            raise _come_back("the server is shutting down")
         self._require_room()
         timeout = asyncio.timeout(limits.timeout_s)
         content = None
@@ -164,7 +164,7 @@ class Service:
                 raise _come_back("too many large requests are waiting") from None
             if content is None:
                 raise HTTPException(408, f"the picture did not arrive within {limits.timeout_s:g} s") from None
-            raise _come_back(f"there was no answer within {limits.timeout_s:g} s") from None
+            raise _come_back(f"there was no response within {limits.timeout_s:g} s") from None
         except ClientDisconnect:
             return Response(status_code=400)  # for the metrics only; the client is gone
         finally:
@@ -184,7 +184,7 @@ class Service:
         if with_heat not in ("0", "1"):
             raise HTTPException(400, "grad_cam must be 0 or 1")
         if with_heat == "1" and self.heat is None:
-            raise HTTPException(400, "grad_cam=1 is not possible here: it needs a run whose network has maps")
+            raise HTTPException(400, "grad_cam=1 is not possible here: it needs a run whose network has feature maps")
         return min(int(top), classes), with_heat == "1"
 
     async def _answer(self, content: bytes, top: int, with_heat: bool) -> dict[str, Any]:
@@ -248,7 +248,7 @@ async def _read(request: Request, most: int, arrived_bytes: Callable[[int], None
                 pass
         raise HTTPException(413, f"the request is too large; at most {most / 1e6:g} MB are allowed") from None
     if not content:
-        raise HTTPException(400, "there is no picture in the request: send one as its body, or as a form's file")
+        raise HTTPException(400, "the request has no picture: send one as its body, or as a file of a form")
     return content
 
 
@@ -309,7 +309,7 @@ def create_app(classifier: Classifier, name: str, limits: Limits, access: Access
         return JSONResponse({"error": error.detail}, error.status_code, headers=error.headers)
 
     def failed(request: Request, error: Exception) -> Response:
-        return JSONResponse({"error": "the server made a mistake, and has logged it"}, 500)
+        return JSONResponse({"error": "internal server error: see the server's log"}, 500)
 
     app = Starlette(
         routes=[

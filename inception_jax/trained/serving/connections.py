@@ -49,7 +49,7 @@ class Connection(HttpToolsProtocol):
         self.silent_bytes += len(data)
         super().data_received(data)
         if max(self.head_bytes, self.silent_bytes) > MAX_HEAD:
-            self._refuse(431, f"a request's head may have {MAX_HEAD} bytes")
+            self._refuse(431, f"the headers of a request may have at most {MAX_HEAD} bytes")
 
     def on_message_begin(self) -> None:
         self.begun, self.head_bytes, self.silent_bytes = True, 0, 0
@@ -69,7 +69,7 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self.silent_bytes = 0
         if self.head_bytes > MAX_HEAD:
-            self._refuse(431, f"a request's head may have {MAX_HEAD} bytes")
+            self._refuse(431, f"the headers of a request may have at most {MAX_HEAD} bytes")
         elif not self.refused:
             self._stop_timer()
             self.since = self.loop.time()
@@ -102,7 +102,7 @@ class Connection(HttpToolsProtocol):
 
     def _be_late(self) -> None:
         if self.begun and not self.transport.is_closing():
-            self._refuse(408, f"the head of a request must arrive within {HEAD_SECONDS:g} s")
+            self._refuse(408, f"the headers of a request must arrive within {HEAD_SECONDS:g} s")
         else:
             self.transport.abort()  # even if an unread answer is pending
 
@@ -154,9 +154,9 @@ class Access:
         """
         hosts = [value for name, value in headers if name == b"host"]
         if len(hosts) != 1 or (name := host_name(hosts[0].decode("latin-1"))) is None:
-            return 400, "a request must have one header Host, with a name or an address"
+            return 400, "a request must have exactly one Host header, with a name or an address"
         if name not in self.names and not _is_here(name, local):
-            return 421, f"this server is not {name}: it can be made so by --allowed-host"
+            return 421, f"this server is not {name}: to allow this name, add --allowed-host"
         if self.token is None or not secret:
             return None
         given = [value for name, value in headers if name == b"authorization"]

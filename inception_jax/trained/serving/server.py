@@ -21,14 +21,14 @@ def listen(host: str, port: int) -> socket.socket:
       UserError: the address is not available.
     """
     if not 0 <= port <= 65535:
-        raise UserError(f"port={port} is not allowed: it must be from 0 to 65535, where 0 is any free one")
+        raise UserError(f"port={port} is not allowed: it must be from 0 to 65535, where 0 picks a free one")
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=1024)
     except OSError as error:
         why = error.strerror or error
         raise UserError(
-            f"cannot listen on {host}, port {port}: {why}. Choose another --port (0: any free one)"
+            f"cannot listen on {host}, port {port}: {why}. Choose another --port (0 picks a free one)"
         ) from error
 
 
