@@ -16,7 +16,8 @@ from inception_jax.config import Config, default_config
 from inception_jax.data import digests
 from inception_jax.data.dataset import Dataset, eval_batches
 from inception_jax.errors import UserError, unknown_name
-from inception_jax.runs.run import Run, load_data
+from inception_jax.runs.dataset import load_data
+from inception_jax.runs.run import Run
 from inception_jax.text import csv_cell
 from inception_jax.trained.classes import match_classes
 
