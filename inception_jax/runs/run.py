@@ -1,4 +1,4 @@
-"""Creates, resumes and loads runs: folders with config, metrics, checkpoints, summary and report."""
+"""A trained network from a run's folder."""
 
 import contextlib
 import dataclasses
@@ -6,9 +6,8 @@ import logging
 import math
 import operator
 from collections.abc import Callable
-from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -17,12 +16,10 @@ from jax import numpy as jnp
 
 from inception_jax import files, registry
 from inception_jax.config import Config
-from inception_jax.data import images
-from inception_jax.data.images import check_batch
+from inception_jax.data.transform import Transform
 from inception_jax.errors import UserError, unknown_name
 from inception_jax.experiment import Experiment, Inputs, dtypes
-from inception_jax.models import folding
-from inception_jax.models.folding import fold_model, inference_variables
+from inception_jax.inference.predictor import NetworkPredictor
 from inception_jax.runs import metrics_log
 from inception_jax.runs.checkpoints import Checkpoints
 from inception_jax.runs.folder import open_checkpoints, read_config
@@ -32,8 +29,10 @@ logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class Run(NetworkPredictor):
     """A trained network with everything needed to use it.
+
+    Its methods also take arrays of other heights and widths than in training.
 
     Attributes:
       model: the Linen module; `model.apply(variables, inputs, train=False)` returns Outputs.
@@ -61,6 +60,7 @@ class Run:
     trusts_data: bool = False
     fingerprint: str | None = None
     engine: Callable[[np.ndarray], np.ndarray] | None = None
+    any_size: ClassVar[bool] = True
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.inputs.image_shape))
@@ -70,49 +70,23 @@ class Run:
         )
 
     @property
-    def class_names(self) -> tuple[str, ...]:
+    def class_names(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride] (never assigned)
         """Class names in the order of the logits."""
         return self.inputs.class_names
 
     @property
-    def form(self) -> images.Format:
-        """How a picture of any size is converted to an input image.
+    def transform(self) -> Transform:
+        """How a picture of any size becomes an input."""
+        return self.inputs.transform(self.config.data)
 
-        Raises:
-          UserError: its images are not square.
-        """
-        height, width, channels = self.inputs.image_shape
-        if height != width:
-            raise UserError(f"{self.folder} takes images of {height}x{width} pixels; pictures become squares alone")
-        section = self.config.data
-        return images.Format(height, channels, section.resize, section.fit, section.crop_share)
+    @property
+    def input_dtype(self) -> Any:
+        return dtypes(self.config.compute_dtype)[1]
 
-    def normalize(self, images: np.ndarray) -> jax.Array:
-        """Converts uint8 images (batch, height, width, channels), of any height and width, to the network's inputs.
-
-        Raises:
-          UserError: the images do not fit the network; the message says what to do.
-        """
-        images = check_batch(images, self.inputs.image_shape, any_size=True)
-        normalizer = self.inputs.normalizer(self.config.data.normalization, dtypes(self.config.compute_dtype)[1])
-        return normalizer(jnp.asarray(images))
-
-    def predict(self, images: np.ndarray) -> np.ndarray:
-        """uint8 images (batch, height, width, channels) to probabilities (batch, classes). Raises as `normalize`."""
-        return np.asarray(jax.nn.softmax(self.logits(images)))
-
-    def logits(self, images: np.ndarray) -> np.ndarray:
-        """Maps uint8 images (batch, height, width, channels) to logits (batch, classes). Raises as `normalize`."""
-        if self.engine is not None:
-            images = check_batch(images, self.inputs.image_shape, any_size=True)
-            if images.shape[1:] == self.inputs.image_shape:
-                return self.engine(np.ascontiguousarray(images))
-        model, variables = self._for_inference
-        return np.asarray(folding.logits(model, variables, self.normalize(images)), np.float32)
-
-    @cached_property
-    def _for_inference(self) -> tuple[nn.Module, dict[str, Any]]:
-        return fold_model(self.model), jax.jit(partial(inference_variables, self.model))(self.variables)
+    def _compute(self, images: np.ndarray) -> np.ndarray:
+        if self.engine is not None and images.shape[1:] == self.inputs.image_shape:
+            return self.engine(np.ascontiguousarray(images))
+        return super()._compute(images)
 
 
 def load_run(
@@ -160,26 +134,31 @@ def load_run(
         progress = checkpoints.progress(step)
         inputs = Inputs.from_json(progress["inputs"])
         experiment = Experiment.of(config, inputs, progress["steps_per_epoch"])
-        model, template = experiment.model, jax.eval_shape(experiment.initial_state)
-        try:
-            restored, _ = checkpoints.restore(step, template)
-        except UserError as error:
-            if checkpoint == "latest" or step == checkpoints.latest_step():
-                raise
-            raise UserError(f"{error}: 'latest' is that of step {checkpoints.latest_step()}") from error
-    if dtype is not None:
-        with contextlib.suppress(TypeError):  # what is not a type is reported as given
-            dtype = jnp.dtype(dtype).name
-        if dtype not in INFERENCE_TYPES:
-            raise unknown_name("dtype", str(dtype), INFERENCE_TYPES)
-        if not hasattr(model, "dtype"):
-            raise UserError(f"dtype={dtype} cannot be had: {config.model.name} has no field dtype")
-        model = model.clone(dtype=jnp.dtype(dtype).type)
+        variables = _restored_variables(experiment, checkpoints, step, checkpoint)
+    model = experiment.model if dtype is None else _computing_in(dtype, experiment.model, config.model.name)
     epoch, named_streams = step / progress["steps_per_epoch"], progress.get("named_streams", False)
     fingerprint = progress.get("fingerprint")
-    return Run(
-        folder, config, model, restored.variables, inputs, step, epoch, which, named_streams, trusts_data, fingerprint
-    )
+    return Run(folder, config, model, variables, inputs, step, epoch, which, named_streams, trusts_data, fingerprint)
+
+
+def _restored_variables(experiment: Experiment, checkpoints: Checkpoints, step: int, checkpoint: str) -> dict[str, Any]:
+    try:
+        return checkpoints.restore(step, jax.eval_shape(experiment.initial_state))[0].variables
+    except UserError as error:
+        if checkpoint == "latest" or step == checkpoints.latest_step():
+            raise
+        raise UserError(f"{error}: 'latest' is that of step {checkpoints.latest_step()}") from error
+
+
+def _computing_in(dtype: Any, model: nn.Module, name: str) -> nn.Module:
+    """The network that computes in another type, see `load_run`."""
+    with contextlib.suppress(TypeError):  # what is not a type is reported as given
+        dtype = jnp.dtype(dtype).name
+    if dtype not in INFERENCE_TYPES:
+        raise unknown_name("dtype", str(dtype), INFERENCE_TYPES)
+    if not hasattr(model, "dtype"):
+        raise UserError(f"dtype={dtype} cannot be had: {name} has no field dtype")
+    return model.clone(dtype=jnp.dtype(dtype).type)
 
 
 def _best_step(folder: Path, config: Config, checkpoints: Checkpoints) -> int | None:

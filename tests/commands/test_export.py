@@ -73,7 +73,7 @@ def test_a_file_that_reads_back_otherwise_is_removed(trained, tmp_path, capsys, 
         tensors["fc.bias"] = np.nextafter(tensors["fc.bias"], np.float32(9))
         return tensors
 
-    monkeypatch.setattr("inception_jax.trained.export.exported.read_state_dict", damaged)
+    monkeypatch.setattr("inception_jax.trained.export.write.read_state_dict", damaged)
     output = tmp_path / "weights.safetensors"
     assert commands.main(["export", str(trained.folder), "--format=timm", "--output", str(output)]) == 2
     assert "1 of the arrays in" in (error := capsys.readouterr().err)
