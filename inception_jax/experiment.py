@@ -19,6 +19,7 @@ from jax import numpy as jnp
 from inception_jax import ops, steps
 from inception_jax.config import CHOICES, Config
 from inception_jax.data import augment
+from inception_jax.data.transform import Transform
 from inception_jax.errors import UserError, check_choice
 from inception_jax.models import create_model
 from inception_jax.models.folding import fold_model
@@ -31,7 +32,7 @@ SCHEDULE_OPTIONS = (
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """How stored images become the network's inputs, and what its outputs mean.
+    """What a network has to know of its data: what its images are, and what its outputs mean.
 
     Attributes:
       class_names: in the order of the logits.
@@ -48,17 +49,13 @@ class Inputs:
     def from_json(cls, values: dict[str, Any]) -> "Inputs":
         return cls(**{key: tuple(value) for key, value in values.items()})
 
-    def normalizer(self, normalization: str, dtype: Any) -> Callable[[jax.Array], jax.Array]:
-        """A function from uint8 images (batch, height, width, channels) to the network's inputs in `dtype`."""
-        mean, std = np.asarray(self.mean, dtype), np.asarray(self.std, dtype)
-
-        def normalize(images):
-            return augment.normalize(augment.to_unit(images, dtype), normalization=normalization, mean=mean, std=std)
-
-        return normalize
+    def transform(self, section: Config) -> Transform:
+        """How a picture becomes an input, with the options in a config's section `data`."""
+        how = (section.resize, section.fit, section.crop_share, section.normalization)
+        return Transform(self.image_shape, *how, self.mean, self.std)
 
     def augmenter(self, strengths: dict[str, Any], normalization: str, dtype: Any) -> steps.Prepare:
-        """The counterpart of `normalizer` for training, with augmentation: (key, images) -> inputs."""
+        """The counterpart of `Transform.normalizer` for training, with augmentation: (key, images) -> inputs."""
         mean, std = np.asarray(self.mean, dtype), np.asarray(self.std, dtype)
         elsewhere = {*augment.MIXING, "crop_originals"}  # applied by `mixer`, or when the files were read
         if strengths.get("crop_originals"):
@@ -153,7 +150,7 @@ class Experiment:
     @cached_property
     def normalize(self) -> Callable[[jax.Array], jax.Array]:
         """uint8 images (batch, height, width, channels) -> evaluation inputs."""
-        return self.inputs.normalizer(self.config.data.normalization, self.image_dtype)
+        return self.inputs.transform(self.config.data).normalizer(self.image_dtype)
 
     @cached_property
     def inference_model(self) -> nn.Module:

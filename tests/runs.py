@@ -14,6 +14,7 @@ from PIL import Image
 from inception_jax.config import default_config
 from inception_jax.experiment import Experiment, Inputs
 from inception_jax.runs import run
+from inception_jax.runs.folder import open_checkpoints, prepare_folder
 from inception_jax.train.console import Console
 
 TIMINGS = ("images_per_second", "seconds", "training_seconds", "evaluation_seconds")
@@ -88,7 +89,7 @@ def untrained_run(place: Path, pictures: Path, classes: tuple[str, ...], channel
     state = jax.eval_shape(Experiment.of(config, inputs, steps_per_epoch=10).initial_state)
     variables = random_variables({"params": state.params, "batch_stats": state.batch_stats}, seed=config.seed)
     state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state).replace(**variables)
-    run.prepare_folder(place, config)
-    with run.open_checkpoints(place, config) as checkpoints:
+    prepare_folder(place, config)
+    with open_checkpoints(place, config) as checkpoints:
         checkpoints.save(7, state, {"inputs": dataclasses.asdict(inputs), "steps_per_epoch": 10})
     return run.load_run(place, own=config)

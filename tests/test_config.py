@@ -12,7 +12,7 @@ from inception_jax.config.fields import SECTIONS
 from inception_jax.config.reference import help_text, markdown, section_names
 from inception_jax.config.validate import has_type
 from inception_jax.errors import UserError
-from inception_jax.runs import run
+from inception_jax.runs import folder
 
 PAGE = Path(__file__).parent.parent / "docs" / "config.md"
 OPTIONAL = [field.name for field in FIELDS if field.optional]
@@ -132,7 +132,7 @@ def test_what_may_differ_when_a_run_is_resumed():
 def test_differences_of_configs_are_named_by_the_rows():
     kept, given = default_config(), ml_collections.ConfigDict(default_config())
     given.num_devices, given.log.progress, given.checkpoint.keep_best = 2, "lines", 3
-    assert run.config_differences(kept, given) == []
+    assert folder.config_differences(kept, given) == []
     given.seed, given.data.image_size = 3, 32
-    assert run.config_differences(kept, given) == ["data.image_size was None, now 32", "seed was 0, now 3"]
-    assert run.common_fields(given).keys() == {field.name for field in FIELDS if not field.per_process}
+    assert folder.config_differences(kept, given) == ["data.image_size was None, now 32", "seed was 0, now 3"]
+    assert folder.common_fields(given).keys() == {field.name for field in FIELDS if not field.per_process}

@@ -14,7 +14,7 @@ from inception_jax import commands, files, main
 from inception_jax.config import default_config, validate
 from inception_jax.config.files import find_config_and_argument, load_config, run_file
 from inception_jax.errors import UserError
-from inception_jax.runs import run
+from inception_jax.runs import dataset, folder
 from inception_jax.studies.plan import PlannedRun
 from inception_jax.train.initial import with_network_of_weights
 from inception_jax.trained import predict
@@ -337,7 +337,7 @@ def test_what_is_below_the_home_is_found_and_written_there(here, monkeypatch, di
     config.init_from, config.model.name, config.data.directory = "~/runs/run", "", str(digits)
     assert with_network_of_weights(config, here / "new").model.name == "simple_cnn"
     config.data.directory = "~/prepared"
-    run.load_data(config)
+    dataset.load_data(config)
     assert (home / "prepared" / "digits").is_dir()
     with pytest.raises(UserError, match="folder of pictures is empty"):
         load_data("image_folder", folder="")
@@ -352,7 +352,7 @@ def test_a_kept_config_with_an_empty_init_from_is_as_it_was(tmp_path):
     config = default_config()
     config.init_from = ""
     (tmp_path / "config.json").write_text(config.to_json())
-    assert run.read_config(tmp_path / "config.json").init_from is None
+    assert folder.read_config(tmp_path / "config.json").init_from is None
 
 
 def test_a_config_file_that_fails_names_its_line_once(here):

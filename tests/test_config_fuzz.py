@@ -22,7 +22,7 @@ from inception_jax.errors import UserError
 from inception_jax.experiment import Experiment, Inputs, build_model
 from inception_jax.models import MODELS, list_models
 from inception_jax.models.folding import inference_variables
-from inception_jax.runs import run
+from inception_jax.runs import dataset, folder
 from inception_jax.steps import schedules
 from inception_jax.train.initial import load_initial, with_options_of_weights
 
@@ -136,7 +136,7 @@ def compute(config, image_shape=(8, 8, 1), classes=10, sizes=(("train", 1617), (
     """What a run computes, as shapes: network, new state, training step, evaluation step; and its rates, as numbers."""
     validate(config)
     if not data.is_encoded(config.data.name):
-        run.load_data(config)
+        dataset.load_data(config)
     size = config.data.image_size
     form = images.Format(size, config.data.channels or image_shape[-1])
     image_shape = (*((size, size) if size else image_shape[:2]), form.channels)
@@ -386,9 +386,9 @@ def test_the_config_that_a_folder_holds_is_read_or_refused(tmp_path_factory, con
     path.write_bytes(content)
 
     def read():
-        kept = run.read_config(path)
+        kept = folder.read_config(path)
         assert set(field_names(kept)) >= set(field_names(default_config()))
-        for difference in run.config_differences(kept, default_config()):
+        for difference in folder.config_differences(kept, default_config()):
             assert len(difference.splitlines()) == 1
 
     refusal(read, f"{path} is no run's config: ")

@@ -24,7 +24,7 @@ from inception_jax.models.layers import ConvUnit, Outputs
 from inception_jax.runs import run
 from inception_jax.trained import engines
 from inception_jax.trained.export import export_run
-from inception_jax.trained.predict import load_classifier, predict
+from inception_jax.trained.predict import load_classifier
 
 pytest.importorskip("onnx", reason="onnx is in the extras 'onnxruntime' and 'openvino'")
 
@@ -375,7 +375,7 @@ def test_the_server_answers_with_an_engine_as_with_jax(trained, engine):
 
     original = run.load_run(trained)
     contents = [picture(seed) for seed in range(12)]
-    expected = list(predict(original, contents, top=10))
+    expected = list(original.classify(contents, top=10))
     with serving_at(engines.use(original, engine, batch_size=4), max_batch=4) as address, ThreadPoolExecutor(6) as pool:
         answers = list(pool.map(lambda content: ask(address, "/predict?top=10", content), contents))
         with_heat = ask(address, "/predict?top=1&grad_cam=1", contents[0])[2]

@@ -17,7 +17,8 @@ from sklearn.metrics import confusion_matrix, log_loss, precision_recall_fscore_
 from inception_jax import commands
 from inception_jax.errors import UserError
 from inception_jax.experiment import Experiment
-from inception_jax.runs.run import Run, open_checkpoints
+from inception_jax.runs.folder import open_checkpoints
+from inception_jax.runs.run import Run
 from inception_jax.trained import evaluate
 from inception_jax.trained.classes import match_classes, read_class_map
 from inception_jax.trained.evaluate import Predictions

@@ -167,7 +167,7 @@ def test_a_network_from_outside_can_be_written(tmp_path, format):
     exported, _ = export_run(original, tmp_path / f"network.{format}", format)
     assert exported.about["network"] == "Outside"
     images = np.random.default_rng(1).integers(0, 256, (3, 8, 8, 3), np.uint8)
-    inputs = original.inputs.normalizer("mean_std", np.float32)(images)
+    inputs = original.transform.normalizer(np.float32)(images)
     close(exported.logits(images), model.apply(variables, inputs, train=False), TOLERANCES[format])
 
 
@@ -196,7 +196,7 @@ def test_damaged_files_are_named(exported, tmp_path, damage, message):
 
 
 def test_a_file_that_computes_something_else_is_removed(original, tmp_path, monkeypatch):
-    monkeypatch.setattr("inception_jax.trained.export.exported.TOLERANCES", {"stablehlo": -1.0})
+    monkeypatch.setattr("inception_jax.trained.export.write.TOLERANCES", {"stablehlo": -1.0})
     with pytest.raises(UserError, match="differ from the network's by"):
         export_run(original, tmp_path / "a.stablehlo", "stablehlo")
     assert list(tmp_path.iterdir()) == []

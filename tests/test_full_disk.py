@@ -16,7 +16,7 @@ from PIL import Image
 from inception_jax import commands, main, process
 from inception_jax.config import default_config
 from inception_jax.experiment import Experiment, Inputs
-from inception_jax.runs import run
+from inception_jax.runs.folder import open_checkpoints, prepare_folder
 
 STUDY = f"""
 import sys
@@ -81,8 +81,8 @@ def resnet(tmp_path_factory) -> Path:
     state = jax.eval_shape(Experiment.of(config, inputs, steps_per_epoch=10).initial_state)
     variables = random_variables({"params": state.params, "batch_stats": state.batch_stats})
     state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state).replace(**variables)
-    run.prepare_folder(folder, config)
-    with run.open_checkpoints(folder, config) as checkpoints:
+    prepare_folder(folder, config)
+    with open_checkpoints(folder, config) as checkpoints:
         checkpoints.save(7, state, {"inputs": dataclasses.asdict(inputs), "steps_per_epoch": 10})
     return folder
 

@@ -11,6 +11,7 @@ LAYERS = (
     {"errors", "files", "downloads", "text", "process", "registry"},
     {"config", "ops"},
     {"models", "data", "distributed"},
+    {"inference"},
     {"steps", "weights"},
     {"experiment"},
     {"runs"},

@@ -171,12 +171,12 @@ def test_one_process_may_be_half_a_minute_behind_the_others(digits, tmp_path):
 import sys, time
 from inception_jax import main
 from inception_jax.distributed import multihost
-from inception_jax.runs import run
-prepare = run.prepare_folder
+from inception_jax.train import start
+prepare = start.prepare_folder
 def prepare_late(*args):
     time.sleep(40 * multihost.is_first())
     prepare(*args)
-run.prepare_folder = prepare_late
+start.prepare_folder = prepare_late
 sys.exit(main.main())
 """
     train(tmp_path / "run", digits, processes=2, program=("-c", late))
@@ -334,12 +334,12 @@ LATE = """
 import sys, time
 from inception_jax import main
 from inception_jax.distributed import multihost
-from inception_jax.runs import run
-prepare = run.prepare_folder
+from inception_jax.train import start
+prepare = start.prepare_folder
 def prepare_late(*args):
     while multihost.is_first():
         time.sleep(1)
-run.prepare_folder = prepare_late
+start.prepare_folder = prepare_late
 sys.exit(main.main())
 """
 

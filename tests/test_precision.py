@@ -12,6 +12,7 @@ from inception_jax.errors import UserError
 from inception_jax.inspection.table import layer_table
 from inception_jax.models import create_model
 from inception_jax.runs import run
+from inception_jax.runs.folder import prepare_folder
 from inception_jax.train import precision
 
 
@@ -108,7 +109,7 @@ def test_a_run_of_before_stays_with_what_auto_was(config, machine, tmp_path):
     assert choice(config, tmp_path, 224)[0] == "auto"
     assert experiment.dtypes("auto")[0] == jax.numpy.float32  # on a CPU
     config.compute_dtype = "float32"  # as recipes say now that left it open
-    run.prepare_folder(tmp_path, config)
+    prepare_folder(tmp_path, config)
     config.compute_dtype = "bfloat16"
     with pytest.raises(UserError, match="compute_dtype was 'auto', now 'bfloat16'"):
-        run.prepare_folder(tmp_path, config)
+        prepare_folder(tmp_path, config)

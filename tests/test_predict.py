@@ -13,7 +13,7 @@ from PIL import Image
 from inception_jax.commands import main
 from inception_jax.data import images
 from inception_jax.errors import UserError
-from inception_jax.trained.predict import find_pictures, load_classifier, predict
+from inception_jax.trained.predict import find_pictures, load_classifier
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_pictures_are_read_as_for_training_and_answered_in_order(classifier, pic
     stored = np.stack([images.decode(path.read_bytes(), classifier.form) for path in paths])
     expected = classifier.predict(stored)
     for batch_size in (1, 3, 32):
-        found = list(predict(classifier, paths, top=10, batch_size=batch_size))
+        found = list(classifier.classify(paths, top=10, batch_size=batch_size))
         assert [one.name for one in found] == list(map(str, paths))
         for one, row in zip(found, expected, strict=True):
             order = [classifier.class_names.index(name) for name in one.classes]
@@ -53,7 +53,7 @@ def test_pictures_are_read_as_for_training_and_answered_in_order(classifier, pic
 
 def test_what_cannot_be_read_is_named_and_the_rest_done(classifier, pictures):
     sources = [pictures / "broken.png", pictures / "a.png", pictures / "gone.png", b"no picture"]
-    broken, good, gone, text = predict(classifier, sources, top=2)
+    broken, good, gone, text = classifier.classify(sources, top=2)
     assert broken.error is not None
     assert "truncated" in broken.error
     assert good.error is None
@@ -65,7 +65,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_done(classifier, pictures):
 def test_pictures_are_read_a_little_ahead_alone(classifier, pictures):
     taken = itertools.count()
     endless = (pictures / "a.png" for _ in taken)
-    found = list(itertools.islice(predict(classifier, endless, batch_size=4), 6))
+    found = list(itertools.islice(classifier.classify(endless, batch_size=4), 6))
     assert len({one.probabilities for one in found}) == 1
     assert next(taken) <= 13
 
@@ -73,7 +73,7 @@ def test_pictures_are_read_a_little_ahead_alone(classifier, pictures):
 @pytest.mark.parametrize("options", [{"top": 0}, {"batch_size": 0}])
 def test_wrong_numbers_are_named(classifier, options):
     with pytest.raises(UserError, match="=0 is not allowed: it must be at least 1"):
-        list(predict(classifier, [], **options))
+        list(classifier.classify([], **options))
 
 
 def test_pictures_are_found_at_any_depth(pictures, tmp_path):

@@ -10,7 +10,8 @@ from loading import load_data
 
 from inception_jax import data, files, main, process
 from inception_jax.runs import checkpoints, run
-from inception_jax.train import fit, stopping, training
+from inception_jax.runs.folder import open_checkpoints, read_config
+from inception_jax.train import fit, start, stopping, training
 from inception_jax.train.console import Console
 
 FIELDS = {
@@ -70,7 +71,7 @@ def train_in(folder, *flags):
 
 
 def steps(folder):
-    with run.open_checkpoints(folder, run.read_config(folder / "config.json"), read_only=True) as kept:
+    with open_checkpoints(folder, read_config(folder / "config.json"), read_only=True) as kept:
         return kept.steps()
 
 
@@ -142,7 +143,7 @@ def test_the_checkpoint_that_a_save_replaces_outlives_its_interruption(folder, m
 
 
 @pytest.mark.parametrize(("number", "code"), [(INT, 130), (TERM, 75)])
-@pytest.mark.parametrize(("owner", "name"), [(data, "load"), (run, "prepare_folder")])
+@pytest.mark.parametrize(("owner", "name"), [(data, "load"), (start, "prepare_folder")])
 def test_before_training_there_is_nothing_to_save(folder, monkeypatch, capsys, number, code, owner, name):
     before_call(monkeypatch, owner, name, number)
     assert train_in(folder) == code
@@ -204,7 +205,7 @@ def test_training_in_a_folder_where_another_trains_is_refused_and_changes_nothin
     assert train_in(taken) == 2
     shown = capsys.readouterr().err
     assert re.fullmatch(rf"error: another process \(pid \d+, host .*, since 2.*\) trains in {taken}\n", shown)
-    config, fitted = run.read_config(taken / "config.json"), load_data("digits", directory=digits)
+    config, fitted = read_config(taken / "config.json"), load_data("digits", directory=digits)
     images, labels = fitted.splits["train"].gather(range(64))
     with pytest.raises(ValueError, match=f"trains in {taken}"):
         fit(config, (images, labels), workdir=taken)

@@ -26,7 +26,7 @@ from inception_jax.data import augment
 from inception_jax.data.augment import mixing
 from inception_jax.distributed import multihost
 from inception_jax.errors import UserError
-from inception_jax.runs import checkpoints, run
+from inception_jax.runs import checkpoints, folder, run
 from inception_jax.steps import state
 from inception_jax.train import evaluator, profiling, record, stopping
 from inception_jax.train.console import Console
@@ -184,7 +184,7 @@ def test_a_step_that_is_evaluated_and_due_is_saved_once(config, tmp_path, monkey
             saved.append(step)
             super().save(step, *arguments)
 
-    monkeypatch.setattr(run, "Checkpoints", Checkpoints)
+    monkeypatch.setattr(folder, "Checkpoints", Checkpoints)
     config.checkpoint.every_steps = 7  # 21 steps are an epoch
     train.train_and_evaluate(config, tmp_path)
     assert saved == [7, 14, 21, 28, 35, 42]

@@ -103,7 +103,7 @@ def _published(config: Any) -> data.Published | None:
     """The config's data set, prepared if necessary; None for arrays."""
     if not data.is_encoded(config.data.name):
         return None
-    from inception_jax.runs.run import data_options
+    from inception_jax.runs.dataset import data_options
 
     location, selection, _ = data_options(config)
     return data.published(config.data.name, location, selection)
@@ -111,7 +111,7 @@ def _published(config: Any) -> data.Published | None:
 
 def _describe(config: Any, published: data.Published | None) -> tuple[dict[str, Any], Any]:
     """The data set's properties as JSON values, and the data set; None if it needs an image size."""
-    from inception_jax.runs.run import load_data
+    from inception_jax.runs.dataset import load_data
 
     section = config.data
     page: dict[str, Any] = {"name": section.name}

@@ -12,7 +12,7 @@ from inception_jax.process import log_to_stderr
 from inception_jax.text import aligned, complain, csv_line, json_text, printable, say, width
 
 if TYPE_CHECKING:
-    from inception_jax.trained.predict import Prediction
+    from inception_jax.inference.classify import Prediction
 
 EXAMPLES = """\
 examples:
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     # Imported only now: help is shown without waiting for JAX.
     from inception_jax.data.images import read_stream
     from inception_jax.trained import engines
-    from inception_jax.trained.predict import find_pictures, load_classifier, predict
+    from inception_jax.trained.predict import find_pictures, load_classifier
 
     process.use_compilation_cache()
     classifier = load_classifier(args.source, args.checkpoint, dtype=args.dtype, trust_code=args.trust_code)
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
             names_width = max((width(printable(name)) for name in first), default=0)
             show = _as_row(min(names_width, NAME_WIDTH), max(width(printable(name)) for name in classifier.class_names))
         failed = 0
-        for found in predict(classifier, sources, top=args.top, batch_size=args.batch_size):
+        for found in classifier.classify(sources, top=args.top, batch_size=args.batch_size):
             if found.error is not None:
                 failed += 1
                 complain(f"{found.name}: {found.error}")

@@ -112,7 +112,7 @@ def _train_and_report(plan, *, jobs: int, seconds: float | None, gpus: list[str]
 
 def _dry_run(plan: "Plan") -> None:
     """Prints each run and its progress; for the rest, the time and disk space estimated from measured steps."""
-    from inception_jax.runs.run import open_checkpoints, read_config
+    from inception_jax.runs.folder import open_checkpoints, read_config
     from inception_jax.studies.plan import state_of
     from inception_jax.studies.runner import measure
 

@@ -15,7 +15,7 @@ import stat
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import simplejpeg
@@ -46,7 +46,7 @@ FORMATS = tuple(  # not every build of Pillow supports all
     name for name in SUFFIXES if name not in ("AVIF", "WEBP") or features.check(name.lower())
 )
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-FITS = ("squash", "crop")
+FITS = ("squash", "crop", "resize_crop")
 GRAY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's names
 ROWS_AT_ONCE = 1 << 22  # pixels that are converted from 16 bits at a time
 
@@ -59,8 +59,10 @@ class Format:
       image_size: the side of the square in pixels; None: unchanged.
       channels: 1, by Pillow's luma (0.299 R + 0.587 G + 0.114 B), or 3, with gray repeated. Converted before resizing.
       resize: "bilinear" or "bicubic": Pillow's antialiasing filters, whose support grows with the reduction.
-      fit: how a picture becomes a square: "squash" changes its aspect ratio, "crop" takes the square at its center.
-      crop_share: for fit "crop": the square's share of the shorter side. 0.875 is the usual 224 of 256 pixels.
+      fit: how a picture becomes a square: "squash" changes its aspect ratio, "crop" takes the square at its center and
+        resizes that, "resize_crop" resizes the picture and then takes the square at its center. The last one's pixels
+        equal those of torchvision's and timm's `Resize` and `CenterCrop`, which round to whole pixels in between.
+      crop_share: unless fit is "squash": the square's share of the shorter side. 0.875 is the usual 224 of 256 pixels.
 
     Raises:
       UserError: a value that is not allowed.
@@ -85,13 +87,14 @@ class Format:
     def __str__(self) -> str:
         size = f"{self.image_size}x{self.image_size}" if self.image_size else "as_they_are"
         more = f"-{self.resize}" if self.resize != "bilinear" else ""
-        more += f"-crop{self.crop_share:g}" if self.fit == "crop" else ""
+        more += f"-{self.fit}{self.crop_share:g}" if self.fit != "squash" else ""
         return f"{size}x{self.channels}{more}"
 
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels of the picture as it is shown
 Crop = Callable[[int, int], Box]  # (height, width) of the picture as it is shown -> what is cut out of it
 Picture = bytes | str | os.PathLike[str] | Image.Image | np.ndarray
+FILES = (bytes, str, os.PathLike, Image.Image)  # the types of pictures that are not arrays
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
@@ -133,19 +136,40 @@ def open_picture(picture: Picture, *, max_pixels: int = MAX_PIXELS) -> Image.Ima
       UserError: it is not a picture, or too large; the message names the file.
     """
     if isinstance(picture, np.ndarray):
-        shape = picture.shape
-        if picture.dtype != np.uint8 or not (picture.ndim == 2 or (picture.ndim == 3 and shape[2] in (1, 3))):
-            allowed = "uint8 of shape (height, width) or (height, width, 1 or 3)"
-            raise UserError(f"a picture must be {allowed}, not {picture.dtype} {shape}")
-        return Image.fromarray(picture.squeeze(-1) if shape[2:] == (1,) else picture).convert("RGB")
-    given = isinstance(picture, bytes | Image.Image)
-    try:
+        return _from_array(picture).convert("RGB")
+    with naming(picture):
         if isinstance(picture, Image.Image):
             return _shown(picture, max_pixels).convert("RGB")
         with _open_file(picture if isinstance(picture, bytes) else read_file(picture), max_pixels) as image:
             return _shown(image, max_pixels, ours=True).convert("RGB")
+
+
+def convert_any(picture: Picture, form: Format) -> np.ndarray:
+    """As `decode`, for a picture of any kind, see `open_picture`; raises as `decode` and `read_file`."""
+    if isinstance(picture, np.ndarray):
+        picture = _from_array(picture)
+    if isinstance(picture, Image.Image):
+        return convert(picture, form)
+    return decode(picture if isinstance(picture, bytes) else read_file(picture), form)
+
+
+def _from_array(pixels: np.ndarray) -> Image.Image:
+    shape = pixels.shape
+    if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and shape[2] in (1, 3))):
+        allowed = "uint8 of shape (height, width) or (height, width, 1 or 3)"
+        raise UserError(f"a picture must be {allowed}, not {pixels.dtype} {shape}")
+    return Image.fromarray(pixels.squeeze(-1) if shape[2:] == (1,) else pixels)
+
+
+@contextlib.contextmanager
+def naming(picture: Picture) -> Iterator[None]:
+    """Context for opening a picture, in which whatever is raised becomes a UserError that names the picture's file."""
+    try:
+        yield
+    except UserError:
+        raise
     except Exception as error:  # Pillow raises anything on a broken file
-        name = "given" if given else printable(os.fspath(picture))  # pyright: ignore[reportArgumentType]
+        name = printable(os.fspath(picture)) if isinstance(picture, str | os.PathLike) else "given"
         raise UserError(f"cannot read the picture {name}: {reason(error)}") from error
 
 
@@ -200,47 +224,7 @@ def convert_arrays(images: np.ndarray, form: Format) -> np.ndarray:
         return images
     if channels not in (1, 3):
         raise UserError(f"image_size and channels need images with 1 or 3 channels, not {channels}")
-    pillow = (Image.fromarray(image.squeeze(-1) if channels == 1 else image) for image in images)
-    return np.stack([convert(image, form) for image in pillow])
-
-
-def check_batch(images: Any, shape: tuple[int, int, int], *, any_size: bool = False) -> Any:
-    """Images for a network as in training: uint8 (batch, height, width, channels); gray ones may lack the last axis.
-
-    Args:
-      images: the batch.
-      shape: (height, width, channels) of the network's images.
-      any_size: whether other heights and widths are allowed, which most networks accept.
-
-    Raises:
-      UserError: anything else; the message says what to do.
-    """
-    expected = f"images must be an array uint8 (batch, {', '.join(map(str, shape))})"
-    if isinstance(images, bytes | str | os.PathLike | Image.Image):
-        raise UserError(
-            f"{expected}: for files and Pillow images use inception_jax.predict.predict(run, [picture, ...])"
-        )
-    try:
-        images = images if hasattr(images, "dtype") and hasattr(images, "shape") else np.asarray(images)
-    except ValueError:
-        raise UserError(f"{expected}: these have several shapes") from None
-    same_size = images.shape[1:] == shape or (any_size and images.ndim == 4 and images.shape[3] == shape[2])
-    if images.dtype == np.uint8 and same_size:
-        return images
-    if images.dtype == np.uint8 and images.ndim == 3 and (*images.shape[1:], 1) == shape:
-        return images[..., None]
-    hint = ""
-    if images.dtype == object:
-        hint = ": for files and Pillow images use inception_jax.predict.predict(run, pictures)"
-    elif images.dtype != np.uint8:
-        hint = "; convert them, e.g. (255 * images).round().astype('uint8') for images from 0 to 1"
-    elif images.shape == shape or (any_size and images.ndim == 3 and images.shape[2] == shape[2]):
-        hint = "; of one image, give images[None]"
-    elif images.ndim == 4 and images.shape[1:] == (shape[2], *shape[:2]):
-        hint = "; the channels go last: images.transpose(0, 2, 3, 1)"
-    elif images.ndim == 4 and images.shape[3] in (1, 3):
-        hint = "; inception_jax.data.images.convert_arrays(images, run.form) converts them as for training"
-    raise UserError(f"{expected}, not {images.dtype} {images.shape}{hint}")
+    return np.stack([convert(_from_array(image), form) for image in images])
 
 
 def verify(content: bytes) -> tuple[int, int, str]:
@@ -421,9 +405,26 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 def _to_square(image: Image.Image, form: Format, box: Box | None) -> np.ndarray:
     size = form.image_size
     if size is not None:
-        if box is None and form.fit == "crop":
-            side = min(image.size) * form.crop_share
-            left, top = ((length - side) / 2 for length in image.size)
-            box = (left, top, left + side, top + side)
-        image = image.resize((size, size), FILTERS[form.resize], box=box)
+        if box is None and form.fit == "resize_crop":
+            image = _resize_and_crop(image, size, form)
+        else:
+            if box is None and form.fit == "crop":
+                side = min(image.size) * form.crop_share
+                left, top = ((length - side) / 2 for length in image.size)
+                box = (left, top, left + side, top + side)
+            image = image.resize((size, size), FILTERS[form.resize], box=box)
     return np.array(image).reshape(image.height, image.width, form.channels)
+
+
+def _resize_and_crop(image: Image.Image, crop: int, form: Format) -> Image.Image:
+    """The center of the resized picture, rounded as in torchvision's functional.resize and center_crop."""
+    resize = round(crop / form.crop_share)
+    short, long = sorted(image.size)
+    short, long = resize, int(resize * long / short)
+    size = (short, long) if image.width <= image.height else (long, short)
+    if long * short > MAX_PIXELS:
+        raise TooLargeError(f"a picture of {image.width}x{image.height} pixels is too long to be resized to {short} wide")
+    if image.size != size:
+        image = image.resize(size, FILTERS[form.resize])
+    left, top = (round((side - crop) / 2) for side in size)
+    return image.crop((left, top, left + crop, top + crop))

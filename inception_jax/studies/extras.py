@@ -19,7 +19,7 @@ from inception_jax.studies.definitions import CrossEvaluation
 from inception_jax.studies.plan import read_json
 from inception_jax.studies.results import EXTRAS, Result, Table
 from inception_jax.text import csv_cell
-from inception_jax.trained import evaluate, predict
+from inception_jax.trained import evaluate
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +157,7 @@ def _predict(trained: run.Run, pictures: Sequence[Path]) -> dict[str, Any]:
     lines = io.StringIO()
     writer = csv.writer(lines)
     writer.writerow(["picture", "class", "probability"])
-    for found in predict.predict(trained, pictures, top=1):
+    for found in trained.classify(pictures, top=1):
         if found.error is None:
             cells = csv_cell(Path(found.name).name), csv_cell(found.classes[0])
             writer.writerow([*cells, f"{found.probabilities[0]:.6f}"])

@@ -261,7 +261,7 @@ def start(planned: PlannedRun) -> None:
     Raises:
       UserError: the run's folder holds a run with another config.
     """
-    from inception_jax.runs.run import config_differences  # imports JAX, which planning alone does not need
+    from inception_jax.runs.folder import config_differences  # imports JAX, which planning alone does not need
 
     note = planned.folder.with_suffix(".json")
     config = planned.load_config()

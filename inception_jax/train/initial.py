@@ -14,7 +14,8 @@ from inception_jax import files, registry, weights
 from inception_jax.config import Config
 from inception_jax.errors import UserError
 from inception_jax.experiment import build_model
-from inception_jax.runs.run import kept_inputs, load_run, read_config
+from inception_jax.runs.folder import kept_inputs, read_config
+from inception_jax.runs.run import load_run
 from inception_jax.steps import initialization
 from inception_jax.weights.names import naming, nearest_options
 

@@ -14,7 +14,7 @@ from jax.extend.core import jaxprs_in_params
 from inception_jax import ops
 from inception_jax.config import Config
 from inception_jax.experiment import build_model
-from inception_jax.runs.run import read_config
+from inception_jax.runs.folder import read_config
 
 # Mean per convolution in a step; below it, bfloat16 is slower even on a CPU with bfloat16 units: the operations around
 # oneDNN's take longer than is saved. GoogLeNet, 64 images: 0.77 times float32's speed with 36 million (32 pixels), 1.27

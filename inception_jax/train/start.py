@@ -21,8 +21,8 @@ from inception_jax.data.dataset import Dataset
 from inception_jax.distributed import agreement, multihost, sharding
 from inception_jax.errors import UserError
 from inception_jax.experiment import Experiment, Inputs, build_model, initial_key
-from inception_jax.runs import run
 from inception_jax.runs.checkpoints import saved_steps
+from inception_jax.runs.folder import common_fields, kept_inputs, prepare_folder
 from inception_jax.steps.state import TrainState, count_parameters
 from inception_jax.text import format_seconds
 from inception_jax.train.initial import Initial, load_initial, with_options_of_weights
@@ -84,7 +84,7 @@ def prepare(config: Config, folder: Path, dataset: Dataset, trust_code: bool) ->
     beginning = jax.jit(experiment.initial_state, out_shardings=everywhere).trace(key)
     multihost.require_equal(_facts(experiment, folder, dataset, initial))
     with multihost.first_goes_first("folder"):
-        run.prepare_folder(folder, config)
+        prepare_folder(folder, config)
     return Start(experiment, mesh, beginning, why), initial
 
 
@@ -116,7 +116,7 @@ def _inputs(config: Config, folder: Path, dataset: Dataset, trust_code: bool) ->
     """
     mean, std, initial = config.data.mean, config.data.std, None
     if config.init_from:
-        known = run.kept_inputs(folder)  # the weights may have been removed after the run began
+        known = kept_inputs(folder)  # the weights may have been removed after the run began
         if known is None:
             model = build_model(config, len(dataset.class_names))
             known = initial = load_initial(
@@ -139,7 +139,7 @@ def _facts(experiment: Experiment, folder: Path, dataset: Dataset, initial: Init
         return {}
     fingerprint, inputs = agreement.fingerprint, experiment.inputs
     names, variables = inputs.class_names, initial.variables if initial else {}
-    return run.common_fields(experiment.config) | {
+    return common_fields(experiment.config) | {
         "the data's fingerprint": dataset.fingerprint,
         "the data's version": dataset.version,
         "the data's splits": {name: len(split) for name, split in dataset.splits.items()},

@@ -22,7 +22,9 @@ from inception_jax.data.dataset import Dataset
 from inception_jax.distributed import multihost, sharding
 from inception_jax.errors import UserError
 from inception_jax.experiment import initial_key
-from inception_jax.runs import run
+from inception_jax.runs.dataset import load_data
+from inception_jax.runs.folder import common_fields, open_checkpoints
+from inception_jax.runs.run import Run, load_run
 from inception_jax.steps import initialization
 from inception_jax.steps.state import TrainState
 from inception_jax.train import loop, start, summary
@@ -52,7 +54,7 @@ def train_and_evaluate(
       clear_caches: whether to clear JAX's caches once the step is compiled, which saves about 130 MB of memory for
         GoogLeNet; for a process that does nothing else.
       wait: whether to wait while another process trains in `workdir`; otherwise that is a UserError.
-      trust_code: whether a run that config.init_from names may name a network outside the package, see `run.load_run`.
+      trust_code: whether a run that config.init_from names may name a network outside the package, see `load_run`.
         Names in `config` itself are trusted.
       console: factory for the progress display, called like `console.Console`.
 
@@ -68,7 +70,7 @@ def train_and_evaluate(
     folder = files.expand(workdir, "workdir")
     config = _ready(config, folder, trust_code)
     with _held(folder, wait):
-        return _train(config, folder, run.load_data(config), clear_caches, trust_code, console)
+        return _train(config, folder, load_data(config), clear_caches, trust_code, console)
 
 
 def fit(
@@ -81,7 +83,7 @@ def fit(
     workdir: str | Path | None = None,
     trust_code: bool = False,
     console: Callable[..., Console] = Console,
-) -> run.Run:
+) -> Run:
     """Trains on arrays in memory, exactly as the command does, and returns the trained network.
 
     Args:
@@ -109,12 +111,12 @@ def fit(
         config = _ready(config, folder, trust_code)
         with _held(folder):
             _train(config, folder, dataset, False, trust_code, console)
-    return run.load_run(folder, own=config)
+    return load_run(folder, own=config)
 
 
 def _ready(config: Config, folder: Path, trust_code: bool) -> Config:
     """The config, complete, validated, and equal in all processes."""
-    multihost.require_same_start(partial(run.common_fields, config), folder)
+    multihost.require_same_start(partial(common_fields, config), folder)
     config = with_network_of_weights(config, folder, trust_code=trust_code)
     validate(config)
     if config.deterministic:
@@ -164,7 +166,7 @@ def _train(
     config = begun.experiment.config
     with ExitStack() as exits:
         requests = exits.enter_context(stop_requests(folder))  # until the last save is done
-        checkpoints = exits.enter_context(run.open_checkpoints(folder, config))
+        checkpoints = exits.enter_context(open_checkpoints(folder, config))
         session = Session(begun, folder, dataset, checkpoints, requests, console, started)
         restored = session.restore()
         resumed_step = None if restored is None else session.first_step

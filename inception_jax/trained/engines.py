@@ -21,9 +21,9 @@ import numpy as np
 from jax import numpy as jnp
 
 from inception_jax.errors import UserError, check_choice
+from inception_jax.inference.predictor import Predictor
 from inception_jax.runs.run import Run
 from inception_jax.trained.export import Exported, run_as_onnx
-from inception_jax.trained.predict import Classifier
 
 Engine = Callable[[np.ndarray], np.ndarray]  # the graph's input images -> logits; thread-safe
 
@@ -41,7 +41,7 @@ COARSE = 8  # pixels: side of the areas of uniform color in half of the trial im
 logger = logging.getLogger(__name__)
 
 
-def use(classifier: Classifier, engine: str = "auto", *, batch_size: int) -> Classifier:
+def use(classifier: Predictor, engine: str = "auto", *, batch_size: int) -> Predictor:
     """Returns the same network with `engine` computing its `logits`; the choice of "auto" and its reason are logged.
 
     `Run.logits` also accepts images of other sizes than in training. JAX still computes those.
@@ -82,7 +82,7 @@ def use(classifier: Classifier, engine: str = "auto", *, batch_size: int) -> Cla
             "choose another engine, or dtype=float32"
         )
     made = _make(classifier, engine, _graph(classifier))
-    images = _examples(_image_shape(classifier), CHECKED)
+    images = _examples(classifier.transform.image_shape, CHECKED)
     _check(engine, made, classifier.logits(images), images, _dtype(classifier))
     return made
 
@@ -103,7 +103,7 @@ def _choose(classifier: Run | Exported, own: str, batch_size: int) -> Run | Expo
     except UserError as error:
         logger.info("engine: %s; %s", own, error)
         return classifier
-    images = _examples(_image_shape(classifier), batch_size)
+    images = _examples(classifier.transform.image_shape, batch_size)
     expected, found = classifier.logits(images), {own: classifier}
     for name in installed:
         try:
@@ -139,12 +139,6 @@ def trial(engines: Mapping[str, Engine], images: np.ndarray) -> dict[str, float]
 def _own_engine(classifier: Run | Exported) -> str:
     """The engine that computes its logits by default."""
     return "onnxruntime" if isinstance(classifier, Exported) and classifier.about["format"] == "onnx" else "jax"
-
-
-def _image_shape(classifier: Run | Exported) -> tuple[int, int, int]:
-    if isinstance(classifier, Exported):
-        return tuple(classifier.about["input"]["shape"][1:])
-    return classifier.inputs.image_shape
 
 
 def _dtype(classifier: Run | Exported) -> str:
@@ -189,7 +183,7 @@ def _make(classifier: Run | Exported, engine: str, graph: bytes) -> Run | Export
     return dataclasses.replace(classifier, engine=call)
 
 
-def _check(engine: str, made: Classifier, expected: np.ndarray, images: np.ndarray, dtype: str) -> None:
+def _check(engine: str, made: Predictor, expected: np.ndarray, images: np.ndarray, dtype: str) -> None:
     """Raises UserError if its logits differ from the expected ones, for all images or for a single one."""
     for number in sorted({1, len(images)}):
         try:

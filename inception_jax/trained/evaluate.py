@@ -20,7 +20,8 @@ from inception_jax.data import digests
 from inception_jax.data.dataset import Dataset, eval_batches
 from inception_jax.errors import UserError, check_choice
 from inception_jax.models.layers import Outputs
-from inception_jax.runs.run import Run, load_data
+from inception_jax.runs.dataset import load_data
+from inception_jax.runs.run import Run
 from inception_jax.steps.metrics import metric_sums, summarize
 from inception_jax.text import csv_cell
 from inception_jax.trained.classes import match_classes

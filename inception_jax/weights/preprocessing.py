@@ -1,18 +1,16 @@
-"""Turns pictures of any size into the inputs of pretrained networks."""
+"""How pictures become the inputs of published weights, in the words of torchvision and timm."""
 
 import dataclasses
-import os
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
-from PIL import Image
 
 from inception_jax.data import synsets
-from inception_jax.data.images import MAX_PIXELS, Picture, open_picture
+from inception_jax.data.images import Picture
+from inception_jax.data.transform import Transform
 from inception_jax.errors import UserError
-
-INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +24,9 @@ class Preprocessing:
       crop: side of the center crop, pixels; at most `resize`.
       mean, std: per channel (red, green, blue), of pixels scaled to 0..1.
       interpolation: "bilinear" or "bicubic", as in Pillow, whose filters widen when downsampling (antialiasing).
+
+    Raises:
+      UserError: the crop is larger than the resized picture.
     """
 
     resize: int
@@ -34,35 +35,30 @@ class Preprocessing:
     std: tuple[float, float, float]
     interpolation: str = "bilinear"
 
+    def __post_init__(self):
+        if not 0 < self.crop <= self.resize:
+            raise UserError(f"crop={self.crop} is not allowed: it must be from 1 to resize={self.resize}")
+
+    @property
+    def transform(self) -> Transform:
+        """The same as it is described for every trained network."""
+        shape, share = (self.crop, self.crop, 3), self.crop / self.resize
+        return Transform(shape, self.interpolation, "resize_crop", share, "mean_std", self.mean, self.std, False)
+
     def __call__(self, picture: Picture) -> Float[np.ndarray, "crop crop 3"]:
         """Preprocesses a Pillow image, a uint8 array (height, width) or (height, width, 1 or 3), or a file.
 
-        Pictures are opened as for training, see `data.images.open_picture`.
+        Pictures are opened as for training: rotated according to their EXIF data, and 16 bits are reduced to 8.
 
         Raises:
           UserError: it is not a picture, is too large, or its aspect ratio is too extreme.
         """
-        image = open_picture(picture)
-        short, long = sorted(image.size)
-        short, long = self.resize, int(self.resize * long / short)
-        size = (short, long) if image.width <= image.height else (long, short)
-        if long * short > MAX_PIXELS:
-            raise UserError(
-                f"a picture of {image.width}x{image.height} pixels is too long to be resized to {short} wide"
-            )
-        if image.size != size:
-            image = image.resize(size, INTERPOLATIONS[self.interpolation])
-        left, top = (round((side - self.crop) / 2) for side in size)
-        pixels = np.array(image.crop((left, top, left + self.crop, top + self.crop)))
-        return (pixels / np.float32(255) - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
+        return self.batch([picture])[0]
 
     def batch(self, pictures: Picture | Sequence[Picture]) -> Float[np.ndarray, "batch crop crop 3"]:
         """Preprocesses one picture or several; an array with four axes is several."""
-        if isinstance(pictures, bytes | Image.Image | str | os.PathLike) or (
-            isinstance(pictures, np.ndarray) and pictures.ndim < 4
-        ):
-            pictures = [pictures]
-        return np.stack([self(picture) for picture in pictures])
+        transform = self.transform
+        return np.asarray(transform.normalizer(jnp.float32)(jnp.asarray(transform.images(pictures))))
 
 
 def imagenet_classes() -> tuple[str, ...]:

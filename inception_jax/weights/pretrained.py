@@ -1,8 +1,7 @@
 """Networks with weights from elsewhere, for prediction and as a start for training."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from functools import cached_property, partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, overload
 
@@ -11,25 +10,26 @@ import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import numpy as jnp
-from jaxtyping import Float
 
 from inception_jax import files, models
+from inception_jax.data.transform import Transform
 from inception_jax.errors import UserError, unknown_name
-from inception_jax.models import folding
-from inception_jax.models.folding import fold_model, inference_variables
+from inception_jax.inference.predictor import NetworkPredictor
 from inception_jax.steps import initialization
 from inception_jax.weights.convert import count_classes, from_state_dict, identify, recognize, registered_name
 from inception_jax.weights.files import read_state_dict
 from inception_jax.weights.names import NAMINGS, naming, nearest_options
-from inception_jax.weights.preprocessing import Picture, Preprocessing, imagenet_classes
+from inception_jax.weights.preprocessing import Preprocessing, imagenet_classes
 from inception_jax.weights.published import PRETRAINED, PublishedWeights, fetch, is_copy
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 
 @dataclasses.dataclass(frozen=True)
-class Pretrained:
+class Pretrained(NetworkPredictor):
     """A network with weights and everything needed to use them.
+
+    Its methods take arrays of any size: they are pictures, too, which are resized and cropped.
 
     Attributes:
       model: the Linen module; `model.apply(variables, inputs, train=False)` returns Outputs.
@@ -46,24 +46,9 @@ class Pretrained:
     def __repr__(self) -> str:
         return f"Pretrained({type(self.model).__name__}, {len(self.class_names)} classes, {self.preprocessing})"
 
-    def logits(self, pictures: Picture | Sequence[Picture]) -> Float[np.ndarray, "batch classes"]:
-        """The logits of one picture or several: files, Pillow images, uint8 arrays (height, width, 3), of any size.
-
-        They are opened as for training: rotated according to their EXIF data, and 16 bits are reduced to 8.
-
-        Raises:
-          UserError: one is not a picture, or is too large.
-        """
-        model, variables = self._folded
-        return np.asarray(folding.logits(model, variables, self.preprocessing.batch(pictures)))
-
-    def predict(self, pictures: Picture | Sequence[Picture]) -> Float[np.ndarray, "batch classes"]:
-        """The class probabilities."""
-        return np.asarray(jax.nn.softmax(self.logits(pictures)))
-
-    @cached_property
-    def _folded(self) -> tuple[nn.Module, dict[str, Any]]:
-        return fold_model(self.model), jax.jit(partial(inference_variables, self.model))(self.variables)
+    @property
+    def transform(self) -> Transform:
+        return self.preprocessing.transform
 
 
 @overload

@@ -13,6 +13,7 @@ from inception_jax import commands
 from inception_jax.config import default_config
 from inception_jax.experiment import Experiment, Inputs
 from inception_jax.runs import run
+from inception_jax.runs.folder import open_checkpoints, prepare_folder
 from inception_jax.runs.run import Run
 from inception_jax.weights import from_state_dict, read_state_dict
 
@@ -28,8 +29,8 @@ def trained(tmp_path_factory) -> Run:
     state = jax.eval_shape(Experiment.of(config, inputs, steps_per_epoch=10).initial_state)
     variables = random_variables({"params": state.params, "batch_stats": state.batch_stats})
     state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state).replace(**variables)
-    run.prepare_folder(folder, config)
-    with run.open_checkpoints(folder, config) as checkpoints:
+    prepare_folder(folder, config)
+    with open_checkpoints(folder, config) as checkpoints:
         checkpoints.save(7, state, {"inputs": dataclasses.asdict(inputs), "steps_per_epoch": 10})
     return run.load_run(folder)
 
@@ -72,7 +73,7 @@ def test_a_file_that_reads_back_otherwise_is_removed(trained, tmp_path, capsys, 
         tensors["fc.bias"] = np.nextafter(tensors["fc.bias"], np.float32(9))
         return tensors
 
-    monkeypatch.setattr("inception_jax.trained.export.exported.read_state_dict", damaged)
+    monkeypatch.setattr("inception_jax.trained.export.write.read_state_dict", damaged)
     output = tmp_path / "weights.safetensors"
     assert commands.main(["export", str(trained.folder), "--format=timm", "--output", str(output)]) == 2
     assert "1 of the arrays in" in (error := capsys.readouterr().err)

@@ -434,33 +434,3 @@ def test_pipes_devices_and_folders_are_not_waited_for(tmp_path):
 def test_a_picture_too_long_for_its_width_is_refused():
     with pytest.raises(UserError, match="1x60000 pixels is too long to be resized to 256 wide"):
         Preprocessing(256, 224, (0.0,) * 3, (1.0,) * 3)(np.zeros((60_000, 1), np.uint8))
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        (np.zeros((2, 4, 5, 3)), r"not float64 \(2, 4, 5, 3\); convert them, e.g. \(255 \* images\)"),
-        (np.zeros((2, 4, 5, 3), bool), "not bool"),
-        (np.zeros((2, 3, 4, 5), np.uint8), r"the channels go last: images.transpose\(0, 2, 3, 1\)"),
-        (np.zeros((4, 5, 3), np.uint8), r"of one image, give images\[None\]"),
-        (np.zeros((2, 8, 10, 3), np.uint8), "convert_arrays"),
-        (np.zeros((2, 4, 5, 1), np.uint8), "convert_arrays"),
-        (np.zeros((2, 4, 5, 4), np.uint8), r"not uint8 \(2, 4, 5, 4\)"),
-        (np.zeros((2, 4, 5), np.uint8), r"not uint8 \(2, 4, 5\)"),
-        ("picture.png", "for files and Pillow images use"),
-        ([Path("picture.png")], "for files and Pillow images use"),
-        (RGB, "for files and Pillow images use"),
-        ([np.zeros((4, 5, 3), np.uint8), np.zeros((5, 4, 3), np.uint8)], "these have several shapes"),
-        (3, "not int64"),
-    ],
-)
-def test_batches_that_training_never_had_are_refused(given, message):
-    with pytest.raises(UserError, match=r"images must be an array uint8 \(batch, 4, 5, 3\).*" + message) as error:
-        images.check_batch(given, (4, 5, 3))
-    assert "\n" not in str(error.value)
-
-
-def test_batches_as_training_had_them_are_taken():
-    batch = np.zeros((2, 4, 5, 1), np.uint8)
-    for given in (batch, list(batch), batch[..., 0], batch[:0]):
-        assert images.check_batch(given, (4, 5, 1)).shape == (len(given), 4, 5, 1)

@@ -29,7 +29,11 @@ def loaded(monkeypatch):
     def load_run(folder, own=None):
         config = json.loads((folder / "config.json").read_text())
         config = ConfigDict(config)
-        return SimpleNamespace(folder=folder, config=config, trusts_data=False, class_names=("cat", "dog"))
+        said = SimpleNamespace(name="test/images/1.png", classes=("dog",), probabilities=(0.75,), error=None)
+        return SimpleNamespace(
+            folder=folder, config=config, trusts_data=False, class_names=("cat", "dog"),
+            classify=lambda pictures, top: [said] * len(pictures),
+        )  # fmt: skip
 
     def load_for(trained, split, fields):
         asked.append(fields)
@@ -70,7 +74,7 @@ def test_other_data_is_looked_for_in_the_same_archives(tmp_path, loaded):
     assert read_table(plan).estimate("wide", "other_top1").mean == 0.5
 
 
-def test_unlabelled_pictures_are_found_once_they_are_there(tmp_path, loaded, monkeypatch):
+def test_unlabelled_pictures_are_found_once_they_are_there(tmp_path, loaded):
     study = make_study(predict="test/images")
     study.fields["data.archives"] = str(tmp_path)
     plan = fake_plan(tmp_path / "runs", study, wide=TOP1["wide"])
@@ -79,8 +83,6 @@ def test_unlabelled_pictures_are_found_once_they_are_there(tmp_path, loaded, mon
     assert "predicted_pictures" not in json.loads(extras.read_text())
     (tmp_path / "test/images").mkdir(parents=True)
     (tmp_path / "test/images/1.png").write_bytes(b"a picture")
-    said = SimpleNamespace(name="test/images/1.png", classes=("dog",), probabilities=(0.75,), error=None)
-    monkeypatch.setattr("inception_jax.trained.predict.predict", lambda trained, pictures, top: [said] * len(pictures))
     measure_all(read_table(plan))
     assert json.loads(extras.read_text())["predicted_pictures"] == 1
     lines = (extras.parent / "predictions.csv").read_text().split()

@@ -79,7 +79,7 @@ def test_a_run_too_short_to_be_measured_is_named(study_file, tmp_path, monkeypat
         return 1.0, folder
 
     monkeypatch.setattr(runner, "measure", measure)
-    monkeypatch.setattr("inception_jax.runs.run.open_checkpoints", lambda folder, config: Checkpoints())
+    monkeypatch.setattr("inception_jax.runs.folder.open_checkpoints", lambda folder, config: Checkpoints())
     assert main(["study", str(study_file), "--dry-run", "--workdir", str(tmp_path)]) == 0
     assert capsys.readouterr().out.count("not measured: it is over after its first step") == 2
 

@@ -119,7 +119,7 @@ def test_what_is_no_picture_is_named(picture, message):
 
 @pytest.mark.parametrize("error", [SyntaxError("broken PNG file"), Image.DecompressionBombError("too large")])
 def test_whatever_pillow_says_of_a_broken_picture_is_said(error, tmp_path, monkeypatch):
-    a_picture(8, 8).save(tmp_path / "broken.png")
+    a_picture(8, 8).convert("L").save(tmp_path / "broken.png")  # gray becomes color
 
     def convert(*args):
         raise error

@@ -15,7 +15,6 @@ import jax
 import numpy as np
 import prometheus_client
 from PIL import Image
-from scipy.special import softmax
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders, UploadFile
 from starlette.exceptions import HTTPException
@@ -27,10 +26,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from inception_jax.data import images
 from inception_jax.data.images import FORMATS
 from inception_jax.errors import UserError
+from inception_jax.inference.classify import top_classes
+from inception_jax.inference.predictor import Predictor
 from inception_jax.inspection import grad_cam, overlay
 from inception_jax.runs.run import Run
 from inception_jax.trained import pages
-from inception_jax.trained.predict import Classifier
 from inception_jax.trained.serving.connections import Access
 from inception_jax.trained.serving.work import Batcher, Bodies, Decoders, Limits
 
@@ -65,7 +65,7 @@ class Service:
       draining: whether the server is shutting down and accepts nothing new.
     """
 
-    def __init__(self, classifier: Classifier, name: str, limits: Limits, access: Access):
+    def __init__(self, classifier: Predictor, name: str, limits: Limits, access: Access):
         self.classifier, self.name, self.limits, self.access = classifier, name, limits, access
         self.accepted = 0
         self.draining = False
@@ -193,11 +193,13 @@ class Service:
         effort = await self.decoders.run(len(content) * BYTE_EFFORT, looking)
         decoding = partial(images.decode, content, form, max_pixels=max_pixels)
         image = await self.decoders.run(effort, decoding)
-        probabilities = softmax((await self.batcher.logits(image)).astype(np.float64))
-        names = self.classifier.class_names
-        best = np.argsort(-probabilities, kind="stable")[:top]
+        logits = await self.batcher.logits(image)
+        ((names, probabilities),) = top_classes(logits[None], self.classifier.class_names, top)
         answer: dict[str, Any] = {
-            "classes": [{"name": names[index], "probability": float(probabilities[index])} for index in best]
+            "classes": [
+                {"name": name, "probability": probability}
+                for name, probability in zip(names, probabilities, strict=True)
+            ]
         }
         if with_heat:
             encoded = await self.batcher.on_device(self._overlay, image)
@@ -294,7 +296,7 @@ class Guarded:
                 service.metrics.seconds.observe(time.perf_counter() - started)
 
 
-def create_app(classifier: Classifier, name: str, limits: Limits, access: Access | None = None) -> Guarded:
+def create_app(classifier: Predictor, name: str, limits: Limits, access: Access | None = None) -> Guarded:
     """Creates the ASGI application. Everything is compiled when this returns.
 
     Args:

@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from inception_jax.data import images
 from inception_jax.data.images import FORMATS
 from inception_jax.errors import UserError
-from inception_jax.trained.predict import Classifier
+from inception_jax.inference.predictor import Predictor
 
 MOST_MEGAPIXELS = 89  # largest limit that may be set: such pictures take up to 1 GB while being decoded
 LARGE = 16_000_000  # pixels, times the scans of a JPEG: from this size, pictures are decoded one at a time
@@ -185,7 +185,7 @@ class Batcher:
     """
 
     def __init__(
-        self, classifier: Classifier, limits: Limits, expected: Callable[[], int], observe: Callable[[int], None]
+        self, classifier: Predictor, limits: Limits, expected: Callable[[], int], observe: Callable[[int], None]
     ):
         """`expected` returns how many pictures may be in progress or waiting; `observe` gets batch sizes."""
         self.sizes = [*(2**n for n in range((limits.max_batch - 1).bit_length())), limits.max_batch]

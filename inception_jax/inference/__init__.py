@@ -1,0 +1,1 @@
+"""What every trained network does with pictures, whatever it was loaded from."""
