@@ -38,7 +38,7 @@ EXCEPTIONS = {
     "studies/runner.py: measure",
     "weights/published.py: _download",  # into the file that `whole_file` gives it
     "downloads.py: download",
-    "inspection/figures.py: write_figure",
+    "inspection/drawing.py: write_figure",
 }
 
 

@@ -58,13 +58,14 @@ def run(args: argparse.Namespace) -> int:
     """Prints which examples each run gets right, the classes that differ most, and the similarity of layers."""
     # Imported only now: help is shown without waiting for JAX.
     from inception_jax.errors import UserError
+    from inception_jax.inspection.drawing import check_file
     from inception_jax.runs.run import load_run
     from inception_jax.trained.classes import read_class_map
-    from inception_jax.trained.compare import check_chart_file, compare_runs, save_chart
+    from inception_jax.trained.compare import compare_runs, save_chart
 
     flags.check_at_least_1(args, "batch_size")
     if args.chart:
-        check_chart_file(args.chart)
+        check_file(args.chart)
         if not args.images:
             raise UserError("--chart is of layers, which --images 0 leaves out")
     process.use_compilation_cache()

@@ -16,8 +16,8 @@ from matplotlib.transforms import Bbox
 
 from inception_jax import files
 from inception_jax.errors import UserError, WriteError
+from inception_jax.inspection import drawing
 from inception_jax.inspection.cost import latency
-from inception_jax.inspection.figures import save_figure
 from inception_jax.inspection.trace import trace_layers
 from inception_jax.text import chart_label, format_table, human, times
 
@@ -120,10 +120,11 @@ def sources(summaries: Sequence[Summary]) -> str:
     return "\n".join(f"top-1 on {key.data} of {', '.join(group)}: {key.source}" for key, group in names.items())
 
 
+@drawing.style()
 def bubble_chart(summaries: Sequence[Summary]) -> Figure:
     """Plots accuracy against multiply-adds; bubble areas show parameters (after Canziani et al. 2016, figure 2).
 
-    Networks without a known accuracy are left out.
+    Networks of the same family have the same color. Networks without a known accuracy are left out.
 
     Raises:
       UserError: no network's accuracy is known, or they were measured on different data sets.
@@ -134,28 +135,26 @@ def bubble_chart(summaries: Sequence[Summary]) -> Figure:
         among = ", ".join(each.name for each in summaries)
         reason = f"they were measured on {' and '.join(data)}" if data else "none has a known accuracy"
         raise UserError(f"no chart of {among}: {reason}")
-    figure = Figure(figsize=(8, 5.5), dpi=150, layout="constrained")  # inches
-    axes = figure.add_subplot()
+    figure, axes = drawing.new_figure(8, 5.5, dpi=150)
     x = [each.multiply_adds / 1e9 for each, _ in known]
     y = [100 * accuracy.top1 for _, accuracy in known]
     largest = max(each.parameters for each, _ in known)
     areas = [_area(each.parameters, largest) for each, _ in known]
-    colours = [f"C{index % 10}" for index in range(len(known))]
+    colors = [drawing.family_color(each.name) for each, _ in known]
     order = sorted(range(len(known)), key=lambda index: -areas[index])  # small bubbles in front of large ones
     for index in order:
-        axes.scatter(x[index], y[index], areas[index], color=colours[index], alpha=0.55, edgecolor="white", zorder=2)
+        axes.scatter(x[index], y[index], areas[index], color=colors[index], alpha=0.55, edgecolor="white", zorder=2)
     axes.set_xlim(-0.05 * max(x), 1.12 * max(x))  # room for names
     spread = max(max(y) - min(y), 1.0)
     axes.set_ylim(min(y) - 0.15 * spread, max(y) + 0.15 * spread)
     axes.set_xlabel("multiply-adds for one image, billions")
     axes.set_ylabel(f"top-1 accuracy on {chart_label(data[0])}, %")
-    axes.grid(color="0.9", zorder=0)
-    axes.spines[["top", "right"]].set_visible(False)
     unit = 10 ** math.floor(math.log10(largest))
-    legend = [axes.scatter([], [], _area(size, largest), color="0.6") for size in (unit / 4, unit)]
+    sizes = (unit / 4, unit)
+    legend = [axes.scatter([], [], _area(size, largest), color=drawing.color("grey"), alpha=0.55) for size in sizes]
     axes.legend(
         legend,
-        [f"{size / 1e6:g} million parameters" for size in (unit / 4, unit)],
+        [f"{size / 1e6:g} million parameters" for size in sizes],
         loc="lower right",
         labelspacing=2,
         borderpad=1.5,
@@ -163,7 +162,7 @@ def bubble_chart(summaries: Sequence[Summary]) -> Figure:
         fontsize=8.5,
         frameon=False,
     )
-    _label(axes, [each.name for each, _ in known], x, y, areas, colours)
+    _label(axes, [each.name for each, _ in known], x, y, areas, colors)
     return figure
 
 
@@ -176,7 +175,7 @@ def save_chart(summaries: Sequence[Summary], path: str | Path) -> None:
     """
     path, figure = files.expand(path), bubble_chart(summaries)
     try:
-        save_figure(figure, path if path.suffix else path.with_name(f"{path.name}.png"))
+        drawing.save_figure(figure, path if path.suffix else path.with_name(f"{path.name}.png"))
     except WriteError as error:
         raise WriteError(f"cannot write the chart {path}: {error}") from error.__cause__
     except ValueError as error:  # the suffix
@@ -188,7 +187,7 @@ def _area(parameters: float, largest: float) -> float:
 
 
 def _label(
-    axes: Axes, names: Sequence[str], x: Sequence[float], y: Sequence[float], areas: Sequence[float], colours: Sequence
+    axes: Axes, names: Sequence[str], x: Sequence[float], y: Sequence[float], areas: Sequence[float], colors: Sequence
 ) -> None:
     """Writes each name next to its bubble, if possible where it covers nothing and no other bubble is nearer."""
     figure: Any = axes.figure
@@ -226,7 +225,7 @@ def _label(
             end = np.clip(centres[index], box.min, box.max)  # end of a line to the nearest point of the name
             axes.annotate(
                 "", (x[index], y[index]), tuple((end - centres[index]) / points), textcoords="offset points", zorder=1,
-                arrowprops={"arrowstyle": "-", "color": colours[index], "lw": 0.7},
+                arrowprops={"arrowstyle": "-", "color": colors[index], "lw": 0.7},
             )  # fmt: skip
 
 

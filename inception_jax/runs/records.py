@@ -180,12 +180,17 @@ def show(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
+def default_fields() -> dict[str, Any]:
+    """The default of every config field by its path, as in config.json."""
+    return flatten(json.loads(default_config().to_json()))
+
+
 def differing_fields(records: Sequence[Record]) -> dict[str, list[Any]]:
     """The config fields that differ, with each run's value; top level first.
 
     A field missing from an older run had the current default.
     """
-    defaults = flatten(json.loads(default_config().to_json()))
+    defaults = default_fields()
     configs = [defaults | record.fields for record in records]
     fields = sorted({field for config in configs for field in config}, key=lambda field: ("." in field, field))
     values = {field: [config.get(field) for config in configs] for field in fields}

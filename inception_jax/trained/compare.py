@@ -14,8 +14,7 @@ from matplotlib.figure import Figure
 
 from inception_jax.data.dataset import Dataset
 from inception_jax.errors import UserError
-from inception_jax.inspection import activations
-from inception_jax.inspection.figures import save_figure
+from inception_jax.inspection import activations, drawing
 from inception_jax.runs.run import Run
 from inception_jax.text import chart_label
 from inception_jax.trained import evaluate
@@ -24,8 +23,6 @@ from inception_jax.trained.evaluate import Predictions
 CONFIDENCE = 0.95
 BATCH = 64  # images per batch when comparing layers: VGG at 224 pixels takes 4 GB
 FEWEST = 4  # minimum number of images for the estimate
-PICTURES = (".png", ".pdf", ".svg")
-DPI = 120
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,6 +271,7 @@ def _centered(grams: np.ndarray) -> np.ndarray:
     return (grams - rows - np.swapaxes(rows, -1, -2) + total) * off
 
 
+@drawing.style()
 def similarity_chart(similarity: Similarity, first: str, second: str) -> Figure:
     """Plots CKA: the first network's layers from bottom to top, the second's from left to right; bright is similar.
 
@@ -282,21 +280,21 @@ def similarity_chart(similarity: Similarity, first: str, second: str) -> Figure:
     """
     rows, columns = similarity.cka.shape
     cell = 0.22  # inches: enough for layer names
-    figure = Figure(figsize=(cell * columns + 3.2, cell * rows + 2.2), dpi=DPI, layout="constrained")
-    axes = figure.add_subplot()
-    picture = axes.imshow(similarity.cka, cmap="magma", vmin=0, vmax=1, origin="lower", interpolation="nearest")
-    axes.set_xticks(range(columns), map(chart_label, similarity.second_layers), rotation=90, fontsize=8)
-    axes.set_yticks(range(rows), map(chart_label, similarity.first_layers), fontsize=8)
+    figure, axes, picture = drawing.draw_grid(
+        similarity.cka,
+        dict(enumerate(map(chart_label, similarity.second_layers))),
+        dict(enumerate(map(chart_label, similarity.first_layers))),
+        size=(cell * columns + 3.2, cell * rows + 2.2),
+        font_size=8,
+        cmap="magma",
+        vmin=0,
+        vmax=1,
+        origin="lower",
+    )
     axes.set_xlabel(chart_label(second))
     axes.set_ylabel(chart_label(first))
     figure.colorbar(picture, shrink=0.8, label="linear CKA")
     return figure
-
-
-def check_chart_file(path: Path) -> None:
-    """Raises UserError if `save_chart` does not support the suffix."""
-    if path.suffix.lower() not in PICTURES:
-        raise UserError(f"{path} is not allowed for a chart: it must end in {', '.join(PICTURES)}")
 
 
 def save_chart(similarity: Similarity, first: str, second: str, path: Path) -> None:
@@ -306,5 +304,5 @@ def save_chart(similarity: Similarity, first: str, second: str, path: Path) -> N
       UserError: the suffix is not .png, .pdf or .svg.
       WriteError: the file cannot be written.
     """
-    check_chart_file(path)
-    save_figure(similarity_chart(similarity, first, second), path)
+    drawing.check_file(path)
+    drawing.save_figure(similarity_chart(similarity, first, second), path)

@@ -71,6 +71,7 @@ def run_page(record: Record, findings: "Findings | UserError | None" = None) -> 
             sections.versions(record),
             sections.config(record),
         ],
+        records.headline(record),
     )
 
 

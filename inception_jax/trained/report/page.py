@@ -16,9 +16,9 @@ from PIL import Image
 
 from inception_jax import files
 from inception_jax.errors import unknown_name
+from inception_jax.inspection import drawing
 from inception_jax.text import format_table, printable
 from inception_jax.trained import pages
-from inception_jax.trained.report import drawing
 
 FORMATS = ("html", "markdown")
 LARGEST = 224  # pixels: pictures are downscaled to this height, so that a page with many stays small
@@ -52,6 +52,7 @@ class Table:
       name: description for those who cannot see it.
       left: number of left-aligned columns; the others are numbers.
       kind: "plain", "values" (names and values that wrap) or "matrix".
+      summary: what is shown of the table until it is opened; "": it is open.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Table:
     rows: Sequence[Sequence[str | Cell]]
     left: int = 1
     kind: str = "plain"
+    summary: str = ""
     block: ClassVar[str] = "table"
 
     @property
@@ -87,17 +89,15 @@ class Picture:
     def source(self) -> str:
         """A data URI; the same content gives the same bytes."""
         if isinstance(self.content, Figure):
-            kind, content = "svg+xml", drawing.render(self.content, "svg")
-        else:
-            kind, file = ("png" if self.small else "jpeg"), io.BytesIO()
-            _pillow(self.content).save(file, format=kind, quality=JPEG_QUALITY)
-            content = file.getvalue()
-        return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+            return drawing.data_uri(self.content)
+        kind, file = ("png" if self.small else "jpeg"), io.BytesIO()
+        _pillow(self.content).save(file, format=kind, quality=JPEG_QUALITY)
+        return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
     def png(self) -> bytes:
         """The content of a PNG file."""
         if isinstance(self.content, Figure):
-            return drawing.render(self.content, "png")
+            return drawing.png(self.content)
         image, file = _pillow(self.content), io.BytesIO()
         times = math.ceil(2 * PHOTO / max(image.size)) if self.small else 1
         image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST).save(file, "PNG")
@@ -149,12 +149,21 @@ class Section:
 
 
 @dataclasses.dataclass(frozen=True)
+class Headline:
+    """The result to quote, and what it was measured on."""
+
+    number: str
+    words: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Page:
-    """A title, notes to read first, and sections."""
+    """A title, notes to read first, sections and, above all of them, a result."""
 
     title: str
     notes: Sequence[str]
     sections: Sequence[Section]
+    headline: Headline | None = None
 
     def write(self, path: Path, style: str = "html") -> Path:
         """Writes the page to an HTML file or, with style="markdown", to a folder as report.md and PNG files.
@@ -193,13 +202,16 @@ class Page:
     def _markdown(self) -> tuple[str, dict[str, bytes]]:
         """The page as Markdown, and its PNG files by name."""
         pictures: dict[str, bytes] = {}
-        parts = [f"# {_plain(self.title)}", *(f"> {_plain(note)}" for note in self.notes)]
+        parts = [f"# {_plain(self.title)}"]
+        if self.headline:
+            parts.append(f"**{_plain(self.headline.number)}** {_plain(self.headline.words)}")
+        parts += [f"> {_plain(note)}" for note in self.notes]
         numbers = Counter[str]()  # two sections may have the same anchor
         for section in self._filled():
             parts.append(f"## {_plain(section.title)}")
             for block in section.blocks:
                 if isinstance(block, Table):
-                    parts.append(_markdown_table(block))
+                    parts += _markdown_table(block)
                 elif isinstance(block, Facts):
                     parts.append("\n".join(f"- {_plain(name)}: {_plain(value)}" for name, value in block.facts))
                 elif isinstance(block, Text):
@@ -220,7 +232,7 @@ def _pillow(content: np.ndarray) -> Image.Image:
     return image
 
 
-def _markdown_table(table: Table) -> str:
+def _markdown_table(table: Table) -> list[str]:
     def cell(value: str | Cell) -> str:
         strong = isinstance(value, Cell) and value.kind == "strong" and value.text
         return f"**{_plain(str(value))}**" if strong else _plain(str(value))
@@ -229,7 +241,8 @@ def _markdown_table(table: Table) -> str:
         [f"**{_plain(str(row[0]))}**", *[""] * (len(table.header) - 1)] if len(row) == 1 else list(map(cell, row))
         for row in table.rows
     ]
-    return format_table(list(map(_plain, table.header)), rows, "markdown", table.left)
+    text = format_table(list(map(_plain, table.header)), rows, "markdown", table.left)
+    return [f"<details><summary>{_plain(table.summary)}</summary>", text, "</details>"] if table.summary else [text]
 
 
 def _plain(text: str) -> str:

@@ -1,15 +1,17 @@
 """Tables of run records."""
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from inception_jax.runs.records import Record, differing_fields, show
 from inception_jax.text import format_seconds
-from inception_jax.trained.report.page import Cell, Table
+from inception_jax.trained.report.page import Cell, Headline, Table
 
 SPLITS = ("train", "validation", "test")
 MEASURES = {"top1": "Top-1", "top5": "Top-5", "loss": "Loss"}
+CONFIDENCE = 0.95
 
 
 def percent(value: float | None) -> str:
@@ -92,6 +94,37 @@ def results(record: Record) -> dict[str, dict[str, Mapping[str, float | None]]]:
     }
 
 
+def interval(share: float, count: float) -> tuple[float, float]:
+    """95 % confidence interval of a share of `count` examples (Wilson's score interval, Brown et al. 2001, eq. 4)."""
+    z = statistics.NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2) / (1 + z**2 / count)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def headline(record: Record) -> Headline | None:
+    """The accuracy to quote: of the weights that validation data chose, or else of the last, on test if possible.
+
+    None while the run has not finished.
+    """
+    summary, best = record.summary or {}, record.best
+    chosen = bool(best) and not best["metric"].startswith("test_")
+    weights = best if chosen else summary
+    split = next((split for split in ("test", "validation") if weights.get(split)), None)
+    metrics = weights[split] if split else {}
+    top1, count = metrics.get("top1", math.nan), metrics.get("count", 0)
+    if not (0 <= top1 <= 1 and count >= 1):
+        return None
+    low, high = interval(top1, count)
+    epoch = weights.get("epoch" if chosen else "epochs")
+    which = "" if epoch is None else f" of epoch {epoch:g}"
+    words = (
+        f"top-1 accuracy on {split} data: {count:,.0f} images, 95 % interval {100 * low:.1f} to {100 * high:.1f} %, "
+        f"weights{which}, " + (f"the best by {best['metric']}" if chosen else "the last ones")
+    )
+    return Headline(percent(top1), words + (", which chose them" if chosen and split == "validation" else ""))
+
+
 def results_table(record: Record) -> Table:
     """One run's results: one row per split."""
     rows: list[Sequence[str | Cell]] = []
@@ -105,7 +138,10 @@ def results_table(record: Record) -> Table:
 
 
 def results_of_runs(records: Sequence[Record]) -> Table:
-    """Last and best results of several runs on all splits, the best of each column in bold."""
+    """Last and best results of several runs on all splits, the best of each column in bold.
+
+    None on test is in bold, so that nobody chooses a network by test data.
+    """
     found = [(record.name, weights, splits) for record in records for weights, splits in results(record).items()]
     columns = [
         (split, name)
@@ -119,7 +155,7 @@ def results_of_runs(records: Sequence[Record]) -> Table:
         shown = [measured(name, splits.get(split, {}).get(name)) for _, _, splits in found]
         values = [splits.get(split, {}).get(name) for _, _, splits in found]
         numbers = [value for value in values if value is not None and not math.isnan(value)]
-        record = (min if name == "loss" else max)(numbers, default=None)
+        record = (min if name == "loss" else max)(numbers, default=None) if split != "test" else None
         for row, value, text in zip(rows, values, shown, strict=True):
             row.append(Cell(text) if value is not None and value == record else text)
     return Table("Results of the runs", header, rows, left=2)

@@ -7,17 +7,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from inception_jax.runs.records import Record, show
+from inception_jax.inspection import drawing
+from inception_jax.inspection.confusion import confusion_overview
+from inception_jax.runs.records import Record, default_fields, show
 from inception_jax.text import printable
 from inception_jax.trained.report import records
-from inception_jax.trained.report.drawing import GREY, PALETTE, Points, draw_curves, draw_matrix, line_style
 from inception_jax.trained.report.page import Block, Cell, Facts, Picture, Pictures, Section, Table, Text
 from inception_jax.trained.report.records import MEASURES, SPLITS, percent
 
 if TYPE_CHECKING:
     from inception_jax.trained.report.findings import Example, Findings
 
-SPLIT_STYLES = {"train": {"color": GREY}, "validation": {"color": PALETTE[0]}, "test": {"color": PALETTE[1]}}
+SPLIT_HUES = {"train": "grey", "validation": "blue", "test": "orange"}
+SPLIT_STYLES = {split: {"color": drawing.color(hue)} for split, hue in SPLIT_HUES.items()}
+Y_AXES = {"top1": "percent", "top5": "percent", "images_per_second": "zero"}  # all others: see `drawing.draw_lines`
 QUANTITIES = {
     "loss": "Loss",
     "top1": "Top-1 accuracy",
@@ -48,7 +51,7 @@ def curves(record: Record) -> Section:
         split = quantity in MEASURES
         columns = {name: f"{name}_{quantity}" for name in SPLITS} if split else {"": quantity}
         lines = {name: record.points(column) for name, column in columns.items()}
-        styles = SPLIT_STYLES if split else {"": {"color": GREY}}
+        styles = SPLIT_STYLES if split else {"": SPLIT_STYLES["train"]}
         if picture := curve_picture(title, quantity, lines, styles, dict.fromkeys(SPLITS, epoch)):
             pictures.append(picture)
     return _curves(pictures, "A dot marks the epoch of the best weights." if epoch is not None else "")
@@ -56,7 +59,8 @@ def curves(record: Record) -> Section:
 
 def curves_of_runs(runs: Sequence[Record]) -> Section:
     """Every quantity of every split over the epochs, with all runs in one figure."""
-    styles = {record.name: line_style(index) for index, record in enumerate(runs)}
+    models = {record.name: record.config.get("model", {}) for record in runs}
+    styles = drawing.line_styles({name: str(model.get("name", "")) for name, model in models.items()})
     marks = {record.name: record.best.get("epoch") for record in runs}
     pictures = []
     for quantity, title in QUANTITIES.items():
@@ -76,18 +80,18 @@ def _curves(pictures: list[Picture], remark: str) -> Section:
 def curve_picture(
     title: str,
     quantity: str,
-    lines: Mapping[str, Points],
+    lines: Mapping[str, drawing.Points],
     styles: Mapping[str, Mapping],
     marks: Mapping[str, float | None] | None = None,
 ) -> Picture | None:
-    """Draws and describes the lines that have points; None if there are none. See `drawing.draw_curves`."""
+    """Draws and describes the lines that have points; None if there are none. See `drawing.draw_lines`."""
     lines = {name: points for name, points in lines.items() if points}
     if not lines:
         return None
-    shares = quantity in ("top1", "top5")
+    y_axis = Y_AXES.get(quantity, "auto")
 
     def show(value):
-        return f"{value:.2%}" if shares else f"{value:.4g}"
+        return f"{value:.2%}" if y_axis == "percent" else f"{value:.4g}"
 
     parts = []
     for name, points in lines.items():
@@ -97,7 +101,7 @@ def curve_picture(
     epochs = sorted({epoch for points in lines.values() for epoch, _ in points})
     span = f"epochs {epochs[0]:g} to {epochs[-1]:g}" if len(epochs) > 1 else f"epoch {epochs[0]:g}"
     alt = f"{title} over {span}; {'; '.join(parts)}"
-    return Picture(title, alt, draw_curves(lines, styles=styles, marks=marks, percent=shares))
+    return Picture(title, alt, drawing.draw_lines(lines, styles=styles, marks=marks, y_axis=y_axis))
 
 
 def facts(record: Record) -> Section:
@@ -110,13 +114,23 @@ def versions(record: Record) -> Section:
     """Versions of the packages that computed the run."""
     found = ((record.summary or {}).get("versions") or {}).items()
     rows = sorted((package, show(version)) for package, version in found)
-    return Section("Versions", [Table("Versions", ["Package", "Version"], rows, 2, "values")] if rows else [])
+    shown = f"{len(rows)} packages"
+    return Section("Versions", [Table("Versions", ["Package", "Version"], rows, 2, "values", shown)] if rows else [])
 
 
 def config(record: Record) -> Section:
-    """Every field of the config."""
-    rows = [[field, show(value)] for field, value in record.fields.items()]
-    return Section("Config", [Table("Config", ["Field", "Value"], rows, 2, "values")])
+    """The fields of the config that differ from the defaults, then the others."""
+    defaults = default_fields()
+    own = {field: value for field, value in record.fields.items() if field not in defaults or value != defaults[field]}
+    rows = [[field, show(value), show(defaults.get(field))] for field, value in own.items()]
+    others = [[field, show(value)] for field, value in record.fields.items() if field not in own]
+    summary = f"{len(others)} fields with their defaults"
+    blocks: list[Block] = []
+    if rows:
+        blocks.append(Table("Fields that differ from the defaults", ["Field", "Value", "Default"], rows, 3, "values"))
+    if others:
+        blocks.append(Table("Fields with their defaults", ["Field", "Value"], others, 2, "values", summary))
+    return Section("Config", blocks)
 
 
 def examined(findings: "Findings") -> list[Section]:
@@ -203,7 +217,7 @@ def confusions(findings: "Findings") -> Section:
         shown: Block = Table("Confusion matrix", ["True \\ predicted", *names], rows, kind="matrix")
     else:
         alt = f"Confusion matrix of {len(names)} classes; the most frequent confusions are in the table below"
-        shown = Pictures([Picture("Confusion matrix", alt, draw_matrix(matrix))])
+        shown = Pictures([Picture("Confusion matrix", alt, confusion_overview(matrix))])
     order = np.argsort(-wrong, axis=None, kind="stable")[:CONFUSIONS]
     pairs = [(i, j) for i, j in zip(*np.unravel_index(order, wrong.shape), strict=True) if wrong[i, j]]
     listed = [[names[i], names[j], f"{wrong[i, j]:,}", percent(float(shares[i, j]))] for i, j in pairs]

@@ -1,0 +1,113 @@
+"""The charts of a study's report: curves over the epochs, and the gradients of the layers."""
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+
+from matplotlib.figure import Figure
+
+from inception_jax.inspection import drawing
+from inception_jax.studies.results import Table
+from inception_jax.studies.wording import SHARES, kind_of, label, show
+
+
+@dataclasses.dataclass(frozen=True)
+class Chart:
+    """A figure.
+
+    Attributes:
+      name: of its file.
+      words: what it shows, for its caption and for those who cannot see it.
+    """
+
+    name: str
+    title: str
+    words: str
+    figure: Figure
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """(epoch, mean over the seeds), and the lowest and highest of the seeds at each epoch."""
+
+    points: drawing.Points
+    low: Sequence[float]
+    high: Sequence[float]
+
+
+def charts(table: Table) -> list[Chart]:
+    """The study's charts, as far as there are results."""
+    drawn = []
+    for column in table.plan.study.curves:
+        if curves := _curves(table, column):
+            drawn.append(Chart(column, label(column), _described(curves, column), _draw_curves(table, curves, column)))
+    if norms := _gradient_norms(table):
+        words = (
+            "The gradient's norm in each layer, before and after training: the median over the seeds, and their range"
+        )
+        drawn.append(Chart("gradient_norms", label("gradient_norms"), words, _draw_norms(norms)))
+    return drawn
+
+
+def _curves(table: Table, column: str) -> dict[str, Curve]:
+    """Curves by variation, over the epochs that all its seeds have; none of a single epoch."""
+    curves = {}
+    for name, results in table.results.items():
+        if name in table.plan.study.pairs:
+            continue
+        seeds = [{row["epoch"]: row[column] for row in result.rows if column in row} for result in results]
+        seeds = [points for points in seeds if points]
+        epochs = sorted(set.intersection(*map(set, seeds))) if seeds else []
+        if len(epochs) > 1:
+            values = [[points[epoch] for points in seeds] for epoch in epochs]
+            points = list(zip(epochs, map(statistics.fmean, values), strict=True))
+            curves[name] = Curve(points, list(map(min, values)), list(map(max, values)))
+    return curves
+
+
+def _bounds(curves: Mapping[str, Curve]) -> list[float]:
+    return [value for curve in curves.values() for bound in (curve.low, curve.high) for value in bound]
+
+
+def _described(curves: Mapping[str, Curve], column: str) -> str:
+    ends = (f"{name} ends at {show(column, curve.points[-1][1])}" for name, curve in curves.items())
+    steep = kind_of(column) not in SHARES and drawing.is_steep(_bounds(curves))
+    axis = ", on a logarithmic axis" if steep else ""
+    return f"{label(column)} over the epochs{axis}: {'; '.join(ends)}"
+
+
+def _draw_curves(table: Table, curves: Mapping[str, Curve], column: str) -> Figure:
+    networks = {name: table.results[name][0].planned.load_config().model.name for name in curves}
+    return drawing.draw_lines(
+        {name: curve.points for name, curve in curves.items()},
+        styles=drawing.line_styles(networks),
+        bands={name: (curve.low, curve.high) for name, curve in curves.items() if curve.low != curve.high},
+        y_axis="percent" if kind_of(column) in SHARES else "auto",
+        y_label=label(column),
+    )
+
+
+def _gradient_norms(table: Table) -> dict[str, dict[str, list[float]]]:
+    """Gradient norms by variation and time (start or end), then by layer, as lists over the complete seeds."""
+    norms: dict[str, dict[str, list[float]]] = {}
+    for name, results in table.results.items():
+        for result in results:
+            for when, by_layer in result.extras.get("gradient_norms", {}).items():
+                layers = norms.setdefault(f"{name}, {when}", {})
+                for layer, norm in by_layer.items():
+                    layers.setdefault(layer, []).append(norm)
+    return norms
+
+
+def _draw_norms(norms: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+    layers = list(dict.fromkeys(layer for by_layer in norms.values() for layer in by_layer))
+    seeds = {name: [by_layer.get(layer, [math.nan]) for layer in layers] for name, by_layer in norms.items()}
+    return drawing.draw_lines(
+        {name: list(enumerate(map(statistics.median, values))) for name, values in seeds.items()},
+        styles=drawing.line_styles(dict.fromkeys(norms, "")),
+        bands={name: ([*map(min, values)], [*map(max, values)]) for name, values in seeds.items()},
+        y_axis="log",
+        y_label="norm of the gradient",
+        x_names=layers,
+    )
