@@ -10,6 +10,7 @@ from typing import Any
 from inception_jax import files
 from inception_jax.inspection import drawing
 from inception_jax.studies.charts import charts
+from inception_jax.studies.definitions import Claim
 from inception_jax.studies.latex import tex, tex_command
 from inception_jax.studies.results import Result, Table, Verdict
 from inception_jax.studies.wording import SELECTED_ON_TEST, difference, label, mean, show
@@ -154,6 +155,11 @@ def _watched_test(table: Table) -> bool:
     return any((metric or "").startswith("test_") for metric in watched)
 
 
+def _compared(claim: Claim) -> str:
+    pair = f"{claim.first} less {claim.second}" if claim.second else claim.first
+    return f"{pair}, less ({' less '.join(claim.than)})" if claim.than else pair
+
+
 def _verdict_words(verdict: Verdict, watched_test: bool) -> dict[str, str]:
     claim, estimate = verdict.claim, verdict.estimate
     between = claim.expected == "between"
@@ -165,7 +171,7 @@ def _verdict_words(verdict: Verdict, watched_test: bool) -> dict[str, str]:
 
     return {
         "text": claim.text,
-        "compared": f"{label(claim.measure, watched_test)}: {claim.first}" + f" less {claim.second}" * (not between),
+        "compared": f"{label(claim.measure, watched_test)}: {_compared(claim)}",
         "mean": words(estimate.mean),
         "interval": f"{words(estimate.low)} to {words(estimate.high)}" if math.isfinite(estimate.low) else "-",
         "smallest": difference(claim.measure, estimate.half_width).lstrip("+"),

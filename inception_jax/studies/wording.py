@@ -29,6 +29,12 @@ def label(measure: str, watched_test: bool = False) -> str:
         return f"epoch of the {what}" if found[1] else what
     if found := re.fullmatch(r"epochs_to_([\d.]+)_([a-z]+)_(\w+)", measure):
         return f"epochs to {100 * float(found[1]):g} % {found[2]} {WORDS.get(found[3], found[3])}"
+    if found := re.fullmatch(r"area_(\w+)", measure):
+        return f"{label(found[1])}, mean over the epochs"
+    if found := re.fullmatch(r"change_of_(\w+)_after_epoch_(\d+)", measure):
+        return f"{label(found[1])}, change after epoch {found[2]}"
+    if found := re.fullmatch(r"gap_([^_]+)_(\w+)", measure):
+        return f"{WORDS.get(found[2], found[2])}, training less {found[1]}, last epoch"
     if found := re.fullmatch(r"(\w+)\.(\w+)", measure):  # for a subset of the pictures
         return f"{found[1]} pictures, {WORDS.get(found[2], found[2])}"
     name, _, kind = measure.rpartition("_")
@@ -41,7 +47,7 @@ def kind_of(measure: str) -> str:
     """The kind of a measure: its last word, or the whole name."""
     if measure.startswith(("epoch", "epochs")):
         return "epochs"
-    what = measure.partition("_at_")[0]
+    what = re.sub(r"_at_.*|_after_epoch_\d+$", "", measure)
     return next((word for word in WORDS if what == word or what.endswith((f"_{word}", f".{word}"))), what)
 
 

@@ -103,12 +103,21 @@ def test_weights_that_test_data_chose_are_marked(tmp_path):
         ("grayscale.top1", "grayscale pictures, top-1", "50.00 %"),
         ("epoch_of_highest_test_top1", "epoch of the highest test top-1†", "0.5"),
         ("cifar10_top1", "cifar10 top-1", "50.00 %"),
+        ("area_test_top1", "test top-1, mean over the epochs", "50.00 %"),
+        ("change_of_train_top1_after_epoch_9", "train top-1, change after epoch 9", "50.00 %"),
+        ("gap_test_top1", "top-1, training less test, last epoch", "50.00 %"),
     ],
 )
 def test_measures_have_names_and_units(tmp_path, measure, label, shown):
     plan = fake_plan(tmp_path, make_study(measures=(measure,)), wide=(0.9, 0.9, 0.9), narrow=(0.8, 0.8, 0.8))
     assert f"<th>{label}</th>" in write_report(read_table(plan)).read_text()
     assert show(measure, 0.5) == shown
+
+
+def test_a_comparison_with_another_difference_is_written_out(tmp_path):
+    claim = Claim("x", "best_test_top1", "wide", "narrow", than=("narrow", "wide"))
+    plan = fake_plan(tmp_path, make_study(claims=(claim,)), wide=(0.9, 0.91, 0.9), narrow=(0.8, 0.8, 0.81))
+    assert "wide less narrow, less (narrow less wide)" in write_report(read_table(plan)).read_text()
 
 
 @pytest.mark.parametrize(("first", "axis"), [(15.0, ""), (1e5, ", on a logarithmic axis")])
