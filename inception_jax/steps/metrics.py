@@ -1,15 +1,17 @@
 """Metrics as sums over examples, which are added over batches and devices and divided once, at the end."""
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, ScalarLike, Shaped
 
 from inception_jax.steps.losses import Labels, Outputs, cross_entropy
 
 
 def metric_sums(
     outputs: Outputs, labels: Labels, mask: Bool[Array, " b"], *, label_smoothing: float = 0.0
-) -> dict[str, Array]:
+) -> dict[str, Shaped[Array, ""]]:
     """Sums over the examples where `mask` is True; the others are padding and may hold any value.
 
     "loss" (the head's cross-entropy, in at least float32), "top1", "top5" and "count" (int32), and for each
@@ -18,7 +20,7 @@ def metric_sums(
     """
     classes = labels if labels.ndim == 1 else labels.argmax(axis=-1)
 
-    def total(values: Array) -> Array:
+    def total(values: Shaped[Array, " b"]) -> Shaped[Array, ""]:
         return jnp.where(mask, values, 0).sum(dtype=jnp.int32 if values.dtype == bool else None)
 
     ranks = label_ranks(outputs.logits, classes)
@@ -45,12 +47,12 @@ def label_ranks(logits: Float[Array, "b k"], labels: Int[Array, " b"]) -> Int[Ar
     return jnp.where(jnp.isnan(logits).any(axis=-1), num_classes, ahead.sum(axis=-1, dtype=jnp.int32))
 
 
-def add(sums: dict[str, Array], more: dict[str, Array]) -> dict[str, Array]:
+def add(sums: dict[str, Shaped[Array, ""]], more: dict[str, Shaped[Array, ""]]) -> dict[str, Shaped[Array, ""]]:
     """Adds two sets of sums."""
     return jax.tree.map(jnp.add, sums, more)
 
 
-def summarize(sums: dict[str, Array]) -> dict[str, float]:
+def summarize(sums: Mapping[str, ScalarLike]) -> dict[str, float]:
     """Means over the examples, as Python floats, under the same names, and their "count"; NaN if there were none."""
     totals = jax.device_get(sums)  # all in one transfer
     count = int(totals.pop("count"))
