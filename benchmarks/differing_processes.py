@@ -1,7 +1,7 @@
-"""Starts two processes that differ, in their folder, data or config, and shows how soon both end, and how.
+"""Starts two processes that differ in their folder, data or config, and shows how and how soon they exit.
 
-Each should end with exit code 2, within half a minute, with one line that says what differs; nothing is left of the
-run's folder.
+Both should exit with code 2 within half a minute and print one line that says what differs. Nothing should remain of
+the run's folder.
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""Every registered network learns the digits: its test accuracy after a short training from scratch, and the time.
+"""Trains every registered network on the digits from scratch: its test accuracy after a short run, and the time.
 
-Each is trained by the command, in a process and a folder of its own, until 97 % of the validation digits are right or
-its epochs are over. Networks for large images get their stem for small ones, or images enlarged to what they can take.
-A network is done again only if its folder is removed. Prints Markdown.
+Each is trained by the command, in its own process and folder, until 97 % of the validation digits are classified
+correctly or its epochs are over. Networks for large images use their stem for small ones, or enlarged images. To train
+a network again, remove its folder. Prints Markdown.
 """
 
 import argparse

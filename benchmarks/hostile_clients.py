@@ -1,9 +1,10 @@
-"""What clients that mean harm do to `inception-jax serve`: whether a good one is answered, and in how much memory.
+"""Attacks `inception-jax serve` with malicious clients: is a normal client still answered, and in how much memory?
 
-A network with random weights is served by the command. Connections are opened of which half stop within a request's
-head and half within its body, and pictures are sent at once that are as hard as the limits allow: large ones of few
-bytes, JPEGs of many scans, TIFFs of many pieces, heads that promise more than there is. Meanwhile a good client asks
-again and again. At the end SIGTERM comes while a request is under way. All of it stays on this machine.
+The command serves a network with random weights. Half of the opened connections stall within a request's header, the
+other half within its body. At the same time, images are sent that are as expensive as the limits allow: large ones in
+few bytes, JPEGs with many scans, TIFFs with many strips, headers that announce more data than follows. Meanwhile a
+normal client sends requests continuously. Finally SIGTERM is sent while a request is being processed. All traffic stays
+on this machine.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""Kills a small training at random moments, again and again, and holds what comes out against an uninterrupted run.
+"""Repeatedly kills a small training run at random times, and compares the result with an uninterrupted run.
 
-Every run is started by its command, sent SIGKILL at a moment drawn from the time that an uninterrupted one takes, and
-started again until it is done; then every array of its last checkpoint, its metrics and its summary have to be the
-same to the last bit, timings left out. With --signal TERM it has to save and say so each time, with the exit code for
-it, and to go on from the very step that it named.
+Every run is started by its command, receives SIGKILL at a random time within the duration of an uninterrupted run, and
+is restarted until it completes. Every array of its last checkpoint, its metrics and its summary must then be bitwise
+equal to the uninterrupted run's, except for timings. With --signal TERM it must save each time, report the step, exit
+with the corresponding code, and resume from exactly that step.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""What the training loop costs: its images/s as a share of the bare jitted step's.
+"""Overhead of the training loop: its images/s relative to those of the bare jitted step.
 
-The bare step is repeated on one batch that stays on the device. The loop is the trainer's own, in `inception_jax.fit`
-on random images in memory, with evaluation and logging off. They take turns in one process: after some steps the loop
-is held, where it would show its progress, for as many bare ones. Both augment, normalise and update as the config says;
-its data set is not read.
+The bare step is repeated on one batch that stays on the device. The loop is the trainer's own, `inception_jax.fit` on
+random images in memory, with evaluation and logging off. They take turns in one process: after some steps the loop is
+paused where it would show its progress, and the same number of bare steps runs. Both augment, normalize and update as
+configured; the config's data set is not read.
 """
 
 import argparse

@@ -1,9 +1,9 @@
 """How training scales over devices and processes, and how well that is predicted.
 
-Virtual devices share this machine's cores, so that they cannot be faster: what is shown is how much dividing the work
-costs. With several processes each has its own part of the cores; their step is predicted as that of processes that do
-not communicate, plus the time that the compiled step's all-reduces take without anything else. However a batch is
-split, the first step's loss has to be the same.
+Virtual devices share this machine's cores, so they cannot be faster: the result shows the cost of dividing the work.
+With several processes, each has its own share of the cores. Their step time is predicted as that of processes that do
+not communicate, plus the time that the compiled step's all-reduces take on their own. The first step's loss must not
+depend on how the batch is split.
 """
 
 import argparse

@@ -11,12 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num, Shaped
 
 from inception_jax.errors import check_choice
 from inception_jax.ops import winograd
 from inception_jax.ops.convolution_forms import (
     NHWC,
+    Kernel,
+    Maps,
+    OutMaps,
     Pads,
     Pair,
     cpu_forward,
@@ -28,10 +31,13 @@ from inception_jax.ops.convolution_forms import (
     suits_winograd,
 )
 
+_Pointwise = tuple[Float[Array, "1 1 in_channels _"], ...]
+_Siblings = tuple[Float[Array, "batch height width _"], ...]
+
 
 def conv_general_dilated(
-    lhs: Array,
-    rhs: Array,
+    lhs: Num[Array, "..."],
+    rhs: Num[Array, "..."],
     window_strides: Sequence[int],
     padding: str | Sequence[tuple[int, int]],
     lhs_dilation: Sequence[int] | None = None,
@@ -43,8 +49,8 @@ def conv_general_dilated(
     preferred_element_type=None,
     *,
     implementation: str = "auto",
-    transformed: Array | None = None,
-) -> Array:
+    transformed: Float[Array, "36 in_channels out_channels"] | None = None,
+) -> Num[Array, "..."]:
     """`lax.conv_general_dilated`, for `flax.linen.Conv(conv_general_dilated=...)`, with the same arguments.
 
     Plain 2-D convolutions of NHWC maps with HWIO kernels use `conv`; all others (dilated, grouped, other layouts,
@@ -142,7 +148,7 @@ def transform_kernel(
     return winograd.transform_kernel(kernel) if has_winograd(kernel.shape, kernel.dtype) else None
 
 
-def alone(x: Array) -> Array:
+def alone(x: Shaped[Array, "*shape"]) -> Shaped[Array, "*shape"]:
     """Returns x. If it is bfloat16 on a CPU, operations that read it are not fused with the one that computes it.
 
     JAX 0.12 passes whole subgraphs that end in a sum to YNNPACK; if one contains several bfloat16 convolutions, the
@@ -155,28 +161,28 @@ def alone(x: Array) -> Array:
 
 def sibling_convs(
     x: Float[Array, "batch height width in_channels"],
-    kernels: Sequence[Float[Array, "1 1 in_channels out_channels"]],
-) -> list[Float[Array, "batch height width out_channels"]]:
+    kernels: Sequence[Float[Array, "1 1 in_channels _"]],
+) -> list[Float[Array, "batch height width _"]]:
     """1x1 convolutions of the same maps, with one result per kernel.
 
     One convolution with all kernels concatenated, whose result is split; on CPUs one convolution each, since splitting
     and concatenating cost as much as they save (0.93 to 1.17 times the time of separate ones, forward and backward, for
     the modules of GoogLeNet).
     """
-    return _siblings(x, tuple(kernels))
+    return list(_siblings(x, tuple(kernels)))
 
 
-def _separate_siblings(x: Array, kernels: tuple[Array, ...]) -> tuple[Array, ...]:
+def _separate_siblings(x: Maps, kernels: _Pointwise) -> _Siblings:
     return tuple(conv(x, kernel) for kernel in kernels)
 
 
-def _joined_siblings(x: Array, kernels: tuple[Array, ...]) -> tuple[Array, ...]:
+def _joined_siblings(x: Maps, kernels: _Pointwise) -> _Siblings:
     y = conv(x, jnp.concatenate(kernels, -1))
     return tuple(jnp.split(y, np.cumsum([kernel.shape[-1] for kernel in kernels])[:-1], axis=-1))
 
 
 @jax.custom_vjp
-def _siblings(x: Array, kernels: tuple[Array, ...]) -> tuple[Array, ...]:
+def _siblings(x: Maps, kernels: _Pointwise) -> _Siblings:
     return lax.platform_dependent(x, kernels, cpu=_separate_siblings, default=_joined_siblings)
 
 
@@ -201,7 +207,9 @@ def _is_nhwc(lhs_shape, rhs_shape, dimension_numbers) -> bool:
     return numbers == lax.conv_dimension_numbers(lhs_shape, rhs_shape, NHWC)
 
 
-def _trim(kernel: Array, x_shape, strides: Pair, pads: Pads) -> tuple[Array, Pads]:
+def _trim(
+    kernel: Kernel, x_shape, strides: Pair, pads: Pads
+) -> tuple[Float[Array, "_ _ in_channels out_channels"], Pads]:
     """Crops rows and columns of a kernel that only ever see padding: 5x5 on a 1x1 map becomes one pixel."""
     trimmed = []
     for axis, out in enumerate(out_sizes(x_shape, kernel.shape, strides, pads)):
@@ -214,7 +222,7 @@ def _trim(kernel: Array, x_shape, strides: Pair, pads: Pads) -> tuple[Array, Pad
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _conv(x: Array, kernel: Array, strides: Pair, pads: Pads, precision) -> Array:
+def _conv(x: Maps, kernel: Kernel, strides: Pair, pads: Pads, precision) -> OutMaps:
     cpu = functools.partial(cpu_forward, strides=strides, pads=pads, precision=precision)
     default = functools.partial(lax_conv, strides=strides, pads=pads, precision=precision)
     return lax.platform_dependent(x, kernel, cpu=cpu, default=default)

@@ -5,19 +5,22 @@ Each form documents what was slow and what helped.
 
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from inception_jax.ops import onednn, winograd
 
 Pair = tuple[int, int]
 Pads = tuple[Pair, Pair]
+Maps = Float[Array, "batch height width in_channels"]
+Kernel = Float[Array, "kernel_height kernel_width in_channels out_channels"]
+OutMaps = Float[Array, "batch out_height out_width out_channels"]
 NHWC = ("NHWC", "HWIO", "NHWC")
 # An AMX tile multiplies 32 bfloat16 numbers at once: 512 maps of 31x31 pixels, 24 to 64 channels, take 152 ms in
 # parts of 32 examples, 208 in parts of 16 and 231 in parts of 64.
@@ -28,20 +31,20 @@ def out_sizes(x_shape, kernel_shape, strides: Pair, pads: Pads) -> list[int]:
     return [(x_shape[1 + i] + sum(pads[i]) - kernel_shape[i]) // strides[i] + 1 for i in range(2)]
 
 
-def lax_conv(x, kernel, strides: Pair, pads: Sequence[Pair], precision) -> Array:
+def lax_conv(x: Maps, kernel: Kernel, strides: Pair, pads: Sequence[Pair], precision) -> OutMaps:
     return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=NHWC, precision=precision)
 
 
-def lax_gradients(x, kernel, dy, **args) -> tuple[Array, Array]:
+def lax_gradients(x: Maps, kernel: Kernel, dy: OutMaps, **args) -> tuple[Maps, Kernel]:
     return _lax_input_gradient(kernel, dy, x.shape, **args), _lax_kernel_gradient(x, dy, kernel.shape, **args)
 
 
-def _lax_input_gradient(kernel, dy, x_shape, **args) -> Array:
+def _lax_input_gradient(kernel: Kernel, dy: OutMaps, x_shape, **args) -> Maps:
     x = jax.ShapeDtypeStruct(x_shape, dy.dtype)
     return jax.linear_transpose(lambda x: lax_conv(x, kernel, **args), x)(dy)[0]
 
 
-def _lax_kernel_gradient(x, dy, kernel_shape, **args) -> Array:
+def _lax_kernel_gradient(x: Maps, dy: OutMaps, kernel_shape, **args) -> Kernel:
     kernel = jax.ShapeDtypeStruct(kernel_shape, dy.dtype)
     return jax.linear_transpose(lambda kernel: lax_conv(x, kernel, **args), kernel)(dy)[0]
 
@@ -50,7 +53,7 @@ def _suits_onednn(dtype) -> bool:
     return dtype == jnp.bfloat16 and onednn.suits_cpu()
 
 
-def cpu_forward(x, kernel, strides: Pair, pads: Pads, precision) -> Array:
+def cpu_forward(x: Maps, kernel: Kernel, strides: Pair, pads: Pads, precision) -> OutMaps:
     if _suits_onednn(x.dtype):
         return _plain_conv(x, kernel, strides, pads, precision)
     if _is_pointwise(kernel.shape, pads):
@@ -67,14 +70,14 @@ def cpu_forward(x, kernel, strides: Pair, pads: Pads, precision) -> Array:
     return _plain_conv(x, kernel, strides, pads, precision)
 
 
-def cpu_gradients(x, kernel, dy, strides: Pair, pads: Pads, precision) -> tuple[Array, Array]:
+def cpu_gradients(x: Maps, kernel: Kernel, dy: OutMaps, strides: Pair, pads: Pads, precision) -> tuple[Maps, Kernel]:
     if suits_winograd(x, kernel.shape, strides, precision):
         return winograd.gradients(x, kernel, dy, pads)
     args = {"strides": strides, "pads": pads, "precision": precision}
     return _cpu_input_gradient(kernel, dy, x.shape, **args), _cpu_kernel_gradient(x, dy, kernel.shape, **args)
 
 
-def _cpu_input_gradient(kernel, dy, x_shape, strides: Pair, pads: Pads, precision) -> Array:
+def _cpu_input_gradient(kernel: Kernel, dy: OutMaps, x_shape, strides: Pair, pads: Pads, precision) -> Maps:
     if _suits_onednn(dy.dtype):
         return _flipped_conv(kernel, dy, x_shape, strides, pads, precision)
     if _is_pointwise(kernel.shape, pads) or _is_tiny(x_shape, kernel.shape):
@@ -88,7 +91,7 @@ def _cpu_input_gradient(kernel, dy, x_shape, strides: Pair, pads: Pads, precisio
     return _lax_input_gradient(kernel, dy, x_shape, strides=strides, pads=pads, precision=precision)
 
 
-def _flipped_conv(kernel, dy, x_shape, strides: Pair, pads: Pads, precision) -> Array:
+def _flipped_conv(kernel: Kernel, dy: OutMaps, x_shape, strides: Pair, pads: Pads, precision) -> Maps:
     """The gradient with respect to the input as a plain convolution: oneDNN does not support transposed ones."""
     if strides != (1, 1):
         config = ((0, 0, 0), *((0, 0, stride - 1) for stride in strides), (0, 0, 0))
@@ -100,7 +103,7 @@ def _flipped_conv(kernel, dy, x_shape, strides: Pair, pads: Pads, precision) -> 
     return _plain_conv(dy, kernel[::-1, ::-1].swapaxes(2, 3), (1, 1), (back[0], back[1]), precision)
 
 
-def _plain_conv(x, kernel, strides: Pair, pads: Pads, precision) -> Array:
+def _plain_conv(x: Maps, kernel: Kernel, strides: Pair, pads: Pads, precision) -> OutMaps:
     """`lax`'s, set up so that XLA does not swap the operands if the kernel is larger than the map."""
     if _over_the_cliff(x.shape, kernel.shape):
         x, pads = _pad(x, pads), ((0, 0), (0, 0))
@@ -109,7 +112,7 @@ def _plain_conv(x, kernel, strides: Pair, pads: Pads, precision) -> Array:
     return lax_conv(x, kernel, strides, pads, precision)
 
 
-def _cpu_kernel_gradient(x, dy, kernel_shape, strides: Pair, pads: Pads, precision) -> Array:
+def _cpu_kernel_gradient(x: Maps, dy: OutMaps, kernel_shape, strides: Pair, pads: Pads, precision) -> Kernel:
     if _is_pointwise(kernel_shape, pads):
         return _outer(x[:, :: strides[0], :: strides[1]], dy, precision)[None, None]
     if _suits_onednn(x.dtype):
@@ -140,14 +143,14 @@ def _cpu_kernel_gradient(x, dy, kernel_shape, strides: Pair, pads: Pads, precisi
     return jnp.stack([products.get(offset, zeros) for offset in np.ndindex(*kernel_shape[:2])]).reshape(kernel_shape)
 
 
-def _onednn_kernel_gradient(x, dy, kernel_shape, **args) -> Array:
+def _onednn_kernel_gradient(x: Maps, dy: OutMaps, kernel_shape, **args) -> Kernel:
     """`lax`'s, a convolution with dy as its kernel and the examples as its channels."""
     if onednn.is_wrong(len(x), dy.shape[2]):
         x, dy = (_fill(each, onednn.TILE, axis=0) for each in (x, dy))
     return _lax_kernel_gradient(x, dy, kernel_shape, **args)
 
 
-def _kernel_gradient_by_rows(x, dy, kernel_shape, strides: Pair, pads: Pads) -> Array:
+def _kernel_gradient_by_rows(x: Maps, dy: OutMaps, kernel_shape, strides: Pair, pads: Pads) -> Kernel:
     """One matrix product per kernel row: dy, and the map shifted to each of the row's columns.
 
     For AMX, whose tiles a convolution with a kernel-sized output leaves mostly empty: 512 maps of 15x15, 64 to 256
@@ -161,7 +164,7 @@ def _kernel_gradient_by_rows(x, dy, kernel_shape, strides: Pair, pads: Pads) -> 
     return jnp.stack([_outer(row, dy, None) for row in rows]).reshape(kernel_shape)
 
 
-def _in_parts(gradient, x, dy, size: int) -> Array:
+def _in_parts(gradient: Callable[[Maps, OutMaps], Kernel], x: Maps, dy: OutMaps, size: int) -> Kernel:
     """The sum, in float32, of the kernel's `gradient(x, dy)` over parts of `size` examples.
 
     For oneDNN the examples are the channels of one convolution, which is up to 3.5 times slower with hundreds of them:
@@ -185,7 +188,7 @@ def _is_pointwise(kernel_shape, pads: Pads) -> bool:
     return kernel_shape[0] == kernel_shape[1] == 1 and pads == ((0, 0), (0, 0))
 
 
-def suits_winograd(x, kernel_shape, strides: Pair, precision) -> bool:
+def suits_winograd(x: Maps, kernel_shape, strides: Pair, precision) -> bool:
     # On 2x2 maps a 4x4 tile would be mostly padding, and an explicit precision asks for all digits.
     return has_winograd(kernel_shape, x.dtype) and strides == (1, 1) and max(x.shape[1:3]) > 2 and precision is None
 
@@ -229,31 +232,37 @@ def _contacts(
         yield i, j, rows, columns
 
 
-def _place(part: Array, slices: tuple[slice, slice], sizes: Sequence[int]) -> Array:
+def _place(
+    part: Float[Array, "batch rows columns channels"], slices: tuple[slice, slice], sizes: Sequence[int]
+) -> Float[Array, "batch height width channels"]:
     """Zeros of the given height and width with `part` at `slices`: the transpose of slicing."""
     config = [(s.start, size - s.stop, (s.step or 1) - 1) for s, size in zip(slices, sizes, strict=True)]
     return lax.pad(part, jnp.zeros((), part.dtype), ((0, 0, 0), *config, (0, 0, 0)))
 
 
-def _dot(x: Array, kernel: Array, precision) -> Array:
+def _dot(
+    x: Maps, kernel: Float[Array, "in_channels out_channels"], precision
+) -> Float[Array, "batch height width out_channels"]:
     return lax.dot_general(x, kernel, (((3,), (0,)), ((), ())), precision=precision)
 
 
-def _outer(x: Array, dy: Array, precision) -> Array:
-    """Sum over examples and pixels of the products of channels, (in_channels, out_channels)."""
+def _outer(
+    x: Maps, dy: Float[Array, "batch height width out_channels"], precision
+) -> Float[Array, "in_channels out_channels"]:
+    """Sum over examples and pixels of the products of channels."""
     if _suits_onednn(x.dtype):  # needs no transposed x, but only supports two dimensions
         return lax.dot_general(x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1]), (((0,), (0,)), ((), ())))
     # XLA transposes x for this product; the barrier keeps the computation of x out of that loop, whose stride is long.
     return lax.dot_general(lax.optimization_barrier(x), dy, (((0, 1, 2), (0, 1, 2)), ((), ())), precision=precision)
 
 
-def _fill(x: Array, size: int, axis: int) -> Array:
+def _fill(x: Float[Array, "..."], size: int, axis: int) -> Float[Array, "..."]:
     """x zero-padded at the end of an axis, up to a size."""
     config = [(0, size - x.shape[axis] if each == axis else 0, 0) for each in range(x.ndim)]
     return lax.pad(x, jnp.zeros((), x.dtype), config)
 
 
-def _pad(x: Array, pads: Pads) -> Array:
+def _pad(x: Maps, pads: Pads) -> Float[Array, "batch padded_height padded_width in_channels"]:
     # Without the barrier XLA would fold the padding back into the convolution.
     config = ((0, 0, 0), *((low, high, 0) for low, high in pads), (0, 0, 0))
     return lax.optimization_barrier(lax.pad(x, jnp.zeros((), x.dtype), config))

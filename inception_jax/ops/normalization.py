@@ -11,6 +11,9 @@ from jaxtyping import Array, Float
 
 from inception_jax.errors import check_choice
 
+Maps = Float[Array, "*batch channels"]
+PerChannel = Float[Array, " channels"]
+
 
 def batch_norm(
     x: Float[Array, "*batch channels"],
@@ -44,7 +47,7 @@ def batch_norm(
     return _batch_norm(x, scale, bias, epsilon, relu)
 
 
-def _apart(*arrays: Array) -> tuple[Array, ...]:
+def _apart(*arrays: Float[Array, "..."]) -> tuple[Float[Array, "..."], ...]:
     """The same arrays; XLA's CPU backend cannot share their conversion to float32 with an earlier one.
 
     Shared conversions and products are materialized as whole maps in float32 and read again; one with a single reader
@@ -53,11 +56,13 @@ def _apart(*arrays: Array) -> tuple[Array, ...]:
     return lax.optimization_barrier(arrays)
 
 
-def _together(*arrays: Array) -> tuple[Array, ...]:
+def _together(*arrays: Float[Array, "..."]) -> tuple[Float[Array, "..."], ...]:
     return arrays
 
 
-def _normalize(x, scale, bias, epsilon: float, relu: bool, apart: Callable = _together) -> tuple[Array, Array, Array]:
+def _normalize(
+    x: Maps, scale: PerChannel, bias: PerChannel, epsilon: float, relu: bool, apart: Callable = _together
+) -> tuple[Maps, PerChannel, PerChannel]:
     wide, axes = jnp.promote_types(x.dtype, jnp.float32), tuple(range(x.ndim - 1))
     mean = jnp.mean(x.astype(wide), axes)
     (again,) = apart(x)
@@ -69,7 +74,9 @@ def _normalize(x, scale, bias, epsilon: float, relu: bool, apart: Callable = _to
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _batch_norm(x: Array, scale: Array, bias: Array, epsilon: float, relu: bool) -> tuple[Array, Array, Array]:
+def _batch_norm(
+    x: Maps, scale: PerChannel, bias: PerChannel, epsilon: float, relu: bool
+) -> tuple[Maps, PerChannel, PerChannel]:
     normalize = functools.partial(_normalize, epsilon=epsilon, relu=relu)
     return lax.platform_dependent(x, scale, bias, cpu=functools.partial(normalize, apart=_apart), default=normalize)
 
@@ -90,8 +97,19 @@ _batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
 
 
 def _pull_back(
-    x, scale, bias, mean, variance, dy, d_mean, d_variance, *, epsilon: float, relu: bool, apart: Callable = _together
-) -> tuple[Array, Array, Array]:
+    x: Maps,
+    scale: PerChannel,
+    bias: PerChannel,
+    mean: PerChannel,
+    variance: PerChannel,
+    dy: Maps,
+    d_mean: PerChannel,
+    d_variance: PerChannel,
+    *,
+    epsilon: float,
+    relu: bool,
+    apart: Callable = _together,
+) -> tuple[Maps, PerChannel, PerChannel]:
     """The gradients with respect to x, scale and bias: two sums over the maps, then a weighted sum of dy and x."""
     wide, axes, count = mean.dtype, tuple(range(x.ndim - 1)), x.size // x.shape[-1]
     deviation = lax.rsqrt(variance + epsilon)
@@ -138,7 +156,7 @@ def local_response_norm(
     return (wide * scale**-beta).astype(x.dtype)
 
 
-def _sum_of_slices(x: Array, before: int, after: int) -> Array:
+def _sum_of_slices(x: Maps, before: int, after: int) -> Maps:
     """For each channel, the sum of it, the `before` ones before it and the `after` ones after it."""
     padded = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(before, after)])
     slices = [lax.slice_in_dim(padded, i, i + x.shape[-1], axis=x.ndim - 1) for i in range(before + after + 1)]

@@ -16,11 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, Int8, Num
 
 from inception_jax.errors import UserError, check_choice
 
 Pair = tuple[int, int]
+Maps = Float[Array, "batch height width channels"]
+OutMaps = Float[Array, "batch out_height out_width channels"]
 Padding = str | Sequence[tuple[int, int]]
 
 # A window is unrolled into one slice per pixel; the networks use windows of at most 3x3.
@@ -144,26 +146,26 @@ def _resolve_padding(
     return resolved[0], resolved[1]
 
 
-def _pad_axis(x: Array, axis: int, low: int, high: int, value: float) -> Array:
+def _pad_axis(x: Maps, axis: int, low: int, high: int, value: float) -> OutMaps:
     config = [(0, 0, 0)] * x.ndim
     config[axis] = (low, high, 0)
     return lax.pad(x, jnp.asarray(value, x.dtype), config)
 
 
-def _window_slices(padded: Array, axis: int, size: int, stride: int) -> list[Array]:
+def _window_slices(padded: Num[Array, "..."], axis: int, size: int, stride: int) -> list[Num[Array, "..."]]:
     """For each window position along `axis`, the elements at that position of all windows."""
     reach = (padded.shape[axis] - size) // stride * stride + 1
     return [lax.slice_in_dim(padded, i, i + reach, stride, axis) for i in range(size)]
 
 
-def _reduce_window_max(x: Array, window: Pair, strides: Pair, pads: tuple[Pair, Pair]) -> Array:
+def _reduce_window_max(x: Maps, window: Pair, strides: Pair, pads: tuple[Pair, Pair]) -> OutMaps:
     # The initial value is a NumPy scalar, by which JAX recognizes the maximum, and so its gradient.
     initial = -jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
     return lax.reduce_window(x, initial, lax.max, (1, *window, 1), (1, *strides, 1), ((0, 0), *pads, (0, 0)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _max_pool(x: Array, window: Pair, strides: Pair, pads: tuple[Pair, Pair]) -> Array:
+def _max_pool(x: Maps, window: Pair, strides: Pair, pads: tuple[Pair, Pair]) -> OutMaps:
     def sliced(x):
         return _from_ordered(functools.reduce(jnp.maximum, _window_pixels(x, window, strides, pads)), x.dtype)
 
@@ -201,7 +203,7 @@ def _max_pool_backward(window, strides, pads, residuals, dy):
 _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
-def _to_ordered(x: Array) -> Array:
+def _to_ordered(x: Float[Array, "*shape"]) -> Int[Array, "*shape"]:
     """Floats as integers of the same width and order; NaN is above all others, and 0 and -0 are equal."""
     kind = np.dtype(f"int{x.dtype.itemsize * 8}").type
     bits = lax.bitcast_convert_type(x, kind)
@@ -211,13 +213,15 @@ def _to_ordered(x: Array) -> Array:
     return jnp.where(magnitude > infinity, magnitude, (magnitude ^ sign) - sign)
 
 
-def _from_ordered(ordered: Array, dtype) -> Array:
+def _from_ordered(ordered: Int[Array, "*shape"], dtype) -> Float[Array, "*shape"]:
     kind = ordered.dtype.type
     sign = ordered >> (8 * ordered.dtype.itemsize - 1)
     return lax.bitcast_convert_type(((ordered ^ sign) - sign) | (sign & np.iinfo(kind).min), dtype)
 
 
-def _window_pixels(x: Array, window: Pair, strides: Pair, pads: tuple[Pair, Pair]) -> list[Array]:
+def _window_pixels(
+    x: Maps, window: Pair, strides: Pair, pads: tuple[Pair, Pair]
+) -> list[Int[Array, "batch out_height out_width channels"]]:
     """For each pixel of the window in row-major order, its values in all windows, as ordered integers."""
     lowest = _to_ordered(jnp.array(-jnp.inf, x.dtype))
     # Without the barrier each slice would repeat the padding, with a bounds check per element.
@@ -231,8 +235,13 @@ def _padding_config(pads: tuple[Pair, Pair]) -> list[tuple[int, int, int]]:
 
 
 def _give_to_winners(
-    dy: Array, winner: Array, sizes: tuple[int, int], window: Pair, strides: Pair, pads: tuple[Pair, Pair]
-) -> Array:
+    dy: OutMaps,
+    winner: Int8[Array, "batch out_height out_width channels"],
+    sizes: tuple[int, int],
+    window: Pair,
+    strides: Pair,
+    pads: tuple[Pair, Pair],
+) -> Maps:
     """The transpose of selecting the winners: each window's `dy` goes to its winner; overlapping windows are summed.
 
     Along an axis, pixel `stride * q + phase - pad_low` is position `phase + stride * m` of window `q - m`, so a pixel's
@@ -250,7 +259,9 @@ def _give_to_winners(
         (lax.pad(dy, jnp.zeros((), dy.dtype), config), lax.pad(winner, jnp.int8(-1), config))
     )
 
-    def windows_over(x: Array, shifts: Pair) -> Array:  # for every pixel, the window `shifts` back
+    def windows_over(
+        x: Num[Array, "batch _ _ channels"], shifts: Pair
+    ) -> Num[Array, "batch _ _ channels"]:  # for every pixel, the window `shifts` back
         for axis in (0, 1):
             start, stride = reaches[axis] - 1 - shifts[axis], strides[axis]
             x = lax.slice_in_dim(x, start, start + lengths[axis], axis=axis + 1)

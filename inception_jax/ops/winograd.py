@@ -14,7 +14,7 @@ import functools
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Real
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
@@ -64,7 +64,7 @@ def gradients(
     kernel: Float[Array, "3 3 in_channels out_channels"],
     dy: Float[Array, "batch out_height out_width out_channels"],
     pads: Pads,
-) -> tuple[Array, Array]:
+) -> tuple[Float[Array, "batch height width in_channels"], Float[Array, "3 3 in_channels out_channels"]]:
     """The gradients of `conv` with respect to x and the kernel, for the gradient `dy` of its result."""
     d_products = _transpose_products(dy)
     dx = _transpose_inputs(_dot(d_products, transform_kernel(kernel), 2, 2), x.shape, pads, dy.shape[1:3])
@@ -80,28 +80,32 @@ def _tiles(sizes) -> list[int]:
     return [-(-size // _TILE) for size in sizes]
 
 
-def _dot(lhs: Array, rhs: Array, lhs_axis: int, rhs_axis: int) -> Array:
+def _dot(
+    lhs: Float[Array, "36 _ _"], rhs: Float[Array, "36 _ _"], lhs_axis: int, rhs_axis: int
+) -> Float[Array, "36 _ _"]:
     """Products summed over one axis of each, for every point."""
     return lax.dot_general(lhs, rhs, (((lhs_axis,), (rhs_axis,)), ((0,), (0,))))
 
 
-def _combine(weights: np.ndarray, parts: list[Array]) -> Array:
+def _combine(weights: Real[np.ndarray, " parts"], parts: list[Float[Array, "*shape"]]) -> Float[Array, "*shape"]:
     """The weighted sum of the parts; weights of zero and one cost nothing."""
     terms = [part if w == 1 else float(w) * part for w, part in zip(weights, parts, strict=True) if w]
     return functools.reduce(jnp.add, terms)
 
 
-def _mix(matrix: np.ndarray, parts: list[Array], axis: int) -> Array:
+def _mix(matrix: Real[np.ndarray, "rows parts"], parts: list[Float[Array, "*shape"]], axis: int) -> Float[Array, "..."]:
     """Combines the parts by each row of the matrix, and stacks the results along `axis`."""
     return jnp.stack([_combine(row, parts) for row in matrix], axis)
 
 
-def _every_fourth(x: Array, count: int, length: int) -> list[Array]:
+def _every_fourth(x: Float[Array, "*shape"], count: int, length: int) -> list[Float[Array, "..."]]:
     """For each of the first `count` positions on axis 2: `length` elements at a stride of 4 from there."""
     return [lax.slice_in_dim(x, k, k + (length - 1) * _TILE + 1, _TILE, axis=2) for k in range(count)]
 
 
-def _pad(x: Array, lows: tuple[int, int], sizes: list[int]) -> Array:
+def _pad(
+    x: Float[Array, "batch height width channels"], lows: tuple[int, int], sizes: list[int]
+) -> Float[Array, "batch padded_height padded_width channels"]:
     """Zero-pads maps, with `lows` before them, to `sizes`."""
     config = [(low, size - low - old, 0) for low, size, old in zip(lows, sizes, x.shape[1:3], strict=True)]
     # Without the barrier every reader of the maps would repeat the padding, with a bounds check per element.
@@ -116,13 +120,13 @@ def transform_kernel(
     return _mix(_KERNELS, list(by_row.swapaxes(0, 1)), 1).reshape(_WINDOW**2, *kernel.shape[2:])
 
 
-def _transpose_kernel(values: Array) -> Array:
+def _transpose_kernel(values: Float[Array, "36 *channels"]) -> Float[Array, "3 3 *channels"]:
     by_row = _mix(_KERNELS.T, list(values.reshape(_WINDOW, _WINDOW, *values.shape[1:])), 0)
     return _mix(_KERNELS.T, list(by_row.swapaxes(0, 1)), 1)
 
 
-def _transform_inputs(x: Array, pads: Pads) -> Array:
-    """Maps to the values of their windows at the points, (36 points, tiles, channels)."""
+def _transform_inputs(x: Float[Array, "batch height width channels"], pads: Pads) -> Float[Array, "36 tiles channels"]:
+    """Maps to the values of their windows at the points."""
     rows, columns = _tiles(_out_sizes(x.shape, pads))
     x = _pad(x, (pads[0][0], pads[1][0]), [rows * _TILE + 2, columns * _TILE + 2])
     by_column = _mix(_INPUTS, _every_fourth(x, _WINDOW, columns), 0)  # (6, batch, height, columns, channels)
@@ -130,7 +134,9 @@ def _transform_inputs(x: Array, pads: Pads) -> Array:
     return values.reshape(_WINDOW**2, -1, x.shape[-1])
 
 
-def _transpose_inputs(values: Array, x_shape, pads: Pads, out_sizes) -> Array:
+def _transpose_inputs(
+    values: Float[Array, "36 tiles channels"], x_shape, pads: Pads, out_sizes
+) -> Float[Array, "batch height width channels"]:
     batch, height, width, channels = x_shape
     (top, _), (left, _) = pads
     y = values.reshape(_WINDOW, _WINDOW, batch, *_tiles(out_sizes), channels)
@@ -138,11 +144,13 @@ def _transpose_inputs(values: Array, x_shape, pads: Pads, out_sizes) -> Array:
     return lax.slice_in_dim(_overlap(list(y)), left, left + width, axis=2)
 
 
-def _overlap(values: list[Array]) -> Array:
+def _overlap(values: list[Float[Array, "*shape"]]) -> Float[Array, "..."]:
     """Sums windows, given by their values along one axis, at a stride of 4 on axis 2."""
     pixels = [_combine(row, values) for row in _INPUTS.T]
 
-    def shifted(pixel: Array, by: int) -> Array:  # by so many tiles, on an axis with room for one more
+    def shifted(
+        pixel: Float[Array, "..."], by: int
+    ) -> Float[Array, "..."]:  # by so many tiles, on an axis with room for one more
         config = [(0, 0, 0)] * pixel.ndim
         config[2] = (by, 1 - by, 0)
         return lax.pad(pixel, jnp.zeros((), pixel.dtype), config)
@@ -152,8 +160,10 @@ def _overlap(values: list[Array]) -> Array:
     return y.reshape(*y.shape[:2], -1, *y.shape[4:])
 
 
-def _transform_products(products: Array, batch: int, out_sizes: tuple[int, int]) -> Array:
-    """(36 points, tiles, channels) to maps."""
+def _transform_products(
+    products: Float[Array, "36 tiles channels"], batch: int, out_sizes: tuple[int, int]
+) -> Float[Array, "batch out_height out_width channels"]:
+    """Values at the points to maps."""
     (height, width), (rows, columns) = out_sizes, _tiles(out_sizes)
     y = products.reshape(_WINDOW, _WINDOW, batch, rows, columns, -1)
     y = _mix(_OUTPUTS, list(y), 3)  # (6, batch, rows, 4, columns, channels)
@@ -161,7 +171,7 @@ def _transform_products(products: Array, batch: int, out_sizes: tuple[int, int])
     return y.reshape(batch, rows * _TILE, columns * _TILE, -1)[:, :height, :width]
 
 
-def _transpose_products(dy: Array) -> Array:
+def _transpose_products(dy: Float[Array, "batch out_height out_width channels"]) -> Float[Array, "36 tiles channels"]:
     rows, columns = _tiles(dy.shape[1:3])
     dy = _pad(dy, (0, 0), [rows * _TILE, columns * _TILE])
     by_column = _mix(_OUTPUTS.T, _every_fourth(dy, _TILE, columns), 0)

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jax import numpy as jnp
 from jax.extend.core import ClosedJaxpr, Literal  # pyright: ignore[reportPrivateImportUsage]
+from jaxtyping import PRNGKeyArray
 
 from inception_jax.models import initializers
 
@@ -22,7 +23,7 @@ class _Unknown(Exception):  # noqa: N818 (it is an answer)
     """A value is computed in a way that is not supported here."""
 
 
-def evaluate(traced: Any, key: jax.Array) -> Any:
+def evaluate(traced: Any, key: PRNGKeyArray) -> Any:
     """The result of a traced function of a key, `jax.jit(function).trace(key)`, bitwise equal to the compiled one.
 
     On CPUs the arrays are NumPy arrays unless something had to be compiled.

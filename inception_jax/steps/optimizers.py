@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import PyTree
+from jaxtyping import PyTree, ScalarLike
 
 from inception_jax.errors import UserError, check_choice, unknown_name
 
@@ -122,7 +122,7 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
     return optax.stateless(clip)
 
 
-def moving_average(average: PyTree, new: PyTree, decay: float, num_updates: jax.Array | int) -> PyTree:
+def moving_average(average: PyTree, new: PyTree, decay: ScalarLike, num_updates: ScalarLike) -> PyTree:
     """`d * average + (1 - d) * new`, leaf by leaf, in the leaves' own precision.
 
     d is the minimum of `decay` and (1 + num_updates) / (10 + num_updates), with num_updates the number of earlier

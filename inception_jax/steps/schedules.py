@@ -6,6 +6,7 @@ A schedule maps the number of updates made so far to the lr of the next one. The
 
 import math
 from collections.abc import Sequence
+from typing import no_type_check
 
 import flax.struct
 import jax.numpy as jnp
@@ -126,6 +127,7 @@ def _inverse_time(rate: float, decay_rate: float) -> optax.Schedule:
     return lambda step: rate / (1.0 + decay_rate * step)
 
 
+@no_type_check  # pytest checks calls: trees of shapes, of NumPy arrays or of flags have this structure, too
 class PlateauState(flax.struct.PyTreeNode):
     """The plateau rule's state between evaluations; all are scalars."""
 

@@ -1,7 +1,7 @@
 """Everything that training changes, in one pytree, and its initial value."""
 
 import zlib
-from typing import Any
+from typing import Any, no_type_check
 
 import flax.struct
 import jax
@@ -9,12 +9,14 @@ import optax
 from clu import parameter_overview
 from flax import linen as nn
 from jax import numpy as jnp
+from jaxtyping import Array, Int, PRNGKeyArray, Shaped
 
 from inception_jax.models.layers import as_outputs
 from inception_jax.steps import metrics
 from inception_jax.steps.schedules import PlateauState, init_plateau
 
 
+@no_type_check  # pytest checks calls: trees of shapes, of NumPy arrays or of flags have this structure, too
 class TrainState(flax.struct.PyTreeNode):
     """The content of a checkpoint: with it and the config, training continues as if it had not stopped.
 
@@ -27,13 +29,13 @@ class TrainState(flax.struct.PyTreeNode):
       metrics: sums over the examples since the last evaluation.
     """
 
-    step: jax.Array
+    step: Int[Array, ""]
     params: Any
     batch_stats: Any
     opt_state: optax.OptState
     plateau: PlateauState
     average: dict[str, Any]
-    metrics: dict[str, jax.Array]
+    metrics: dict[str, Shaped[Array, ""]]
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -47,13 +49,13 @@ class TrainState(flax.struct.PyTreeNode):
         return self.replace(**given, average=given if self.average else {})
 
 
-def stream(seed: int, name: str) -> jax.Array:
+def stream(seed: int, name: str) -> PRNGKeyArray:
     """The random key for one use of a seed, such as "init" or "train", independent of all other uses and seeds."""
     return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
 
 
 def create_state(
-    key: jax.Array,
+    key: PRNGKeyArray,
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     image_shape: tuple[int, int, int],
@@ -69,7 +71,7 @@ def create_state(
       dtype: of the images, the batch norm statistics and the metric sums.
     """
 
-    def create(key):
+    def create(key: PRNGKeyArray) -> TrainState:
         images = jnp.zeros((1, *image_shape), dtype)
         outputs, variables = model.init_with_output(key, images, train=False)
         params = variables["params"]

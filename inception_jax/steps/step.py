@@ -7,22 +7,24 @@ import jax
 import optax
 from flax import linen as nn
 from jax import numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
 from inception_jax.models.layers import as_outputs
 from inception_jax.steps import losses, metrics
 from inception_jax.steps.optimizers import moving_average
 from inception_jax.steps.state import TrainState
 
-Prepare = Callable[[jax.Array, jax.Array], jax.Array]  # (key, stored images) -> the network's inputs
-Mix = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]  # (key, inputs, labels) -> mixed ones
+Stored = Shaped[Array, "batch height width channels"]
+Prepared = Float[Array, "batch height width channels"]  # possibly of another size than the stored images
+Prepare = Callable[[PRNGKeyArray, Stored], Prepared]
+Mix = Callable[[PRNGKeyArray, Prepared, Int[Array, " batch"]], tuple[Prepared, Float[Array, "batch classes"]]]
 
 
 def train_step(
     state: TrainState,
-    images: Shaped[Array, "batch height width channels"],
+    images: Stored,
     labels: Int[Array, " batch"],
-    key: jax.Array,
+    key: PRNGKeyArray,
     *,
     model: nn.Module,
     optimizer: optax.GradientTransformation,
@@ -32,7 +34,7 @@ def train_step(
     aux_weight: float = 0.3,
     accumulation_steps: int = 1,
     average_decay: float = 0.0,
-) -> tuple[TrainState, jax.Array]:
+) -> tuple[TrainState, Float[Array, ""]]:
     """One update; returns the new state and the loss that was minimized, a scalar.
 
     Args:
@@ -109,13 +111,13 @@ def train_step(
 
 def eval_step(
     variables: dict[str, Any],
-    images: Shaped[Array, "batch height width channels"],
+    images: Stored,
     labels: Int[Array, " batch"],
     mask: Bool[Array, " batch"],
     *,
     model: nn.Module,
-    prepare: Callable[[jax.Array], jax.Array],
-) -> dict[str, jax.Array]:
+    prepare: Callable[[Stored], Prepared],
+) -> dict[str, Shaped[Array, ""]]:
     """The metric sums over a batch; rows whose mask is False are padding and do not count.
 
     The loss is the plain cross-entropy, without the label smoothing of training.
@@ -126,10 +128,10 @@ def eval_step(
 
 def predict_step(
     variables: dict[str, Any],
-    images: Shaped[Array, "batch height width channels"],
+    images: Stored,
     *,
     model: nn.Module,
-    prepare: Callable[[jax.Array], jax.Array],
+    prepare: Callable[[Stored], Prepared],
 ) -> Float[Array, "batch classes"]:
     """The class probabilities."""
     outputs = as_outputs(model.apply(variables, prepare(images), train=False))

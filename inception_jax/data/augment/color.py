@@ -116,19 +116,21 @@ def equalize(images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     return jnp.where(step[:, :, None] > 0, equalized, images)
 
 
-def _levels(images: Array) -> Int[Array, "b h w c"]:
+def _levels(images: Float[Array, "b h w c"]) -> Int[Array, "b h w c"]:
     return jnp.clip(jnp.round(images.astype(wide_dtype(images)) * 255), 0, 255).astype(jnp.int32)
 
 
-def _from_levels(levels: Array, images: Array) -> Array:
+def _from_levels(levels: Int[Array, "*shape"], images: Float[Array, "b h w c"]) -> Float[Array, "*shape"]:
     return (levels.astype(wide_dtype(images)) / 255).astype(images.dtype)
 
 
-def _draw_factors(key: PRNGKeyArray, images: Array, strength: float) -> Float[Array, " b"]:
+def _draw_factors(key: PRNGKeyArray, images: Float[Array, "b h w c"], strength: float) -> Float[Array, " b"]:
     return jax.random.uniform(key, (len(images),), wide_dtype(images), max(0.0, 1 - strength), 1 + strength)
 
 
-def blend(images: Float[Array, "b h w c"], others: Array, factors: Float[Array, " b"]) -> Float[Array, "b h w c"]:
+def blend(
+    images: Float[Array, "b h w c"], others: Float[Array, "#b #h #w #c"], factors: Float[Array, " b"]
+) -> Float[Array, "b h w c"]:
     """`factors * images + (1 - factors) * others`, clipped to 0..1; `others` is broadcast to the images' shape."""
     factors = factors[:, None, None, None]
     return jnp.clip(factors * images + (1 - factors) * others, 0, 1).astype(images.dtype)

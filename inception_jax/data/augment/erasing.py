@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from inception_jax.data.augment.geometry import check_pixels, draw_sizes
 from inception_jax.data.augment.normalization import wide_dtype
@@ -58,7 +58,9 @@ def random_erasing(
     return jnp.where((rows[:, :, None] & columns[:, None, :])[..., None], 0, images)
 
 
-def hidden(centers: Array, extent: int, size: int | Array) -> Array:
-    """Which pixels along an axis of `extent` pixels a square hides: bool."""
+def hidden(
+    centers: Int[Array, ""] | Int[Array, "b 1"], extent: int, size: int | Float[Array, ""]
+) -> Bool[Array, " extent"] | Bool[Array, "b extent"]:
+    """Which pixels along an axis of `extent` pixels a square hides, or one square for each example."""
     distances = jnp.arange(extent) - centers + size // 2
     return (distances >= 0) & (distances < size)

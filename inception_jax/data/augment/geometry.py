@@ -90,7 +90,11 @@ def draw_crops(
 
 
 def draw_sizes(
-    area_key: PRNGKeyArray, ratio_key: PRNGKeyArray, images: Array, scale: Sequence[float], ratio: Sequence[float]
+    area_key: PRNGKeyArray,
+    ratio_key: PRNGKeyArray,
+    images: Float[Array, "b h w c"],
+    scale: Sequence[float],
+    ratio: Sequence[float],
 ) -> Float[Array, "b n 2"]:
     """Heights and widths in whole pixels: area uniform in `scale`, width / height log-uniform in `ratio`."""
     batch, height, width, _ = images.shape
@@ -175,7 +179,9 @@ def affine_nearest(
     return jnp.where(inside[..., None], _pick(images, rows.astype(jnp.int32), columns.astype(jnp.int32)), 0)
 
 
-def _places(images: Array, matrices: Array) -> tuple[Float[Array, "b h w"], Float[Array, "b h w"]]:
+def _places(
+    images: Float[Array, "b h w c"], matrices: Float[Array, "b 2 2"]
+) -> tuple[Float[Array, "b h w"], Float[Array, "b h w"]]:
     """The rows and columns that matrices map every pixel of the images to."""
     _, height, width, _ = images.shape
     dtype = wide_dtype(images)
@@ -185,7 +191,9 @@ def _places(images: Array, matrices: Array) -> tuple[Float[Array, "b h w"], Floa
     return yx * x + yy * y + (height - 1) / 2, xx * x + xy * y + (width - 1) / 2
 
 
-def _pick(images: Array, rows: Int[Array, "b h w"], columns: Int[Array, "b h w"]) -> Float[Array, "b h w c"]:
+def _pick(
+    images: Float[Array, "b h w c"], rows: Int[Array, "b h w"], columns: Int[Array, "b h w"]
+) -> Float[Array, "b h w c"]:
     """The pixels at rows and columns. vmap marks the batch dimension, so that sharded examples stay where they are."""
     return jax.vmap(lambda image, row, column: image.at[row, column].get(mode="clip"))(images, rows, columns)
 
@@ -195,7 +203,9 @@ def _coverage(places: Float[Array, "b h w"], size: int) -> Float[Array, "b h w"]
     return jnp.clip(jnp.minimum(places + 1, size - places), 0, 1)
 
 
-def _neighbors(places: Float[Array, "b h w"], size: int, start: Array, extent: Array) -> tuple[Array, Array, Array]:
+def _neighbors(
+    places: Float[Array, "b h w"], size: int, start: Float[Array, "b 1 1"], extent: Float[Array, "b 1 1"]
+) -> tuple[Int[Array, "b h w"], Int[Array, "b h w"], Float[Array, "b h w"]]:
     """The two pixels of a box around positions on the resized axis, and the weight of the second one."""
     last = extent - 1
     places = jnp.clip((places + 0.5) * (extent / size) - 0.5, 0, last)
@@ -204,7 +214,7 @@ def _neighbors(places: Float[Array, "b h w"], size: int, start: Array, extent: A
     return (start + first).astype(jnp.int32), (start + second).astype(jnp.int32), places - first
 
 
-def check_pixels(name: str, pixels: int, images: Array, most: int) -> None:
+def check_pixels(name: str, pixels: int, images: Float[Array, "b h w c"], most: int) -> None:
     """Raises UserError unless `pixels` is from 0 to `most`."""
     if not 0 <= pixels <= most:
         _, height, width, _ = images.shape

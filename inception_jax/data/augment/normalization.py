@@ -52,7 +52,9 @@ def normalize(
     raise unknown_name("normalization", normalization, ("none", "unit", "mean", "mean_std", "per_image"))
 
 
-def _per_channel(name: str, values: ArrayLike | Sequence[float] | None, images: Array) -> Array:
+def _per_channel(
+    name: str, values: ArrayLike | Sequence[float] | None, images: Float[Array, "b h w c"]
+) -> Float[Array, " c"]:
     array = jnp.asarray(() if values is None else values, images.dtype)
     channels = images.shape[-1]
     if array.shape != (channels,):
@@ -62,6 +64,6 @@ def _per_channel(name: str, values: ArrayLike | Sequence[float] | None, images: 
     return array
 
 
-def wide_dtype(images: Array) -> jnp.dtype:
+def wide_dtype(images: Float[Array, "b h w c"]) -> jnp.dtype:
     """The dtype of draws, positions and statistics: that of the images, but at least float32."""
     return jnp.promote_types(images.dtype, jnp.float32)

@@ -85,10 +85,12 @@ def apply_operations(
     _, height, width, channels = images.shape
     chosen = {name: operations == index for index, name in enumerate(OPERATIONS)}
 
-    def strength(*names: str) -> Array:
+    def strength(*names: str) -> Float[Array, " b"]:
         return jnp.where(functools.reduce(jnp.logical_or, [chosen[name] for name in names]), strengths, 0)
 
-    def where(name: str, values: Array, others: Array) -> Array:
+    def where(
+        name: str, values: Float[Array, "#b #h #w #c"], others: Float[Array, "#b #h #w #c"]
+    ) -> Float[Array, "b h w _"]:
         return jnp.where(chosen[name][:, None, None, None], values, others)
 
     shear_x, shear_y = strength("shear_x"), strength("shear_y")

@@ -25,15 +25,15 @@ logger = logging.getLogger(__name__)
 with skip_registration():
 
     class TinyImagenet(tfds.core.GeneratorBasedBuilder):
-        """110,000 photographs of 200 classes, 64x64x3: of each class 500 for training and 50 for the test.
+        """110,000 photographs of 200 classes, 64x64x3: 500 of each class for training and 50 for testing.
 
         Made for Stanford's course CS231n (2015) from ImageNet's ILSVRC photographs (Russakovsky et al. 2015), whose
         terms it shares: non-commercial research and education. The test split is the published validation set; the
         published test set has no labels and is not used. 1.8 % of the files are stored as grayscale; all are kept
         byte for byte.
 
-        Labels are in the order of the sorted synsets ("n01443537" first). The training split goes round the classes,
-        one photograph of each at a time. A folder with a part of the classes makes a data set of these.
+        Labels are in the order of the sorted synsets ("n01443537" first). The training split cycles through the
+        classes, one photograph of each at a time. A folder with only some of the classes gives a data set of these.
         """
 
         VERSION = tfds.core.Version("1.0.0")
