@@ -269,7 +269,7 @@ def test_what_one_process_cannot_do_is_told_to_the_others(digits, tmp_path):
     [
         ({"coordinator": "10.0.0.1:1"}, "go together: give all three, or none"),
         ({"coordinator": "10.0.0.1", "num_processes": 2, "process_id": 0}, "is not HOST:PORT, e.g. 10.0.0.1:12345"),
-        ({"coordinator": "a:1", "num_processes": 2, "process_id": 2}, "with --num_processes=2 it is from 0 to 1"),
+        ({"coordinator": "a:1", "num_processes": 2, "process_id": 2}, "with --num_processes=2 it must be from 0 to 1"),
     ],
 )
 def test_wrong_groups_are_named(group, message):

@@ -206,7 +206,7 @@ def test_numbers_that_are_not_finite_leave_gaps(tmp_path):
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"holds no run: it has no config\.json"):
+    with pytest.raises(UserError, match=r"is not a run's folder: it has no config\.json"):
         write_report(tmp_path)
 
 

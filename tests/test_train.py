@@ -67,7 +67,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(config, tmp_path, monkeypatch
     # The first step, in the middle of an epoch, at its end before the evaluation, and just behind it.
     stop_after(monkeypatch, 1, 10, 21, 22)
     for _ in range(4):
-        with pytest.raises(train.Interrupted, match="the same command goes on"):
+        with pytest.raises(train.Interrupted, match="the same command continues"):
             train.train_and_evaluate(config, tmp_path / "stopped")
     train.train_and_evaluate(config, tmp_path / "stopped")
     assert_same_run(tmp_path / "stopped", tmp_path / "whole")

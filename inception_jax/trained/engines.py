@@ -160,7 +160,7 @@ def _graph(classifier: Run | Exported) -> bytes:
     except UserError:
         raise
     except Exception as error:  # a user's own network may raise anything for a batch of unknown size
-        raise UserError(f"the network cannot be exported as ONNX: {_in_short(error)}") from error
+        raise UserError(f"the network cannot be written as ONNX: {_in_short(error)}") from error
 
 
 def _in_short(error: Exception) -> str:

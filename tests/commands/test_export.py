@@ -86,7 +86,7 @@ def test_a_file_that_reads_back_otherwise_is_removed(trained, tmp_path, capsys, 
     [
         (["--format", "torchvison"], "unknown format 'torchvison'. Did you mean 'torchvision'?"),
         (["--format", "cadene"], "cadene has no ResNet: choose torchvision or timm"),
-        (["--format", "timm", "--output", "weights.npz"], "ends in .safetensors, .pth or .pt"),
+        (["--format", "timm", "--output", "weights.npz"], "must end in .safetensors, .pth or .pt"),
         (["--format", "timm", "--checkpoint", "last"], "checkpoint='last' is not allowed"),
         ([], "the following arguments are required: --format"),
     ],

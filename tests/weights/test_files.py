@@ -109,7 +109,7 @@ def test_what_is_written_is_read_by_pytorch(torch, tmp_path, suffix):
 
 def test_where_weights_cannot_be_written_it_is_said(tmp_path, monkeypatch):
     tensors = {"a": np.ones(2, np.float32)}
-    with pytest.raises(UserError, match=r"ends in \.safetensors, \.pth or \.pt"):
+    with pytest.raises(UserError, match=r"must end in \.safetensors, \.pth or \.pt"):
         write_state_dict(tmp_path / "weights.npz", tensors)
     with pytest.raises(UserError, match=r"cannot write .*: No such file"):
         write_state_dict(tmp_path / "missing" / "weights.safetensors", tensors)

@@ -206,9 +206,9 @@ UNREADABLE = {
     "without values": (called("torch._utils._rebuild_meta_tensor_no_storage", 1), "is a tensor without values"),
     "of a class of its own": (
         called("my.library.Tensor", tensor()),
-        r"that only my\.library\.Tensor can make",
+        r"that only my\.library\.Tensor can create",
     ),
-    "of an unknown storage": (tensor(kind="torch\nNewStorage"), r"a tensor that only torch\.NewStorage can make"),
+    "of an unknown storage": (tensor(kind="torch\nNewStorage"), r"a tensor that only torch\.NewStorage can create"),
     "negated": (tensor(beside=(False, None, {"neg": True})), "conjugated or negated"),
     "complex": (tensor(1, kind="torch\nComplexFloatStorage"), r"has complex numbers \(complex64\)"),
 }

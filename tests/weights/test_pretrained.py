@@ -235,7 +235,7 @@ def test_eight_digits_of_the_digest_are_enough(server, tmp_path, capsys):
     path = tmp_path / "data" / "weights" / "resnet18.safetensors"
     for shown in (True, False):
         assert fetch(server.publish(sha256=whole.sha256[:8])) == path
-        assert (f"SHA-256 of resnet18.safetensors: {whole.sha256}; it is kept" in capsys.readouterr().err) == shown
+        assert (f"SHA-256 of resnet18.safetensors: {whole.sha256}; it is stored" in capsys.readouterr().err) == shown
     assert path.with_name("resnet18.safetensors.sha256").read_text() == f"{whole.sha256}  resnet18.safetensors\n"
     assert weights_folder(tmp_path) == ["resnet18.safetensors", "resnet18.safetensors.sha256"]
 
