@@ -79,7 +79,7 @@ class Counting:
     fails: bool = False
     batches: list[int] = dataclasses.field(default_factory=list)
 
-    def logits(self, images):
+    def compute(self, images):
         self.batches.append(len(images))
         time.sleep(self.seconds)
         if self.fails:

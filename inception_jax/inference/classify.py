@@ -65,7 +65,7 @@ def classify(predictor: "Predictor", pictures: Iterable[Picture], *, top: int, b
             if known:
                 smallest = _padded_size(len(known), smallest, batch_size)
                 padded = np.stack(known + [known[0]] * (smallest - len(known)))
-                found = iter(top_classes(predictor.logits(padded)[: len(known)], predictor.class_names, top))
+                found = iter(top_classes(predictor.compute(padded)[: len(known)], predictor.class_names, top))
             for name, image in batch:
                 yield Prediction(name, error=image) if isinstance(image, str) else Prediction(name, *next(found))
 

@@ -42,8 +42,11 @@ class Predictor(abc.ABC):
         """How a picture of any size becomes an input."""
 
     @abc.abstractmethod
-    def _compute(self, images: np.ndarray) -> np.ndarray:
-        """The float32 logits (batch, classes) of uint8 images (batch, height, width, channels), which were checked."""
+    def compute(self, images: np.ndarray) -> np.ndarray:
+        """The float32 logits (batch, classes) of uint8 images (batch, height, width, channels), as `images` gives them.
+
+        They are neither checked nor converted again.
+        """
 
     def _normalized(self, images: np.ndarray) -> jax.Array:
         return self.transform.normalizer(self.input_dtype)(jnp.asarray(images))
@@ -81,7 +84,7 @@ class Predictor(abc.ABC):
 
     def logits(self, images: Picture | Sequence[Picture]) -> Float[np.ndarray, "batch classes"]:
         """The logits, float32. Raises as `images`."""
-        return self._compute(self.images(images))
+        return self.compute(self.images(images))
 
     def predict(self, images: Picture | Sequence[Picture]) -> Float[np.ndarray, "batch classes"]:
         """The probabilities of the classes, float32. Raises as `images`."""
@@ -115,7 +118,7 @@ class NetworkPredictor(Predictor):
     model: nn.Module
     variables: dict[str, Any]
 
-    def _compute(self, images: np.ndarray) -> np.ndarray:
+    def compute(self, images: np.ndarray) -> np.ndarray:
         model, variables = self._folded
         return np.asarray(folding.logits(model, variables, self._normalized(images)), np.float32)
 

@@ -83,10 +83,10 @@ class Run(NetworkPredictor):
     def input_dtype(self) -> Any:
         return dtypes(self.config.compute_dtype)[1]
 
-    def _compute(self, images: np.ndarray) -> np.ndarray:
+    def compute(self, images: np.ndarray) -> np.ndarray:
         if self.engine is not None and images.shape[1:] == self.inputs.image_shape:
             return self.engine(np.ascontiguousarray(images))
-        return super()._compute(images)
+        return super().compute(images)
 
 
 def load_run(

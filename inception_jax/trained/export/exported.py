@@ -54,7 +54,7 @@ class Exported(Predictor):
     def transform(self) -> Transform:
         return _transform(self.about)
 
-    def _compute(self, images: np.ndarray) -> np.ndarray:
+    def compute(self, images: np.ndarray) -> np.ndarray:
         call = self.engine or self._call
         if self.about["input"]["dtype"] == "uint8":
             return call(np.ascontiguousarray(images))

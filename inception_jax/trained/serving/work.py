@@ -201,7 +201,7 @@ class Batcher:
         """Compiles everything that requests will need."""
         blank = images.convert(Image.new("RGB", (64, 64)), self._classifier.form)
         for size in self.sizes:
-            self._classifier.logits(np.stack([blank] * size))
+            self._classifier.compute(np.stack([blank] * size))
 
     async def logits(self, image: np.ndarray) -> np.ndarray:
         """Logits (classes,) of one image (height, width, channels)."""
@@ -226,7 +226,7 @@ class Batcher:
             self._observe(len(batch))
             padded = [image for image, _ in batch] + [batch[0][0]] * (size - len(batch))
             try:
-                logits = await self.on_device(lambda padded: self._classifier.logits(np.stack(padded)), padded)
+                logits = await self.on_device(lambda padded: self._classifier.compute(np.stack(padded)), padded)
             except Exception as error:
                 for _, future in batch:
                     if not future.done():
