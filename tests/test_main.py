@@ -25,7 +25,7 @@ def get_config():
     config.num_devices = 1
     config.model.name = "simple_cnn"
     config.model.norm = "none"
-    config.model.stage_features = (4, 8)
+    config.model.stage_features = (4,)
     config.log.tensorboard = False
     return config
 """
@@ -126,7 +126,7 @@ def test_a_loss_that_is_not_finite_has_its_own_exit_code(folder, capsys):
     assert "error: the loss of step" in capsys.readouterr().err
 
 
-def test_training_leaves_the_whole_run_folder_and_finishes_again_at_once(folder, capsys):
+def test_training_leaves_the_whole_run_folder_and_finishes_again_at_once(folder, reports, capsys):
     assert main.main(["--config=small.py", "--config.log.tensorboard=true"]) == 0
     shown = capsys.readouterr().err
     for expected in ("device: 1 x cpu", "data: digits", "parameters: ", "first step: ", "estimate: ", "epoch 2/2 done"):

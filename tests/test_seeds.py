@@ -6,7 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from runs import assert_same_run, stop_after
+from runs import assert_same_run, small_config, stop_after
 
 from inception_jax import experiment, train
 from inception_jax.config import default_config
@@ -39,16 +39,9 @@ def test_no_two_seeds_have_an_order_in_common():
 
 @pytest.fixture
 def config(digits):
-    config = default_config()
+    config = small_config(digits)
     config.seed = 3
-    config.batch_size = 120  # ten steps an epoch
-    config.num_devices = 1
-    config.num_epochs = 2
-    config.model.name = "simple_cnn"
-    config.model.stage_features = (4,)
-    config.data.directory = str(digits)
-    config.data.augment.pad_and_crop = 1
-    config.log.tensorboard = False
+    config.data.splits.train = "train[:600]"  # ten steps an epoch
     return config
 
 
