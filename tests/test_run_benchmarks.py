@@ -19,7 +19,7 @@ def test_help_shows_examples(name, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
     monkeypatch.syspath_prepend(str(BENCHMARKS))  # as where a script is started
     monkeypatch.setattr(process, "tune", lambda: None)  # which would be for the other tests, too
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         runpy.run_path(str(BENCHMARKS / f"{name}.py"), run_name="__main__")
     assert f"python benchmarks/{name}.py --" in capsys.readouterr().out
 
