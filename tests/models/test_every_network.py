@@ -353,8 +353,9 @@ def test_trains_and_evaluates_at_a_small_size(model, image_shape):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size"),
-    [(name, "smallest") for name in NAMES if name not in DEEPER]
-    + [("alexnet", "native"), ("googlenet", "native"), ("vgg11_bn", "native")],
+    # Of the Tiny VGGs, whose tables differ in their dense layers, one; the others' kinds of layers are above.
+    [(name, "smallest") for name in NAMES if name not in DEEPER and name[:-1] != "tiny_vgg_"]
+    + [("tiny_vgg_b", "smallest"), ("alexnet", "native"), ("googlenet", "native"), ("vgg11_bn", "native")],
 )
 def test_trains_and_evaluates(name, size):
     heads = {"aux_heads": True} if hasattr(create_model(name, num_classes=10), "aux_heads") else {}

@@ -64,24 +64,16 @@ INCEPTION = {"init_weights": False, "transform_input": False}
 @pytest.mark.parametrize(
     ("name", "num_classes", "options", "peer_options", "image_shape"),
     [
-        # By default at small sizes, and once for each class of networks; ResNet is below, with few of its blocks.
-        # Maps of 1x2, which are spread to 6x6; the papers' 6x6 are as they are.
+        # At small sizes, and once for each class of networks: comparisons of gradients have the logits, too, and those
+        # in weights/test_preprocessing.py are at native sizes.
+        # Maps of 1x2, which are spread to 6x6.
         ("alexnet", 100, {}, {}, (2, 67, 99, 3)),
-        slow("alexnet", 100, {}, {}, (2, 224, 224, 3)),
         ("googlenet", 10, {"kernel_5x5": 3, "aux_heads": True}, {"aux_logits": True, **INCEPTION}, (2, 67, 64, 3)),
-        slow("googlenet", 1000, {"kernel_5x5": 3}, {"aux_logits": False, **INCEPTION}, (2, 224, 224, 3)),
         slow(
             "googlenet", 1000, {"kernel_5x5": 3, "aux_heads": True}, {"aux_logits": True, **INCEPTION}, (2, 224, 224, 3)
         ),
         ("inception_v3", 10, {}, {"aux_logits": False, **INCEPTION}, (1, 75, 75, 3)),
-        # At 299 pixels, since torchvision's auxiliary head needs 17x17 maps.
-        slow("inception_v3", 1000, {"aux_heads": True}, {"aux_logits": True, **INCEPTION}, (1, 299, 299, 3)),
-        # Odd maps and even ones: SAME would differ from PyTorch's padding on even ones alone.
-        slow("resnet18", 100, {}, {}, (2, 67, 64, 3)),
-        slow("resnet50", 100, {}, {}, (2, 67, 64, 3)),
-        # Maps of 2x3, which are spread to 7x7, and of 8x7, which are averaged; the paper's 7x7 are as they are.
-        slow("vgg11", 100, {}, NO_WEIGHTS, (2, 67, 96, 3)),
-        slow("vgg11_bn", 100, {}, NO_WEIGHTS, (2, 67, 96, 3)),
+        # Maps of 8x7, which are averaged; the paper's 7x7 are as they are.
         slow("vgg11", 100, {}, NO_WEIGHTS, (2, 256, 224, 3)),
         ("vgg11", 10, {"hidden_features": 16}, {"hidden_features": 16, **NO_WEIGHTS}, (2, 256, 224, 3)),
     ],
@@ -97,10 +89,13 @@ def test_logits_equal_torchvisions(name, num_classes, options, peer_options, ima
     [
         slow("alexnet", {}, {}, (2, 67, 99, 3)),
         slow("googlenet", {"kernel_5x5": 3, "aux_heads": True}, {"aux_logits": True, **INCEPTION}, (2, 67, 64, 3)),
+        # At 299 pixels, since torchvision's auxiliary head needs 17x17 maps.
         slow("inception_v3", {"aux_heads": True}, {"aux_logits": True, **INCEPTION}, (1, 299, 299, 3)),
+        # Odd maps and even ones: SAME would differ from PyTorch's padding on even ones alone.
         slow("resnet18", {}, {}, (2, 35, 32, 3)),
         slow("resnet50", {}, {}, (2, 35, 32, 3)),
-        # In float64 the paper's 4096 features have 10 GB of weights, gradients and copies.
+        # Maps of 2x3, which are spread to 7x7. In float64 the paper's 4096 features have 10 GB of weights, gradients
+        # and copies.
         ("vgg11", {"hidden_features": 16}, {"hidden_features": 16, **NO_WEIGHTS}, (2, 67, 96, 3)),
         ("vgg11_bn", {"hidden_features": 16}, {"hidden_features": 16, **NO_WEIGHTS}, (2, 67, 96, 3)),
     ],
@@ -123,7 +118,6 @@ def test_few_blocks_of_each_kind_equal_torchvisions(block, stage_sizes):
 @pytest.mark.parametrize(
     ("network", "timms", "repeats", "size"),
     [
-        slow(InceptionV4, timms_inception_v4, (4, 7, 3), 299),
         (InceptionV4, timms_inception_v4, (1, 1, 1), 75),
         slow(InceptionResNetV2, timms_inception_resnet_v2, (10, 20, 10), 299),
         (InceptionResNetV2, timms_inception_resnet_v2, (1, 1, 2), 75),
@@ -132,8 +126,7 @@ def test_few_blocks_of_each_kind_equal_torchvisions(block, stage_sizes):
 def test_logits_equal_timms(network, timms, repeats, size):
     peer, model = timms(repeats, 1000), network(repeats, 1000)
     if size == 299:
-        name = "inception_v4" if network is InceptionV4 else "inception_resnet_v2"
-        assert model == create_model(name, num_classes=1000)
+        assert model == create_model("inception_resnet_v2", num_classes=1000)
     assert_logits_equal(model, peer_variables(model, peer, "timm"), peer, (1, size, size, 3))
 
 
