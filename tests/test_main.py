@@ -187,7 +187,9 @@ def test_a_full_disk_ends_the_run_with_a_clear_line_until_there_is_room(folder, 
 
     enlarge()
     with subprocess.Popen(
-        [*command, "--config.checkpoint.keep_latest=1"], stderr=subprocess.PIPE, text=True
+        [*command, "--config.checkpoint.keep_latest=1", "--config.checkpoint.every_steps=0"],
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         output = process.stderr.read()
         assert process.wait() == 0, output
