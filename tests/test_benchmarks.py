@@ -63,6 +63,7 @@ def test_help_shows_examples():
     assert "  python benchmarks/train_step.py --models googlenet" in result.stdout
 
 
+@pytest.mark.slow
 def test_our_side_is_measured_against_a_peer(train_step, tmp_path, monkeypatch, capsys):
     peer = tmp_path / "peer.py"
     peer.write_text(PEER.replace("PARAMETERS", str(parameters_of("simple_cnn", 16))))
@@ -148,7 +149,7 @@ serve(Peer())
 """
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 def test_inference_is_measured_against_engines(train_step, tmp_path, monkeypatch, capsys, dtype):
     pytest.importorskip("onnx", reason="onnx is in the extras 'onnxruntime' and 'openvino'")
     peer = tmp_path / "peer.py"
