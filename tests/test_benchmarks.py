@@ -149,7 +149,8 @@ serve(Peer())
 """
 
 
-@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_inference_is_measured_against_engines(train_step, tmp_path, monkeypatch, capsys, dtype):
     pytest.importorskip("onnx", reason="onnx is in the extras 'onnxruntime' and 'openvino'")
     peer = tmp_path / "peer.py"
@@ -172,7 +173,7 @@ def test_inference_is_measured_against_engines(train_step, tmp_path, monkeypatch
     assert any(line.startswith("simple_cnn 2x16 inference: engine: ") for line in lines)
 
 
-@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("engine", ["onnxruntime", pytest.param("openvino", marks=pytest.mark.slow)])
 def test_the_engines_compute_what_is_exported(train_step, tmp_path, engine):
     for package in ("onnx", engine):
         pytest.importorskip(package, reason=f"{package} is in the extra {engine!r}")

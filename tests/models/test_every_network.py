@@ -291,13 +291,11 @@ def test_wrong_options_are_named_and_the_depth_is_fixed(name, options, message):
     assert "num_classes" not in str(error.value)
 
 
-# Of the deep networks, one block of each kind, and the side of its maps.
+# Of the deep networks, blocks that take all kinds of branches, and the side of their maps; the whole networks are slow.
 BLOCKS = {
     "bn_inception_3c": (partial(BranchedModule, bn_inception.module(bn_inception.FIGURE_5["inception_3c"])), 4),
-    "bn_inception_5b": (partial(BranchedModule, bn_inception.module(bn_inception.FIGURE_5["inception_5b"])), 4),
     "inception_resnet_v2_block_8": (partial(ResidualModule, inception_resnet_v2.BLOCK_8, 0.2), 4),
     "inception_v3_reduction_35": (partial(BranchedModule, inception_v3.reduction_35(False)), 5),
-    "inception_v3_figure_6": (partial(BranchedModule, inception_v3.figure_6(16, False)), 5),
     "inception_v3_figure_7": (partial(BranchedModule, inception_v3.figure_7(True)), 5),
     "inception_v4_c": (partial(BranchedModule, inception_v4.INCEPTION_C), 4),
 }
@@ -339,10 +337,10 @@ def test_folding_changes_nothing(model, side):
         (SimpleCNN(3, norm="batch", stage_features=(4, 8)), (4, 16, 16, 3)),
         slow(SmallInception(3, stage_features=(8, 12)), (4, 16, 16, 1)),
         (SmallInception(3, stage_features=(8, 12)), (4, 16, 16, 3)),
-        (TinyVGG(Configuration("he_normal", False, (16,), 0.3), num_classes=3), (4, 16, 16, 3)),
+        slow(TinyVGG(Configuration("he_normal", False, (16,), 0.3), num_classes=3), (4, 16, 16, 3)),
         (TinyVGG(Configuration("he_normal", True, (16,), 0.3), num_classes=3), (4, 16, 16, 3)),
         (VGG((2, 1), num_classes=3, norm="batch", classifier="mean"), (4, 8, 8, 3)),
-        (VGG((1,), num_classes=3), (4, 8, 8, 3)),
+        slow(VGG((1,), num_classes=3), (4, 8, 8, 3)),
         slow(InceptionV2(3, factorized_kernels=False, aux_heads=True, aux_norm="none", stem="small"), (4, 16, 16, 3)),
     ],
 )
