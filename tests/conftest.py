@@ -39,6 +39,26 @@ def single_precision_afterwards():
         sys.modules["jax"].config.update("jax_enable_x64", False)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def without_reports():
+    """Training writes no report, whose charts take as long as a small network's epochs; `reports` switches it on."""
+    training = sys.modules.get("inception_jax.train.training")
+    if training is None:  # no test that was collected trains in this process
+        yield None
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        write_report = training._write_report
+        patch.setattr(training, "_write_report", lambda folder: None)
+        yield write_report
+
+
+@pytest.fixture
+def reports(without_reports, monkeypatch):
+    """Training ends with its report, as it does for users."""
+    if without_reports:
+        monkeypatch.setattr("inception_jax.train.training._write_report", without_reports)
+
+
 @pytest.fixture(scope="session")
 def originals() -> Path:
     """The folder with the published archives of MNIST and CIFAR-10."""

@@ -2,7 +2,7 @@
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -44,6 +44,7 @@ class OneBlock(nn.Module):
         return self.block(conv=conv, name="block")(x, train)
 
 
+@cache
 def shapes(name, size=224, channels=3, num_classes=1000, **options):
     """What `init_with_output` would return: outputs and variables as shapes, without computing them."""
     return module_shapes(create_model(name, num_classes=num_classes, **options), (2, size, size, channels))

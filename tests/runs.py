@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 from networks import random_variables
 from PIL import Image
 
@@ -18,6 +19,33 @@ from inception_jax.runs.folder import open_checkpoints, prepare_folder
 from inception_jax.train.console import Console
 
 TIMINGS = ("images_per_second", "seconds", "training_seconds", "evaluation_seconds")
+
+
+def small_config(digits: Path) -> ConfigDict:
+    """A small sequential network on the digits, 21 steps an epoch, with what a resume must restore.
+
+    What tests leave of it as it is gives one program for all of them, which takes longer to compile than to run: so
+    the images' statistics are given, which differ from split to split.
+    """
+    config = default_config()
+    config.batch_size = 60
+    config.num_devices = 1
+    config.num_epochs = 2
+    config.average_decay = 0.9
+    config.model.name = "simple_cnn"
+    config.model.norm = "batch"
+    config.model.stage_features = (4,)
+    config.data.directory = str(digits)
+    config.data.mean, config.data.std = (0.3,), (0.37,)
+    config.data.augment.pad_and_crop = 1
+    config.schedule.name = "plateau"
+    config.schedule.learning_rate = 0.05
+    config.schedule.metric = "validation_loss"
+    config.schedule.patience = 0
+    config.schedule.threshold = 10.0  # nothing improves by so much, so that the rate falls at once
+    config.schedule.threshold_mode = "absolute"
+    config.log.tensorboard = False
+    return config
 
 
 def stop_after(monkeypatch, *steps):

@@ -63,6 +63,7 @@ def test_help_shows_examples():
     assert "  python benchmarks/train_step.py --models googlenet" in result.stdout
 
 
+@pytest.mark.slow
 def test_our_side_is_measured_against_a_peer(train_step, tmp_path, monkeypatch, capsys):
     peer = tmp_path / "peer.py"
     peer.write_text(PEER.replace("PARAMETERS", str(parameters_of("simple_cnn", 16))))
@@ -148,6 +149,7 @@ serve(Peer())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_inference_is_measured_against_engines(train_step, tmp_path, monkeypatch, capsys, dtype):
     pytest.importorskip("onnx", reason="onnx is in the extras 'onnxruntime' and 'openvino'")
@@ -171,7 +173,7 @@ def test_inference_is_measured_against_engines(train_step, tmp_path, monkeypatch
     assert any(line.startswith("simple_cnn 2x16 inference: engine: ") for line in lines)
 
 
-@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("engine", ["onnxruntime", pytest.param("openvino", marks=pytest.mark.slow)])
 def test_the_engines_compute_what_is_exported(train_step, tmp_path, engine):
     for package in ("onnx", engine):
         pytest.importorskip(package, reason=f"{package} is in the extra {engine!r}")

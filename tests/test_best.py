@@ -146,11 +146,15 @@ def test_a_summary_has_no_steps_value_but_its_own(config, folder, damage, noted,
 
 
 def test_a_run_goes_on_with_the_best_that_it_had(config, tmp_path, monkeypatch):
-    """Also for early stopping: the best value of before counts, whatever became of its checkpoint."""
+    """Also for early stopping, which waits for its patience: the best value of before counts, whatever became of its
+    checkpoint.
+    """
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     config = config.copy_and_resolve_references()
     config.evaluate.early_stopping_patience = 2
-    train.train_and_evaluate(config, whole)
+    config.num_epochs = 6
+    result = train.train_and_evaluate(config, whole)
+    assert (result["stopped"], result["epochs"], result["best"]["step"]) == ("early", 4, BEST)
     stop_after(monkeypatch, 70)
     with pytest.raises(train.Interrupted):
         train.train_and_evaluate(config, stopped)

@@ -5,9 +5,9 @@ import itertools
 import jax
 import numpy as np
 import pytest
+from runs import small_config
 
 from inception_jax import train
-from inception_jax.config import default_config
 from inception_jax.distributed import sharding
 from inception_jax.runs import run
 from inception_jax.train import loop
@@ -50,16 +50,9 @@ def test_what_is_owned_shares_nothing(devices, how):
 @pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_every_state_that_trains_shares_nothing(digits, tmp_path, monkeypatch, devices):
     """A new one; one that starts from a run's weights; a restored one; one that goes back; behind an evaluation."""
-    config = default_config()
-    config.batch_size = 600  # two steps an epoch
+    config = small_config(digits)
+    config.data.splits.train = "train[:120]"  # two steps an epoch
     config.num_devices = devices
-    config.num_epochs = 2
-    config.average_decay = 0.9
-    config.model.name = "simple_cnn"
-    config.model.norm = "batch"
-    config.model.stage_features = (4,)
-    config.data.directory = str(digits)
-    config.log.tensorboard = False
     seen = []
 
     def check(state, where):

@@ -188,7 +188,14 @@ def test_options_that_are_set_stay(first, tmp_path):
     assert (config.data.image_size, config.data.channels) == (24, 3)
 
 
-@pytest.mark.parametrize(("name", "size"), [("googlenet", 224), ("vgg11_bn", 224)])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("googlenet", 224),
+        ("resnet18", 224),
+        pytest.param("vgg11_bn", 224, marks=pytest.mark.slow),
+    ],  # of half a gigabyte
+)
 def test_a_file_of_weights_says_which_network_it_is_of(name, size, tmp_path):
     file = tmp_path / "weights.safetensors"
     model = inception_jax.create_model(name, num_classes=7)

@@ -4,23 +4,16 @@ import logging
 
 import jax
 import pytest
-from runs import assert_same_run
+from runs import assert_same_run, small_config
 
 from inception_jax import train
-from inception_jax.config import default_config
 from inception_jax.train import evaluator, start, training
 
 
 @pytest.fixture
 def config(digits):
-    config = default_config()
-    config.batch_size = 40  # thirty steps an epoch
+    config = small_config(digits)  # 21 steps an epoch, of which 12 are behind when the next programs are compiled
     config.num_epochs = 1
-    config.num_devices = 1
-    config.model.name = "simple_cnn"
-    config.model.stage_features = (4,)
-    config.data.directory = str(digits)
-    config.log.tensorboard = False
     return config
 
 

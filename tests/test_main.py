@@ -25,7 +25,7 @@ def get_config():
     config.num_devices = 1
     config.model.name = "simple_cnn"
     config.model.norm = "none"
-    config.model.stage_features = (4, 8)
+    config.model.stage_features = (4,)
     config.log.tensorboard = False
     return config
 """
@@ -126,7 +126,7 @@ def test_a_loss_that_is_not_finite_has_its_own_exit_code(folder, capsys):
     assert "error: the loss of step" in capsys.readouterr().err
 
 
-def test_training_leaves_the_whole_run_folder_and_finishes_again_at_once(folder, capsys):
+def test_training_leaves_the_whole_run_folder_and_finishes_again_at_once(folder, reports, capsys):
     assert main.main(["--config=small.py", "--config.log.tensorboard=true"]) == 0
     shown = capsys.readouterr().err
     for expected in ("device: 1 x cpu", "data: digits", "parameters: ", "first step: ", "estimate: ", "epoch 2/2 done"):
@@ -187,7 +187,9 @@ def test_a_full_disk_ends_the_run_with_a_clear_line_until_there_is_room(folder, 
 
     enlarge()
     with subprocess.Popen(
-        [*command, "--config.checkpoint.keep_latest=1"], stderr=subprocess.PIPE, text=True
+        [*command, "--config.checkpoint.keep_latest=1", "--config.checkpoint.every_steps=0"],
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         output = process.stderr.read()
         assert process.wait() == 0, output

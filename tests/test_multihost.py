@@ -26,7 +26,7 @@ FIELDS = {
     "num_epochs": 1,
     "model.name": "simple_cnn",
     "model.norm": "batch",
-    "model.stage_features": (4, 8),
+    "model.stage_features": (4,),
     "data.augment.pad_and_crop": 1,
     "schedule.learning_rate": 0.01,
     "checkpoint.every_steps": 5,

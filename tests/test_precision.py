@@ -23,7 +23,7 @@ def config(digits):
     config.num_devices = 1
     config.num_epochs = 1
     config.model.name = "simple_cnn"
-    config.model.stage_features = (4, 8)
+    config.model.stage_features = (4,)
     config.data.directory = str(digits)
     config.log.tensorboard = False
     return config
@@ -93,14 +93,20 @@ def test_a_run_goes_on_and_is_loaded_in_the_type_that_it_began_in(config, machin
     caplog.set_level("INFO")
     monkeypatch.setattr(precision, "LEAST_MULTIPLY_ADDS", 1)
     machine(True)
-    train.train_and_evaluate(config, tmp_path)
+    result = train.train_and_evaluate(config, tmp_path)
+    assert np.isfinite(result["test"]["loss"])
     assert json.loads((tmp_path / "config.json").read_text())["compute_dtype"] == "bfloat16"
     assert "bfloat16 (faster on this processor" in caplog.text
 
     machine(False)  # it goes on elsewhere
     train.train_and_evaluate(config, tmp_path)
     assert "bfloat16 (as at the start of the run)" in caplog.text
-    assert run.load_run(tmp_path).model.dtype == jax.numpy.bfloat16
+    loaded = run.load_run(tmp_path)
+    assert loaded.model.dtype == jax.numpy.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(loaded.variables)} == {np.dtype("float32")}
+    images = loaded.normalize(np.zeros((1, *loaded.inputs.image_shape), np.uint8))
+    _, kept = loaded.model.apply(loaded.variables, images, train=False, capture_intermediates=True)
+    assert kept["intermediates"]["conv1_1"]["__call__"][0].dtype == "bfloat16"
 
 
 def test_a_run_of_before_stays_with_what_auto_was(config, machine, tmp_path):

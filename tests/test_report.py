@@ -308,14 +308,20 @@ def test_markdown_has_its_pictures_beside_it(trained, tmp_path):
             picture.load()
 
 
+@pytest.fixture(scope="module")
+def pages(trained, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pages")
+    runs = make_runs(folder)
+    assert main(["report", str(trained), "--output", str(folder / "one.html")]) == 0
+    assert main(["report", str(trained), *map(str, runs), "--output", str(folder / "many.html")]) == 0
+    return folder
+
+
 @pytest.mark.parametrize("width", browser.WIDTHS)
-def test_it_fits_and_has_no_errors(trained, tmp_path, width):
-    runs = make_runs(tmp_path)
-    assert main(["report", str(trained), "--output", str(tmp_path / "one.html")]) == 0
-    assert main(["report", str(trained), *map(str, runs), "--output", str(tmp_path / "many.html")]) == 0
+def test_it_fits_and_has_no_errors(pages, width):
     with browser.browser() as started:
         for name in ("one.html", "many.html"):
-            with browser.page(started, (tmp_path / name).as_uri(), width) as shown:
+            with browser.page(started, (pages / name).as_uri(), width) as shown:
                 browser.assert_fits(shown)
                 if os.environ.get("SHOTS"):
                     shown.screenshot(path=f"{os.environ['SHOTS']}/{name}-{width}.png", full_page=True)

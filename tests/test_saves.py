@@ -1,10 +1,9 @@
 """What a run saves by the clock, goes on without, and says in the end."""
 
 import pytest
-from runs import assert_same_run, rows, stop_after, summary
+from runs import assert_same_run, rows, small_config, stop_after, summary
 
 from inception_jax import main, train
-from inception_jax.config import default_config
 from inception_jax.distributed import multihost
 from inception_jax.runs import run
 from inception_jax.train import session
@@ -14,18 +13,10 @@ from inception_jax.train.stopping import Votes
 
 @pytest.fixture
 def config(digits):
-    config = default_config()
-    config.batch_size = 120  # ten steps an epoch
-    config.num_devices = 1
-    config.num_epochs = 2
-    config.model.name = "simple_cnn"
-    config.model.norm = "batch"
-    config.model.stage_features = (4,)
-    config.data.directory = str(digits)
-    config.data.augment.pad_and_crop = 1
+    config = small_config(digits)
+    config.data.splits.train = "train[:600]"  # ten steps an epoch
     config.checkpoint.every_minutes = 0.0
     config.checkpoint.keep_latest = 100
-    config.log.tensorboard = False
     return config
 
 

@@ -6,12 +6,12 @@ import json
 import jax
 import numpy as np
 import pytest
-from runs import assert_same_run, stop_after
+from runs import assert_same_run, small_config, stop_after
 
 from inception_jax import experiment, train
 from inception_jax.config import default_config
 from inception_jax.data import order
-from inception_jax.runs import checkpoints, run
+from inception_jax.runs import checkpoints, folder, run
 from inception_jax.train import record, session, start, training
 
 SEEDS = [0, 1, 2, 3, 2**31 - 2, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1]
@@ -39,16 +39,9 @@ def test_no_two_seeds_have_an_order_in_common():
 
 @pytest.fixture
 def config(digits):
-    config = default_config()
+    config = small_config(digits)
     config.seed = 3
-    config.batch_size = 120  # ten steps an epoch
-    config.num_devices = 1
-    config.num_epochs = 2
-    config.model.name = "simple_cnn"
-    config.model.stage_features = (4,)
-    config.data.directory = str(digits)
-    config.data.augment.pad_and_crop = 1
-    config.log.tensorboard = False
+    config.data.splits.train = "train[:600]"  # ten steps an epoch
     return config
 
 
@@ -62,7 +55,7 @@ def test_a_run_of_before_goes_on_with_the_numbers_that_it_began_with(config, tmp
             super().save(step, state, {name: progress[name] for name in kept}, metrics)
 
     with monkeypatch.context() as before:
-        before.setattr(run, "Checkpoints", Checkpoints)
+        before.setattr(folder, "Checkpoints", Checkpoints)
         for module in (start, training):
             before.setattr(module, "initial_key", lambda config: jax.random.key(config.seed))
         before.setattr(session, "training_key", lambda config, named_streams: jax.random.key(config.seed + 1))

@@ -15,7 +15,7 @@ from inception_jax.train import fit, start, stopping, training
 from inception_jax.train.console import Console
 
 FIELDS = {
-    "model.name": "simple_cnn", "model.stage_features": "(4, 8)", "model.norm": "none", "num_devices": "1",
+    "model.name": "simple_cnn", "model.stage_features": "(4,)", "model.norm": "none", "num_devices": "1",
     "data.splits.train": "train[:640]", "batch_size": "64", "num_epochs": "3", "log.tensorboard": "False",
     "average_decay": "0",
 }  # fmt: skip
@@ -169,7 +169,7 @@ def test_all_is_saved_once_the_last_evaluation_has_begun(folder, monkeypatch, ca
 
 
 @pytest.mark.parametrize(("number", "code"), [(INT, 130), pytest.param(TERM, 75, marks=pytest.mark.slow)])
-def test_all_is_saved_while_the_report_is_written(folder, monkeypatch, capsys, number, code):
+def test_all_is_saved_while_the_report_is_written(folder, monkeypatch, capsys, reports, number, code):
     from inception_jax.trained import report
 
     before_call(monkeypatch, report, "write_report", number)

@@ -5,6 +5,7 @@ import gzip
 import importlib
 import json
 import re
+import shutil
 import signal
 import sys
 import warnings
@@ -17,46 +18,43 @@ import pytest
 from flax import linen as nn
 from jax import numpy as jnp
 from loading import load_data
-from runs import assert_same_run, rows, stop_after, summary
+from runs import assert_same_run, rows, small_config, stop_after, summary
 
 import inception_jax
 from inception_jax import data, main, steps, train
-from inception_jax.config import default_config
 from inception_jax.data import augment
 from inception_jax.data.augment import mixing
 from inception_jax.distributed import multihost
 from inception_jax.errors import UserError
-from inception_jax.runs import checkpoints, folder, run
+from inception_jax.experiment import Experiment, Inputs
+from inception_jax.runs import checkpoints, run
+from inception_jax.runs import folder as run_folder
 from inception_jax.steps import state
 from inception_jax.train import evaluator, profiling, record, stopping
 from inception_jax.train.console import Console
+from inception_jax.trained.report import write_report
 
 
 @pytest.fixture
 def config(digits):
-    """A small sequential network on the digits, 21 steps an epoch, with everything on that a resume must restore."""
-    config = default_config()
-    config.batch_size = 60
-    config.num_devices = 1
-    config.num_epochs = 2
-    config.average_decay = 0.9
-    config.model.name = "simple_cnn"
-    config.model.norm = "batch"
-    config.model.stage_features = (4, 8)
-    config.data.directory = str(digits)
-    config.data.augment.pad_and_crop = 1
-    config.schedule.name = "plateau"
-    config.schedule.learning_rate = 0.05
-    config.schedule.metric = "validation_loss"
-    config.schedule.patience = 0
-    config.schedule.threshold = 10.0  # nothing improves by so much, so that the rate falls at once
-    config.schedule.threshold_mode = "absolute"
-    config.log.tensorboard = False
-    return config
+    return small_config(digits)
+
+
+@pytest.fixture(scope="module")
+def whole(digits, tmp_path_factory):
+    """A finished run with it, to compare with."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    train.train_and_evaluate(small_config(digits), folder)
+    return folder
+
+
+@pytest.fixture
+def finished(whole, tmp_path):
+    """A copy of it."""
+    return shutil.copytree(whole, tmp_path / "finished")
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(config, tmp_path, monkeypatch):
-    config.data.augment.randaugment_ops = 1
     config.data.augment.random_erasing = 0.25
     config.data.augment.mixup = 0.2
     config.data.augment.cutmix = 1.0
@@ -64,22 +62,29 @@ def test_a_resumed_run_equals_an_uninterrupted_one(config, tmp_path, monkeypatch
     assert [row["step"] for row in rows(tmp_path / "whole")] == ["21", "42"]
     assert float(rows(tmp_path / "whole")[1]["learning_rate"]) == pytest.approx(0.05)  # reduced after this epoch
 
-    # The first step, in the middle of an epoch, at its end before the evaluation, and just behind it.
-    stop_after(monkeypatch, 1, 10, 21, 22)
-    for _ in range(4):
+    # In the middle of an epoch, at its end before the evaluation, and just behind it.
+    stop_after(monkeypatch, 10, 21, 22)
+    for _ in range(3):
         with pytest.raises(train.Interrupted, match="the same command continues"):
             train.train_and_evaluate(config, tmp_path / "stopped")
-    train.train_and_evaluate(config, tmp_path / "stopped")
+    result = train.train_and_evaluate(config, tmp_path / "stopped")
     assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+    timed = (result["steps"] - 4) * config.batch_size  # all but each session's first step
+    assert result["images_per_second"] == pytest.approx(timed / result["training_seconds"])
 
     # A finished run that is started again changes nothing.
     train.train_and_evaluate(config, tmp_path / "stopped")
     assert_same_run(tmp_path / "stopped", tmp_path / "whole")
 
 
-def test_a_run_killed_between_checkpoints_repeats_what_was_lost(config, tmp_path):
-    config.checkpoint.every_steps = 15
-    train.train_and_evaluate(config, tmp_path / "whole")
+def test_a_run_killed_between_checkpoints_repeats_what_was_lost(config, whole, tmp_path, monkeypatch):
+    """And a step that is due and evaluated as well is saved once."""
+    saved = []
+
+    class Checkpoints(checkpoints.Checkpoints):
+        def save(self, step, *arguments):
+            saved.append(step)
+            super().save(step, *arguments)
 
     class Killed(Exception):  # noqa: N818
         pass
@@ -90,11 +95,15 @@ def test_a_run_killed_between_checkpoints_repeats_what_was_lost(config, tmp_path
                 raise Killed
             return super().due(step)
 
+    monkeypatch.setattr(run_folder, "Checkpoints", Checkpoints)
+    config.checkpoint.every_steps = 7  # 21 steps are an epoch
     with pytest.raises(Killed):
-        train.train_and_evaluate(config, tmp_path / "killed", console=KilledAtStep33)
-    assert run.load_run(tmp_path / "killed", "latest").step == 30
-    train.train_and_evaluate(config, tmp_path / "killed")
-    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+        train.train_and_evaluate(config, tmp_path, console=KilledAtStep33)
+    assert run.load_run(tmp_path, "latest").step == 28
+    assert saved == [7, 14, 21, 28]
+    train.train_and_evaluate(config, tmp_path)
+    assert saved == [7, 14, 21, 28, 35, 42]
+    assert_same_run(tmp_path, whole)
 
 
 def test_a_step_on_mixed_examples():
@@ -152,42 +161,30 @@ def test_the_summary_counts_every_example_of_the_split_once(config, tmp_path):
         assert result[split]["top1"] == pytest.approx(correct.mean(), abs=1e-9)
 
 
-def test_accumulated_gradients_are_the_batchs(config, tmp_path):
+def test_accumulated_gradients_are_the_batchs(config):
     """Without batch norm, dropout and augmentation, micro-batches change nothing but the rounding."""
-    config.num_epochs = 1
     config.model.norm = "none"
     config.model.dropout_rate = 0.0
     config.data.augment.pad_and_crop = 0
-    config.data.splits.train = "train[:180]"
-    whole = train.train_and_evaluate(config, tmp_path / "whole")
-    config.accumulation_steps = 3
-    parts = train.train_and_evaluate(config, tmp_path / "parts")
-    assert parts["test"]["loss"] == pytest.approx(whole["test"]["loss"], rel=1e-4)
+    generator, key, results = np.random.default_rng(0), jax.random.key(0), []
+    images = generator.integers(0, 256, (60, 8, 8, 1), np.uint8)
+    labels = generator.integers(0, 10, 60, np.int32)
+    for config.accumulation_steps in (1, 3):
+        inputs = Inputs(tuple("0123456789"), (8, 8, 1), config.data.mean, config.data.std)
+        experiment = Experiment.of(config, inputs, steps_per_epoch=21)
+        results.append(jax.jit(experiment.train_step)(jax.jit(experiment.initial_state)(key), images, labels, key))
+    (whole, whole_loss), (parts, parts_loss) = results
+    assert parts_loss == pytest.approx(whole_loss, rel=1e-5)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), parts.params, whole.params)
 
 
-def test_another_config_in_the_same_folder_is_refused_with_the_difference(config, tmp_path):
-    config.num_epochs = 1
-    train.train_and_evaluate(config, tmp_path)
+def test_another_config_in_the_same_folder_is_refused_with_the_difference(config, finished):
     config.log.progress = "lines"  # how it is shown may differ
     config.profile = True
-    train.train_and_evaluate(config, tmp_path)
+    train.train_and_evaluate(config, finished)
     config.schedule.learning_rate = 0.2
     with pytest.raises(UserError, match=r"another config: schedule.learning_rate was 0.05, now 0.2"):
-        train.train_and_evaluate(config, tmp_path)
-
-
-def test_a_step_that_is_evaluated_and_due_is_saved_once(config, tmp_path, monkeypatch):
-    saved = []
-
-    class Checkpoints(checkpoints.Checkpoints):
-        def save(self, step, *arguments):
-            saved.append(step)
-            super().save(step, *arguments)
-
-    monkeypatch.setattr(folder, "Checkpoints", Checkpoints)
-    config.checkpoint.every_steps = 7  # 21 steps are an epoch
-    train.train_and_evaluate(config, tmp_path)
-    assert saved == [7, 14, 21, 28, 35, 42]
+        train.train_and_evaluate(config, finished)
 
 
 def test_a_record_of_another_version_is_refused():
@@ -262,9 +259,8 @@ def test_weights_that_are_not_finite_are_not_saved(config, tmp_path):
         train.train_and_evaluate(config, tmp_path)
 
 
-def test_a_request_to_stop_ends_an_evaluation(config, tmp_path, monkeypatch):
+def test_a_request_to_stop_ends_an_evaluation(config, whole, tmp_path, monkeypatch):
     """Also the last one, and the run ends as if nothing had been."""
-    train.train_and_evaluate(config, tmp_path / "whole")
     calls = []
     eval_batches = evaluator.eval_batches
 
@@ -280,18 +276,7 @@ def test_a_request_to_stop_ends_an_evaluation(config, tmp_path, monkeypatch):
             train.train_and_evaluate(config, tmp_path / "stopped")
         assert stopped.value.signal == signal.SIGTERM
     train.train_and_evaluate(config, tmp_path / "stopped")
-    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
-
-
-def test_early_stopping_waits_for_its_patience(config, tmp_path):
-    config.num_epochs = 6
-    config.schedule.name = "constant"
-    config.schedule.learning_rate = 0.0  # nothing is learnt, so the first evaluation stays the best
-    config.average_decay = 0.0
-    config.model.norm = "none"
-    config.evaluate.early_stopping_patience = 2
-    result = train.train_and_evaluate(config, tmp_path)
-    assert (result["stopped"], result["epochs"], result["best"]["epoch"]) == ("early", 3, 1)
+    assert_same_run(tmp_path / "stopped", whole)
 
 
 def test_a_run_ends_at_its_target_and_tells_the_time_until_then(config, tmp_path):
@@ -312,26 +297,9 @@ def test_a_run_ends_at_its_target_and_tells_the_time_until_then(config, tmp_path
     assert 0 <= result["evaluation_seconds"] < result["seconds"] - result["training_seconds"]
     timed = (result["steps"] - 1) * config.batch_size  # all but the first step
     assert result["images_per_second"] == pytest.approx(timed / result["training_seconds"])
-    assert "Stopped on test data" in (tmp_path / "max" / "report.html").read_text()
+    assert "Stopped on test data" in write_report(tmp_path / "max").read_text()
     # A run that has reached it stays ended.
     assert train.train_and_evaluate(config, tmp_path / "max")["stopped"] == "target"
-
-    config.evaluate.watch, config.evaluate.watch_mode = "test_loss", "min"
-    config.evaluate.stop_at = 1e-6
-    config.num_epochs = 2
-    assert train.train_and_evaluate(config, tmp_path / "min")["stopped"] == "completed"
-    config.evaluate.stop_at = 100.0
-    assert train.train_and_evaluate(config, tmp_path / "min_reached")["stopped"] == "target"
-
-
-def test_the_time_of_steps_survives_a_stop_in_the_middle_of_an_epoch(config, tmp_path, monkeypatch):
-    config.num_epochs = 1
-    stop_after(monkeypatch, 10)
-    with pytest.raises(train.Interrupted):
-        train.train_and_evaluate(config, tmp_path)
-    result = train.train_and_evaluate(config, tmp_path)
-    timed = (result["steps"] - 2) * config.batch_size  # all but each session's first step
-    assert result["images_per_second"] == pytest.approx(timed / result["training_seconds"])
 
 
 def traced_steps(folder):
@@ -352,17 +320,15 @@ def traced_steps(folder):
     return marked, [int(event["args"]["step_num"]) for event in shown if event.get("name") == "train"]
 
 
-def test_a_profile_marks_its_steps_and_changes_nothing(config, tmp_path, caplog):
-    config.num_epochs = 1
-    train.train_and_evaluate(config, tmp_path / "plain")
+def test_a_profile_marks_its_steps_and_changes_nothing(config, whole, tmp_path, caplog):
     config.profile = True
     with caplog.at_level("INFO", "inception_jax"):
         train.train_and_evaluate(config, tmp_path / "profiled")
     expected = list(range(profiling.FIRST_STEP, profiling.LAST_STEP + 1))
     assert traced_steps(tmp_path / "profiled") == (expected, expected)
     assert f"profile: steps 6 to 10 in {tmp_path / 'profiled' / 'profile'}" in caplog.text
-    assert_same_run(tmp_path / "profiled", tmp_path / "plain")
-    assert not (tmp_path / "plain" / "profile").exists()
+    assert_same_run(tmp_path / "profiled", whole)
+    assert not (whole / "profile").exists()
 
 
 @pytest.mark.parametrize("end", ["completed", "stopped", "failed", "too early"])
@@ -481,26 +447,12 @@ def test_a_data_set_outside_the_package_is_trained_on(tmp_path, monkeypatch):
     assert summary(loaded.folder)["test"]["count"] == 80
 
 
-def test_bfloat16_computes_with_float32_parameters(config, tmp_path):
-    config.compute_dtype = "bfloat16"
-    config.num_epochs = 1
-    result = train.train_and_evaluate(config, tmp_path)
-    assert np.isfinite(result["test"]["loss"])
-    loaded = run.load_run(tmp_path)
-    assert {leaf.dtype for leaf in jax.tree.leaves(loaded.variables)} == {np.dtype("float32")}
-    images = loaded.normalize(np.zeros((1, *loaded.inputs.image_shape), np.uint8))
-    _, kept = loaded.model.apply(loaded.variables, images, train=False, capture_intermediates=True)
-    assert kept["intermediates"]["conv1_1"]["__call__"][0].dtype == "bfloat16"
-
-
-def test_a_run_does_not_go_on_with_another_version_of_its_data_set(config, tmp_path, monkeypatch):
-    config.num_epochs = 1
-    train.train_and_evaluate(config, tmp_path)
+def test_a_run_does_not_go_on_with_another_version_of_its_data_set(config, finished, monkeypatch):
     loading = importlib.import_module("inception_jax.data.load")  # `data.load` is the function
     published = data.published
     monkeypatch.setattr(loading, "published", lambda *a: dataclasses.replace(published(*a), version="9.0.0"))
     with pytest.raises(UserError, match=r"run on version 1\.0\.0 of digits, but the version is now 9\.0\.0"):
-        train.train_and_evaluate(config, tmp_path)
+        train.train_and_evaluate(config, finished)
 
 
 def test_fit_trains_on_arrays_in_hand(config, tmp_path):

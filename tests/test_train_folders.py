@@ -32,7 +32,7 @@ def config(folder, tmp_path):
     config.num_devices = 1
     config.num_epochs = 3
     config.model.name = "simple_cnn"
-    config.model.stage_features = (4, 8)
+    config.model.stage_features = (4,)
     config.data.name = "image_folder"
     config.data.folder = str(folder)
     config.data.directory = str(tmp_path / "prepared")

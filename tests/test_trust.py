@@ -174,7 +174,7 @@ def test_no_field_of_a_folders_config_makes_anything_be_imported_or_called(value
 @pytest.mark.parametrize("command", ["predict", "evaluate", "report", "export", "inspect"])
 def test_no_field_of_a_folders_config_makes_a_command_import_or_call_anything(command, runs, canary, tmp_path, capsys):
     kept = (tmp_path / "run" / "config.json").read_text()
-    for path in field_names(default_config()):
+    for path in text_fields():
         (tmp_path / "run" / "config.json").write_text(kept)
         change(tmp_path / "run", **{path.replace(".", "__"): "planted:Net"})
         assert answer(READERS[command], runs, tmp_path / "run", capsys)[0] in (0, 2)

@@ -185,12 +185,16 @@ def _train(
             logger.warning("%s is complete: its network is loaded without training", folder)
         result = _summarize(session, state, evaluator, stopped, requests)
     if multihost.is_first():
-        from inception_jax.trained import report  # not earlier, since Matplotlib would delay the first step
-
-        logger.info("report: %s", report.write_report(folder))
+        _write_report(folder)
         for line in summary.describe_result(result):
             logger.info("%s", line)
     return result
+
+
+def _write_report(folder: Path) -> None:
+    from inception_jax.trained import report  # not earlier, since Matplotlib would delay the first step
+
+    logger.info("report: %s", report.write_report(folder))
 
 
 def _compiled_step(session: Session, restored: TrainState | None) -> tuple[Callable, TrainState]:

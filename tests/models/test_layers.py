@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from jax import numpy as jnp
-from networks import random_variables
+from networks import quick_jit, random_variables
 
 from inception_jax.models.layers import BatchNorm, ConvUnit, apply_siblings
 
@@ -67,7 +67,9 @@ def test_siblings_convolved_together_compute_what_each_computes_alone():
                 return jnp.square(y[0] if options["train"] else y).sum(), y
 
             got, wanted = (
-                jax.value_and_grad(loss, (0, 1), has_aux=True)(variables["params"], x, model)
+                quick_jit(jax.value_and_grad(loss, (0, 1), has_aux=True), static_argnums=2)(
+                    variables["params"], x, model
+                )
                 for model in (together, alone)
             )
             jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), got, wanted)

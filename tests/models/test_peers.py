@@ -10,7 +10,7 @@ import pytest
 from networks import assert_gradients_equal, assert_logits_equal, peer_variables, randomize
 from peers import import_timm, import_torchvision
 
-from inception_jax.models import InceptionResNetV2, InceptionV4, create_model
+from inception_jax.models import InceptionResNetV2, InceptionV4, ResNet, create_model
 
 slow = partial(pytest.param, marks=pytest.mark.slow)
 
@@ -24,6 +24,15 @@ def torchvisions(name, hidden_features=None, **options):
         sizes = (512 * 7 * 7, hidden_features, hidden_features, 10)
         for place, (inputs, outputs) in zip((0, 3, 6), pairwise(sizes), strict=True):
             peer.classifier[place] = nn.Linear(inputs, outputs)
+    randomize(peer)
+    return peer
+
+
+def torchvisions_resnet(block, stage_sizes):
+    """torchvision's ResNet for ten classes, with so many blocks in each stage."""
+    resnet = import_torchvision().models.resnet
+    blocks = {"basic": resnet.BasicBlock, "bottleneck": resnet.Bottleneck}
+    peer = resnet.ResNet(blocks[block], list(stage_sizes), num_classes=10)
     randomize(peer)
     return peer
 
@@ -55,20 +64,18 @@ INCEPTION = {"init_weights": False, "transform_input": False}
 @pytest.mark.parametrize(
     ("name", "num_classes", "options", "peer_options", "image_shape"),
     [
-        # Maps of 1x2, which are spread to 6x6; the papers' 6x6 are as they are.
+        # At small sizes, and once for each class of networks: comparisons of gradients have the logits, too, and those
+        # in weights/test_preprocessing.py are at native sizes.
+        # Maps of 1x2, which are spread to 6x6.
         ("alexnet", 100, {}, {}, (2, 67, 99, 3)),
-        ("alexnet", 100, {}, {}, (2, 224, 224, 3)),
-        ("googlenet", 1000, {"kernel_5x5": 3}, {"aux_logits": False, **INCEPTION}, (2, 224, 224, 3)),
-        ("googlenet", 1000, {"kernel_5x5": 3, "aux_heads": True}, {"aux_logits": True, **INCEPTION}, (2, 224, 224, 3)),
-        # At 299 pixels, since torchvision's auxiliary head needs 17x17 maps.
-        ("inception_v3", 1000, {"aux_heads": True}, {"aux_logits": True, **INCEPTION}, (1, 299, 299, 3)),
-        # Odd maps and even ones: SAME would differ from PyTorch's padding on even ones alone.
-        ("resnet18", 100, {}, {}, (2, 67, 64, 3)),
-        ("resnet50", 100, {}, {}, (2, 67, 64, 3)),
-        # Maps of 2x3, which are spread to 7x7, and of 8x7, which are averaged; the paper's 7x7 are as they are.
-        slow("vgg11", 100, {}, NO_WEIGHTS, (2, 67, 96, 3)),
-        ("vgg11_bn", 100, {}, NO_WEIGHTS, (2, 67, 96, 3)),
-        ("vgg11", 100, {}, NO_WEIGHTS, (2, 256, 224, 3)),
+        ("googlenet", 10, {"kernel_5x5": 3, "aux_heads": True}, {"aux_logits": True, **INCEPTION}, (2, 67, 64, 3)),
+        slow(
+            "googlenet", 1000, {"kernel_5x5": 3, "aux_heads": True}, {"aux_logits": True, **INCEPTION}, (2, 224, 224, 3)
+        ),
+        ("inception_v3", 10, {}, {"aux_logits": False, **INCEPTION}, (1, 75, 75, 3)),
+        # Maps of 8x7, which are averaged; the paper's 7x7 are as they are.
+        slow("vgg11", 100, {}, NO_WEIGHTS, (2, 256, 224, 3)),
+        ("vgg11", 10, {"hidden_features": 16}, {"hidden_features": 16, **NO_WEIGHTS}, (2, 256, 224, 3)),
     ],
 )
 def test_logits_equal_torchvisions(name, num_classes, options, peer_options, image_shape):
@@ -82,10 +89,13 @@ def test_logits_equal_torchvisions(name, num_classes, options, peer_options, ima
     [
         slow("alexnet", {}, {}, (2, 67, 99, 3)),
         slow("googlenet", {"kernel_5x5": 3, "aux_heads": True}, {"aux_logits": True, **INCEPTION}, (2, 67, 64, 3)),
+        # At 299 pixels, since torchvision's auxiliary head needs 17x17 maps.
         slow("inception_v3", {"aux_heads": True}, {"aux_logits": True, **INCEPTION}, (1, 299, 299, 3)),
-        ("resnet18", {}, {}, (2, 35, 32, 3)),
+        # Odd maps and even ones: SAME would differ from PyTorch's padding on even ones alone.
+        slow("resnet18", {}, {}, (2, 35, 32, 3)),
         slow("resnet50", {}, {}, (2, 35, 32, 3)),
-        # In float64 the paper's 4096 features have 10 GB of weights, gradients and copies.
+        # Maps of 2x3, which are spread to 7x7. In float64 the paper's 4096 features have 10 GB of weights, gradients
+        # and copies.
         ("vgg11", {"hidden_features": 16}, {"hidden_features": 16, **NO_WEIGHTS}, (2, 67, 96, 3)),
         ("vgg11_bn", {"hidden_features": 16}, {"hidden_features": 16, **NO_WEIGHTS}, (2, 67, 96, 3)),
     ],
@@ -97,10 +107,17 @@ def test_gradients_equal_torchvisions(name, options, peer_options, image_shape):
     assert_gradients_equal(model, convert, peer, image_shape)
 
 
+@pytest.mark.parametrize(("block", "stage_sizes"), [("basic", (1, 2, 1, 1)), ("bottleneck", (2, 1, 1, 1))])
+def test_few_blocks_of_each_kind_equal_torchvisions(block, stage_sizes):
+    """Logits and gradients on odd maps and even ones, with and without projections."""
+    model = ResNet(block, stage_sizes, num_classes=10)
+    convert = partial(peer_variables, model, format="torchvision")
+    assert_gradients_equal(model, convert, torchvisions_resnet(block, stage_sizes), (2, 35, 32, 3))
+
+
 @pytest.mark.parametrize(
     ("network", "timms", "repeats", "size"),
     [
-        slow(InceptionV4, timms_inception_v4, (4, 7, 3), 299),
         (InceptionV4, timms_inception_v4, (1, 1, 1), 75),
         slow(InceptionResNetV2, timms_inception_resnet_v2, (10, 20, 10), 299),
         (InceptionResNetV2, timms_inception_resnet_v2, (1, 1, 2), 75),
@@ -109,8 +126,7 @@ def test_gradients_equal_torchvisions(name, options, peer_options, image_shape):
 def test_logits_equal_timms(network, timms, repeats, size):
     peer, model = timms(repeats, 1000), network(repeats, 1000)
     if size == 299:
-        name = "inception_v4" if network is InceptionV4 else "inception_resnet_v2"
-        assert model == create_model(name, num_classes=1000)
+        assert model == create_model("inception_resnet_v2", num_classes=1000)
     assert_logits_equal(model, peer_variables(model, peer, "timm"), peer, (1, size, size, 3))
 
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from jax import numpy as jnp
-from networks import module_shapes, random_variables, shapes
+from networks import module_shapes, quick_jit, random_variables, shapes
 
 from inception_jax.errors import UserError
 from inception_jax.models import ResNet, create_model
@@ -53,25 +53,35 @@ def test_relu_follows_the_sum_with_the_input(block):
     features = 4 if block == "basic" else 1
     module = ResidualBlock(block, features)
     x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 5, 5, 4)), jnp.float32)
-    variables = module.init(jax.random.key(0), x, False)
+    variables = quick_jit(module.init, static_argnums=2)(jax.random.key(0), x, False)
     last = "conv2" if block == "basic" else "conv3"
     scale = variables["params"][last]["norm"]["scale"]
     variables["params"][last]["norm"]["scale"] = jnp.zeros_like(scale)
-    np.testing.assert_array_equal(module.apply(variables, x, False), np.maximum(x, 0))
+    apply = quick_jit(module.apply, static_argnums=2)
+    np.testing.assert_array_equal(apply(variables, x, False), np.maximum(x, 0))
 
 
 @pytest.mark.parametrize("block", ["basic", "bottleneck"])
 def test_blocks_may_start_as_their_shortcuts(block):
     """torchvision's zero_init_residual: the scales of every block's last batch norm, and no others."""
     model = ResNet(block, (2, 1), num_classes=3, stem="small", zero_init_residual=True)
-    variables = jax.jit(partial(model.init, train=False))(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
-    zero = {
-        jax.tree_util.keystr(path, simple=True, separator="/")
-        for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"])
-        if path[-1].key == "scale" and not leaf.any()
-    }
+
+    @quick_jit
+    def initial_scales(key):
+        params = model.init(key, jnp.zeros((1, 8, 8, 3)), train=False)["params"]
+        leaves = jax.tree_util.tree_leaves_with_path(params)
+        return {
+            jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+            for path, leaf in leaves
+            if path[-1].key == "scale"
+        }
+
+    scales = initial_scales(jax.random.key(0))
+    zero = {name for name, scale in scales.items() if not scale.any()}
     last = "conv2" if block == "basic" else "conv3"
-    assert zero == {f"{block}/{last}/norm/scale" for block in variables["params"] if block.startswith("stage")}
+    blocks = {name.partition("/")[0] for name in scales if name.startswith("stage")}
+    assert len(blocks) == 3
+    assert zero == {f"{block}/{last}/norm/scale" for block in blocks}
 
 
 def test_dropout_stands_before_the_classifier():
@@ -80,7 +90,8 @@ def test_dropout_stands_before_the_classifier():
     model = ResNet("basic", (1,), num_classes=3, dropout_rate=1.0)
     variables = random_variables(module_shapes(model, images.shape)[1])
     rngs = {"dropout": jax.random.key(0)}
-    outputs, _ = model.apply(variables, images, train=True, rngs=rngs, mutable=["batch_stats"])
+    apply = partial(model.apply, train=True, rngs=rngs, mutable=["batch_stats"])
+    outputs, _ = quick_jit(apply)(variables, images)
     np.testing.assert_array_equal(outputs.logits, [variables["params"]["fc"]["bias"]] * 2)
 
 

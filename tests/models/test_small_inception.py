@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from networks import quick_jit
 
 from inception_jax.models import create_model
 
@@ -14,15 +15,19 @@ def test_its_first_maps_are_whitened_squares_in_both_signs(channels):
     images = sum(noise[:, i : i + 32, j : j + 32] for i in range(4) for j in range(4))
     images = np.asarray(images + 2 * images.mean(-1, keepdims=True), np.float32)
     model = create_model("small_inception", num_classes=3, stage_features=(4,))
-    variables = model.init(jax.random.key(0), images, train=True)
-    _, state = model.apply(
-        variables,
-        images,
-        train=True,
-        mutable=["intermediates", "batch_stats"],
-        capture_intermediates=lambda module, _: module.name == "whiten",
-    )
-    maps = np.asarray(state["intermediates"]["whiten"]["__call__"][0])
+
+    @quick_jit
+    def whitened(key, images):
+        _, state = model.apply(
+            model.init(key, images, train=True),
+            images,
+            train=True,
+            mutable=["intermediates", "batch_stats"],
+            capture_intermediates=lambda module, _: module.name == "whiten",
+        )
+        return state["intermediates"]["whiten"]["__call__"][0]
+
+    maps = np.asarray(whitened(jax.random.key(0), images))
     assert maps.shape == (16, 31, 31, 8 * channels)
     whole = maps[..., : 4 * channels] - maps[..., 4 * channels :]  # both signs, each after a ReLU
     assert (maps >= 0).all()
@@ -35,15 +40,19 @@ def test_its_first_maps_are_whitened_squares_in_both_signs(channels):
 
 
 def test_its_convolutions_begin_as_the_identity():
-    params = create_model("small_inception", num_classes=3, stage_features=(8, 40)).init(
-        jax.random.key(0), np.zeros((1, 8, 8, 3), np.float32), train=False
-    )["params"]
-    kernels = {
-        "conv1": params["conv1"]["kernel"],  # 24 to 8 channels
-        "conv2": params["conv2"]["kernel"],  # 8 to 40
-        "conv_3x3": params["inception2"]["conv_3x3"]["kernel"],  # 40 to 30
-        "conv_1x1": params["inception2"]["conv_1x1"]["kernel"],  # 40 to 10
-    }
+    model = create_model("small_inception", num_classes=3, stage_features=(8, 40))
+
+    @quick_jit
+    def initial_kernels(key):
+        params = model.init(key, np.zeros((1, 8, 8, 3), np.float32), train=False)["params"]
+        return {
+            "conv1": params["conv1"]["kernel"],  # 24 to 8 channels
+            "conv2": params["conv2"]["kernel"],  # 8 to 40
+            "conv_3x3": params["inception2"]["conv_3x3"]["kernel"],  # 40 to 30
+            "conv_1x1": params["inception2"]["conv_1x1"]["kernel"],  # 40 to 10
+        }
+
+    kernels = initial_kernels(jax.random.key(0))
     maps = np.random.default_rng(0).standard_normal((2, 5, 5, 40), np.float32)
     for name, kernel in kernels.items():
         first, features = min(kernel.shape[2:]), kernel.shape[3]

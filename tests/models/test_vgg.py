@@ -5,7 +5,7 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
-from networks import count, module_shapes, shapes
+from networks import count, module_shapes, quick_jit, shapes
 
 from inception_jax.errors import UserError
 from inception_jax.models import VGG, create_model
@@ -75,7 +75,7 @@ def test_images_that_the_pools_use_up_are_refused(classifier, shape):
 )
 def test_initial_deviations(options, convolution, dense):
     model = VGG((1,), num_classes=512, hidden_features=512, **options)
-    variables = jax.jit(partial(model.init, train=False))(jax.random.key(0), np.ones((1, 8, 8, 3), np.float32))
+    variables = quick_jit(partial(model.init, train=False))(jax.random.key(0), np.ones((1, 8, 8, 3), np.float32))
     deviations = {name: np.std(unit.get("conv", unit)["kernel"]) for name, unit in variables["params"].items()}
     np.testing.assert_allclose(deviations["conv1_1"], convolution, rtol=0.05)
     assert ("fc7" in deviations) == (model.classifier == "paper")
@@ -88,7 +88,8 @@ def test_dropout_stands_before_fc7_and_fc():
     model = VGG((1,), num_classes=3, dropout_rate=1.0)
     variables = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), module_shapes(model, images.shape)[1])
     rngs = {"dropout": jax.random.key(0)}
-    outputs, state = model.apply(variables, images, train=True, rngs=rngs, capture_intermediates=True)
+    apply = partial(model.apply, train=True, rngs=rngs, capture_intermediates=True)
+    outputs, state = quick_jit(apply)(variables, images)
     fc6, fc7 = (state["intermediates"][name]["__call__"][0] for name in ("fc6", "fc7"))
     assert (fc6 > 1).all()
     np.testing.assert_array_equal(fc7, 1)

@@ -33,12 +33,16 @@ def test_batch_norm_equals_linens_in_value_and_gradient(shape, relu, implementat
     """The statistics have gradients, too: as where a loss reads them."""
     with jax.enable_x64(True):
         arguments = of_batch_norm(shape, jnp.float64)
-        found, pull_back = jax.vjp(
-            lambda *a: ops.batch_norm(*a, 1e-3, relu=relu, implementation=implementation), *arguments
-        )
-        wanted, linens_pull_back = jax.vjp(lambda *a: linens_batch_norm(*a, 1e-3, relu), *arguments)
-        back = jax.tree.map(lambda y: jnp.asarray(np.random.default_rng(1).normal(size=y.shape)), wanted)
-        for ours, theirs in zip((*found, *pull_back(back)), (*wanted, *linens_pull_back(back)), strict=True):
+
+        def results(norm, *arguments):
+            found, pull_back = jax.vjp(norm, *arguments)
+            back = jax.tree.map(lambda y: np.random.default_rng(1).normal(size=y.shape), found)
+            return *found, *pull_back(back)
+
+        ours = functools.partial(ops.batch_norm, epsilon=1e-3, relu=relu, implementation=implementation)
+        theirs = functools.partial(linens_batch_norm, epsilon=1e-3, relu=relu)
+        both = [jax.jit(functools.partial(results, norm))(*arguments) for norm in (ours, theirs)]
+        for ours, theirs in zip(*both, strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)  # Linen's statistics are float32
 
 
@@ -53,8 +57,9 @@ def test_batch_norm_differentiates_twice_and_vmaps():
     with jax.enable_x64(True):
         x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 4, 3)))
         for function in (gradient, twice):
-            found = jax.vmap(functools.partial(function, "auto"))(x)
-            wanted = jnp.stack([function("lax", each) for each in x])
+            found = jax.jit(jax.vmap(functools.partial(function, "auto")))(x)
+            one_by_one = jax.jit(functools.partial(function, "lax"))
+            wanted = jnp.stack([one_by_one(each) for each in x])
             np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-10)
 
 
@@ -88,11 +93,14 @@ def test_local_response_norm_equals_torch(options, implementation):
     images = torch.tensor(x.transpose(0, 3, 1, 2), requires_grad=True)
     wanted = torch.nn.LocalResponseNorm(**{"size": 5, **options})(images)
     wanted.backward(torch.tensor(weights.transpose(0, 3, 1, 2)))
+
+    @jax.jit
+    def value_and_gradient(x, weights):
+        got, pullback = jax.vjp(lambda x: ops.local_response_norm(x, **options, implementation=implementation), x)
+        return got, *pullback(weights)
+
     with jax.enable_x64(True):
-        got, pullback = jax.vjp(
-            lambda x: ops.local_response_norm(x, **options, implementation=implementation), jnp.asarray(x)
-        )
-        (gradient,) = pullback(jnp.asarray(weights))
+        got, gradient = value_and_gradient(x, weights)
     np.testing.assert_allclose(got, wanted.detach().numpy().transpose(0, 2, 3, 1), rtol=1e-12)
     np.testing.assert_allclose(gradient, images.grad.numpy().transpose(0, 2, 3, 1), rtol=1e-10, atol=1e-12)
 
@@ -104,20 +112,25 @@ def test_local_response_norm_of_bfloat16_is_computed_in_float32():
 
 
 def test_local_response_norm_transformations():
+    @jax.jit
     def gradient(x):
         return jax.grad(lambda x: jnp.sum(jnp.sin(jax.checkpoint(ops.local_response_norm)(x))))(x)
 
+    @functools.partial(jax.jit, static_argnums=0)
     def twice(norm, x):
         inner = jax.grad(lambda x: jnp.sum(jnp.sin(norm(x, 4, 0.5))))
         return jax.grad(lambda x: jnp.sum(inner(x) * jnp.cos(x)))(x)
 
+    @jax.jit
     def forwards(x):
         norm = functools.partial(ops.local_response_norm, size=4, alpha=0.5, implementation="lax")
         return jax.jvp(lambda x: jax.grad(lambda x: jnp.sum(jnp.sin(norm(x))))(x), (x,), (jnp.cos(x),))[1]
 
     with jax.enable_x64(True):
         x = jnp.asarray(np.random.default_rng(0).normal(0, 30, (3, 2, 7)))
-        np.testing.assert_allclose(jax.vmap(gradient)(x), jnp.stack([gradient(each) for each in x]), rtol=1e-12)
+        np.testing.assert_allclose(
+            jax.jit(jax.vmap(gradient))(x), jnp.stack([gradient(each) for each in x]), rtol=1e-12
+        )
         by_lax = twice(functools.partial(ops.local_response_norm, implementation="lax"), x)
         np.testing.assert_allclose(twice(ops.local_response_norm, x), by_lax, rtol=1e-10, atol=1e-12)
         assert np.isfinite(forwards(x)).all()

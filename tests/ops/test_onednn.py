@@ -55,7 +55,8 @@ def test_the_compilers_options(machine, version, flags, devices, platform, used)
 
 def exact(function, *arguments):
     with jax.enable_x64(True):
-        return [np.asarray(each) for each in function(*(jnp.asarray(each, jnp.float64) for each in arguments))]
+        results = jax.jit(function)(*(jnp.asarray(each, jnp.float64) for each in arguments))
+        return [np.asarray(each) for each in results]
 
 
 # Programs with oneDNN's convolutions cannot be kept, and JAX says so.
