@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from browser import WIDTHS, browser, page
 from fake_runs import fake_plan
 
 from inception_jax.inspection import drawing
@@ -34,7 +35,7 @@ def served():
     from inception_jax.trained import serving
 
     class Classifier:
-        class_names = ("dark", "light")
+        class_names = ("dark", "x" * 240)  # without a place to break it
         form = Format(4, 1)
 
         def logits(self, images):
@@ -68,3 +69,14 @@ def test_every_class_of_the_pages_is_in_the_stylesheet(texts):
     for name, text in texts.items():
         used = {word for found in re.findall(r'class="([^"]*)"', text) for word in found.split()}
         assert {word for word in used - no_style if not re.search(rf"\.{word}\b", sheet)} == set(), name
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_they_fit(texts, tmp_path, width):
+    with browser() as started:
+        for name, text in texts.items():
+            (tmp_path / name).with_suffix(".html").write_text(text)
+            with page(started, (tmp_path / name).with_suffix(".html").as_uri(), width) as shown:
+                shown.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true; })")
+                wide, window = shown.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
+                assert wide <= window, name

@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 import browser
 import pytest
+import scipy.stats
 from PIL import Image
 
 from inception_jax.commands import main
@@ -20,6 +21,7 @@ from inception_jax.runs.run import load_run
 from inception_jax.trained import evaluate
 from inception_jax.trained.report import write_report
 from inception_jax.trained.report.findings import examine
+from inception_jax.trained.report.records import interval
 
 METRICS = {"top1": 0.93125, "top5": 0.9971, "loss": 0.2513, "count": 5000}
 
@@ -94,6 +96,61 @@ def test_a_finished_run(tmp_path):
         assert text in page.text
     assert "not finished" not in page.text
     assert "Chosen on test data" not in page.text
+
+
+def headline(page):
+    return re.sub("<.*?>", "", re.search(r'<p class="headline">(.*?)</p>', page.source)[1])
+
+
+def test_the_result_to_quote_is_on_test_data_with_the_weights_that_validation_chose(tmp_path):
+    page = make_run(tmp_path, summary=make_summary("validation", "test"))
+    assert headline(page) == (
+        "93.12 % top-1 accuracy on test data: 5,000 images, 95 % interval 92.4 to 93.8 %, weights of epoch 2, "
+        "the best by validation_top1"
+    )
+    text = write_report(tmp_path, tmp_path / "page", style="markdown").read_text()
+    assert "\n\n**93.12 %** top-1 accuracy on test data" in text
+
+
+@pytest.mark.parametrize(
+    ("splits", "metric", "words"),
+    [
+        (
+            ("test",),
+            "test_top1",
+            "on test data: 5,000 images, 95 % interval 92.4 to 93.8 %, weights of epoch 3, the last",
+        ),
+        (("test",), None, "weights of epoch 3, the last ones"),
+        (("validation",), "validation_top1", "the best by validation_top1, which chose them"),
+        (("validation",), None, "on validation data: 5,000 images"),
+    ],
+)
+def test_the_result_to_quote_says_what_chose_it(tmp_path, splits, metric, words):
+    assert words in headline(make_run(tmp_path, summary=make_summary(*splits, metric=metric)))
+
+
+@pytest.mark.parametrize("test", [{}, {"top1": 0.5}, {"top1": 7.0, "count": 9}, {"top1": 0.5, "count": 0}])
+def test_without_a_result_there_is_none_to_quote(tmp_path, test):
+    page = make_run(tmp_path, summary=make_summary(test=test, best={}))
+    assert 'class="headline"' not in page.source
+
+
+@pytest.mark.parametrize(("right", "count"), [(0, 5), (5, 5), (331, 355), (4656, 5000)])
+def test_the_interval_is_wilsons(right, count):
+    expected = scipy.stats.binomtest(right, count).proportion_ci(0.95, method="wilson")
+    assert interval(right / count, count) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_fields_that_differ_from_the_defaults_come_first_and_the_others_are_folded(tmp_path):
+    page = make_run(tmp_path, summary=make_summary("test"), batch_size=64, **{"schedule.name": "cosine"})
+    first, _, folded = page.source.partition('id="config"')[2].partition("<details>")
+    assert page.rows[page.rows.index(["Field", "Value", "Default"]) + 1 :][:3] == [
+        ["batch_size", "64", "128"], ["num_epochs", "3", "10"], ["schedule.name", "cosine", "constant"],
+    ]  # fmt: skip
+    assert "<td>batch_size</td>" in first
+    assert "<td>batch_size</td>" not in folded
+    assert "weight_decay" in folded
+    assert re.search(r"<summary>\d+ fields with their defaults</summary>", folded)
 
 
 def test_a_run_that_reached_its_target_tells_the_time_of_its_steps(tmp_path):
@@ -268,6 +325,17 @@ def test_several_runs_stand_side_by_side(tmp_path):
     assert differing == [["schedule.learning_rate", "0.01", "0.1"]]
     assert re.search(r'class="[^"]*strong">0\.1<', page.source)
     assert page.images()[0]["alt"].startswith("Loss, train over epochs 1 to 3; slow: from 2 to")
+
+
+def test_no_result_on_test_data_is_in_bold(tmp_path):
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        make_run(tmp_path / name, summary=make_summary("validation", "test"))
+    page = Page(write_report([tmp_path / "one", tmp_path / "other"], tmp_path / "both.html"))
+    rows = re.findall("<tr><td>o[a-z]+</td>(.*?)</tr>", page.source, re.DOTALL)[:4]
+    assert [["strong" in cell for cell in re.findall("<td[^>]*>", row)] for row in rows] == [
+        [False, True, True, True, False, False, False]
+    ] * 4
 
 
 def test_several_networks_stand_side_by_side(trained, tmp_path):
