@@ -363,7 +363,7 @@ def test_a_profile_is_whole_however_the_run_ends(config, tmp_path, monkeypatch, 
             62,
             r"batch_size / accumulation_steps=62 is not divisible by 8, the number of devices: choose 56 or 64",
         ),
-        ("num_devices", 9, r"num_devices=9, but there are 8: CPU"),
+        ("num_devices", 9, r"num_devices=9 is not allowed: there are 8 devices: CPU"),
         ("batch_size", 4000, r"batch_size=4000 is not allowed: the training split has 1298 examples"),
     ],
 )
