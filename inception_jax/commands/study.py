@@ -123,6 +123,8 @@ def _dry_run(queue: Queue) -> None:
             say(f"{plan.name}, form {plan.form_name}:")
         for name in plan.variations:
             runs = [planned for planned in plan.runs_of(name) if planned.folder not in seen]
+            if not runs:  # an earlier line has them
+                continue
             seen.update(planned.folder for planned in runs)
             line, more_hours, more_gigabytes = _estimate(name, runs)
             hours, gigabytes = hours + more_hours, gigabytes + more_gigabytes

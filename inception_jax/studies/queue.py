@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from inception_jax import files
-from inception_jax.errors import UserError
+from inception_jax.errors import LostError, UserError
 from inception_jax.studies.plan import Plan, check_place, load_study, make_plan
 
 if TYPE_CHECKING:
@@ -280,7 +280,10 @@ def _work(
     if queue.alone:
         failures |= extras.measure_all(table)
     else:  # JAX would keep a GPU's memory, which the runs of the next study need
-        failures |= runner.apart(extras.measure_all, table, tick=status.write)
+        try:
+            failures |= runner.apart(extras.measure_all, table, tick=status.write)
+        except LostError as error:  # the report has what was measured before
+            status.fail(number, f"measuring after training failed: {error}")
     status.enter(number, "reporting", failures)
     table = results.read_table(plan)  # including the new measurements
     status.items[number].complete = all(

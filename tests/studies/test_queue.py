@@ -222,6 +222,17 @@ def test_a_mistake_in_the_package_is_a_failure_of_its_study_alone(studies, tmp_p
     assert found["second"]["state"] == "complete"
 
 
+def test_a_study_whose_measuring_dies_has_its_report_and_is_a_failure(studies, tmp_path, made_up, monkeypatch):
+    def measured(function, table, tick):
+        raise LostError("measure_all ended with exit code -9, without a result")
+
+    monkeypatch.setattr("inception_jax.studies.runner.apart", measured)
+    assert main(command(studies, tmp_path)) == 1
+    for study in status(tmp_path)["studies"].values():
+        assert study["report"]
+        assert study["failures"]["the study"].startswith("measuring after training failed: measure_all ended with")
+
+
 def test_a_full_disk_ends_the_queue(studies, tmp_path, made_up, monkeypatch, capsys):
     def write_report(table, failures):
         raise cannot_write(table.plan.folder, OSError(errno.ENOSPC, "No space left")) from OSError(errno.ENOSPC, "")
@@ -259,7 +270,6 @@ def test_a_dry_run_counts_a_run_once(studies, tmp_path, monkeypatch, capsys):
         "first, form smoke:",
         "narrow",
         "first, form smoke:",
-        "narrow",
         "wide",
         f"all: 6.0 hours without evaluation, one run after the other; 4.00 GB in {tmp_path / 'work'}",
     ]
