@@ -1,6 +1,7 @@
 """Finished runs of a study, made up: what a report needs of them, without training."""
 
 import json
+from pathlib import Path
 
 from inception_jax.studies import Claim, Form, Minimum, Study, Variation
 from inception_jax.studies.plan import make_plan
@@ -57,3 +58,14 @@ def finish(planned, top1, epochs=EPOCHS):
         "parameters": 1182, "device": "1 x cpu", "versions": {"jax": "0.12.0"},
     }  # fmt: skip
     (planned.folder / "summary.json").write_text(json.dumps(summary))
+
+
+def write_study(path):
+    """Writes a study file with `make_study()`; returns its path as text."""
+    lines = (
+        "import sys",
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})",
+        "from fake_runs import make_study as get_study",
+    )
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)

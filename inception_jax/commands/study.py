@@ -1,21 +1,21 @@
-"""`inception-jax study`: trains the variations of a study, compares them with published results, and reports."""
+"""`inception-jax study`: trains the variations of studies, compares them with published results, and reports."""
 
 import argparse
 import os
 import re
 import shutil
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from inception_jax.commands import flags
 from inception_jax.errors import UserError
-from inception_jax.files import held
 from inception_jax.process import TERMINATED, Terminated, log_to_stderr, terminable
+from inception_jax.studies.queue import Queue, add_entry_flags, make_entry, read_entries, work_through
 from inception_jax.text import columns, complain, printable, say
 
 if TYPE_CHECKING:
-    from inception_jax.studies.plan import Plan
+    from inception_jax.studies.plan import PlannedRun
+    from inception_jax.studies.results import Table
 
 EXAMPLES = """\
 examples:
@@ -24,9 +24,15 @@ examples:
   inception-jax study residuals --form cpu
   inception-jax study patience --only 'patience_1*' --budget 30minutes
   inception-jax study my_study.py --budget 5epochs --config.data.archives=DIR
+  inception-jax study residuals aux_heads --form cpu
+  inception-jax study --queue weekend.txt --dry-run
 
 Runs that are complete are kept, those that were interrupted go on: the same command continues. Each run is a folder of
 its own below --workdir, and the report beside them is written anew each time: report.html, report.tex, results.json.
+
+Several studies, or those of a queue file, run one after the other, and one that fails does not keep the next ones from
+running. A line of the file is what would stand on the command line: a study, --form, --only, --epochs, --seeds and
+fields; what is given on the command line is for the lines that do not set it. queue.html says how everything stands.
 """
 
 
@@ -37,14 +43,14 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "study",
         run,
         help="train the variations of a study and report them beside published numbers",
-        description="Trains what a study is missing and writes its report. Without FILE: the studies that there are.",
+        description="Trains what studies are missing and writes their reports. Without FILE: lists the studies.",
         examples=EXAMPLES,
         takes_fields=True,
     )
-    parser.add_argument("file", metavar="FILE", nargs="?", help="a study file, or the name of a shipped one")
-    parser.add_argument("--form", default="full", metavar="NAME", help="in which size (default: full)")
-    parser.add_argument("--only", action="append", default=[], metavar="NAME", help="variations, patterns; repeatable")
-    parser.add_argument("--budget", metavar="N", help="5epochs: train each so long; 30minutes: stop after this time")
+    parser.add_argument("file", metavar="FILE", nargs="*", help="a study file, or the name of a shipped one")
+    parser.add_argument("--queue", type=flags.path, metavar="FILE", help="a text file with a study in each line")
+    add_entry_flags(parser)
+    parser.add_argument("--budget", metavar="N", help="5epochs: as --epochs 5; 30minutes: stop after this time")
     parser.add_argument("--jobs", type=int, metavar="N", help="runs at once (default: one for each GPU, else 1)")
     parser.add_argument(
         "--workdir", type=flags.path, default=Path("runs/studies"), metavar="DIR", help="(default: runs/studies)"
@@ -54,96 +60,108 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Trains and reports; returns 1 if a run failed, 75 if some are left because of the time limit or SIGTERM."""
-    from inception_jax.studies.plan import load_study, make_plan, shipped_studies
-
-    if not args.file:
-        shipped = {name: load_study(str(path))[1] for name, path in shipped_studies().items()}
-        rows = [(name, f"{study.title} (forms: {', '.join(study.forms)})") for name, study in shipped.items()]
-        say("\n".join(columns(rows)))
+    if not args.file and not args.queue:
+        _list_studies()
         return 0
     flags.check_at_least_1(args, "jobs")
     epochs, seconds = _budget(args.budget)
-    name, study = load_study(args.file)
-
-    def plan(found=None) -> "Plan":
-        return make_plan(
-            name, study, args.form, args.workdir, only=args.only, epochs=epochs, fields=args.fields, found=found
-        )
-
+    if epochs and args.epochs:
+        raise UserError("--epochs and --budget of epochs are the same: give one of them")
+    args.epochs = args.epochs or epochs
+    queue = _queue(args)
     with terminable():
         try:
             if args.dry_run:
-                _dry_run(plan())
+                _dry_run(queue)
                 return 0
-            gpus = _gpus()
-            with log_to_stderr(), held(plan().folder, "the study's folder", "works on the study"):
-                return _train_and_report(plan, jobs=args.jobs or len(gpus) or 1, seconds=seconds, gpus=gpus)
+            with log_to_stderr():
+                return _train_and_report(queue, args.jobs, seconds)
         except Terminated:  # the runs have saved their state
             complain("terminated: the same command goes on")
             return TERMINATED
 
 
-def _train_and_report(plan, *, jobs: int, seconds: float | None, gpus: list[str]) -> int:
-    from inception_jax.studies import extras, report, results, runner
+def _list_studies() -> None:
+    from inception_jax.studies.plan import load_study, shipped_studies
 
-    started = time.monotonic()
-    planned = plan()
-    failures = runner.train(planned.runs, jobs=jobs, seconds=seconds, gpus=gpus)
-    table = results.read_table(planned)
-    search = planned.study.search
-    if search and search.finer:
-        # The second round depends on the results of the first.
-        first = {name: table.estimate(name, search.measure) for name in table.results}
-        planned = plan({name: estimate.mean for name, estimate in first.items() if estimate.values})
-        left = None if seconds is None else max(seconds - (time.monotonic() - started), 0.0)
-        failures |= runner.train(planned.runs, jobs=jobs, seconds=left, gpus=gpus)
-        table = results.read_table(planned)
-    failures |= extras.measure_all(table)
-    table = results.read_table(planned)  # including the new measurements
-    page = report.write_report(table, failures)
-    for verdict in table.verdicts():
-        say(printable(f"{verdict.verdict:>10}: {verdict.claim.text}"))
-    say(f"report: {page}")
-    if failures:
+    shipped = {name: load_study(str(path))[1] for name, path in shipped_studies().items()}
+    rows = [(name, f"{study.title} (forms: {', '.join(study.forms)})") for name, study in shipped.items()]
+    say("\n".join(columns(rows)))
+
+
+def _queue(args: argparse.Namespace) -> Queue:
+    if not args.queue:
+        entries = tuple(make_entry(study, args, args.fields) for study in args.file)
+        return Queue(entries, args.workdir, alone=len(entries) == 1)
+    if args.file:
+        raise UserError(f"{args.file[0]} and --queue: give studies, or a queue file")
+    return Queue(read_entries(args.queue, args, args.fields), args.workdir)
+
+
+def _train_and_report(queue: Queue, jobs: int | None, seconds: float | None) -> int:
+    def reported(table: "Table", page: Path) -> None:
+        for verdict in table.verdicts():
+            say(printable(f"{verdict.verdict:>10}: {verdict.claim.text}"))
+        say(f"report: {page}", flush=True)
+
+    gpus = _gpus()
+    status = work_through(queue, jobs=jobs or len(gpus) or 1, seconds=seconds, gpus=gpus, reported=reported)
+    for failure in status.failures:
+        complain(f"failed: {failure}")
+    if status.failures:
         return 1
-    states = {result.state for found in table.results.values() for result in found}
-    return 0 if states == {"complete"} else TERMINATED
+    return 0 if status.is_complete else TERMINATED
 
 
-def _dry_run(plan: "Plan") -> None:
+def _dry_run(queue: Queue) -> None:
     """Prints each run and its progress; for the rest, the time and disk space estimated from measured steps."""
+    seen: set[Path] = set()
+    hours = gigabytes = 0.0
+    plans = queue.plans()
+    for plan in plans:
+        if not queue.alone:
+            say(f"{plan.name}, form {plan.form_name}:")
+        for name in plan.variations:
+            runs = [planned for planned in plan.runs_of(name) if planned.folder not in seen]
+            if not runs:  # an earlier line has them
+                continue
+            seen.update(planned.folder for planned in runs)
+            line, more_hours, more_gigabytes = _estimate(name, runs)
+            hours, gigabytes = hours + more_hours, gigabytes + more_gigabytes
+            say(printable(line), flush=True)
+    folder = plans[0].folder if queue.alone else queue.workdir
+    say(f"all: {hours:.1f} hours without evaluation, one run after the other; {gigabytes:.2f} GB in {folder}")
+
+
+def _estimate(name: str, runs: "list[PlannedRun]") -> tuple[str, float, float]:
+    """The line for a variation, and the hours and gigabytes that its missing runs take."""
     from inception_jax.runs.folder import open_checkpoints, read_config
     from inception_jax.studies.plan import state_of
     from inception_jax.studies.runner import measure
 
-    hours = gigabytes = 0.0
-    for name in plan.variations:
-        runs = plan.runs_of(name)
-        missing = [planned for planned in runs if state_of(planned) != "complete"]
-        line = f"{name:28} {len(runs)} seed(s), {len(runs) - len(missing)} complete"
-        if missing:
-            first, folder = measure(missing[0])
-            try:
-                config = read_config(folder / "config.json")
-                with open_checkpoints(folder, config) as checkpoints:
-                    step = checkpoints.latest_step()
-                    if step is None:
-                        raise UserError(f"{name}: nothing could be measured; {folder.with_suffix('.log')} says why")
-                    progress = checkpoints.progress(step)
-                    size = sum(path.stat().st_size for path in (folder / "checkpoints" / str(step)).rglob("*"))
-                if not progress["training_seconds"] or not progress["training_images"]:
-                    raise UserError("it is over after its first step")
-                images = config.num_epochs * progress["steps_per_epoch"] * config.batch_size
-                rate = progress["training_images"] / progress["training_seconds"]
-                own = (first + images / rate) / 3600 * len(missing)
-                kept = size * (config.checkpoint.keep_latest + config.checkpoint.keep_best) / 1e9 * len(missing)
-                line += f"; {rate:,.0f} images/s, {own:.2f} h and {kept:.2f} GB to come"
-                hours, gigabytes = hours + own, gigabytes + kept
-                shutil.rmtree(folder.parent)
-            except UserError as error:
-                line += f"; not measured: {error}"
-        say(printable(line), flush=True)
-    say(f"all: {hours:.1f} hours without evaluation, one run after the other; {gigabytes:.2f} GB in {plan.folder}")
+    missing = [planned for planned in runs if state_of(planned) != "complete"]
+    line = f"{name:28} {len(runs)} seed(s), {len(runs) - len(missing)} complete"
+    if not missing:
+        return line, 0.0, 0.0
+    first, folder = measure(missing[0])
+    try:
+        config = read_config(folder / "config.json")
+        with open_checkpoints(folder, config) as checkpoints:
+            step = checkpoints.latest_step()
+            if step is None:
+                raise UserError(f"{name}: nothing could be measured; {folder.with_suffix('.log')} says why")
+            progress = checkpoints.progress(step)
+            size = sum(path.stat().st_size for path in (folder / "checkpoints" / str(step)).rglob("*"))
+        if not progress["training_seconds"] or not progress["training_images"]:
+            raise UserError("it is over after its first step")
+        images = config.num_epochs * progress["steps_per_epoch"] * config.batch_size
+        rate = progress["training_images"] / progress["training_seconds"]
+        hours = (first + images / rate) / 3600 * len(missing)
+        gigabytes = size * (config.checkpoint.keep_latest + config.checkpoint.keep_best) / 1e9 * len(missing)
+        shutil.rmtree(folder.parent)
+    except UserError as error:
+        return f"{line}; not measured: {error}", 0.0, 0.0
+    return f"{line}; {rate:,.0f} images/s, {hours:.2f} h and {gigabytes:.2f} GB to come", hours, gigabytes
 
 
 def _budget(text: str | None) -> tuple[int | None, float | None]:

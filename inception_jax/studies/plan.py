@@ -255,8 +255,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def start(planned: PlannedRun) -> None:
-    """Creates the parent folder of a run, and saves its config there.
+def check_place(planned: PlannedRun) -> Config:
+    """Returns the config of a run that may be started or resumed in its folder.
 
     Raises:
       UserError: the run's folder holds a run with another config.
@@ -269,5 +269,16 @@ def start(planned: PlannedRun) -> None:
         raise UserError(
             f"{planned.folder} has a run with another config: {'; '.join(differences)}. Choose another --workdir"
         )
+    return config
+
+
+def start(planned: PlannedRun) -> None:
+    """Creates the parent folder of a run, and saves its config there.
+
+    Raises:
+      UserError: the run's folder holds a run with another config.
+    """
+    config = check_place(planned)
+    note = planned.folder.with_suffix(".json")
     planned.folder.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(note, json.loads(config.to_json()))

@@ -1,7 +1,9 @@
 """Trains the missing runs of a study, each in its own process, several at once on several devices."""
 
 import contextlib
+import ctypes
 import logging
+import multiprocessing
 import os
 import queue
 import shutil
@@ -11,16 +13,23 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
-from inception_jax.process import TERMINATED
+from inception_jax.errors import LostError
+from inception_jax.process import TERMINATED, log_to_stderr
 from inception_jax.studies.plan import PlannedRun, start, state_of
 
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2
+TICK_SECONDS = 15.0  # between two calls of `tick`
+Tick = Callable[[Sequence[PlannedRun], Mapping[Path, str]], None]
+EXIT_SECONDS = 30.0  # until a process that gave no result has to have ended
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 # If a study is killed, Linux kills its runs, so that none goes on writing. prctl(PR_SET_PDEATHSIG, SIGKILL) stays in
 # force after execv.
 END_WITH_PARENT = """
@@ -32,7 +41,12 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 
 def train(
-    runs: Sequence[PlannedRun], *, jobs: int = 1, seconds: float | None = None, gpus: Sequence[str] = ()
+    runs: Sequence[PlannedRun],
+    *,
+    jobs: int = 1,
+    seconds: float | None = None,
+    gpus: Sequence[str] = (),
+    tick: Tick = lambda running, failures: None,
 ) -> dict[Path, str]:
     """Trains the runs that are not complete; interrupted runs are resumed.
 
@@ -40,6 +54,7 @@ def train(
       jobs: number of runs at the same time.
       seconds: time after which current runs are stopped and saved, and no more are started.
       gpus: their numbers or names, assigned to the jobs in turn; (): all jobs see all devices.
+      tick: called from time to time, and after each run, with the runs that train now and the failures so far.
 
     Returns:
       Failures, by the run's folder: the exit code and the last line that was printed.
@@ -52,6 +67,7 @@ def train(
     missing = [planned for planned in runs if state_of(planned) != "complete"]
     until = None if seconds is None else time.monotonic() + seconds
     failures: dict[Path, str] = {}
+    running: dict[Path, PlannedRun] = {}
     free: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     for job in range(jobs):
         free.put(gpus[job % len(gpus)] if gpus else None)
@@ -61,20 +77,27 @@ def train(
         if stop.is_set() or (until and time.monotonic() > until):
             return
         gpu = free.get()
+        running[planned.folder] = planned
         try:
             logger.info("%d of %d: %s, seed %d", number, len(missing), planned.variation, planned.seed)
             failure = _train_one(planned, gpu, lambda: stop.is_set() or bool(until and time.monotonic() > until))
         finally:
+            running.pop(planned.folder)
             free.put(gpu)
         if failure:
             failures[planned.folder] = failure
             logger.warning("%s, seed %d: %s", planned.variation, planned.seed, failure)
 
     with ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(train_one, number, planned) for number, planned in enumerate(missing, 1)]
+        pending = {pool.submit(train_one, number, planned) for number, planned in enumerate(missing, 1)}
         try:
-            for future in futures:
-                future.result()
+            done: set[Any] = set(pending)
+            while pending:
+                # After a run has ended, the next one starts at once: it is shown, too.
+                done, pending = wait(pending, POLL_SECONDS if done else TICK_SECONDS, FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+                tick([*running.copy().values()], failures.copy())
         except BaseException:
             stop.set()  # the runs save their state
             raise
@@ -137,3 +160,39 @@ def measure(planned: PlannedRun, seconds: float = 900.0) -> tuple[float, Path]:
         shutil.rmtree(folder.parent)
         raise
     return first, folder
+
+
+def apart(function: Callable[..., Any], *arguments: Any, tick: Callable[[], None]) -> Any:
+    """Calls a function in a process of its own, so that nothing that it allocates, on a GPU for example, stays.
+
+    Args:
+      function: of a module, which the other process imports.
+      arguments: and what it returns can be pickled.
+      tick: called from time to time.
+
+    Raises:
+      LostError: the process died, or the function raised an exception, which was printed.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(theirs, function, arguments))
+    process.start()
+    theirs.close()  # so that the end of the other process is noticed
+    try:
+        while not ours.poll(TICK_SECONDS):
+            tick()
+        return ours.recv()
+    except EOFError:
+        process.join(EXIT_SECONDS)
+        raise LostError(f"{function.__name__} ended with exit code {process.exitcode}, without a result") from None
+    finally:
+        process.terminate()
+        process.join()
+
+
+def _answer(pipe: Connection, function: Callable[..., Any], arguments: Sequence[Any]) -> None:
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, too, which ends this process
+    with log_to_stderr():
+        pipe.send(function(*arguments))
