@@ -64,6 +64,7 @@ OWN = {
     "model.norm_epsilon": (1e-3, 0.0, -1.0, 1e-60, math.nan, math.inf, "small"),
     "model.num_classes": (5,),
     "model.param_dtype": ("float16",),
+    "model.stage_convolutions": ((2, 1), (1,), (0, 2), ("a",), 2),
     "model.stage_features": ((), (3,), (0,), (-4, 8), (2.5,), ("a",), 16, None, (4, 4, 4, 4, 4)),
     "model.train": (True,),
     "schedule.boundaries": ((60, 120), (0.5, 0.5), (3, 1)),
@@ -292,7 +293,7 @@ def test_typed_configs_compute_or_are_refused(config_file, examples):
 def test_changed_options_of_every_network_compute_or_are_refused(name, random):
     choices = {
         "stem": ("imagenet", "small", "small_pooled"),
-        "norm": ("lrn", "batch", "none"),
+        "norm": ("lrn", "batch", "stem", "none"),
         "kernel_5x5": (3, 5, 4),
         "pool_4": (None, 2, 0, 9),
         "aux_heads": (True, False, 1),

@@ -90,7 +90,7 @@ WRONG = [
     (["--config=small.py", "--config.schedule.name=cosin"], "unknown schedule.name 'cosin'. Did you mean 'cosine'?"),
     (["--config=small.py", "--config.optimizer.name=sdg"], "unknown optimizer.name 'sdg'. Did you mean 'sgd'?"),
     (["--config=small.py", "--config.model.name=googelnet"], "unknown model 'googelnet'. Did you mean 'googlenet'?"),
-    (["--config=small.py", "--config.model.stem=small"], "unknown option of simple_cnn 'stem'"),
+    (["--config=small.py", "--config.model.residual=identity"], "unknown option of simple_cnn 'residual'"),
     (["--config=small.py", "--config.model.num_classes=5"], "model.num_classes cannot be set: it follows from"),
     (["--config=small.py", "--config.data.name=minst"], "unknown data set 'minst'. Did you mean 'mnist'?"),
     (["--config=small.py", "--config.data.splits.train=trian"], "trian"),

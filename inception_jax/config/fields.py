@@ -113,7 +113,7 @@ FIELDS: tuple[Field, ...] = (
     _row("model.name", str, "googlenet",
          meaning="A registered network, or module:Name from outside the package. An empty text takes the network of "
                  "the weights in init_from."),
-    _row("model.norm", str | None, None, "Normalization: lrn, batch or none."),
+    _row("model.norm", str | None, None, "Normalization: batch or none; of GoogLeNet also lrn or stem."),
     _row("model.kernel_5x5", int | None, None,
          meaning="Side of the kernel in the third branch of an Inception module, in pixels: 5 as in the paper "
                  "(Szegedy et al. 2015), 3 as in torchvision."),
