@@ -67,6 +67,7 @@ OWN = {
     "model.stage_convolutions": ((2, 1), (1,), (0, 2), ("a",), 2),
     "model.stage_features": ((), (3,), (0,), (-4, 8), (2.5,), ("a",), 16, None, (4, 4, 4, 4, 4)),
     "model.train": (True,),
+    "optimizer.weight_decay_layers": (("fc",), ("conv*", "fc"), ("no_such",)),
     "schedule.boundaries": ((60, 120), (0.5, 0.5), (3, 1)),
     "schedule.metric": ("validation_loss", "validation_top1"),
     "seed": (2**32 - 1, 2**32, 2**63),

@@ -246,6 +246,9 @@ FIELDS: tuple[Field, ...] = (
          meaning="Largest global norm of the gradient; 0 does not clip."),
 
     _row("schedule.name", str, "constant", choices=("constant", "step", "plateau", "cosine", "inverse_time"),
+    _row("optimizer.weight_decay_layers", tuple[str, ...], (), rule=rules.NAMES, any_name=True,
+         meaning="Names or shell patterns of the layers, or of modules that contain them, whose kernels are decayed, "
+                 "such as conv?_3,fc?. Empty decays all kernels."),
          meaning="The schedule of the learning rate."),
     _row("schedule.learning_rate", float, 0.1, "The highest learning rate.", rule=rules.AT_LEAST_0),
     _row("schedule.warmup_epochs", float, 0.0, rule=rules.AT_LEAST_0,
