@@ -140,8 +140,8 @@ def compute(config, image_shape=(8, 8, 1), classes=10, sizes=(("train", 1617), (
     if not data.is_encoded(config.data.name):
         run.load_data(config)
     size = config.data.image_size
-    form = images.Format(size, config.data.channels or image_shape[-1])
-    image_shape = (*((size, size) if size else image_shape[:2]), form.channels)
+    form = images.Format(size, config.data.channels or image_shape[-1], pad=config.data.pad)
+    image_shape = (*((size, size) if size else (side + 2 * form.pad for side in image_shape[:2])), form.channels)
     parts = splits.resolve_all(dict(config.data.splits), dict(sizes))
     examples = sum(part.stop - part.start for part in parts["train"])
     try:

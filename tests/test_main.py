@@ -92,6 +92,8 @@ WRONG = [
     (["--config=small.py", "--config.model.name=googelnet"], "unknown model 'googelnet'. Did you mean 'googlenet'?"),
     (["--config=small.py", "--config.model.residual=identity"], "unknown option of simple_cnn 'residual'"),
     (["--config=small.py", "--config.model.num_classes=5"], "model.num_classes cannot be set: it follows from"),
+    (["--config=small.py", "--config.data.pad=-1"], "data.pad=-1 is not allowed: it must be from 0 to 1024 pixels"),
+    (["--config=small.py", "--config.optimizer.weight_decay_layers=fcc"], "layers 'fcc'. Did you mean 'fc'?"),
     (["--config=small.py", "--config.data.name=minst"], "unknown data set 'minst'. Did you mean 'mnist'?"),
     (["--config=small.py", "--config.data.splits.train=trian"], "trian"),
     (["--config=small.py", "--config.batch_size=0"], "batch_size=0 is not allowed: it must be at least 1"),

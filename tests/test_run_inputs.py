@@ -1,5 +1,6 @@
 """What a trained network's methods take, and what they refuse: whatever training never had."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -93,6 +94,16 @@ def test_files_bytes_and_pillow_images_are_predicted_alike(run, tmp_path):
     assert path.error is None
     assert path.probabilities == content.probabilities == given.probabilities
     assert (content.name, given.name) == ("-", "-")
+
+
+def test_pictures_are_padded_as_in_training(run):
+    config = run.config.copy_and_resolve_references()
+    config.data.pad = 2
+    padding, small = dataclasses.replace(run, config=config), IMAGES[:, :4, :4]
+    expected = run.predict(np.pad(small, ((0, 0), (2, 2), (2, 2), (0, 0))))
+    for picture, probabilities in zip(small, expected, strict=True):
+        (found,) = predict(padding, [Image.fromarray(picture[..., 0])])
+        np.testing.assert_allclose(found.probabilities, np.sort(probabilities)[::-1], rtol=1e-5)
 
 
 def test_showing_one_does_not_show_its_weights(run, exported):

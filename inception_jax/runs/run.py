@@ -137,6 +137,7 @@ def data_options(config: Config) -> tuple[data.Location, data.Selection, data.De
             crop_share=section.crop_share,
             pipeline=pipeline,
             memory_gib=section.memory_gib,
+            pad=section.pad,
         ),
     )
 
@@ -204,7 +205,7 @@ class Run:
         if height != width:
             raise UserError(f"{self.folder} takes images of {height}x{width} pixels; pictures become squares alone")
         section = self.config.data
-        return images.Format(height, channels, section.resize, section.fit, section.crop_share)
+        return images.Format(height, channels, section.resize, section.fit, section.crop_share, section.pad)
 
     def normalize(self, images: np.ndarray) -> jax.Array:
         """Converts uint8 images (batch, height, width, channels), of any height and width, to the network's inputs.
