@@ -52,7 +52,7 @@ class Inputs:
     def transform(self, section: Config) -> Transform:
         """How a picture becomes an input, with the options in a config's section `data`."""
         how = (section.resize, section.fit, section.crop_share, section.normalization)
-        return Transform(self.image_shape, *how, self.mean, self.std)
+        return Transform(self.image_shape, *how, self.mean, self.std, pad=section.pad)
 
     def augmenter(self, strengths: dict[str, Any], normalization: str, dtype: Any) -> steps.Prepare:
         """The counterpart of `Transform.normalizer` for training, with augmentation: (key, images) -> inputs."""

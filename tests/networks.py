@@ -19,7 +19,10 @@ from inception_jax.models.layers import ConvUnit
 from inception_jax.weights import from_state_dict, to_state_dict
 
 # Networks of another registered one's blocks, and more of them: what is slow is tried with that one alone.
-DEEPER = {"resnet34", "resnet101", "resnet152", "vgg13", "vgg16", "vgg19", "vgg13_bn", "vgg16_bn", "vgg19_bn"}
+DEEPER = {
+    "resnet34", "resnet101", "resnet152", "tiny_vgg_d_regularized", "vgg13", "vgg16", "vgg19", "vgg13_bn", "vgg16_bn",
+    "vgg19_bn",
+}  # fmt: skip
 # Options of deep networks for one module of each kind, where more of them show nothing new.
 SHORTENED = {
     "inception_v4": {"repeats": (1, 1, 1)},

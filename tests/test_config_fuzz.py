@@ -64,8 +64,10 @@ OWN = {
     "model.norm_epsilon": (1e-3, 0.0, -1.0, 1e-60, math.nan, math.inf, "small"),
     "model.num_classes": (5,),
     "model.param_dtype": ("float16",),
+    "model.stage_convolutions": ((2, 1), (1,), (0, 2), ("a",), 2),
     "model.stage_features": ((), (3,), (0,), (-4, 8), (2.5,), ("a",), 16, None, (4, 4, 4, 4, 4)),
     "model.train": (True,),
+    "optimizer.weight_decay_layers": (("fc",), ("conv*", "fc"), ("no_such",)),
     "schedule.boundaries": ((60, 120), (0.5, 0.5), (3, 1)),
     "schedule.metric": ("validation_loss", "validation_top1"),
     "seed": (2**32 - 1, 2**32, 2**63),
@@ -138,8 +140,8 @@ def compute(config, image_shape=(8, 8, 1), classes=10, sizes=(("train", 1617), (
     if not data.is_encoded(config.data.name):
         dataset.load_data(config)
     size = config.data.image_size
-    form = images.Format(size, config.data.channels or image_shape[-1])
-    image_shape = (*((size, size) if size else image_shape[:2]), form.channels)
+    form = images.Format(size, config.data.channels or image_shape[-1], pad=config.data.pad)
+    image_shape = (*((size, size) if size else (side + 2 * form.pad for side in image_shape[:2])), form.channels)
     parts = splits.resolve_all(dict(config.data.splits), dict(sizes))
     examples = sum(part.stop - part.start for part in parts["train"])
     try:
@@ -292,7 +294,7 @@ def test_typed_configs_compute_or_are_refused(config_file, examples):
 def test_changed_options_of_every_network_compute_or_are_refused(name, random):
     choices = {
         "stem": ("imagenet", "small", "small_pooled"),
-        "norm": ("lrn", "batch", "none"),
+        "norm": ("lrn", "batch", "stem", "none"),
         "kernel_5x5": (3, 5, 4),
         "pool_4": (None, 2, 0, 9),
         "aux_heads": (True, False, 1),

@@ -18,6 +18,7 @@ from PIL import Image
 from inception_jax import experiment, models
 from inception_jax.commands import main
 from inception_jax.config import default_config
+from inception_jax.data.images import Format
 from inception_jax.errors import UserError
 from inception_jax.runs import run
 from inception_jax.runs.run import load_run
@@ -140,13 +141,27 @@ def test_every_kind_of_network_can_be_written_as_onnx(name, tmp_path):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_the_normalization_by_each_images_own_deviation_is_inside_too(tmp_path, format):
+@pytest.mark.parametrize("normalization", ["per_image", "mean_255"])
+def test_every_normalization_is_inside(tmp_path, format, normalization):
     original = random_run("simple_cnn", 8, stage_features=(4, 8))
-    original.config.data.normalization = "per_image"
+    original.config.data.normalization = normalization
     exported, _ = export_run(original, tmp_path / f"network.{format}", format, input="uint8")
     images = np.random.default_rng(1).integers(0, 256, (3, 8, 8, 3), np.uint8)
     images[1] = 7  # without deviation
     close(exported.logits(images), original.logits(images), TOLERANCES[format])
+
+
+def test_padding_is_beside_the_file_and_absent_in_earlier_ones(tmp_path):
+    original = random_run("simple_cnn", 8, stage_features=(4,))
+    original.config.data.pad = 2
+    path = tmp_path / "network.stablehlo"
+    export_run(original, path, "stablehlo")
+    assert load_exported(path).form == original.form == Format(8, pad=2)
+    beside = path.with_name("network.stablehlo.json")
+    about = json.loads(beside.read_text())
+    del about["preprocessing"]["pad"]
+    beside.write_text(json.dumps(about))
+    assert load_exported(path).form == Format(8)
 
 
 class Outside(nn.Module):

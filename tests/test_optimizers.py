@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from networks import shapes
 
 from inception_jax.errors import UserError
 from inception_jax.steps.optimizers import OPTIMIZERS, clip_by_global_norm, kernels, make_optimizer, moving_average
@@ -329,6 +330,9 @@ def test_mistakes_are_named():
         make_optimizer("sgd", RATE, weight_decay_mode="l2")
     with pytest.raises(UserError, match="nesterov=True needs momentum"):
         make_optimizer("sgd", RATE, nesterov=True)
+    message = "^unknown layer in weight_decay_layers 'haed'. Did you mean 'head'[?] Known: conv, head$"
+    with pytest.raises(UserError, match=message):
+        make_optimizer("sgd", RATE, weight_decay_layers=("conv", "haed")).init(draw(0))
 
 
 def trunk(params):
@@ -373,3 +377,65 @@ def test_a_frozen_trunk_begins_later_as_if_new_and_at_its_own_rate(name, options
             jnp.float64,
         )  # fmt: skip
     np.testing.assert_allclose(ours, np.array(expected), rtol=1e-9, atol=1e-12)
+
+
+LAYERS = {
+    "conv1": {"conv": {"kernel": (3, 4), "bias": (4,)}, "norm": {"scale": (4,)}},
+    "module": {"conv_1x1": {"conv": {"kernel": (4, 2)}}, "conv_3x3": {"conv": {"kernel": (4, 3)}}},
+    "fc1": {"kernel": (5, 4), "bias": (4,)},
+    "head": {"kernel": (4, 2), "bias": (2,)},
+}
+
+
+@pytest.mark.parametrize(
+    ("patterns", "decayed"),
+    [
+        ((), {"conv1/conv", "module/conv_1x1/conv", "module/conv_3x3/conv", "fc1", "head"}),
+        (("fc?",), {"fc1"}),
+        (("fc*", "conv?"), {"fc1", "conv1/conv"}),
+        (("module",), {"module/conv_1x1/conv", "module/conv_3x3/conv"}),
+        (("*/conv_3x3", "head"), {"module/conv_3x3/conv", "head"}),
+        (("conv1/conv",), {"conv1/conv"}),
+    ],
+)
+def test_weight_decay_reaches_the_kernels_of_the_layers_that_are_named(patterns, decayed):
+    flat = jax.tree_util.tree_leaves_with_path(kernels(random_layers(0), patterns))
+    paths = {jax.tree_util.keystr(path, simple=True, separator="/"): chosen for path, chosen in flat}
+    assert {path.removesuffix("/kernel") for path, chosen in paths.items() if chosen} == decayed
+
+
+def random_layers(seed):
+    generator = np.random.default_rng(seed)
+    return jax.tree.map(generator.standard_normal, LAYERS, is_leaf=is_shape)
+
+
+@pytest.mark.parametrize("mode", ["coupled", "decoupled"])
+@pytest.mark.parametrize("patterns", [("conv1",), ("head", "*/conv_3x3")])
+@pytest.mark.parametrize("finetuning", [{}, {"trunk": trunk, "trunk_rate": 0.5, "frozen_updates": 2}])
+def test_the_layers_that_are_named_move_as_if_all_decayed_and_the_others_as_if_none_did(mode, patterns, finetuning):
+    """Adam's arithmetic is that of each number; a pattern may match the trunk alone, or the head."""
+    results = []
+    for options in ({"weight_decay": 0.1, "weight_decay_layers": patterns}, {"weight_decay": 0.1}, {}):
+        optimizer = make_optimizer("adam", RATE, weight_decay_mode=mode, **options, **finetuning)
+        params = jax.tree.map(jnp.asarray, random_layers(0))
+        state = optimizer.init(params)
+        update = jax.jit(optimizer.update)
+        for step in range(4):
+            updates, state = update(jax.tree.map(jnp.asarray, random_layers(1 + step)), state, params)
+            params = optax.apply_updates(params, updates)
+        results.append((params, jax.tree.structure(state)))
+    (found, structure), (all_decayed, structure_of_all), (none_decayed, _) = results
+    assert structure == structure_of_all
+    expected = jax.tree.map(
+        lambda chosen, decayed, kept: decayed if chosen else kept, kernels(found, patterns), all_decayed, none_decayed
+    )
+    jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-6), found, expected)
+    assert np.any(found["head"]["kernel"] != all_decayed["head"]["kernel"]) != ("head" in patterns)
+
+
+def test_a_study_of_l2_on_some_layers_can_name_them():
+    """The last convolution of each stage and the dense layers, but not the classifier (Skagerström et al. 2018, E)."""
+    _, variables = shapes("tiny_vgg_e", size=64, num_classes=200)
+    chosen = kernels(variables["params"], ("conv?_3", "fc?"))
+    decayed = {name for name, node in chosen.items() if any(jax.tree.leaves(node))}
+    assert decayed == {"conv1_3", "conv2_3", "conv3_3", "fc1", "fc2", "fc3"}

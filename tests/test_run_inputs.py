@@ -180,6 +180,16 @@ def test_files_bytes_and_pillow_images_are_predicted_alike(run, tmp_path):
     assert (content.name, given.name) == ("-", "-")
 
 
+def test_pictures_are_padded_as_in_training(run):
+    config = run.config.copy_and_resolve_references()
+    config.data.pad = 2
+    padding, small = dataclasses.replace(run, config=config), IMAGES[:, :4, :4]
+    expected = run.predict(np.pad(small, ((0, 0), (2, 2), (2, 2), (0, 0))))
+    for picture, probabilities in zip(small, expected, strict=True):
+        (found,) = predict(padding, [Image.fromarray(picture[..., 0])])
+        np.testing.assert_allclose(found.probabilities, np.sort(probabilities)[::-1], rtol=1e-5)
+
+
 def test_showing_one_does_not_show_its_weights(run, exported):
     assert repr(run) == "Run('runs/small': simple_cnn, step 7, images of 8x8x1, 3 classes)"
     assert repr(exported).endswith("small.stablehlo': simple_cnn, 3 classes)")

@@ -123,6 +123,7 @@ def _inputs(trained: "Run", dtype: str, layout: str) -> str:
         "none": "pixels from 0 to 255",
         "unit": scaled,
         "mean": f"{scaled}, minus mean {mean}",
+        "mean_255": f"pixels from 0 to 255, minus 255 times mean {mean}",
         "mean_std": f"{scaled}, minus mean {mean}, divided by std {std}",
         "per_image": f"{scaled}, minus each image's mean, divided by its deviation (at least 1 / sqrt(values))",
     }[trained.config.data.normalization]

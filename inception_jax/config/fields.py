@@ -113,7 +113,7 @@ FIELDS: tuple[Field, ...] = (
     _row("model.name", str, "googlenet",
          meaning="A registered network, or module:Name from outside the package. An empty string takes the network of "
                  "the weights in init_from."),
-    _row("model.norm", str | None, None, "Normalization: lrn, batch or none."),
+    _row("model.norm", str | None, None, "Normalization: batch or none; of GoogLeNet also lrn or stem."),
     _row("model.kernel_5x5", int | None, None,
          meaning="Side of the kernel in the third branch of an Inception module, in pixels: 5 as in the paper "
                  "(Szegedy et al. 2015), 3 as in torchvision."),
@@ -156,6 +156,9 @@ FIELDS: tuple[Field, ...] = (
          meaning="Side of the square that every picture is resized to, in pixels. Unset, pictures keep their size."),
     _row("data.channels", int | None, None, rule=rules.CHANNELS,
          meaning="1 converts pictures to grayscale, 3 to RGB. Unset, they stay as they are."),
+    _row("data.pad", int, 0, rule=rules.PAD,
+         meaning="Pixels of zeros on each side of every picture, before it is resized, such as 2 for MNIST at 32 "
+                 "pixels."),
     _row("data.resize", str, "bilinear", choices=("bilinear", "bicubic"),
          meaning="Interpolation when pictures are resized; antialiased."),
     _row("data.fit", str, "squash", choices=("squash", "crop"),
@@ -170,9 +173,10 @@ FIELDS: tuple[Field, ...] = (
          meaning="Largest decoded data set that data.pipeline=auto does not stream, in GiB."),
     _row("data.num_workers", int, 0, rule=rules.WORKERS, may_differ=True, per_process=True,
          meaning="Processes that decode streamed pictures; 0 uses threads of the training process."),
-    _row("data.normalization", str, "mean_std", choices=("none", "unit", "mean", "mean_std", "per_image"),
+    _row("data.normalization", str, "mean_std", choices=("none", "unit", "mean", "mean_255", "mean_std", "per_image"),
          meaning="Normalization of the pixels: none leaves 0 to 255, unit scales to 0 to 1, mean subtracts the mean of "
-                 "each channel, mean_std also divides by its standard deviation, per_image standardizes each image."),
+                 "each channel from pixels of 0 to 1, mean_255 from pixels of 0 to 255, mean_std divides what mean "
+                 "gives by the standard deviation, per_image standardizes each image."),
     _row("data.mean", tuple[float, ...], (), rule=rules.CHANNEL_MEANS,
          meaning="Mean of each channel, of pixels scaled to 0 to 1. Empty takes that of the training split."),
     _row("data.std", tuple[float, ...], (), rule=rules.CHANNEL_DEVIATIONS,
@@ -242,6 +246,9 @@ FIELDS: tuple[Field, ...] = (
     _row("optimizer.weight_decay_mode", str, "coupled", choices=("coupled", "decoupled"),
          meaning="coupled adds the decay to the gradient, before momentum, as the papers do (L2); decoupled adds it to "
                  "the update, as AdamW does."),
+    _row("optimizer.weight_decay_layers", tuple[str, ...], (), rule=rules.NAMES, any_name=True,
+         meaning="Names or shell patterns of the layers, or of modules that contain them, whose kernels are decayed, "
+                 "such as conv?_3,fc?. Empty decays all kernels."),
     _row("optimizer.clip_norm", float, 0.0, rule=rules.AT_LEAST_0,
          meaning="Largest global norm of the gradient; 0 does not clip."),
 

@@ -45,6 +45,7 @@ WORKERS = Rule("from 0 to 1024", lambda x: 0 <= x <= 1024)
 SEED = Rule("from 0 to 4294967295", lambda x: 0 <= x < 2**32)  # the whole of uint32
 CHANNELS = Rule("1 or 3", lambda x: x in (1, 3))
 PIXELS = Rule("from 1 to 4096 pixels", lambda x: 1 <= x <= 4096)
+PAD = Rule("from 0 to 1024 pixels", lambda x: 0 <= x <= 1024)
 AREA = Rule("two shares of the area, the smaller first", lambda x: not x or (_ascending(x) and x[1] <= 1))
 RATIOS = Rule("two numbers above 0, the smaller first", _ascending)
 EPOCHS = Rule("numbers above 0, such as (60, 120)", lambda x: _numbers(x) and all(item > 0 for item in x))

@@ -42,7 +42,7 @@ def decoded_folder(found: Published, form: Format) -> Path:
     first = next(base for base in found.stored.values() if base.facts.decodable.any())
     row = int(np.argmax(first.facts.decodable))
     # Named by the resulting size, so that asking for the pictures' own size finds it, too.
-    own = (first.facts.heights[row], first.facts.widths[row])
+    own = [size + 2 * form.pad for size in (first.facts.heights[row], first.facts.widths[row])]
     name = str(form) if form.image_size else str(form).replace("as_they_are", f"{own[0]}x{own[1]}")
     folder = place / name
     if folder.is_dir():

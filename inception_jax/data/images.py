@@ -49,6 +49,7 @@ FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BI
 FITS = ("squash", "crop", "resize_crop")
 GRAY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's names
 ROWS_AT_ONCE = 1 << 22  # pixels that are converted from 16 bits at a time
+MAX_PAD = 1024  # pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Format:
         resizes that, "resize_crop" resizes the picture and then takes the square at its center. The last one's pixels
         equal those of torchvision's and timm's `Resize` and `CenterCrop`, which round to whole pixels in between.
       crop_share: unless fit is "squash": the square's share of the shorter side. 0.875 is the usual 224 of 256 pixels.
+      pad: pixels of zeros that are added on each side of the picture, before it is cut and resized.
 
     Raises:
       UserError: a value that is not allowed.
@@ -73,6 +75,7 @@ class Format:
     resize: str = "bilinear"
     fit: str = "squash"
     crop_share: float = 1.0
+    pad: int = 0
 
     def __post_init__(self):
         if self.image_size is not None and self.image_size < 1:
@@ -83,11 +86,14 @@ class Format:
         check_choice("fit", self.fit, FITS)
         if not 0 < self.crop_share <= 1:
             raise UserError(f"crop_share={self.crop_share} is not allowed: it must be above 0 and at most 1")
+        if not 0 <= self.pad <= MAX_PAD:
+            raise UserError(f"pad={self.pad} is not allowed: it must be from 0 to {MAX_PAD} pixels")
 
     def __str__(self) -> str:
         size = f"{self.image_size}x{self.image_size}" if self.image_size else "as_they_are"
         more = f"-{self.resize}" if self.resize != "bilinear" else ""
         more += f"-{self.fit}{self.crop_share:g}" if self.fit != "squash" else ""
+        more += f"-pad{self.pad}" if self.pad else ""
         return f"{size}x{self.channels}{more}"
 
 
@@ -191,8 +197,9 @@ def decode(content: bytes, form: Format, crop: Crop | None = None, *, max_pixels
     Args:
       content: the file's bytes.
       form: what the picture is converted to.
-      crop: what is cut out and resized to the square, instead of `form.fit`. A JPEG is decoded at 1/2, 1/4 or 1/8 of
-        its size if the crop is then still at least as large as the square: as good for training, and faster.
+      crop: what is cut out of the padded picture and resized to the square, instead of `form.fit`. A JPEG that is not
+        padded is decoded at 1/2, 1/4 or 1/8 of its size if the crop is then still at least as large as the square: as
+        good for training, and faster.
       max_pixels: the largest number of pixels that is decoded.
 
     Raises:
@@ -203,14 +210,18 @@ def decode(content: bytes, form: Format, crop: Crop | None = None, *, max_pixels
     if header and crop is None and _fits(header, form):
         with contextlib.suppress(ValueError):  # Pillow tolerates more damage
             return simplejpeg.decode_jpeg(content, "GRAY" if form.channels == 1 else "RGB")
-    image, box = _open(content, header, crop, form.image_size, max_pixels)
+    image, box = _open(content, header, None if form.pad else crop, form.image_size, max_pixels)
     mode = "L" if form.channels == 1 else "RGB"
-    return _to_square(image if image.mode == mode else image.convert(mode), form, box)
+    image = _padded(image if image.mode == mode else image.convert(mode), form.pad, max_pixels)
+    if form.pad and crop:
+        image, box = _part(np.asarray(image), crop(image.height, image.width), 1)
+    return _to_square(image, form, box)
 
 
 def convert(image: Image.Image, form: Format, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """As `decode`, for a Pillow image."""
-    return _to_square(_shown(image, max_pixels).convert("L" if form.channels == 1 else "RGB"), form, None)
+    image = _shown(image, max_pixels).convert("L" if form.channels == 1 else "RGB")
+    return _to_square(_padded(image, form.pad, max_pixels), form, None)
 
 
 def convert_arrays(images: np.ndarray, form: Format) -> np.ndarray:
@@ -220,10 +231,11 @@ def convert_arrays(images: np.ndarray, form: Format) -> np.ndarray:
       UserError: the images need conversion, and have neither 1 nor 3 channels.
     """
     _, height, width, channels = images.shape
-    if form.image_size in (None, height) and form.image_size in (None, width) and form.channels == channels:
+    same_size = form.image_size in (None, height) and form.image_size in (None, width) and not form.pad
+    if same_size and form.channels == channels:
         return images
     if channels not in (1, 3):
-        raise UserError(f"image_size and channels need images with 1 or 3 channels, not {channels}")
+        raise UserError(f"image_size, pad and channels need images with 1 or 3 channels, not {channels}")
     return np.stack([convert(_from_array(image), form) for image in images])
 
 
@@ -305,6 +317,7 @@ def _fits(header: tuple[int, int, str], form: Format) -> bool:
     whole = form.fit == "squash" or (form.crop_share == 1 and height == width)
     return (
         whole
+        and not form.pad
         and form.image_size in (None, height)
         and form.image_size in (None, width)
         and (form.channels == 3 or mode == "L")
@@ -400,6 +413,12 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
             raise ValueError("pixels of 32 bits have no known range: save it with 8 or 16 bits")
         pixels[start : start + rows] = (part * 255 + 32767) // 65535
     return Image.fromarray(pixels)
+
+
+def _padded(image: Image.Image, pad: int, max_pixels: int) -> Image.Image:
+    """The picture with `pad` pixels of zeros on each side."""
+    check_size(image.width + 2 * pad, image.height + 2 * pad, max_pixels)
+    return ImageOps.expand(image, pad) if pad else image
 
 
 def _to_square(image: Image.Image, form: Format, box: Box | None) -> np.ndarray:

@@ -83,7 +83,7 @@ def _load_arrays(name: str, given: Any, selection: Selection, decoding: Decoding
     overlaps.warn_of_shared_examples(ranges)
     cut = {split: splits.cut(parts, bases) for split, parts in ranges.items()}
     fingerprint = arrays.fingerprint(class_names, cut)  # of what was given, whatever it is converted to
-    if decoding.channels or decoding.image_size:
+    if decoding.channels or decoding.image_size or decoding.pad:
         form = decoding.form(own_channels)
         bases = {base: (convert_arrays(images, form), labels) for base, (images, labels) in bases.items()}
         cut = {split: splits.cut(parts, bases) for split, parts in ranges.items()}
@@ -160,7 +160,7 @@ def _narrowed(
 
 
 def _whole_format(found: Published, form: Format) -> Format:
-    """The format with the pictures' own size, if none was chosen and all of them have the same."""
+    """The format with the pictures' own size, padded, if none was chosen and all of them have the same."""
     if form.image_size is not None:
         return form
     sizes = found.sizes()
@@ -173,7 +173,9 @@ def _whole_format(found: Published, form: Format) -> Format:
             "--config.data.image_size"
         )
     ((height, width),) = sizes
-    return dataclasses.replace(form, image_size=height, fit="squash") if height == width else form
+    if height != width:
+        return form
+    return dataclasses.replace(form, image_size=height + 2 * form.pad, fit="squash")
 
 
 def _is_streamed(found: Published, form: Format, decoding: Decoding) -> bool:

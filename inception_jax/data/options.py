@@ -70,7 +70,7 @@ class Decoding:
     Attributes:
       image_size: the side of the square in pixels; None: as they are.
       channels: 1 or 3; None: as they are.
-      resize, fit, crop_share: see `images.Format`.
+      resize, fit, crop_share, pad: see `images.Format`.
       pipeline: "memory" decodes everything once, into memory-mapped files; "streaming" decodes while reading; "auto" is
         "memory" if the decoded set has at most `memory_gib` GiB.
       memory_gib: see pipeline.
@@ -86,6 +86,7 @@ class Decoding:
     crop_share: float = 1.0
     pipeline: str = "auto"
     memory_gib: float = 4.0
+    pad: int = 0
 
     def __post_init__(self) -> None:
         check_choice("pipeline", self.pipeline, PIPELINES)
@@ -93,4 +94,5 @@ class Decoding:
 
     def form(self, own_channels: int) -> Format:
         """The format of the images of a data set that has `own_channels` channels itself."""
-        return Format(self.image_size, self.channels or own_channels, self.resize, self.fit, self.crop_share)
+        channels = self.channels or own_channels
+        return Format(self.image_size, channels, self.resize, self.fit, self.crop_share, self.pad)

@@ -21,10 +21,11 @@ class Transform:
     Attributes:
       image_shape: (height, width, channels) of the network's images.
       resize, fit, crop_share: how a picture becomes a square of that size, see `images.Format`.
-      normalization: "none", "unit", "mean", "mean_std" or "per_image", see `augment.normalize`.
+      normalization: "none", "unit", "mean", "mean_255", "mean_std" or "per_image", see `augment.normalize`.
       mean, std: per channel, of pixels scaled to 0..1.
       stored_arrays: whether arrays are images as they are stored for training, which are not resized or cropped again.
         Otherwise they are pictures like any other.
+      pad: pixels of zeros on each side of a picture, see `images.Format`.
     """
 
     image_shape: tuple[int, int, int]
@@ -35,6 +36,7 @@ class Transform:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     stored_arrays: bool = True
+    pad: int = 0
 
     @property
     def form(self) -> Format:
@@ -46,7 +48,7 @@ class Transform:
         height, width, channels = self.image_shape
         if height != width:
             raise UserError(f"the network takes images of {height}x{width} pixels; pictures become squares alone")
-        return Format(height, channels, self.resize, self.fit, self.crop_share)
+        return Format(height, channels, self.resize, self.fit, self.crop_share, self.pad)
 
     def reader(self) -> Callable[[Picture], UInt8[np.ndarray, "height width channels"]]:
         """A function that gives the image of a picture, before it is normalized; it raises as `images.convert_any`.

@@ -69,6 +69,7 @@ MODELS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
         "tiny_vgg_b": partial(TinyVGG, tiny_vgg.TABLES["B"]),
         "tiny_vgg_c": partial(TinyVGG, tiny_vgg.TABLES["C"]),
         "tiny_vgg_d": partial(TinyVGG, tiny_vgg.TABLES["D"]),
+        "tiny_vgg_d_regularized": partial(TinyVGG, tiny_vgg.D_REGULARIZED),
         "tiny_vgg_e": partial(TinyVGG, tiny_vgg.TABLES["E"]),
         "tiny_vgg_f": partial(TinyVGG, tiny_vgg.TABLES["F"]),
         "vgg11": partial(VGG, vgg.TABLE_1["A"]),

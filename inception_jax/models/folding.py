@@ -18,8 +18,8 @@ def fold_batch_norm(model: nn.Module, variables: Mapping[str, Any]) -> tuple[nn.
     """A network and variables without batch norm that compute the same as these do with `train=False`.
 
     The running variance and the scale become part of the kernels, the running mean and the bias the layers' biases. A
-    network that has no field norm="batch", and its variables, are returned as they are; so are the Tiny VGGs, whose
-    batch norm stands behind the ReLU.
+    network that has no field norm="batch", and its variables, are returned as they are; so are the Tiny VGGs and
+    GoogLeNet with norm="stem", whose batch norm stands behind the ReLU.
     """
     return fold_model(model), fold_variables(model, variables)
 

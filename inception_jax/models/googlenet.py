@@ -12,6 +12,7 @@ from inception_jax import ops
 from inception_jax.errors import UserError, check_choice
 from inception_jax.models.layers import (
     NORMS,
+    BatchNorm,
     ConvUnit,
     MaxPool,
     Network,
@@ -142,9 +143,14 @@ class GoogLeNet(Network):
     Parameters at 1000 classes: 6,998,552 as in the paper, 13,378,280 with both auxiliary heads; 7,005,832 with batch
     norm; 6,624,904 and 13,004,888 with batch norm and 3x3 kernels, where the logits are torchvision's.
 
+    norm="stem" is the network of a course's slides that were trained on UC Merced at 256 pixels ("GoogLeNet - Inception
+    Architecture", SS 2022). They print 512 non-trainable parameters, which are the running means and variances of 64 +
+    192 channels: batch norm in place of the paper's two local response norms, and nowhere else. Their total of
+    8,222,063 parameters cannot be derived: with the body of Table 1, no shape of the heads gives it.
+
     Attributes:
       norm: "lrn", two local response norms in the stem, as in the paper; "batch" after every convolution (Ioffe &
-        Szegedy 2015), which then has no bias; "none".
+        Szegedy 2015), which then has no bias; "stem", batch norm in place of the two local response norms; "none".
       norm_epsilon: of batch norm: 1e-3 as in torchvision.
       reductions: False: the naive modules, see InceptionModule.
       kernel_3x3: side of the second branch's kernels: 3 or 1.
@@ -202,7 +208,7 @@ class GoogLeNet(Network):
         check_choice("aux_pool", self.aux_pool, ("adaptive", "paper"))
         check_choice("residual", self.residual, ("none", "identity", "projection"))
         check_image_size(images, self.min_image_size, "a stem that shrinks them less, or aux_pool='adaptive'")
-        conv, dense = make_units(self, images, paper="truncated_normal", norms=NORMS)
+        conv, dense = make_units(self, images, paper="truncated_normal", norms=(*NORMS, "stem"))
         pool_4 = self.pool_4 or (2 if self.kernel_5x5 == 3 else 3)
         windows = {"pool_3": 3, "pool_4": pool_4}
         module = partial(
@@ -225,18 +231,27 @@ class GoogLeNet(Network):
         return Outputs(classify(x, dense, self.num_classes, self.dropout_rate, train=train), aux)
 
     def _stem(self, x: jax.Array, train: bool, conv) -> jax.Array:
-        local_response_norm = ops.local_response_norm if self.norm == "lrn" else lambda x: x
         if self.stem == "small":
+            if self.norm == "stem":
+                raise UserError("norm='stem' needs the two norms of stem='imagenet' or 'small_pooled'")
             return conv(192, (3, 3), name="conv1")(x, train)
         if self.stem == "imagenet":
             # Symmetric padding as in PyTorch; SAME would pad 2 before and 3 after.
             x = conv(64, (7, 7), (2, 2), ((3, 3), (3, 3)), name="conv1")(x, train)
         else:
             x = conv(64, (3, 3), name="conv1")(x, train)
-        x = local_response_norm(self._halve(x, "pool_1"))
+        x = self._normalize(self._halve(x, "pool_1"), "norm1", train)
         x = conv(64, name="conv2")(x, train)
-        x = local_response_norm(conv(192, (3, 3), name="conv3")(x, train))
+        x = self._normalize(conv(192, (3, 3), name="conv3")(x, train), "norm2", train)
         return self._halve(x, "pool_2")
+
+    def _normalize(self, x: jax.Array, name: str, train: bool) -> jax.Array:
+        """What stands where Table 1 has a local response norm; with batch norm in every unit, nothing."""
+        if self.norm == "lrn":
+            return ops.local_response_norm(x)
+        if self.norm == "stem":
+            return BatchNorm(self.norm_epsilon, dtype=self.dtype, param_dtype=self.param_dtype, name=name)(x, train)
+        return x
 
     def _halve(self, x: jax.Array, name: str, side: int = 3) -> jax.Array:
         # SAME would differ at odd maps. On maps smaller than the window, which Table 1 has no need of, the window is

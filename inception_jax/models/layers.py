@@ -227,7 +227,8 @@ def make_units(network: Network, images: jax.Array, *, paper: str, norms: Sequen
     Args:
       images: (batch, height, width, channels).
       paper: the initializer that "paper" stands for.
-      norms: what the network's field `norm` may be; a network without the field has "none".
+      norms: what the network's field `norm` may be; a network without the field has "none". The units have no norm of
+        their own for a value that is not in NORMS, which the network implements itself.
 
     Raises:
       UserError: the stem, norm, norm_epsilon or initializer is not allowed, or the images are too small.
@@ -239,7 +240,13 @@ def make_units(network: Network, images: jax.Array, *, paper: str, norms: Sequen
     initializer = initializer_name(network.initializer, paper)
     dtypes = {"dtype": network.dtype, "param_dtype": network.param_dtype}
     return Units(
-        partial(ConvUnit, norm=norm, norm_epsilon=network.norm_epsilon, initializer=initializer, **dtypes),
+        partial(
+            ConvUnit,
+            norm=norm if norm in NORMS else "none",
+            norm_epsilon=network.norm_epsilon,
+            initializer=initializer,
+            **dtypes,
+        ),
         partial(nn.Dense, kernel_init=INITIALIZERS[initializer], **dtypes),
     )
 

@@ -26,5 +26,6 @@ def data_options(config: Config) -> tuple[data.Location, data.Selection, data.De
             crop_share=section.crop_share,
             pipeline=pipeline,
             memory_gib=section.memory_gib,
+            pad=section.pad,
         ),
     )

@@ -4,7 +4,9 @@ Because the learning rate (lr) comes after momentum, a change of lr immediately 
 and a train step may scale the updates further (`schedules.PlateauState`).
 """
 
-from collections.abc import Callable
+import fnmatch
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +32,7 @@ def make_optimizer(
     centered: bool = False,
     weight_decay: float = 0.0,
     weight_decay_mode: str = "coupled",
+    weight_decay_layers: Sequence[str] = (),
     clip_norm: float = 0.0,
     trunk: Callable[[PyTree], PyTree[bool]] | None = None,
     trunk_rate: float = 1.0,
@@ -52,6 +55,9 @@ def make_optimizer(
       weight_decay: for parameters whose path ends in "kernel": biases and norms are not decayed
       weight_decay_mode: "coupled" adds `weight_decay * kernel` to the gradient (L2), "decoupled" to the update
         after the rule, before the lr
+      weight_decay_layers: shell patterns; only kernels whose layer, or a module that contains it, has a path that
+        matches one are decayed: "fc?" is fc1 to fc9, "inception_3a" that module's convolutions, "*/conv_3x3" that
+        convolution of every module. Empty: all kernels
       clip_norm: maximum global norm of the gradients, applied before anything else, as in
         `torch.nn.utils.clip_grad_norm_`; 0: no clipping
       trunk: parameters -> a tree of the same structure, True for pretrained ones
@@ -60,29 +66,15 @@ def make_optimizer(
         until then its gradients do not count for clipping
 
     Raises:
-      UserError: an unknown name or mode; Nesterov momentum without momentum.
+      UserError: an unknown name or mode; Nesterov momentum without momentum; and when the state is made, one of
+        `weight_decay_layers` that matches no layer with a kernel.
     """
     check_choice("weight decay mode", weight_decay_mode, WEIGHT_DECAY_MODES)
-    accumulate = optax.trace(momentum) if momentum else optax.identity()
-    average = optax.scale_by_stddev if centered else optax.scale_by_rms
-
-    if name == "sgd":
-        if nesterov and not momentum:
-            raise UserError("nesterov=True needs momentum, which is 0: set momentum, 0.9 for example")
-        rule = optax.trace(momentum, nesterov) if momentum else optax.identity()
-    elif name in ("adam", "adamw"):
-        rule = optax.scale_by_adam(beta1, beta2, epsilon)
-    elif name == "rmsprop":
-        rule = optax.chain(average(decay, epsilon, eps_in_sqrt=False), accumulate)
-    elif name == "rmsprop_tensorflow":
-        rule = optax.chain(average(decay, epsilon, initial_scale=1.0, eps_in_sqrt=True), accumulate)
-    else:
-        raise unknown_name("optimizer", name, OPTIMIZERS)
-
-    if weight_decay and (weight_decay_mode == "decoupled" or name == "adamw"):
-        rule = optax.chain(rule, optax.add_decayed_weights(weight_decay, mask=kernels))
-    elif weight_decay:
-        rule = optax.chain(optax.add_decayed_weights(weight_decay, mask=kernels), rule)
+    rule = _make_rule(name, momentum, nesterov, beta1, beta2, decay, epsilon, centered)
+    if weight_decay:
+        added = optax.add_decayed_weights(weight_decay, mask=partial(kernels, layers=weight_decay_layers))
+        decoupled = weight_decay_mode == "decoupled" or name == "adamw"
+        rule = optax.chain(rule, added) if decoupled else optax.chain(added, rule)
     clip = [clip_by_global_norm(clip_norm)] if clip_norm else []
     if trunk is not None and frozen_updates:
         rule = _begin_trunk_at(frozen_updates, rule, trunk)
@@ -90,7 +82,39 @@ def make_optimizer(
             clip = [_begin_trunk_at(frozen_updates, optax.identity(), trunk), *clip]
     if trunk is not None and trunk_rate != 1:
         rule = optax.chain(rule, optax.masked(optax.scale(trunk_rate), trunk))
-    return optax.chain(*clip, rule, optax.scale_by_learning_rate(schedule))
+    optimizer = optax.chain(*clip, rule, optax.scale_by_learning_rate(schedule))
+
+    def init(params):
+        _check_layers(params, weight_decay_layers)  # here, since a mask may be given a part of the parameters
+        return optimizer.init(params)
+
+    return optimizer._replace(init=init)
+
+
+def _make_rule(
+    name: str,
+    momentum: float,
+    nesterov: bool,
+    beta1: float,
+    beta2: float,
+    decay: float,
+    epsilon: float,
+    centered: bool,
+) -> optax.GradientTransformation:
+    """The optimizer without weight decay, clipping and lr; see `make_optimizer`."""
+    accumulate = optax.trace(momentum) if momentum else optax.identity()
+    average = optax.scale_by_stddev if centered else optax.scale_by_rms
+    if name == "sgd":
+        if nesterov and not momentum:
+            raise UserError("nesterov=True needs momentum, which is 0: set momentum, 0.9 for example")
+        return optax.trace(momentum, nesterov) if momentum else optax.identity()
+    if name in ("adam", "adamw"):
+        return optax.scale_by_adam(beta1, beta2, epsilon)
+    if name == "rmsprop":
+        return optax.chain(average(decay, epsilon, eps_in_sqrt=False), accumulate)
+    if name == "rmsprop_tensorflow":
+        return optax.chain(average(decay, epsilon, initial_scale=1.0, eps_in_sqrt=True), accumulate)
+    raise unknown_name("optimizer", name, OPTIMIZERS)
 
 
 def _begin_trunk_at(
@@ -101,11 +125,38 @@ def _begin_trunk_at(
     return optax.partition({True: later, False: rule}, trunk)
 
 
-def kernels(params: PyTree) -> PyTree[bool]:
-    """A tree of the same structure: True if a leaf's path ends in "kernel"."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: jax.tree_util.keystr(path[-1:], simple=True) == "kernel", params
-    )
+def kernels(params: PyTree, layers: Sequence[str] = ()) -> PyTree[bool]:
+    """A tree of the same structure: True if a leaf's path ends in "kernel".
+
+    Args:
+      layers: patterns, see `make_optimizer`; if there are any, True only in the layers that match one.
+    """
+
+    def is_chosen(path: tuple, _: jax.Array) -> bool:
+        layer = _layer_of_kernel(path)
+        return layer is not None and (not layers or any(_matches(layer, pattern) for pattern in layers))
+
+    return jax.tree_util.tree_map_with_path(is_chosen, params)
+
+
+def _layer_of_kernel(path: tuple) -> str | None:
+    """The path of the layer whose kernel has this path, such as "inception_3a/conv_1x1/conv"; None for other leaves."""
+    layer, _, leaf = jax.tree_util.keystr(path, simple=True, separator="/").rpartition("/")
+    return layer if leaf == "kernel" else None
+
+
+def _matches(layer: str, pattern: str) -> bool:
+    names = layer.split("/")
+    return any(fnmatch.fnmatchcase("/".join(names[:depth]), pattern) for depth in range(1, len(names) + 1))
+
+
+def _check_layers(params: PyTree, patterns: Sequence[str]) -> None:
+    """Raises UserError if one of the patterns matches no layer with a kernel."""
+    layers = [_layer_of_kernel(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    known = [layer for layer in layers if layer is not None]
+    for pattern in patterns:
+        if not any(_matches(layer, pattern) for layer in known):
+            raise unknown_name("layer in weight_decay_layers", pattern, known)
 
 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:

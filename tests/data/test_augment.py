@@ -607,6 +607,8 @@ def test_normalizations(channels):
     np.testing.assert_allclose(normalize(normalization="none"), raw, rtol=1e-6)
     np.testing.assert_allclose(normalize(normalization="unit"), exact, rtol=1e-6)
     np.testing.assert_allclose(normalize(normalization="mean"), exact - mean, atol=1e-6)
+    centered = raw - 255 * mean  # from -127 to 127, about
+    np.testing.assert_allclose(normalize(normalization="mean_255"), centered, atol=1e-4)
     np.testing.assert_allclose(normalize(normalization="mean_std"), (exact - mean) / std, atol=1e-5)
     own = exact.reshape(4, -1)
     expected = (own - own.mean(axis=1, keepdims=True)) / own.std(axis=1, keepdims=True)

@@ -127,6 +127,30 @@ def test_images_are_converted_once(image_size, channels, digits):
     assert decoded.stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize("image_size", [None, 24])
+def test_images_are_padded_before_they_are_resized(image_size, digits):
+    splits = {"train": "train[:5]", "test": "test"}
+    plain, _ = everything(load_data("digits", directory=digits, splits=splits).splits["test"])
+    padded = np.pad(plain, ((0, 0), (2, 2), (2, 2), (0, 0)))
+    dataset = load_data("digits", directory=digits, splits=splits, image_size=image_size, pad=2)
+    side = image_size or 12
+    expected = [np.asarray(Image.fromarray(image[..., 0]).resize((side, side), 2)) for image in padded]
+    assert dataset.image_shape == (side, side, 1)
+    np.testing.assert_array_equal(everything(dataset.splits["test"])[0][..., 0], expected)
+    assert dataset.channel_statistics()[0] < plain.mean() / 255
+    streamed = load_data("digits", directory=digits, splits=splits, image_size=image_size, pad=2, pipeline="streaming")
+    np.testing.assert_array_equal(everything(streamed.splits["test"])[0][..., 0], expected)
+    # The same size without padding is another format.
+    other = load_data("digits", directory=digits, splits=splits, image_size=side)
+    assert other.statistics_path != dataset.statistics_path
+    assert np.any(everything(other.splits["test"])[0][..., 0] != expected)
+
+
+def test_arrays_are_padded_too():
+    found = image_formats.convert_arrays(IMAGES, Format(None, pad=1))
+    np.testing.assert_array_equal(found, np.pad(IMAGES, ((0, 0), (1, 1), (1, 1), (0, 0))))
+
+
 def test_reduction_is_antialiased_and_gray_is_luma():
     stripes = np.zeros((8, 8, 3), np.uint8)
     stripes[:, ::2] = (255, 0, 0)

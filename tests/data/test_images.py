@@ -142,6 +142,58 @@ def test_boxes(name, box):
     assert difference.max() == 0 or name.endswith("jpeg")
 
 
+FORMS = [Format(pad=3), Format(20, pad=5), Format(96, 1, "bicubic", pad=3), Format(16, 3, "bilinear", "crop", 0.75, 7)]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("name", ["jpeg", "gray jpeg", "png", "turned, EXIF 6"])
+def test_padding(name, form):
+    """NumPy pads the picture as it is shown, and Pillow cuts and resizes it."""
+    pixels = pillow(PLAIN[name], "L" if form.channels == 1 else "RGB")
+    padded = np.pad(pixels, ((form.pad, form.pad), (form.pad, form.pad), (0, 0))[: pixels.ndim])
+    height, width = padded.shape[:2]
+    half, box = min(height, width) * form.crop_share / 2, None
+    if form.fit == "crop":
+        box = (width / 2 - half, height / 2 - half, width / 2 + half, height / 2 + half)
+    expected = padded
+    if form.image_size:
+        size, resampling = (form.image_size, form.image_size), images.FILTERS[form.resize]
+        expected = np.asarray(Image.fromarray(padded).resize(size, resampling, box))
+    expected = expected.reshape(*expected.shape[:2], form.channels)
+    np.testing.assert_array_equal(images.decode(PLAIN[name], form), expected)
+    with Image.open(io.BytesIO(PLAIN[name])) as image:
+        np.testing.assert_array_equal(images.convert(image, form), expected)
+
+
+def test_a_crop_is_cut_out_of_the_padded_picture():
+    padded, box, sizes = np.pad(pillow(PLAIN["jpeg"]), ((8, 8), (8, 8), (0, 0))), (2, 4, 50, 40), []
+
+    def crop(height, width):
+        sizes.append((height, width))
+        return box
+
+    expected = np.asarray(Image.fromarray(padded).crop(box).resize((12, 12), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(images.decode(PLAIN["jpeg"], Format(12, pad=8), crop), expected)
+    assert sizes == [(56, 72)]
+
+
+def test_a_padded_digit_is_enlarged_as_by_keras():
+    """MNIST's 28 pixels, padded to 32 and enlarged bilinearly to 224: between the centers of pixels, edges repeated."""
+    digit = RNG.integers(0, 256, (28, 28), np.uint8)
+    places = (np.arange(224) + 0.5) * (32 / 224) - 0.5
+    expected = np.pad(digit, 2).astype(float)
+    for _ in range(2):  # along the columns, then along the rows
+        expected = np.array([np.interp(places, np.arange(32), line) for line in expected]).T
+    found = images.convert(Image.fromarray(digit), Format(224, 3, pad=2))
+    assert found.shape == (224, 224, 3)
+    assert np.abs(found - expected[..., None]).max() <= 1  # Pillow rounds to whole levels, after either axis
+
+
+def test_padding_does_not_make_a_picture_too_large():
+    with pytest.raises(headers.TooLargeError):
+        images.decode(PLAIN["png"], Format(8, pad=100), max_pixels=50_000)
+
+
 def test_a_jpeg_is_decoded_at_the_scale_that_its_box_allows(monkeypatch):
     large = encoded(Image.fromarray(COLORS).resize((1120, 800)), "JPEG")
     sizes = []
@@ -193,6 +245,8 @@ def test_what_pillow_forgives_is_forgiven():
         ({"resize": "bilinaer"}, "Did you mean 'bilinear'"),
         ({"fit": "stretch"}, "unknown fit 'stretch'"),
         ({"crop_share": 0}, "crop_share=0"),
+        ({"pad": -1}, "pad=-1"),
+        ({"pad": 1025}, "pad=1025 is not allowed: it must be from 0 to 1024 pixels"),
     ],
 )
 def test_formats_that_there_are_not(options, message):

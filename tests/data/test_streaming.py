@@ -59,7 +59,9 @@ def assert_batches_equal(first, second):
             assert array.dtype == other.dtype
 
 
-@pytest.mark.parametrize("options", [{}, {"channels": 1, "resize": "bicubic"}, {"fit": "crop", "crop_share": 0.8}])
+@pytest.mark.parametrize(
+    "options", [{}, {"channels": 1, "resize": "bicubic"}, {"fit": "crop", "crop_share": 0.8, "pad": 3}]
+)
 def test_streaming_equals_memory(options, load):
     memory, streamed = (load(pipeline=pipeline, **options) for pipeline in ("memory", "streaming"))
     assert memory.image_shape == streamed.image_shape

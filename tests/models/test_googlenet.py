@@ -7,8 +7,10 @@ from jax import numpy as jnp
 from networks import assert_smallest_image_is, count, module_shapes, quick_jit, random_variables, shapes, sizes
 
 from inception_jax.errors import UserError
+from inception_jax.inspection import layer_table
 from inception_jax.models import create_model
 from inception_jax.models.googlenet import TABLE_1, AuxHead, InceptionModule, Table1Row
+from inception_jax.steps import initialization
 
 
 def test_table_1_reads_like_the_paper():
@@ -93,3 +95,34 @@ def test_the_papers_aux_pool_has_a_smallest_image(stem, pool_padding, smallest):
     assert_smallest_image_is(model, smallest)
     assert min(sizes(model, smallest)["inception_4a"][:2]) == 5
     assert model.clone(aux_pool="adaptive").min_image_size == model.clone(aux_heads=False).min_image_size == 1
+
+
+def test_batch_norm_in_the_stem_stands_where_the_papers_local_response_norms_do():
+    """The slides' 512 non-trainable parameters at 256 pixels, and nothing else that is not in the paper's network."""
+    _, paper = shapes("googlenet", size=256, norm="lrn", num_classes=21, aux_heads=True)
+    _, found = shapes("googlenet", size=256, norm="stem", num_classes=21, aux_heads=True)
+    statistics = {name: {leaf: x.shape for leaf, x in of.items()} for name, of in found["batch_stats"].items()}
+    assert statistics == {"norm1": {"mean": (64,), "var": (64,)}, "norm2": {"mean": (192,), "var": (192,)}}
+    assert sum(leaf.size for leaf in jax.tree.leaves(found["batch_stats"])) == 512
+    kept = {name: of for name, of in found["params"].items() if name not in ("norm1", "norm2")}
+    assert jax.tree.map(jnp.shape, kept) == jax.tree.map(jnp.shape, paper["params"])
+    table = layer_table(create_model("googlenet", num_classes=21, norm="stem"), 256)
+    assert [(row.name, row.output) for row in table.rows[:7]] == [
+        ("conv1", (128, 128, 64)), ("pool_1", (64, 64, 64)), ("norm1", (64, 64, 64)), ("conv2", (64, 64, 64)),
+        ("conv3", (64, 64, 192)), ("norm2", (64, 64, 192)), ("pool_2", (32, 32, 192)),
+    ]  # fmt: skip
+
+
+def test_initial_values_may_be_kerass():
+    """Glorot's uniform kernels, within sqrt(6 / (fan in + fan out)), and biases of 0, in all layers."""
+    model = create_model("googlenet", num_classes=10, norm="none", aux_heads=True, initializer="glorot_uniform")
+    key = jax.random.key(0)
+    begin = jax.jit(lambda key: model.init(key, jnp.zeros((1, 32, 32, 3)), train=False))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(initialization.evaluate(begin.trace(key), key)["params"]):
+        if path[-1].key == "bias":
+            np.testing.assert_array_equal(leaf, 0)
+            continue
+        *window, inputs, outputs = leaf.shape
+        bound = np.sqrt(6 / (np.prod(window) * (inputs + outputs)))
+        assert 0.99 * bound < np.abs(leaf).max() <= bound * (1 + 1e-6)
+        assert abs(leaf.mean()) < 0.05 * bound

@@ -9,7 +9,7 @@ from flax import linen as nn
 from networks import count, module_shapes, quick_jit, random_variables, shapes
 
 from inception_jax.models import TinyVGG, create_model
-from inception_jax.models.tiny_vgg import TABLES, Configuration
+from inception_jax.models.tiny_vgg import D_REGULARIZED, TABLES, Configuration
 
 # Kernel height x width x channels x filters, and as many biases as filters.
 CONVOLUTIONS = (
@@ -120,7 +120,21 @@ def test_initializers_are_the_tables(letter):
      ("A", 0.5, 0.5), ("D", 0.0, 0.0)],
 )  # fmt: skip
 def test_dropout_is_the_tables_unless_it_is_given(letter, given, rate):
-    model = TinyVGG(TABLES[letter], num_classes=3, dropout_rate=given)
+    assert dropout_rates(TinyVGG(TABLES[letter], num_classes=3, dropout_rate=given)) == [rate]
+
+
+@pytest.mark.parametrize(("given", "rate"), [(None, 0.7), (0.2, 0.2)])
+def test_the_experiment_between_d_and_e_is_d_with_three_dense_layers_and_dropout_after_each(given, rate):
+    assert dropout_rates(TinyVGG(D_REGULARIZED, num_classes=3, dropout_rate=given)) == [rate] * 3
+    _, variables = shapes("tiny_vgg_d_regularized", size=64, num_classes=200)
+    more = 2 * (2048 * 2048 + 2048 + 2 * 2048)
+    assert count(variables) == PARAMETERS["d"] + more == 19_399_656
+    assert f"{PARAMETERS['d'] + more:,}" in TinyVGG.__doc__
+    _, d = shapes("tiny_vgg_d", size=64, num_classes=200)
+    assert variables["params"].keys() - d["params"].keys() == {"fc2", "fc2_norm", "fc3", "fc3_norm"}
+
+
+def dropout_rates(model):
     rates = []
 
     def note(call, arguments, options, context):
@@ -130,7 +144,7 @@ def test_dropout_is_the_tables_unless_it_is_given(letter, given, rate):
 
     with nn.intercept_methods(note):
         module_shapes(model, (2, 8, 8, 3))
-    assert rates == [rate]
+    return rates
 
 
 def narrow(table: Configuration) -> Configuration:

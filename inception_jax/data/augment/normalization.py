@@ -9,6 +9,8 @@ from jaxtyping import Array, Float, UInt8
 
 from inception_jax.errors import UserError, unknown_name
 
+NORMALIZATIONS = ("none", "unit", "mean", "mean_255", "mean_std", "per_image")
+
 
 def to_unit(images: UInt8[Array, "b h w c"], dtype: DTypeLike) -> Float[Array, "b h w c"]:
     """Bytes as floats from 0 to 1."""
@@ -26,9 +28,9 @@ def normalize(
 
     Args:
       images: float `(batch, height, width, channels)`, from 0 to 1.
-      normalization: "none" (0 to 255), "unit" (0 to 1), "mean" (minus `mean`), "mean_std" (minus `mean`, divided by
-        `std`) or "per_image" (minus the image's own mean, divided by its own standard deviation, which is at least
-        1 / sqrt(h * w * c), as in tf.image.per_image_standardization).
+      normalization: "none" (0 to 255), "unit" (0 to 1), "mean" (minus `mean`), "mean_255" (minus `mean`, scaled to a
+        range of 255), "mean_std" (minus `mean`, divided by `std`) or "per_image" (minus the image's own mean, divided
+        by its own standard deviation, which is at least 1 / sqrt(h * w * c), as in tf.image.per_image_standardization).
       mean, std: one number per channel, for pixels scaled to 0..1. A channel whose std is 0 is only centered.
 
     Raises:
@@ -41,6 +43,8 @@ def normalize(
             return images
         case "mean":
             return images - _per_channel("mean", mean, images)
+        case "mean_255":
+            return (images - _per_channel("mean", mean, images)) * 255
         case "mean_std":
             deviations = _per_channel("std", std, images)
             return (images - _per_channel("mean", mean, images)) / jnp.where(deviations == 0, 1, deviations)
@@ -49,7 +53,7 @@ def normalize(
             own_mean = wide.mean(axis=(1, 2, 3), keepdims=True)
             own_std = jnp.maximum(wide.std(axis=(1, 2, 3), keepdims=True), 1 / math.sqrt(math.prod(images.shape[1:])))
             return ((wide - own_mean) / own_std).astype(images.dtype)
-    raise unknown_name("normalization", normalization, ("none", "unit", "mean", "mean_std", "per_image"))
+    raise unknown_name("normalization", normalization, NORMALIZATIONS)
 
 
 def _per_channel(

@@ -129,7 +129,7 @@ def _read_about(path: Path, description: Path) -> dict[str, Any]:
 def _transform(about: dict[str, Any]) -> Transform:
     form, given = Format(**about["preprocessing"]), about["normalization"]
     shape, how = tuple(about["input"]["shape"][1:]), (form.resize, form.fit, form.crop_share, given["name"])
-    return Transform(shape, *how, tuple(given["mean"]), tuple(given["std"]))
+    return Transform(shape, *how, tuple(given["mean"]), tuple(given["std"]), pad=form.pad)
 
 
 def _load_stablehlo(path: Path, content: bytes) -> Callable[[np.ndarray], np.ndarray]:
