@@ -186,7 +186,7 @@ def test_pictures_are_padded_as_in_training(run):
     padding, small = dataclasses.replace(run, config=config), IMAGES[:, :4, :4]
     expected = run.predict(np.pad(small, ((0, 0), (2, 2), (2, 2), (0, 0))))
     for picture, probabilities in zip(small, expected, strict=True):
-        (found,) = predict(padding, [Image.fromarray(picture[..., 0])])
+        (found,) = padding.classify([Image.fromarray(picture[..., 0])])
         np.testing.assert_allclose(found.probabilities, np.sort(probabilities)[::-1], rtol=1e-5)
 
 
