@@ -144,7 +144,7 @@ def test_mistakes_on_the_command_line_are_named(studies, tmp_path, capsys):
 def test_a_run_with_another_config_in_its_place_is_found_at_the_start(studies, tmp_path):
     start(make_plan("second", make_study(fields={"batch_size": 32}), "smoke", tmp_path).runs[0])
     queue = Queue(read_entries(studies, argparse.Namespace(**vars(UNSET) | {"form": "smoke"})), tmp_path)
-    with pytest.raises(UserError, match=r"weekend.txt, line 4: .*narrow/seed0 holds a run with another config"):
+    with pytest.raises(UserError, match=r"weekend.txt, line 4: .*narrow/seed0 .* a run with another config"):
         queue.plans()
 
 
