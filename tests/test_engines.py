@@ -181,7 +181,7 @@ def test_an_engine_that_computes_something_else_is_not_used(original, engine, mo
         return lambda images: call(images)[:, ::-1]
 
     monkeypatch.setattr(engines, "ENGINES", {engine: tampered})
-    with pytest.raises(UserError, match=rf"engine={engine} is not used: its logits differ .* more than 0.0001, which"):
+    with pytest.raises(UserError, match=rf"engine={engine} is not used: its logits differ .* more than the 0.0001 allowed"):
         engines.use(original, engine, batch_size=4)
     with caplog.at_level(logging.INFO):
         assert engines.use(original, "auto", batch_size=4).engine is None
@@ -289,7 +289,7 @@ def test_mistakes_are_named(original, monkeypatch):
     with pytest.raises(UserError, match="batch_size=0 is not allowed"):
         engines.use(original, "auto", batch_size=0)
     narrow = run_of(SmallGoogLeNet(6, dtype=jax.numpy.bfloat16))
-    with pytest.raises(UserError, match="engine=onnxruntime computes in float32, the network in bfloat16: choose"):
+    with pytest.raises(UserError, match="engine=onnxruntime computes in float32, but the network in bfloat16: choose"):
         engines.use(narrow, "onnxruntime", batch_size=4)
     for name in engines.TYPES:
         monkeypatch.setitem(sys.modules, name, None)

@@ -80,7 +80,7 @@ def test_what_is_published_is_downloaded_once_and_ready_to_predict(server, tmp_p
     again = create_model("resnet18", weights="torchvision:resnet18")
     assert server.requests == ["/resnet18.safetensors"]
     assert [path.name for path in (tmp_path / "data" / "weights").iterdir()] == ["resnet18.safetensors"]
-    assert "licence: a licence" in caplog.text
+    assert "license: a licence" in caplog.text
     assert (network.class_names, network.preprocessing) == (imagenet_classes(), PREPROCESSING)
     model, variables = resnet18(1000)
     assert network.model == model
@@ -140,7 +140,7 @@ def test_a_copy_of_a_published_file_is_it(server, files, tmp_path, monkeypatch):
 def test_the_licence_is_shown_where_nothing_has_set_up_logging(server, caplog, capsys):
     caplog.set_level(logging.WARNING, logger="inception_jax")  # the default
     fetch(server.publish())
-    assert capsys.readouterr().err.endswith("resnet18.safetensors; licence: a licence\n")
+    assert capsys.readouterr().err.endswith("resnet18.safetensors; license: a licence\n")
 
 
 def test_what_training_begins_with(server, files, tmp_path):
