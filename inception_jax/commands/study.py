@@ -15,7 +15,7 @@ from inception_jax.text import columns, complain, printable, say
 
 if TYPE_CHECKING:
     from inception_jax.studies.plan import PlannedRun
-    from inception_jax.studies.results import Table
+    from inception_jax.studies.results import StudyResults
 
 EXAMPLES = """\
 examples:
@@ -99,7 +99,7 @@ def _queue(args: argparse.Namespace) -> Queue:
 
 
 def _train_and_report(queue: Queue, jobs: int | None, seconds: float | None) -> int:
-    def reported(table: "Table", page: Path) -> None:
+    def reported(table: "StudyResults", page: Path) -> None:
         for verdict in table.verdicts():
             say(printable(f"{verdict.verdict:>10}: {verdict.claim.text}"))
         say(f"report: {page}", flush=True)

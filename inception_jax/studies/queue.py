@@ -20,7 +20,7 @@ from inception_jax.errors import LostError, UserError
 from inception_jax.studies.plan import Plan, check_place, load_study, make_plan
 
 if TYPE_CHECKING:
-    from inception_jax.studies.results import Table
+    from inception_jax.studies.results import StudyResults
     from inception_jax.studies.status import Status
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ FORM = "full"  # if none is given
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class QueueEntry:
     """A study in one form, as named on the command line or in a line of a queue file.
 
     Attributes:
@@ -96,7 +96,7 @@ class Queue:
       alone: one study by itself, whose folder has the status page; otherwise that is in `workdir`.
     """
 
-    entries: tuple[Entry, ...]
+    entries: tuple[QueueEntry, ...]
     workdir: Path
     alone: bool = False
 
@@ -107,7 +107,7 @@ class Queue:
           UserError: an entry has a mistake, or its run's folder, maybe that of another entry, has another config.
         """
         plans = [entry.plan(self.workdir) for entry in self.entries]
-        first: dict[Path, tuple[Entry, list[str]]] = {}
+        first: dict[Path, tuple[QueueEntry, list[str]]] = {}
         for entry, plan in zip(self.entries, plans, strict=True):
             for planned in plan.runs:
                 earlier, flags = first.setdefault(planned.folder, (entry, planned.flags))
@@ -146,14 +146,14 @@ def _seeds(text: str) -> tuple[int, ...]:
     return tuple(map(int, numbers))
 
 
-def make_entry(study: str, given: argparse.Namespace, fields: Iterable[str], place: str = "") -> Entry:
+def make_entry(study: str, given: argparse.Namespace, fields: Iterable[str], place: str = "") -> QueueEntry:
     """The entry for a study and the flags of `add_entry_flags`."""
-    return Entry(
+    return QueueEntry(
         study, given.form or FORM, tuple(given.only or ()), given.epochs, given.seeds or (), tuple(fields), place
     )
 
 
-def read_entries(path: Path, defaults: argparse.Namespace, fields: Sequence[str] = ()) -> tuple[Entry, ...]:
+def read_entries(path: Path, defaults: argparse.Namespace, fields: Sequence[str] = ()) -> tuple[QueueEntry, ...]:
     """Reads a queue file: in each line a study and its flags as on the command line; "#" begins a comment.
 
     Args:
@@ -195,7 +195,7 @@ def work_through(
     jobs: int = 1,
     seconds: float | None = None,
     gpus: Sequence[str] = (),
-    reported: Callable[["Table", Path], None] = lambda table, page: None,
+    reported: Callable[["StudyResults", Path], None] = lambda table, page: None,
 ) -> "Status":
     """Trains what is missing and writes the reports, one study after the other, and meanwhile the status page.
 
@@ -258,7 +258,7 @@ def _failure_kept(status: "Status", number: int, *, alone: bool) -> Iterator[Non
 
 def _work(
     queue: Queue, number: int, status: "Status", train: Callable[..., dict[Path, str]], seconds: float | None
-) -> tuple["Table", Path]:
+) -> tuple["StudyResults", Path]:
     """Trains, measures and reports a study; returns the results and the page."""
     from inception_jax.studies import extras, report, results, runner
 

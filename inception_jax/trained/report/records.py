@@ -7,7 +7,7 @@ from typing import Any
 
 from inception_jax.runs.records import Record, differing_fields, show
 from inception_jax.text import format_seconds
-from inception_jax.trained.report.page import Cell, Headline, Table
+from inception_jax.trained.report.page import Cell, Headline, PageTable
 
 SPLITS = ("train", "validation", "test")
 MEASURES = {"top1": "Top-1", "top5": "Top-5", "loss": "Loss"}
@@ -125,7 +125,7 @@ def headline(record: Record) -> Headline | None:
     return Headline(percent(top1), words + (", which chose them" if chosen and split == "validation" else ""))
 
 
-def results_table(record: Record) -> Table:
+def results_table(record: Record) -> PageTable:
     """One run's results: one row per split."""
     rows: list[Sequence[str | Cell]] = []
     counted = ["count"] if record.summary else []
@@ -134,10 +134,10 @@ def results_table(record: Record) -> Table:
         for split, metrics in splits.items():
             count = ["-" if (number := metrics.get("count")) is None else f"{number:,.0f}" for _ in counted]
             rows.append([split, *(measured(name, metrics.get(name)) for name in MEASURES), *count])
-    return Table("Results", ["Split", *MEASURES.values(), *(["Images"] if counted else [])], rows)
+    return PageTable("Results", ["Split", *MEASURES.values(), *(["Images"] if counted else [])], rows)
 
 
-def results_of_runs(records: Sequence[Record]) -> Table:
+def results_of_runs(records: Sequence[Record]) -> PageTable:
     """Last and best results of several runs on all splits, the best of each column in bold.
 
     None on test is in bold, so that nobody chooses a network by test data.
@@ -158,23 +158,23 @@ def results_of_runs(records: Sequence[Record]) -> Table:
         record = (min if name == "loss" else max)(numbers, default=None) if split != "test" else None
         for row, value, text in zip(rows, values, shown, strict=True):
             row.append(Cell(text) if value is not None and value == record else text)
-    return Table("Results of the runs", header, rows, left=2)
+    return PageTable("Results of the runs", header, rows, left=2)
 
 
-def facts_of_runs(records: Sequence[Record]) -> Table:
+def facts_of_runs(records: Sequence[Record]) -> PageTable:
     """Time, throughput and size of several runs: one row per run."""
     found = [facts(record) for record in records]
     titles = list(dict.fromkeys(title for own in found for title in own))
     rows = [
         [record.name, *(own.get(title, "-") for title in titles)] for record, own in zip(records, found, strict=True)
     ]
-    return Table("Time and size", ["Run", *titles], rows)
+    return PageTable("Time and size", ["Run", *titles], rows)
 
 
-def config_differences(records: Sequence[Record]) -> Table:
+def config_differences(records: Sequence[Record]) -> PageTable:
     """The config fields that differ between runs; values that differ from the first run's are in bold."""
     rows: list[list[str | Cell]] = []
     for field, (first, *others) in differing_fields(records).items():
         cells = [Cell(show(value)) if value != first else show(value) for value in others]
         rows.append([field, show(first), *cells])
-    return Table("Fields that differ", ["Field", *(record.name for record in records)], rows, len(records) + 1)
+    return PageTable("Fields that differ", ["Field", *(record.name for record in records)], rows, len(records) + 1)
