@@ -127,22 +127,24 @@ class _LineParser(argparse.ArgumentParser):
 
 def add_entry_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that say how a study is run, on the command line and in the lines of a queue file alike."""
-    parser.add_argument("--form", metavar="NAME", help=f"in which size (default: {FORM})")
-    parser.add_argument("--only", action="append", metavar="NAME", help="variations, patterns; repeatable")
-    parser.add_argument("--epochs", type=_positive, metavar="N", help="train each run so long")
-    parser.add_argument("--seeds", type=_seeds, metavar="N,N", help="of each variation (default: the form's)")
+    parser.add_argument("--form", metavar="NAME", help=f"form of the study (default: {FORM})")
+    parser.add_argument(
+        "--only", action="append", metavar="NAME", help="variations to train, shell patterns; can be repeated"
+    )
+    parser.add_argument("--epochs", type=_positive, metavar="N", help="epochs of each run")
+    parser.add_argument("--seeds", type=_seeds, metavar="N,N", help="seeds of each variation (default: the form's)")
 
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
 
 
 def _seeds(text: str) -> tuple[int, ...]:
     numbers = text.split(",")
     if not all(number.strip().isdecimal() for number in numbers) or len({*map(int, numbers)}) < len(numbers):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of different numbers, such as 0,1,2")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of distinct numbers, such as 0,1,2")
     return tuple(map(int, numbers))
 
 
@@ -185,7 +187,7 @@ def read_entries(path: Path, defaults: argparse.Namespace, fields: Sequence[str]
             setattr(given, name, getattr(given, name) or getattr(defaults, name))
         entries.append(make_entry(given.study, given, [*fields, *own], place))
     if not entries:
-        raise UserError(f"the queue file {path} names no study")
+        raise UserError(f"the queue file {path} contains no study")
     return tuple(entries)
 
 
@@ -220,7 +222,7 @@ def work_through(
     plans = queue.plans()
     until = None if seconds is None else time.monotonic() + seconds
     folder = plans[0].folder if queue.alone else queue.workdir
-    what = _study_lock(folder) if queue.alone else (folder, "the queue's folder", "works on a queue of studies")
+    what = _study_lock(folder) if queue.alone else (folder, "the queue's folder", "is running a queue of studies")
     with files.held(*what):
         status = Status(folder, [entry.options for entry in queue.entries], plans)
         train = functools.partial(runner.train, jobs=jobs, gpus=gpus, tick=status.tick)
@@ -239,7 +241,7 @@ def work_through(
 
 
 def _study_lock(folder: Path) -> tuple[Path, str, str]:
-    return folder, "the study's folder", "works on the study"
+    return folder, "the study's folder", "is running the study"
 
 
 @contextlib.contextmanager

@@ -156,8 +156,8 @@ def _watched_test(table: StudyResults) -> bool:
 
 
 def _compared(claim: Claim) -> str:
-    pair = f"{claim.first} less {claim.second}" if claim.second else claim.first
-    return f"{pair}, less ({' less '.join(claim.than)})" if claim.than else pair
+    pair = f"{claim.first} minus {claim.second}" if claim.second else claim.first
+    return f"{pair}, minus ({' minus '.join(claim.than)})" if claim.than else pair
 
 
 def _verdict_words(verdict: Verdict, watched_test: bool) -> dict[str, str]:

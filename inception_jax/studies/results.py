@@ -216,7 +216,7 @@ class StudyResults:
         verdict = self._judge_interval(claim, estimate)
         needed = seeds_needed(estimate.deviation, claim.published)
         if verdict.verdict == "undecided" and needed:
-            more = f"{needed} seeds could show the source's {claim.published:+g}"
+            more = f"{needed} seeds are needed to show the source's {claim.published:+g}"
             verdict = dataclasses.replace(verdict, why=f"{verdict.why}; {more}")
         return verdict
 

@@ -35,17 +35,15 @@ def config_notes(config: Mapping[str, Any]) -> list[str]:
     notes = []
     if str(evaluate.get("watch", "")).startswith("test_"):
         notes.append(
-            f"Chosen on test data: the best weights were picked by {evaluate['watch']}, "
-            "so their test results flatter the network."
+            f"Selected on test data: the best weights were chosen by {evaluate['watch']}, "
+            "so their test results are optimistic."
         )
         if evaluate.get("early_stopping_patience"):
             notes.append("Stopped on test data: early stopping watched the same metric.")
         if evaluate.get("stop_at"):
-            notes.append(
-                f"Stopped on test data: the run was to end at {evaluate['watch']} {show(evaluate['stop_at'])}."
-            )
+            notes.append(f"Stopped on test data: the target was {evaluate['watch']} {show(evaluate['stop_at'])}.")
     if schedule.get("name") == "plateau" and str(schedule.get("metric", "")).startswith("test_"):
-        notes.append(f"Chosen on test data: the learning rate was lowered by {schedule['metric']}.")
+        notes.append(f"Selected on test data: the learning rate was reduced by {schedule['metric']}.")
     return notes
 
 
@@ -59,8 +57,8 @@ def facts(record: Record) -> dict[str, str]:
         "steps": ("Updates", lambda value: f"{value:,}"),
         "stopped": ("Ended by", lambda value: stopped.get(value, value)),
         "seconds": ("Time", format_seconds),
-        "training_seconds": ("Training steps alone", format_seconds),
-        "evaluation_seconds": ("Evaluation alone", format_seconds),
+        "training_seconds": ("Training steps only", format_seconds),
+        "evaluation_seconds": ("Evaluation only", format_seconds),
         "images_per_second": ("Images per second", lambda value: f"{value:,.0f}"),
         "parameters": ("Parameters", lambda value: f"{value:,}"),
         "device": ("Device", str),
@@ -120,9 +118,9 @@ def headline(record: Record) -> Headline | None:
     which = "" if epoch is None else f" of epoch {epoch:g}"
     words = (
         f"top-1 accuracy on {split} data: {count:,.0f} images, 95 % interval {100 * low:.1f} to {100 * high:.1f} %, "
-        f"weights{which}, " + (f"the best by {best['metric']}" if chosen else "the last ones")
+        f"{'best' if chosen else 'last'} weights{which}" + (f", selected by {best['metric']}" if chosen else "")
     )
-    return Headline(percent(top1), words + (", which chose them" if chosen and split == "validation" else ""))
+    return Headline(percent(top1), words + (" on the same data" if chosen and split == "validation" else ""))
 
 
 def results_table(record: Record) -> PageTable:

@@ -126,14 +126,14 @@ def config(record: Record) -> Section:
     own = {field: value for field, value in record.fields.items() if field not in defaults or value != defaults[field]}
     rows = [[field, show(value), show(defaults.get(field))] for field, value in own.items()]
     others = [[field, show(value)] for field, value in record.fields.items() if field not in own]
-    summary = f"{len(others)} fields with their defaults"
+    summary = f"{len(others)} fields at their defaults"
     blocks: list[Block] = []
     if rows:
         blocks.append(
             PageTable("Fields that differ from the defaults", ["Field", "Value", "Default"], rows, 3, "values")
         )
     if others:
-        blocks.append(PageTable("Fields with their defaults", ["Field", "Value"], others, 2, "values", summary))
+        blocks.append(PageTable("Fields at their defaults", ["Field", "Value"], others, 2, "values", summary))
     return Section("Config", blocks)
 
 
@@ -148,7 +148,7 @@ def examined(findings: "Findings") -> list[Section]:
     mistakes = [Pictures([_mistake(example) for example in findings.mistakes], 8)] if findings.mistakes else []
     heat: list[Block] = [Text(f"None: {findings.no_sample}.")] if findings.no_sample else []
     if findings.sample:
-        remark = "Right: where the picture has what speaks for the predicted class, from blue to red."
+        remark = "Right: evidence for the predicted class, from blue (low) to red (high)."
         heat = [Pictures([_heated(example) for example in findings.sample], 15), Text(remark)]
     return [
         Section("Classes", [Text(summary), class_table(findings)]),
@@ -175,8 +175,8 @@ def classes_of_runs(findings: Mapping[str, "Findings"]) -> Section:
         names.sort(key=lambda name: min(own.get(name, math.inf) for own in recalls.values()))
     rows = [[name, *(_bar(own.get(name, math.nan)) for own in recalls.values())] for name in names]
     header = ["Class", *(f"{run}, {found.split}" for run, found in findings.items())]
-    weights = ", ".join(f"{run} of step {found.step:,}" for run, found in findings.items())
-    remark = f"Recall: the share of a class's examples that were predicted as it. Weights: {weights}."
+    weights = "; ".join(f"{run}, step {found.step:,}" for run, found in findings.items())
+    remark = f"Recall: the share of a class's examples that are predicted correctly. Weights: {weights}."
     return Section("Classes", [PageTable("Accuracy of each class by run", header, rows), Text(remark)])
 
 
@@ -225,7 +225,7 @@ def confusions(findings: "Findings") -> Section:
     order = np.argsort(-wrong, axis=None, kind="stable")[:CONFUSIONS]
     pairs = [(i, j) for i, j in zip(*np.unravel_index(order, wrong.shape), strict=True) if wrong[i, j]]
     listed = [[names[i], names[j], f"{wrong[i, j]:,}", percent(float(shares[i, j]))] for i, j in pairs]
-    header = ["Class", "Predicted as", "Examples", "Of the class"]
+    header = ["Class", "Predicted as", "Examples", "Share of class"]
     blocks = [shown, PageTable("The most frequent confusions", header, listed, 2)] if listed else [shown]
     return Section("Confusions", blocks)
 
