@@ -147,13 +147,13 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--workers", type=int, default=2, help="processes on torchvision's side (default: 2)")
-    parser.add_argument("--our-workers", type=int, default=0, help="processes on ours (default: 0, threads)")
+    parser.add_argument("--workers", type=int, default=2, help="torchvision's worker processes (default: 2)")
+    parser.add_argument("--our-workers", type=int, default=0, help="our worker processes (default: 0, threads)")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=8.0, help="that are measured in each turn")
-    parser.add_argument("--peer-python", default=sys.executable, help="a Python that has torchvision")
+    parser.add_argument("--seconds", type=float, default=8.0, help="measured in each turn (default: %(default)s)")
+    parser.add_argument("--peer-python", default=sys.executable, help="Python with torchvision")
     for case in GENERATED:
-        parser.add_argument(f"--{case}", metavar="DIR", help="folder of classes for this case; unset: generated")
+        parser.add_argument(f"--{case}", metavar="DIR", help="folder of classes for this case (default: generated)")
     parser.add_argument("--turn", help=argparse.SUPPRESS)  # one measurement, in its own process
     options = parser.parse_args(argv)
     if options.turn:
