@@ -1,7 +1,7 @@
 """Images per second of the input pipeline, against torchvision's DataLoader with ImageFolder on the same cores.
 
 Four cases: 32 px images in memory, JPEG files of 64 px and of 224 px, and full-size photographs with random resized
-crop to 224 px. Both sides end with what a network reads, a float32 batch, flipped at random and normalised:
+crop to 224 px. Both sides end with what a network reads, a float32 batch, flipped at random and normalized:
 torchvision's transforms do that for each picture in the workers, ours on the device for the batch. The pictures are
 those of a folder of classes; without one they are generated. The sides take turns. Prints Markdown.
 """

@@ -2,7 +2,7 @@
 
 Every side is a separate process, and one works at a time; they take turns in rounds, so that other load on the machine
 affects all of them. The networks are equal (their numbers of parameters are compared), as are the batch, the
-optimiser (SGD, momentum 0.9), the threads and the allocator's huge pages; dropout is 0. The networks compute in
+optimizer (SGD, momentum 0.9), the threads and the allocator's huge pages; dropout is 0. The networks compute in
 --dtype, PyTorch's by autocast. Inference can also be compared with ONNX Runtime (float32 only) and OpenVINO, on the
 graph that this package exports, and --auto also measures ours with the engine that `predict` and `serve` choose: from
 images as they are stored, while all the others start from normalized ones. Prints Markdown.

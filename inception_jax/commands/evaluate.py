@@ -74,7 +74,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints a row for each run: top-1, top-5, loss and ECE, and top-1 on grayscale and colour pictures where known."""
+    """Prints a row for each run: top-1, top-5, loss and ECE, and top-1 on grayscale and color pictures where known."""
     # Imported only now: help is answered without waiting for JAX.
     from inception_jax.inspection.confusion import save_confusion
     from inception_jax.runs.run import load_run

@@ -59,7 +59,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--token-file",
         type=flags.path,
         metavar="FILE",
-        help=f"file with the required token (default: ${TOKEN}, if set)",
+        help=f"file with the required token (default: that in ${TOKEN}, if set)",
     )
     secrets.add_argument("--no-token", action="store_true", help="require no token, even if other machines can connect")
     parser.add_argument("--max-batch", type=int, default=16, metavar="N", help="pictures per batch (default: 16)")

@@ -117,7 +117,7 @@ def test_measures_have_names_and_units(tmp_path, measure, label, shown):
 def test_a_comparison_with_another_difference_is_written_out(tmp_path):
     claim = Claim("x", "best_test_top1", "wide", "narrow", than=("narrow", "wide"))
     plan = fake_plan(tmp_path, make_study(claims=(claim,)), wide=(0.9, 0.91, 0.9), narrow=(0.8, 0.8, 0.81))
-    assert "wide less narrow, less (narrow less wide)" in write_report(read_table(plan)).read_text()
+    assert "wide minus narrow, minus (narrow minus wide)" in write_report(read_table(plan)).read_text()
 
 
 @pytest.mark.parametrize(("first", "axis"), [(15.0, ""), (1e5, ", on a logarithmic axis")])
