@@ -107,7 +107,7 @@ def main(argv: list[str] | None = None) -> int:
         "--kills", type=int, default=0, help="minimum number of kills, over all runs (default: %(default)s)"
     )
     parser.add_argument("--signal", choices=("KILL", "TERM"), default="KILL", help="(default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the random times (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random times (default: %(default)s)")
     parser.add_argument("--workdir", type=Path, default=Path("runs/kill_runs"), help="(default: %(default)s)")
     options, fields = parser.parse_known_args(argv)
     fields = [field.removeprefix("--config.") for field in fields]

@@ -69,7 +69,7 @@ def test_what_training_never_had_is_refused(run, exported, kind):
     images = REFUSED[kind]
     # A run's network is there to be tried on other sizes; an exported one has its size inside.
     for method in (*(() if kind == "another size" else (run.predict, run.logits, run.normalize)), exported.logits):
-        with pytest.raises(UserError, match=r"images must be an array uint8 \(batch, 8, 8, 1\)") as error:
+        with pytest.raises(UserError, match=r"images must be a uint8 array \(batch, 8, 8, 1\)") as error:
             method(images)
         assert len(str(error.value).splitlines()) == 1
 
@@ -216,7 +216,7 @@ def test_showing_one_does_not_show_its_weights(run, exported):
     ],
 )
 def test_batches_that_training_never_had_are_refused(given, message):
-    with pytest.raises(UserError, match=r"images must be an array uint8 \(batch, 4, 5, 3\).*" + message) as error:
+    with pytest.raises(UserError, match=r"images must be a uint8 array \(batch, 4, 5, 3\).*" + message) as error:
         check_batch(given, (4, 5, 3))
     assert "\n" not in str(error.value)
 
