@@ -442,9 +442,8 @@ def _resize_and_crop(image: Image.Image, crop: int, form: Format) -> Image.Image
     short, long = resize, int(resize * long / short)
     size = (short, long) if image.width <= image.height else (long, short)
     if long * short > MAX_PIXELS:
-        raise TooLargeError(
-            f"a picture of {image.width}x{image.height} pixels is too long to be resized to {short} wide"
-        )
+        shape = f"{image.width}x{image.height} pixels"
+        raise TooLargeError(f"a picture of {shape} is too long to be resized to {short} wide")
     if image.size != size:
         image = image.resize(size, FILTERS[form.resize])
     left, top = (round((side - crop) / 2) for side in size)

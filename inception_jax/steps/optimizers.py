@@ -6,6 +6,7 @@ and a train step may scale the updates further (`schedules.PlateauState`).
 
 import fnmatch
 from collections.abc import Callable, Sequence
+from typing import Any
 from functools import partial
 
 import jax
@@ -132,7 +133,7 @@ def kernels(params: PyTree, layers: Sequence[str] = ()) -> PyTree[bool]:
       layers: patterns, see `make_optimizer`; if there are any, True only in the layers that match one.
     """
 
-    def is_chosen(path: tuple, _: jax.Array) -> bool:
+    def is_chosen(path: tuple, _: Any) -> bool:
         layer = _layer_of_kernel(path)
         return layer is not None and (not layers or any(_matches(layer, pattern) for pattern in layers))
 

@@ -8,7 +8,7 @@ from fake_runs import make_study
 
 from inception_jax.errors import UserError
 from inception_jax.experiment import build_model
-from inception_jax.runs.run import config_differences
+from inception_jax.runs.folder import config_differences
 from inception_jax.studies import Claim, Form, Range, Search, Variation
 from inception_jax.studies.plan import load_study, make_plan, shipped_studies, start
 
@@ -173,4 +173,4 @@ def test_the_naive_and_the_reduced_network_differ_in_nothing_else(tmp_path):
 def test_l2_is_kerass(tmp_path):
     plan = make_plan("tiny_vgg", load_study("tiny_vgg")[1], "full", tmp_path)
     decays = {name: plan.runs_of(name)[0].load_config().optimizer.weight_decay for name in plan.variations}
-    assert decays == {"a": 0, "b": 0, "c": 0, "d": 0, "e": 2e-3, "f": 1e-2}
+    assert decays == {"a": 0, "b": 0, "c": 0, "d": 0, "d_regularized": 2e-3, "e": 2e-3, "f": 1e-2}

@@ -40,6 +40,38 @@ def googlenet(residual="none", side=3, heads=True):
     return WYATT | GOOGLENET | {"model.residual": residual, "model.kernel_5x5": side, "model.aux_heads": heads}
 
 
+# Mahmud 2024, section 5.6: batches of 16, a learning rate of 1e-4, 30 epochs, crop, flip and zoom; 80 % for training.
+MAHMUD = {
+    "batch_size": 16, "num_epochs": 30, "schedule.name": "constant", "schedule.learning_rate": 1e-4,
+    "data.name": "imagenet_subset", "data.image_size": 224, "data.splits.train": "train[:80%]",
+    "data.splits.validation": "train[80%:]", "data.augment.horizontal_flip": 0.5,
+    "data.augment.zoom": 0.2, "data.augment.pad_and_crop": 16,
+}  # fmt: skip
+# The tutorial's code: the data, `compile` and `fit`.
+TUTORIAL = {
+    "data.name": "mnist", "data.pad": 2, "data.image_size": 224, "data.channels": 3, "data.normalization": "unit",
+    "data.splits.train": "train[:58000]", "data.splits.validation": "train[58000:]", "batch_size": 64,
+    "optimizer.name": "adam", "optimizer.epsilon": 1e-7, "schedule.name": "constant", "schedule.learning_rate": 1e-3,
+    "optimizer.weight_decay": 0.0, "loss.aux_weight": 0.3, "loss.label_smoothing": 0.0, "model.name": "googlenet",
+    "model.norm": "none", "model.aux_heads": True, "model.aux_pool": "paper", "model.dropout_rate": 0.4,
+    "model.initializer": "glorot_uniform", "data.augment.horizontal_flip": 0.0, "data.augment.pad_and_crop": 0,
+}  # fmt: skip
+# Skagerström, Price & Lindqvist 2018, tables 1 to 3 and section 4.
+SKAGERSTROM = {
+    "data.name": "tiny_imagenet", "data.keep": "color", "data.augment.horizontal_flip": 0.0,
+    "data.augment.random_resized_crop": (), "loss.label_smoothing": 0.0, "optimizer.momentum": 0.0,
+}  # fmt: skip
+
+
+def tiny_vgg(name, optimizer, rate, epochs, decay=0.0, layers=(), rate_decay=None):
+    """Keras's L2 is twice our weight decay; its pixels are divided by 255, or have the mean of each channel removed."""
+    own = {"model.name": f"tiny_vgg_{name}", "optimizer.name": optimizer, "schedule.learning_rate": rate}
+    own |= {"optimizer.weight_decay": 2 * decay, "optimizer.weight_decay_layers": layers, "num_epochs": epochs}
+    own |= {"data.normalization": "mean_255" if decay else "unit"}
+    own |= {"schedule.name": "inverse_time" if rate_decay else "constant"}
+    return SKAGERSTROM | own | ({"schedule.decay_rate": rate_decay} if rate_decay else {})
+
+
 # (study, variation): fields in every form that follows the source.
 SOURCES = {
     ("residuals", "plain_3x3"): AUGMENTED | googlenet() | {"num_epochs": 160},
@@ -55,6 +87,26 @@ SOURCES = {
     ("deeper_mnist", "googlenet"): NOT_AUGMENTED | googlenet(),
     ("deeper_mnist", "resnet18"): WYATT | NOT_AUGMENTED | RESNET,
     ("deeper_mnist", "vgg19"): WYATT | NOT_AUGMENTED | VGG | {"schedule.patience": 5},
+    ("simple_against_googlenet", "simple"): MAHMUD | {"model.name": "simple_cnn"},
+    ("simple_against_googlenet", "googlenet"): MAHMUD
+    | {"model.name": "googlenet", "model.norm": "lrn", "model.aux_heads": False},
+    ("mnist_tutorial", "paper_kernels"): TUTORIAL,
+    ("mnist_tutorial", "tutorial_kernels"): TUTORIAL
+    | {"model.kernel_3x3": 1, "model.kernel_5x5": 1, "model.pool_padding": "valid"},
+    ("tiny_vgg", "a"): tiny_vgg("a", "sgd", 0.01, 20),
+    ("tiny_vgg", "b"): tiny_vgg("b", "adam", 1e-3, 20),
+    ("tiny_vgg", "c"): tiny_vgg("c", "adam", 1e-3, 20),
+    ("tiny_vgg", "d"): tiny_vgg("d", "adam", 1e-3, 20),
+    ("tiny_vgg", "d_regularized"): tiny_vgg("d_regularized", "adam", 1e-3, 20, decay=1e-3),
+    ("tiny_vgg", "e"): tiny_vgg("e", "adam", 1e-2, 60, decay=1e-3, layers=("conv?_3", "fc?"), rate_decay=1e-6),
+    ("tiny_vgg", "f"): tiny_vgg("f", "adam", 1e-3, 100, decay=5e-3, layers=("conv?_3",), rate_decay=1e-5),
+    ("uc_merced", "slides"): {
+        "data.name": "uc_merced",
+        "data.image_size": 256,
+        "model.name": "googlenet",
+        "model.norm": "stem",
+        "model.aux_heads": True,
+    },
     **{
         ("patience", f"patience_{patience}"): WYATT | AUGMENTED | VGG | {"schedule.patience": patience}
         for patience in (0, 1, 5, 10, 15)
@@ -62,13 +114,15 @@ SOURCES = {
 }
 # What a form changes knowingly; its note says so.
 DEPARTURES = {("patience", "cores"): {"model.name": "vgg11"}}
+# In the form `cores` these train on all images, without a validation split, as their sources do.
+ON_ALL_IMAGES = ("residuals", "aux_heads", "deeper_cifar10", "deeper_mnist", "patience", "tiny_vgg")
 
 
 @pytest.mark.parametrize("form", ["full", "cores"])
 @pytest.mark.parametrize(("study", "variation"), SOURCES)
 def test_variations_are_the_sources(tmp_path, study, variation, form):
     expected = SOURCES[study, variation] | DEPARTURES.get((study, form), {})
-    if form == "cores":
+    if form == "cores" and study in ON_ALL_IMAGES:
         expected = expected | WHOLE
     planned = make_plan(study, load_study(study)[1], form, tmp_path, only=[variation]).runs[0]
     config = planned.load_config()
