@@ -104,7 +104,7 @@ def _synsets(files: Files) -> list[str]:
             f"{files.where} has no folder train/ with photographs of the synsets in wnids.txt: get it again"
         )
     if len(synsets) < len(published):
-        logger.warning("%s holds %d of the %d classes of its wnids.txt", files.where, len(synsets), len(published))
+        logger.warning("%s contains %d of the %d classes of its wnids.txt", files.where, len(synsets), len(published))
     return synsets
 
 
