@@ -277,12 +277,12 @@ class OfOneSize(nn.Module):
 def test_networks_that_onnx_cannot_hold_stay_with_jax(network, all_installed, caplog):
     original = run_of(network(6))
     all_installed(original)
-    with pytest.raises(UserError, match="ONNX export failed: "):
+    with pytest.raises(UserError, match="ONNX export "):
         engines.use(original, "openvino", batch_size=4)
     with caplog.at_level(logging.INFO):
         assert engines.use(original, "auto", batch_size=4).engine is None
     (line,) = caplog.messages
-    assert line.startswith("engine: jax; ONNX export failed: ")
+    assert line.startswith("engine: jax; ONNX export ")
     assert len(line.splitlines()) == 1
 
 
