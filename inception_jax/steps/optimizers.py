@@ -6,8 +6,8 @@ and a train step may scale the updates further (`schedules.PlateauState`).
 
 import fnmatch
 from collections.abc import Callable, Sequence
-from typing import Any
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
