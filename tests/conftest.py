@@ -8,7 +8,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from jaxtyping import install_import_hook
 
 # JAX reads these when it is imported; the programs that tests start read them, too.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -23,10 +22,25 @@ if version("jax").startswith("0.10."):
 
 sys.path.insert(0, str(Path(__file__).parent))  # `import peers`
 
+import jax
+import jaxtyping
+import numpy as np
+
+
+class _Arrays(type):
+    def __instancecheck__(cls, value):
+        return isinstance(value, jax.Array | np.ndarray)
+
+
+class Array(metaclass=_Arrays):
+    """What annotations call an Array is one of JAX or of NumPy, which JAX takes, too."""
+
+
+jaxtyping.Array = Array
 # In these packages every call checks the annotated types, shapes and dtypes included. pytest's `--jaxtyping-packages`
 # would do the same, but pytest-xdist does not give it to its workers. `float` allows int, as for type checkers.
 CHECKED = ("inception_jax.ops", "inception_jax.steps", "inception_jax.data.augment")
-install_import_hook(CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+jaxtyping.install_import_hook(CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 from inception_jax import data, files  # noqa: E402 (once the hook is there)
 

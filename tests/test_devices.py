@@ -12,7 +12,7 @@ from runs import stop_after
 
 from inception_jax import train
 from inception_jax.config import default_config
-from inception_jax.models.googlenet import InceptionModule, Table1Row
+from inception_jax.models.googlenet import Inception, InceptionModule
 from inception_jax.models.layers import ConvUnit
 from inception_jax.runs import run
 
@@ -29,7 +29,7 @@ class ShortGoogLeNet(nn.Module):
         common = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         conv = partial(ConvUnit, **common)
         x = conv(16, (3, 3), (2, 2), name="conv1")(images, train)
-        row = Table1Row(4, 4, 4, 4, 4, 4)
+        row = Inception(4, 4, 4, 4, 4, 4)
         x = InceptionModule(row, residual="identity", conv=conv, name="inception_3a")(x, train)
         x = nn.Dropout(0.4, deterministic=not train)(x.mean(axis=(1, 2)))
         return nn.Dense(self.num_classes, name="fc", **common)(x)

@@ -24,7 +24,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *s
 STAND_IN = """
 from functools import partial
 from flax import linen as nn
-from inception_jax.models.googlenet import InceptionModule, Table1Row
+from inception_jax.models.googlenet import Inception, InceptionModule
 from inception_jax.models.layers import ConvUnit
 
 class StandIn(nn.Module):
@@ -34,7 +34,7 @@ class StandIn(nn.Module):
     def __call__(self, images, *, train):
         conv = partial(ConvUnit, norm="none")
         x = conv(4, (3, 3), name="conv1")(images, train)
-        x = InceptionModule(Table1Row(2, 2, 3, 2, 2, 2), conv=conv, name="inception_3a")(x, train)
+        x = InceptionModule(Inception(2, 2, 3, 2, 2, 2), conv=conv, name="inception_3a")(x, train)
         x = conv(4, name="inception_3b")(x, train)
         return nn.Dense(self.num_classes, name="fc")(x.mean((1, 2)))
 """

@@ -19,7 +19,7 @@ from inception_jax.commands import main
 from inception_jax.config import default_config
 from inception_jax.errors import UserError
 from inception_jax.experiment import Inputs
-from inception_jax.models.googlenet import InceptionModule, Table1Row
+from inception_jax.models.googlenet import Inception, InceptionModule
 from inception_jax.models.layers import ConvUnit, Outputs
 from inception_jax.runs import run
 from inception_jax.trained import engines
@@ -55,7 +55,7 @@ class SmallGoogLeNet(nn.Module):
         conv = partial(ConvUnit, norm=self.norm, dtype=self.dtype)
         x = conv(8, (3, 3), name="conv1")(images, train)
         x = nn.max_pool(x, (3, 3), (2, 2), "SAME")
-        table = Table1Row(8, 4, 8, 4, 8, 8)
+        table = Inception(8, 4, 8, 4, 8, 8)
         x = InceptionModule(table, conv=conv, name="inception_3a")(x, train)
         aux = nn.Dense(self.num_classes, name="aux")(x.mean((1, 2)))
         x = InceptionModule(table, conv=conv, name="inception_3b")(x, train)

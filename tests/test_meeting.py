@@ -210,7 +210,7 @@ def test_differences_say_which_process_has_what():
     assert agreement.differences(facts, hosts) == [
         "rate is 0.1 in processes 0, 2 on a, b, 0.2 in process 1 on b",
         "list is [1, 2] in processes 0, 1 on a, b, [1] in process 2 on b",
-        "more is text\\x1b[2J in process 0 on a, nothing in processes 1, 2 on b",
+        "more is text\\x1b[2J in process 0 on a, missing in processes 1, 2 on b",
     ]
     assert agreement.line([str(number) for number in range(6)]) == "0; 1; 2; 3; and 2 more"
     assert agreement.differences({0: {"x": 1}, 1: {"x": 1.5}, 2: {"x": None}}, {}) == [

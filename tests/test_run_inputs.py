@@ -111,9 +111,9 @@ def test_what_is_no_picture_is_named_by_every_trained_network(name, request, tmp
     for method in (network.images, network.normalize, network.logits, network.predict):
         with pytest.raises(UserError, match=r"cannot read the picture gone\.png: No such file"):
             method("gone.png")
-        with pytest.raises(UserError, match=r"text\.png: it is no picture of a known kind"):
+        with pytest.raises(UserError, match=r"text\.png: it is not a picture of a known format"):
             method([tmp_path / "text.png"])
-    assert [one.error for one in network.classify([b"none"])] == ["it is no picture of a known kind"]
+    assert [one.error for one in network.classify([b"none"])] == ["it is not a picture of a known format"]
 
 
 def test_published_weights_see_what_their_preprocessing_makes(pretrained, photo):

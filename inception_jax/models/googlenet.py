@@ -26,7 +26,7 @@ from inception_jax.models.layers import (
 )
 
 
-class Table1Row(NamedTuple):
+class Inception(NamedTuple):
     """A row of Table 1: output channels of each convolution of an Inception module."""
 
     conv_1x1: int
@@ -38,18 +38,18 @@ class Table1Row(NamedTuple):
 
 
 # The body of the network; "max_pool" halves the map.
-TABLE_1: dict[str, Table1Row | str] = {
-    "inception_3a": Table1Row(64, 96, 128, 16, 32, 32),
-    "inception_3b": Table1Row(128, 128, 192, 32, 96, 64),
+TABLE_1: dict[str, Inception | str] = {
+    "inception_3a": Inception(64, 96, 128, 16, 32, 32),
+    "inception_3b": Inception(128, 128, 192, 32, 96, 64),
     "pool_3": "max_pool",
-    "inception_4a": Table1Row(192, 96, 208, 16, 48, 64),
-    "inception_4b": Table1Row(160, 112, 224, 24, 64, 64),
-    "inception_4c": Table1Row(128, 128, 256, 24, 64, 64),
-    "inception_4d": Table1Row(112, 144, 288, 32, 64, 64),
-    "inception_4e": Table1Row(256, 160, 320, 32, 128, 128),
+    "inception_4a": Inception(192, 96, 208, 16, 48, 64),
+    "inception_4b": Inception(160, 112, 224, 24, 64, 64),
+    "inception_4c": Inception(128, 128, 256, 24, 64, 64),
+    "inception_4d": Inception(112, 144, 288, 32, 64, 64),
+    "inception_4e": Inception(256, 160, 320, 32, 128, 128),
     "pool_4": "max_pool",
-    "inception_5a": Table1Row(256, 160, 320, 32, 128, 128),
-    "inception_5b": Table1Row(384, 192, 384, 48, 128, 128),
+    "inception_5a": Inception(256, 160, 320, 32, 128, 128),
+    "inception_5b": Inception(384, 192, 384, 48, 128, 128),
 }
 AUX_HEADS = {"inception_4a": "aux1", "inception_4d": "aux2"}  # the module whose output each head reads
 
@@ -69,7 +69,7 @@ class InceptionModule(nn.Module):
       conv: makes the convolution units: ConvUnit, given the network's options.
     """
 
-    table: Table1Row
+    table: Inception
     reductions: bool = True
     kernel_3x3: int = 3
     kernel_5x5: int = 5

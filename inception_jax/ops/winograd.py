@@ -10,6 +10,7 @@ large: 8e-6 against 2e-6 of the largest output in float32 (16 maps of 28x28, 128
 """
 
 import functools
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -161,7 +162,7 @@ def _overlap(values: list[Float[Array, "*shape"]]) -> Float[Array, "..."]:
 
 
 def _transform_products(
-    products: Float[Array, "36 tiles channels"], batch: int, out_sizes: tuple[int, int]
+    products: Float[Array, "36 tiles channels"], batch: Any, out_sizes: tuple[int, int]
 ) -> Float[Array, "batch out_height out_width channels"]:
     """Values at the points to maps."""
     (height, width), (rows, columns) = out_sizes, _tiles(out_sizes)

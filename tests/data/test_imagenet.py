@@ -207,7 +207,7 @@ def test_a_part_of_ilsvrc2012_keeps_its_labels(tmp_path, caplog):
     ]
     listing = imagenet2012(tmp_path, (SPRINGER, TENCH))
     assert (listing.class_names, counts(listing)) == (("English springer", "tench"), {"train": {0: 2, 1: 2}})
-    with pytest.raises(UserError, match="'n99999999' is none of the 1000 synsets of ILSVRC2012"):
+    with pytest.raises(UserError, match="'n99999999' is not one of the 1000 synsets of ILSVRC2012"):
         imagenet2012(tmp_path, (UNKNOWN,))
 
 

@@ -11,7 +11,7 @@ from peers import import_torchvision
 from inception_jax import activations, create_model, grad_cam
 from inception_jax.errors import UserError
 from inception_jax.models import ResNet
-from inception_jax.models.googlenet import InceptionModule, Table1Row
+from inception_jax.models.googlenet import Inception, InceptionModule
 
 
 class Small(nn.Module):
@@ -20,7 +20,7 @@ class Small(nn.Module):
     @nn.compact
     def __call__(self, images, *, train):
         x = nn.relu(nn.Conv(6, (3, 3), name="conv")(images))
-        x = nn.remat(InceptionModule, static_argnums=(2,))(Table1Row(2, 2, 3, 2, 2, 2), name="inception_3a")(x, train)
+        x = nn.remat(InceptionModule, static_argnums=(2,))(Inception(2, 2, 3, 2, 2, 2), name="inception_3a")(x, train)
         twice = nn.Dense(9, name="twice")
         x = nn.max_pool(twice(twice(x)), (2, 2), (2, 2))
         return nn.Dense(4, name="fc")(x.reshape(len(x), -1))

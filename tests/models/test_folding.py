@@ -13,7 +13,7 @@ from networks import module_shapes, random_variables
 from inception_jax import fold_batch_norm
 from inception_jax.models import ResNet, create_model
 from inception_jax.models.folding import fold_model, fold_variables, inference_variables
-from inception_jax.models.googlenet import InceptionModule, Table1Row
+from inception_jax.models.googlenet import Inception, InceptionModule
 from inception_jax.models.layers import ConvUnit
 
 
@@ -40,7 +40,7 @@ class OneModule(nn.Module):
         conv = partial(ConvUnit, dtype=self.dtype, **options)
         x = conv(8, (3, 3), (2, 2), name="conv1")(images, train)
         x = conv(8, use_bias=True, name="conv2")(x, train)
-        x = InceptionModule(Table1Row(4, 4, 8, 4, 4, 4), residual="projection", conv=conv, name="inception")(x, train)
+        x = InceptionModule(Inception(4, 4, 8, 4, 4, 4), residual="projection", conv=conv, name="inception")(x, train)
         x = nn.relu(BatchNormAfterDense(name="fc1", **options)(x.mean((1, 2)), train))
         return nn.Dense(5, name="fc")(x)
 

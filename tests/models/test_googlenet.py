@@ -9,7 +9,7 @@ from networks import assert_smallest_image_is, count, module_shapes, quick_jit, 
 from inception_jax.errors import UserError
 from inception_jax.inspection import layer_table
 from inception_jax.models import create_model
-from inception_jax.models.googlenet import TABLE_1, AuxHead, InceptionModule, Table1Row
+from inception_jax.models.googlenet import TABLE_1, AuxHead, Inception, InceptionModule
 from inception_jax.steps import initialization
 
 
@@ -18,7 +18,7 @@ def test_table_1_reads_like_the_paper():
     outputs = {
         name: row.conv_1x1 + row.conv_3x3 + row.conv_5x5 + row.pool_proj
         for name, row in TABLE_1.items()
-        if isinstance(row, Table1Row)
+        if isinstance(row, Inception)
     }
     assert list(outputs.values()) == [256, 480, 512, 512, 512, 528, 832, 832, 1024]
     row = TABLE_1["inception_3a"]
@@ -39,12 +39,12 @@ def test_identity_residuals_stand_where_shapes_agree_and_projections_elsewhere()
     _, projected = shapes("googlenet", residual="projection")
     assert count(identity) == count(plain)
     with_projection = {name for name, module in projected["params"].items() if "projection" in module}
-    modules = {name for name, row in TABLE_1.items() if isinstance(row, Table1Row)}
+    modules = {name for name, row in TABLE_1.items() if isinstance(row, Inception)}
     assert modules - with_projection == {"inception_4b", "inception_4c", "inception_5a"}
 
 
 def test_identity_residual_adds_the_input():
-    row = Table1Row(2, 2, 2, 2, 2, 2)
+    row = Inception(2, 2, 2, 2, 2, 2)
     x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 5, 5, 8)), jnp.float32)
     plain, residual = (InceptionModule(row, residual=residual) for residual in ("none", "identity"))
     variables = random_variables(jax.eval_shape(lambda: plain.init(jax.random.key(0), x, False)))
