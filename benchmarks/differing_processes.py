@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--runs", type=int, default=5, help="of each kind, by default 5")
+    parser.add_argument("--runs", type=int, default=5, help="runs of each kind (default: %(default)s)")
     parser.add_argument(
         "--kinds", nargs="+", choices=("folder", "config", "data"), default=["folder", "config", "data"]
     )

@@ -43,7 +43,7 @@ class OnnxRuntimeSide(EngineSide):
         import onnxruntime
 
         if dtype != "float32":
-            raise ValueError(f"it computes in float32, not in {dtype}")
+            raise ValueError(f"it supports float32, not {dtype}")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = cores()
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -64,7 +64,7 @@ class OpenVinoSide(EngineSide):
 
         core = openvino.Core()
         if dtype == "bfloat16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            raise ValueError("it does not compute in bfloat16 on this processor")
+            raise ValueError("it does not support bfloat16 on this processor")
         model = core.read_model(path)
         model.reshape(list(images.shape))
         settings = {"INFERENCE_PRECISION_HINT": PRECISIONS[dtype], "INFERENCE_NUM_THREADS": cores()}

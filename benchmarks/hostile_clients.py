@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import serving
 
 EXAMPLES = """\
-/proc is read for the server's memory, so it needs Linux.
+The server's memory is read from /proc, so Linux is required.
 
 examples, in the repository's root:
   python benchmarks/hostile_clients.py
@@ -47,8 +47,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--network", default="googlenet", help="(default: %(default)s)")
     parser.add_argument("--image-size", type=int, default=224, help="pixels per side (default: %(default)s)")
-    parser.add_argument("--connections", type=int, default=300, help="half open (default: %(default)s)")
-    parser.add_argument("--pictures", type=int, default=16, help="hostile ones at once (default: %(default)s)")
+    parser.add_argument("--connections", type=int, default=300, help="half-open connections (default: %(default)s)")
+    parser.add_argument("--pictures", type=int, default=16, help="hostile pictures at once (default: %(default)s)")
     return parser.parse_args(argv)
 
 
@@ -159,7 +159,7 @@ def main(argv: list[str] | None = None) -> int:
     median, usual = (float(np.median([seconds for _, seconds in part])) for part in (under_attack, quiet))
     print(f"seconds of a good request: median {median:.3f}, slowest {slowest:.3f}; median when quiet {usual:.3f}")
     print(f"memory of the server at most: {before:,.0f} MB before, {after:,.0f} MB after")
-    print(f"SIGTERM: the request under way was answered with {last[0][0]}, exit code {code}")
+    print(f"SIGTERM: the pending request was answered with {last[0][0]}, exit code {code}")
     kept = slowest < SECONDS and after < MEGABYTES and code == 0 and last[0][0] == 200
     kept = kept and all(status == 200 for status, _ in under_attack)
     print(json.dumps({"kept": kept, "slowest_s": round(slowest, 3), "peak_mb": round(after)}))

@@ -1,7 +1,7 @@
 """Images per second of the input pipeline, against torchvision's DataLoader with ImageFolder on the same cores.
 
 Four cases: 32 px images in memory, JPEG files of 64 px and of 224 px, and full-size photographs with random resized
-crop to 224 px. Both sides end with what a network reads, a float32 batch, flipped at random and normalised:
+crop to 224 px. Both sides end with what a network reads, a float32 batch, flipped at random and normalized:
 torchvision's transforms do that for each picture in the workers, ours on the device for the batch. The pictures are
 those of a folder of classes; without one they are generated. The sides take turns. Prints Markdown.
 """
@@ -147,13 +147,13 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--workers", type=int, default=2, help="processes on torchvision's side (default: 2)")
-    parser.add_argument("--our-workers", type=int, default=0, help="processes on ours (default: 0, threads)")
+    parser.add_argument("--workers", type=int, default=2, help="torchvision's worker processes (default: 2)")
+    parser.add_argument("--our-workers", type=int, default=0, help="our worker processes (default: 0, threads)")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=8.0, help="that are measured in each turn")
-    parser.add_argument("--peer-python", default=sys.executable, help="a Python that has torchvision")
+    parser.add_argument("--seconds", type=float, default=8.0, help="measured in each turn (default: %(default)s)")
+    parser.add_argument("--peer-python", default=sys.executable, help="Python with torchvision")
     for case in GENERATED:
-        parser.add_argument(f"--{case}", metavar="DIR", help="folder of classes for this case; unset: generated")
+        parser.add_argument(f"--{case}", metavar="DIR", help="folder of classes for this case (default: generated)")
     parser.add_argument("--turn", help=argparse.SUPPRESS)  # one measurement, in its own process
     options = parser.parse_args(argv)
     if options.turn:

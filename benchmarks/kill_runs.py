@@ -81,7 +81,7 @@ def kill_until_done(folder: Path, fields: list[str], seconds: float, number: sig
         goes_on = re.search(r"continues after step (\d+) of", text)
         if goes_on:
             if stopped_after and int(goes_on[1]) != stopped_after:
-                faults.append(f"stopped after step {stopped_after}, went on after {goes_on[1]}")
+                faults.append(f"stopped after step {stopped_after}, but continued after {goes_on[1]}")
             stopped_after = None  # a session that is stopped after its training names no step
         if code is not None:
             if code:
@@ -102,10 +102,12 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--runs", type=int, default=1, help="at least (default: %(default)s)")
-    parser.add_argument("--kills", type=int, default=0, help="go on with further runs until there are so many")
+    parser.add_argument("--runs", type=int, default=1, help="minimum number of runs (default: %(default)s)")
+    parser.add_argument(
+        "--kills", type=int, default=0, help="minimum number of kills, over all runs (default: %(default)s)"
+    )
     parser.add_argument("--signal", choices=("KILL", "TERM"), default="KILL", help="(default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random times (default: %(default)s)")
     parser.add_argument("--workdir", type=Path, default=Path("runs/kill_runs"), help="(default: %(default)s)")
     options, fields = parser.parse_known_args(argv)
     fields = [field.removeprefix("--config.") for field in fields]
@@ -132,13 +134,17 @@ def main(argv: list[str] | None = None) -> int:
             seconds = min(seconds, time.monotonic() - started)
         if not faults:
             found = outcome(folder)
-            faults = [f"other {name} than without kills" for name in expected if found[name] != expected[name]]
+            faults = [
+                f"{name} differs from that of the uninterrupted run"
+                for name in expected
+                if found[name] != expected[name]
+            ]
         runs, kills, during_save, equal = runs + 1, kills + killed, during_save + saving, equal + (not faults)
         for fault in faults:
             print(f"run {folder}: {fault}", flush=True)
     print(
-        f"{equal} of {runs} runs are bit-equal to an uninterrupted one, after {kills} times SIG{options.signal} at "
-        f"random moments, {during_save} of them while a checkpoint was written"
+        f"{equal} of {runs} runs are bit-equal to an uninterrupted one, after {kills} SIG{options.signal} at "
+        f"random times, {during_save} of them during a save"
     )
     return 0 if equal == runs else 1
 

@@ -1,6 +1,6 @@
 """Overhead of the training loop: its images/s relative to those of the bare jitted step.
 
-The bare step is repeated on one batch that stays on the device. The loop is the trainer's own, `inception_jax.fit` on
+The bare step is repeated on one batch on the device. The loop is the trainer's own, `inception_jax.fit` on
 random images in memory, with evaluation and logging off. They take turns in one process: after some steps the loop is
 paused where it would show its progress, and the same number of bare steps runs. Both augment, normalize and update as
 configured; the config's data set is not read.
@@ -23,7 +23,7 @@ from inception_jax.experiment import Experiment, Inputs
 from inception_jax.train.console import Console
 
 EXAMPLES = """\
-Nothing else should run meanwhile.
+Run nothing else at the same time.
 
 examples, in the repository's root:
   python benchmarks/loop_overhead.py
@@ -39,7 +39,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--config", default="googlenet_cifar10_quick", help="name or file (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=20, help="of each side in a round (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=20, help="steps per side and round (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=15, help="(default: %(default)s)")
     options, fields = parser.parse_known_args(argv)
     options.config, *_ = main.parse_flags([f"--config={options.config}", *fields])

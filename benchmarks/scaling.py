@@ -151,7 +151,7 @@ def measure(options: argparse.Namespace, *, batch: int, devices: int = 1, proces
     output, _ = running[0].communicate()
     for process in running:
         if process.wait():
-            raise SystemExit(f"a measurement failed: {' '.join(command)} --index=0 says why")
+            raise SystemExit(f"a measurement failed: run {' '.join(command)} --index=0 to see why")
     return json.loads(output.strip().splitlines()[-1])  # Gloo prints there, too
 
 
@@ -161,10 +161,10 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--model", default="googlenet", help="(default: %(default)s)")
     parser.add_argument("--image_size", type=int, default=32, help="pixels (default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=64, help="of one device; divides by 8 (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=64, help="per device, a multiple of 8 (default: %(default)s)")
     parser.add_argument("--devices", type=int, nargs="*", default=[1, 2, 4, 8], help="(default: 1 2 4 8)")
     parser.add_argument("--processes", type=int, default=2, help="(default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=20, help="timed in each round (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=20, help="timed steps per round (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="(default: %(default)s)")
     # For the child processes.
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
@@ -217,9 +217,9 @@ def main(argv: list[str] | None = None) -> None:
     same = [case for case, number in parts.items() if number * cases[case]["batch"] == options.batch]
     losses = [found[case][0]["loss"] for case in same]
     if losses:
-        print(f"the first step's loss is from {min(losses):.6f} to {max(losses):.6f}, however the batch is split")
+        print(f"loss of the first step, over all splits of the batch: {min(losses):.6f} to {max(losses):.6f}")
         if not max(losses) - min(losses) < LOSS_TOLERANCE * abs(losses[0]):
-            raise SystemExit("so not all of them compute the same")
+            raise SystemExit("error: the losses differ")
 
 
 if __name__ == "__main__":

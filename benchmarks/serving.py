@@ -1,9 +1,9 @@
-"""How much of a network's speed is left behind HTTP: `inception-jax serve` against bare inference, in one run.
+"""Throughput of a network over HTTP: `inception-jax serve` against bare inference, in one run.
 
 A network with random weights is served by the command; a client, in a process of its own, sends JPEG and PNG files
 over connections that it keeps open. Bare inference is the same network's `Run.logits` in a process of its own, on
-images that are decoded already, at the batch size that the server had on average and at its largest; it is measured
-before and after, while the server idles. Ours decodes, answers and shares its cores with the client.
+images that are decoded already, at the server's mean batch size and at its largest; it is measured before and
+after, while the server is idle. The server also decodes, answers and shares its cores with the client.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 EXAMPLES = """\
-Nothing else should run meanwhile. /proc is read for the server's memory, so it needs Linux.
+Run nothing else at the same time. The server's memory is read from /proc, so Linux is required.
 
 examples, in the repository's root:
   python benchmarks/serving.py
@@ -43,9 +43,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--image-size", type=int, default=224, help="pixels per side (default: %(default)s)")
     parser.add_argument("--requests", type=int, default=2000, help="(default: %(default)s)")
     parser.add_argument("--concurrency", type=int, default=16, help="requests at once (default: %(default)s)")
-    parser.add_argument("--max-batch", type=int, default=8, help="of the server (default: %(default)s)")
-    parser.add_argument("--max-wait-ms", type=float, default=5.0, help="of the server (default: %(default)s)")
-    parser.add_argument("--engine", default="jax", help="of both sides, see serve --help (default: %(default)s)")
+    parser.add_argument("--max-batch", type=int, default=8, help="see serve --help (default: %(default)s)")
+    parser.add_argument("--max-wait-ms", type=float, default=5.0, help="see serve --help (default: %(default)s)")
+    parser.add_argument("--engine", default="jax", help="for both sides, see serve --help (default: %(default)s)")
     return parser.parse_args(argv)
 
 

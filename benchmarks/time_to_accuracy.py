@@ -1,8 +1,8 @@
-"""How long a config takes to its target: several runs with seeds of their own, their mean and standard deviation.
+"""Time that a config takes to reach its target: mean and standard deviation over runs with different seeds.
 
 Each run is the command, in a process and a folder of its own, one after the other; the first one compiles, and the
-others find the programs in the cache. Accuracy is that of the last weights. Training is the seconds of steps alone,
-evaluation those of evaluations in between, both without compilation; wall is from the command's start to its end.
+others find the programs in the cache. Accuracy is that of the last weights. Training is the seconds of steps only,
+evaluation those of evaluations, both without compilation; wall is from the start of the command to its end.
 Prints Markdown.
 """
 
@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 EXAMPLES = """\
-Nothing else should run meanwhile.
+Run nothing else at the same time.
 
 examples, in the repository's root:
   python benchmarks/time_to_accuracy.py
@@ -30,12 +30,14 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[argparse.Namespace, 
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--config", default="googlenet_cifar10_fast", help="name or file (default: %(default)s)")
-    parser.add_argument("--runs", type=int, default=5, help="with the seeds 0, 1, ... (default: %(default)s)")
+    parser.add_argument(
+        "--runs", type=int, default=5, help="number of runs, with seeds 0, 1, ... (default: %(default)s)"
+    )
     parser.add_argument("--workdir", type=Path, default=Path("runs/time_to_accuracy"), help="(default: %(default)s)")
     options, fields = parser.parse_known_args(argv)
     wrong = [field for field in fields if not field.startswith("--config.")]
     if wrong:
-        parser.error(f"{wrong[0]} is neither one of the options nor --config.FIELD=VALUE")
+        parser.error(f"unrecognized argument {wrong[0]}: fields have the form --config.FIELD=VALUE")
     return options, fields
 
 
@@ -43,7 +45,7 @@ def run(options: argparse.Namespace, fields: list[str], seed: int) -> tuple[list
     """The columns for a run, and why it ended."""
     folder = options.workdir / f"seed_{seed}"
     if folder.exists():
-        raise SystemExit(f"error: {folder} exists: a run that goes on has no time of its own; choose another --workdir")
+        raise SystemExit(f"error: {folder} exists: a resumed run cannot be timed; choose another --workdir")
     command = [sys.executable, "-m", "inception_jax.main", f"--config={options.config}", *fields]
     started = time.perf_counter()
     code = subprocess.run([*command, f"--config.seed={seed}", f"--workdir={folder}"]).returncode

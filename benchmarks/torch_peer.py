@@ -1,4 +1,4 @@
-"""PyTorch's side of train_step.py: torchvision's networks, trained and run as is usual. Independent of JAX."""
+"""PyTorch's side of train_step.py: torchvision's networks, trained and run in the usual way. Independent of JAX."""
 # pyright: reportMissingImports=false
 
 import importlib

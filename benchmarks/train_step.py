@@ -1,11 +1,11 @@
 """One training step, or one prediction, against others': speed, memory, time to the first step.
 
-Every side is a process of its own, and one works at a time; they take turns in rounds, so that what else the machine
-does meets all of them. The networks are equal (their numbers of parameters are compared), as are the batch, the
-optimiser (SGD, momentum 0.9), the threads and the allocator's huge pages; dropout is 0. The networks compute in
---dtype, PyTorch's by autocast. Inference can also be held against ONNX Runtime's (float32 alone) and OpenVINO's, of the
-graph that this package exports, and --auto measures ours once more with the engine that `predict` and `serve` choose:
-there from images as they are stored, all the others begin with normalised ones. Prints Markdown.
+Every side is a separate process, and one works at a time; they take turns in rounds, so that other load on the machine
+affects all of them. The networks are equal (their numbers of parameters are compared), as are the batch, the
+optimizer (SGD, momentum 0.9), the threads and the allocator's huge pages; dropout is 0. The networks compute in
+--dtype, PyTorch's by autocast. Inference can also be compared with ONNX Runtime (float32 only) and OpenVINO, on the
+graph that this package exports, and --auto also measures ours with the engine that `predict` and `serve` choose: from
+images as they are stored, while all the others start from normalized ones. Prints Markdown.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from worker import Worker, WorkerError, cores
 from inception_jax import process
 
 EXAMPLES = """\
-Nothing else should run meanwhile. Most of the time goes into compilation; --peers eager saves torch.compile's.
+Run nothing else at the same time. Most of the time is compilation; --peers eager skips torch.compile's.
 
 examples, in the repository's root:
   python benchmarks/train_step.py --json train_step.json
@@ -57,7 +57,7 @@ SPEED_HEADER = (
 )  # fmt: skip
 SIDES = ("ours", "auto", "eager", "compile", "onnxruntime", "openvino")  # in the order of the table
 RATIO_HEADER = ("model", "batch x side", "mode", "one", "other", "one / other (min to max)")
-START_HEADER = ("model", "batch x side", "ours, nothing compiled before", "ours, again", "eager", "torch.compile")
+START_HEADER = ("model", "batch x side", "ours, no cache", "ours, cached", "eager", "torch.compile")
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -65,7 +65,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--models", nargs="+", help="of torchvision's names (default: googlenet resnet18 resnet50 vgg11)")
+    add("--models", nargs="+", help="torchvision's names (default: googlenet resnet18 resnet50 vgg11)")
     add("--shapes", nargs="+", type=shape, help="BATCHxSIDE (default: 64x32 64x64 16x224; on a GPU 256x224)")
     add("--modes", nargs="+", choices=("train", "inference"), default=["train", "inference"])
     add(
@@ -73,18 +73,23 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         nargs="+",
         choices=(*TORCH, *ENGINES),
         default=["eager", "compile"],
-        help="the latter two for inference on a CPU, by this Python's packages (default: eager compile)",
+        help="onnxruntime and openvino: inference on a CPU, from this Python (default: eager compile)",
     )
-    add("--auto", action="store_true", help="for inference on a CPU also ours with the engine that auto chooses")
+    add("--auto", action="store_true", help="also measure inference on a CPU with the engine that auto chooses")
     add("--rounds", type=int, default=7)
-    add("--seconds", type=float, default=1.0, help="of steps of each side in a round, at least two steps (default: 1)")
-    add("--device", choices=("auto", "cpu", "gpu"), default="auto", help="auto: a GPU that both sides see, or the CPU")
+    add("--seconds", type=float, default=1.0, help="of steps per side and round, at least two steps (default: 1)")
+    add(
+        "--device",
+        choices=("auto", "cpu", "gpu"),
+        default="auto",
+        help="auto: a GPU if both sides see one, else the CPU",
+    )
     add(
         "--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="auto: bfloat16 on a GPU, else float32"
     )
     add("--threads", type=int, help="cores to use, on Linux (default: all)")
-    add("--peer-python", default=sys.executable, help="the Python that has PyTorch (default: this one)")
-    add("--json", type=Path, help="file for everything, every round included")
+    add("--peer-python", default=sys.executable, help="Python with PyTorch (default: this one)")
+    add("--json", type=Path, help="file for all results, including every round")
     return parser.parse_args(argv)
 
 
@@ -280,9 +285,9 @@ def machine_line(machine: dict[str, Any]) -> str:
     peers = [f"{name} {versions[side][package]}" for side, (name, package) in names.items() if side in versions]
     products = ", ".join(f"{flops[side] / 1e9:,.0f} by {'JAX' if side == 'ours' else names[side][0]}" for side in flops)
     return (
-        f"{device}, {machine['dtype']}. JAX {versions['ours']['jax']} against {', '.join(peers)}. Matrix products "
-        f"reach so many GFLOP/s: {products}; the peak is the highest. Load average when this began: "
-        f"{load:.1f}{', TOO HIGH: PyTorch suffers more than we from what else runs' if busy else ''}."
+        f"{device}, {machine['dtype']}. JAX {versions['ours']['jax']} against {', '.join(peers)}. GFLOP/s of "
+        f"matrix products: {products}; the peak is the highest. Load average at the start: "
+        f"{load:.1f}{', TOO HIGH: other programs slow PyTorch down more than JAX' if busy else ''}."
     )
 
 
@@ -309,7 +314,7 @@ def main(argv: list[str] | None = None) -> None:
             options.json.write_text(json.dumps(everything, indent=1) + "\n")
     rows = [row for case in cases for row in ratio_rows(case)]
     if len(rows) > len(cases):
-        print(f"\nEach of ours to each of the others, round by round:\n\n{header_lines(RATIO_HEADER)}")
+        print(f"\nEach of ours against each of the others, round by round:\n\n{header_lines(RATIO_HEADER)}")
         print(*map(table_line, rows), sep="\n")
     training = [case for case in cases if case["mode"] == "train"]
     if training:

@@ -8,18 +8,18 @@ Trains with N processes on this machine, each on its share of the GPUs, or all o
 
 usage: launch/local.sh N ARGUMENTS...
 
-  N          the number of processes; with GPUs, one that divides theirs
-  ARGUMENTS  those of `python -m inception_jax.main`, the same for all processes
+  N          number of processes; must divide the number of GPUs, if any
+  ARGUMENTS  arguments of `python -m inception_jax.main`, the same for all processes
 
 environment:
-  PYTHON                the Python to use, by default python
-  CUDA_VISIBLE_DEVICES  the GPUs to use, by default all
-  JAX_PLATFORMS=cpu     uses none
-  GRACE                 seconds in which the others may end after one has failed, by default 30; as many after SIGTERM,
-                        then they are killed
+  PYTHON                Python to use (default: python)
+  CUDA_VISIBLE_DEVICES  GPUs to use (default: all)
+  JAX_PLATFORMS=cpu     use no GPU
+  GRACE                 seconds until the others get SIGTERM after one has failed, and as many again until they are
+                        killed (default: 30)
 
-SIGINT and SIGTERM go to every process: the run is saved, and the same command goes on with it. The exit code is that of
-the process that failed first; 5, another process died, only where none has another one.
+SIGINT and SIGTERM are passed on to every process: the run is saved, and the same command continues. The exit code is
+that of the process that failed first; 5 (another process died) only if no process has another code.
 
 example:
   launch/local.sh 2 --config=googlenet_cifar10 --workdir=runs/googlenet_cifar10
@@ -35,7 +35,7 @@ if [[ $# == 0 || $1 == -h || $1 == --help ]]; then
   usage
   exit $(($# ? 0 : 2))
 fi
-[[ $1 =~ ^[1-9][0-9]*$ ]] || fail "N=$1: the number of processes is 1 or more, as in launch/local.sh 2 --config=NAME"
+[[ $1 =~ ^[1-9][0-9]*$ ]] || fail "N=$1 is not allowed: it must be at least 1, as in launch/local.sh 2 --config=NAME"
 n=$1
 shift
 
@@ -48,8 +48,8 @@ if [[ ${JAX_PLATFORMS:-} != cpu ]]; then
   fi
 fi
 if ((${#gpus[@]} % n)); then
-  fail "${#gpus[@]} GPUs do not divide over $n processes: choose another N, name the GPUs in CUDA_VISIBLE_DEVICES, \
-or use none with JAX_PLATFORMS=cpu"
+  fail "${#gpus[@]} GPUs cannot be divided among $n processes: choose another N, set CUDA_VISIBLE_DEVICES, or set \
+JAX_PLATFORMS=cpu"
 fi
 share=$((${#gpus[@]} / n))
 
@@ -124,7 +124,7 @@ while ((${#pids[@]})); do
   done
   if ((limit && SECONDS >= limit && ${#pids[@]})); then
     if [[ $next == TERM ]]; then
-      echo "local.sh: ending the others" >&2
+      echo "local.sh: stopping the others" >&2
       signal_all TERM ""
       next=KILL
       limit=$((SECONDS + ${GRACE:-30}))

@@ -123,7 +123,7 @@ def test_where_the_best_is_the_latest_as_well_the_one_before_does_not_stand_for_
     content["best"] |= {"step": LATEST, "value": 0.999}
     (folder / "summary.json").write_text(json.dumps(content))
     DAMAGES[damage](folder / "checkpoints" / str(LATEST))
-    with pytest.raises(UserError, match=rf"step {LATEST} .*0\.999.*latest one is that of step {LAST_BUT_ONE}"):
+    with pytest.raises(UserError, match=rf"step {LATEST} .*0\.999.*Choose checkpoint 'latest' for step {LAST_BUT_ONE}"):
         run.load_run(folder)
     assert run.load_run(folder, "latest").step == LAST_BUT_ONE
 
@@ -182,7 +182,7 @@ def test_where_no_best_is_kept_another_one_is_named_with_its_own_value(config, t
     assert run.load_run(tmp_path).step == there
     (message,) = caplog.messages
     assert f"step {best} ({config.evaluate.watch} {values[best]:g})" in message
-    assert f"That of step {there} ({config.evaluate.watch} {values[there]:g}) stands for it" in message
+    assert f"Using step {there} ({config.evaluate.watch} {values[there]:g}) instead" in message
 
 
 def test_of_several_best_ones_the_first_is_meant(config, tmp_path):

@@ -186,7 +186,7 @@ def test_the_second_sees_the_firsts_pictures(make_run, folder, tmp_path, capsys)
         (["--split", "tset"], "tset"),
         (["--images", "3"], "images=3 is not allowed"),
         (["--chart", "layers.txt"], "layers.txt is not allowed for a chart: it must end in .png, .pdf, .svg"),
-        (["--chart", "layers.png", "--images", "0"], "--chart is of layers, which --images 0 leaves out"),
+        (["--chart", "layers.png", "--images", "0"], "--chart compares layers: give --images greater than 0"),
         (["--layers", "inception_9z"], "inception_9z"),
         (["--batch-size", "0"], "--batch-size=0 is not allowed"),
         (["--data", "cifar11"], "unknown data set 'cifar11'"),
@@ -200,5 +200,5 @@ def test_mistakes_are_answered_in_one_line(arguments, message, pair_of_runs, cap
 
 
 def test_networks_without_a_common_class_are_not_compared(make_run, folder):
-    with pytest.raises(UserError, match="there is no example whose class both networks know"):
+    with pytest.raises(UserError, match="no example has a class that both networks have"):
         inception_jax.compare_runs(make_run("cats", ("Cat", "x")), make_run("dogs", ("DOG", "y")), images=0)

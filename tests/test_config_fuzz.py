@@ -393,4 +393,4 @@ def test_the_config_that_a_folder_holds_is_read_or_refused(tmp_path_factory, con
         for difference in folder.config_differences(kept, default_config()):
             assert len(difference.splitlines()) == 1
 
-    refusal(read, f"{path} is no run's config: ")
+    refusal(read, f"{path} is not a run's config: ")

@@ -322,7 +322,7 @@ def test_other_machines_need_a_token(host, tmp_path, capsys, monkeypatch):
     for more, message in (
         (["--no-token"], "no run"),
         (["--token-file", str(tmp_path / "token")], "no run"),
-        ([], "INCEPTION_JAX_TOKEN holds no token: it must be one word"),
+        ([], "INCEPTION_JAX_TOKEN must be one word"),
         (["--token-file", str(tmp_path / "missing")], "cannot read .*missing: No such file"),
         (["--token-file", "/dev/zero"], "a pipe or a device"),
         (["--token-file", str(tmp_path / "token"), "--no-token"], "not allowed with"),

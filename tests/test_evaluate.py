@@ -213,7 +213,7 @@ def test_the_ensembles_row(make_run, folder, tmp_path, capsys):
         assert saved["grayscale"].sum() == dataset.splits["test"].grayscale().sum()
     other = make_run("of other classes", classes=("dog", "cat", "sea urchin"))
     assert commands.main(["evaluate", str(runs[0].folder), str(other.folder), *arguments[2:], "--ensemble"]) == 2
-    assert "have different classes, and so are no ensemble" in capsys.readouterr().err
+    assert "have different classes: they cannot be used as an ensemble" in capsys.readouterr().err
 
 
 def test_an_ensemble_is_given_the_first_runs_pictures(make_run, tmp_path, capsys):
@@ -331,7 +331,7 @@ def test_classes_are_matched_by_name(theirs, ours, given, expected):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (None, "no class of the data matches one of the run's: the data has fox, ant; the run has cat, dog"),
+        (None, "no class of the data matches a class of the run: the data has fox, ant; the run has cat, dog"),
         ({"cow": "cat"}, "names 'cow', which is not a class of the data: fox, ant"),
         ({"fox": "cow"}, "names 'cow', which is not a class of the run: cat, dog"),
     ],
@@ -344,14 +344,14 @@ def test_classes_that_cannot_be_matched(given, message):
 def test_names_that_are_alike_are_said(caplog):
     match_classes(("cat", "CAT", "dog"), ("cat", "Cat", "Dog"))
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
-        "classes are left out, as names are too similar: 'CAT' of the data, like 'cat', may be 'cat' or 'Cat' of "
+        "classes are left out: ambiguous names: 'CAT' of the data, like 'cat', may be 'cat' or 'Cat' of "
         "the run. Match them with --class-map FILE"
     ]
     with pytest.raises(UserError, match=r"'Cat' of the data, like 'CAT', may be 'cat' of the run.*--class-map"):
         match_classes(("Cat", "CAT"), ("cat", "dog"))
     with caplog.at_level("INFO"):
         match_classes(("cat", "Sea_Urchin"), ("sea urchin", "cat"))
-    assert caplog.messages[-1].endswith("despite another spelling: 'Sea_Urchin' is 'sea urchin'")
+    assert caplog.messages[-1].endswith("despite different spelling: 'Sea_Urchin' is 'sea urchin'")
 
 
 @pytest.mark.parametrize(
@@ -419,7 +419,7 @@ def test_a_pair_of_different_pictures_is_none():
     ):
         with pytest.raises(UserError, match="the same pictures"):
             evaluate.routed(whole, other)
-    with pytest.raises(UserError, match="nothing is known"):
+    with pytest.raises(UserError, match="does not say which pictures are grayscale"):
         evaluate.routed(whole, dataclasses.replace(whole, grayscale=None))
 
 
@@ -516,11 +516,11 @@ def test_validation_stands_in_where_there_is_no_test_split(without_test, capsys)
         answer = capsys.readouterr()
         rows = json.loads(answer.out)
         assert {(row["split"], row["all"]["count"]) for row in rows.values()} == {("validation", 24)}
-        assert f"{arguments[0]}: the validation split stands in for test: " in answer.err
+        assert f"{arguments[0]}: using the validation split instead of test: " in answer.err
     assert commands.main(["compare", *without_test, "--images", "0", "--json"]) == 0
     answer = capsys.readouterr()
     assert json.loads(answer.out)["split"] == "validation"
-    assert f"{without_test[0]}: the validation split stands in for test: " in answer.err
+    assert f"{without_test[0]}: using the validation split instead of test: " in answer.err
     for command in (["evaluate", *without_test], ["compare", *without_test]):
         assert commands.main([*command, "--split", "test"]) == 2
         assert "test" in capsys.readouterr().err
@@ -563,8 +563,8 @@ def test_without_a_best_checkpoint_it_is_the_latest(trained):
         (["--class-map", "nowhere.json"], "cannot read the class map nowhere.json"),
         (["--batch-size", "0"], "--batch-size=0 is not allowed"),
         (["--tta", "5-crop"], "unknown test-time augmentation '5-crop'. Did you mean '1-crop'?"),
-        (["--ensemble"], "--ensemble needs two runs or more"),
-        (["another", "--predictions", "p.npz"], "--predictions is for one run, or with --ensemble for several as one"),
+        (["--ensemble"], "--ensemble needs at least two runs"),
+        (["another", "--predictions", "p.npz"], "--predictions needs a single run, or --ensemble for several"),
         (["--confusion", "matrix.txt"], "matrix.txt is not allowed for a confusion matrix: it must end in .csv, .png"),
         (["--predictions", "p.json"], "p.json is not allowed for predictions: it must end in .npz or .csv"),
     ],
@@ -581,4 +581,4 @@ def test_no_run(content, tmp_path, capsys):
     if content is not None:
         (tmp_path / "config.json").write_text(content)
     assert commands.main(["evaluate", str(tmp_path)]) == 2
-    assert "config.json is no run's config" in capsys.readouterr().err
+    assert "config.json is not a run's config" in capsys.readouterr().err

@@ -216,9 +216,9 @@ def test_a_file_of_weights_says_which_network_it_is_of(name, size, tmp_path):
     ("init_from", "message"),
     [
         (None, "give --config.init_from=RUN_OR_FILE"),
-        ("torchvision", "of torchvision's say which, such as torchvision:resnet50"),
-        ("nowhere", "neither a run's folder, a file of weights nor published weights"),
-        ("{folder}/empty.safetensors", "does not hold the weights of a network that is known here: set model.name"),
+        ("torchvision", "name its weights, such as torchvision:resnet50"),
+        ("nowhere", "not a run's folder, a weights file or published weights"),
+        ("{folder}/empty.safetensors", "contains the weights of an unknown network: set model.name"),
     ],
 )
 def test_weights_that_do_not_say_their_network_are_named(init_from, message, tmp_path):

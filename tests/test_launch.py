@@ -117,7 +117,7 @@ def test_local_exits_with_the_code_of_the_process_that_failed(environment, actio
 
 def test_local_says_which_process_failed(environment):
     result = local(environment, "2", "--act=0:wait 75", "--act=1:exit 3")
-    assert result.stderr == "local.sh: process 1 ended with exit code 3\nlocal.sh: ending the others\n"
+    assert result.stderr == "local.sh: process 1 ended with exit code 3\nlocal.sh: stopping the others\n"
     assert lines(0)[-1] == "signal SIGTERM"
 
 
@@ -164,7 +164,7 @@ def test_local_splits_the_gpus_over_the_processes(environment, tmp_path, named):
     assert [lines(process)[1] for process in range(2)] == ["gpus 0,1", "gpus 2,3"]
     result = local(environment, "3")
     assert result.returncode == 2
-    assert "4 GPUs do not divide over 3 processes" in result.stderr
+    assert "4 GPUs cannot be divided among 3 processes" in result.stderr
     assert local(environment | {"JAX_PLATFORMS": "cpu"}, "3").returncode == 0
 
 

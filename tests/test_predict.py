@@ -80,7 +80,7 @@ def test_pictures_are_found_at_any_depth(pictures, tmp_path):
     names = [name.removeprefix(f"{pictures}/") for name in find_pictures([pictures, "other.jpg"])]
     assert names == ["a.png", "b.jpg", "broken.png", "c.webp", "more/d.gif", "other.jpg"]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="empty has no pictures"):
+    with pytest.raises(UserError, match="empty contains no pictures"):
         list(find_pictures([tmp_path / "empty"]))
 
 
@@ -91,7 +91,7 @@ def test_the_command_prints_a_row_for_each_picture(trained, pictures, capsys):
     assert [row.split()[0].removeprefix(f"{pictures}/") for row in rows] == ["a.png", "b.jpg", "c.webp", "more/d.gif"]
     assert all(row.count("%") == 2 for row in rows)
     assert f"{pictures}/broken.png: " in shown.err
-    assert "1 of the pictures could not be read" in shown.err
+    assert "1 pictures could not be read" in shown.err
     assert "1 files do not end like pictures" in shown.err
 
 
@@ -145,7 +145,7 @@ def test_the_commands_take_a_type(trained, pictures, capsys):
     for command in (["predict", str(trained), picture], ["evaluate", str(trained)], ["serve", str(trained)]):
         assert main([*command, "--dtype", "float16"]) == 2
         assert "unknown dtype 'float16'" in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"nowhere\.onnx computes in the type that it was exported in"):
+    with pytest.raises(UserError, match=r"nowhere\.onnx computes in the type it was exported with"):
         load_classifier("nowhere.onnx", dtype="float32")
 
 

@@ -95,7 +95,7 @@ def test_a_finished_run(tmp_path):
     for text in ("1 h 12 min", "5,986,634", "612", "2 x cpu", "all epochs", "best validation_top1 (0.7500, step 20)"):
         assert text in page.text
     assert "not finished" not in page.text
-    assert "Chosen on test data" not in page.text
+    assert "Selected on test data" not in page.text
 
 
 def headline(page):
@@ -105,8 +105,8 @@ def headline(page):
 def test_the_result_to_quote_is_on_test_data_with_the_weights_that_validation_chose(tmp_path):
     page = make_run(tmp_path, summary=make_summary("validation", "test"))
     assert headline(page) == (
-        "93.12 % top-1 accuracy on test data: 5,000 images, 95 % interval 92.4 to 93.8 %, weights of epoch 2, "
-        "the best by validation_top1"
+        "93.12 % top-1 accuracy on test data: 5,000 images, 95 % interval 92.4 to 93.8 %, best weights of epoch 2, "
+        "selected by validation_top1"
     )
     text = write_report(tmp_path, tmp_path / "page", style="markdown").read_text()
     assert "\n\n**93.12 %** top-1 accuracy on test data" in text
@@ -118,10 +118,10 @@ def test_the_result_to_quote_is_on_test_data_with_the_weights_that_validation_ch
         (
             ("test",),
             "test_top1",
-            "on test data: 5,000 images, 95 % interval 92.4 to 93.8 %, weights of epoch 3, the last",
+            "on test data: 5,000 images, 95 % interval 92.4 to 93.8 %, last weights of epoch 3",
         ),
-        (("test",), None, "weights of epoch 3, the last ones"),
-        (("validation",), "validation_top1", "the best by validation_top1, which chose them"),
+        (("test",), None, "last weights of epoch 3"),
+        (("validation",), "validation_top1", "selected by validation_top1 on the same data"),
         (("validation",), None, "on validation data: 5,000 images"),
     ],
 )
@@ -150,7 +150,7 @@ def test_fields_that_differ_from_the_defaults_come_first_and_the_others_are_fold
     assert "<td>batch_size</td>" in first
     assert "<td>batch_size</td>" not in folded
     assert "weight_decay" in folded
-    assert re.search(r"<summary>\d+ fields with their defaults</summary>", folded)
+    assert re.search(r"<summary>\d+ fields at their defaults</summary>", folded)
 
 
 def test_a_run_that_reached_its_target_tells_the_time_of_its_steps(tmp_path):
@@ -194,7 +194,7 @@ def test_the_same_run_gives_the_same_page(tmp_path):
 
 def test_a_run_that_goes_on(tmp_path):
     page = make_run(tmp_path, epochs=2)
-    assert "This run has not finished: 2 of 3 epochs are evaluated" in page.text
+    assert "This run has not finished: 2 of 3 epochs evaluated" in page.text
     assert page.rows[:7] == [
         ["Split", "Top-1", "Top-5", "Loss"],
         ["Last (epoch 2)"], ["train", "75.00 %", "90.00 %", "1.0000"], ["validation", "75.00 %", "90.00 %", "1.0000"],
@@ -231,15 +231,15 @@ def test_where_nothing_was_watched_there_is_no_best(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "note"),
     [
-        ({"evaluate.watch": "test_top1"}, "the best weights were picked by test_top1"),
+        ({"evaluate.watch": "test_top1"}, "the best weights were chosen by test_top1"),
         ({"evaluate.watch": "test_top1", "evaluate.early_stopping_patience": 3}, "Stopped on test data"),
-        ({"evaluate.watch": "test_top1", "evaluate.stop_at": 0.94}, "the run was to end at test_top1 0.94"),
-        ({"schedule.name": "plateau", "schedule.metric": "test_loss"}, "the learning rate was lowered by test_loss"),
+        ({"evaluate.watch": "test_top1", "evaluate.stop_at": 0.94}, "the target was test_top1 0.94"),
+        ({"schedule.name": "plateau", "schedule.metric": "test_loss"}, "the learning rate was reduced by test_loss"),
     ],
 )
 def test_what_was_chosen_on_test_data_is_said(tmp_path, fields, note):
     page = make_run(tmp_path, summary=make_summary("test"), **fields)
-    assert "Chosen on test data" in page.text
+    assert "Selected on test data" in page.text
     assert note in page.text
 
 
@@ -305,9 +305,9 @@ def test_where_the_data_is_gone_the_rest_is_there(trained, tmp_path, capsys):
     config["data"] |= {"name": "image_folder", "folder": str(tmp_path / "gone")}
     (folder / "config.json").write_text(json.dumps(config))
     assert main(["report", str(folder)]) == 0
-    assert "without classes, mistakes and Grad-CAM" in capsys.readouterr().err
+    assert "classes, mistakes and Grad-CAM are skipped" in capsys.readouterr().err
     page = Page(folder / "report.html")
-    assert "Without classes, mistakes and Grad-CAM: " in page.text
+    assert "Classes, mistakes and Grad-CAM are skipped: " in page.text
     assert ["Split", "Top-1", "Top-5", "Loss", "Images"] in page.rows
 
 

@@ -69,7 +69,7 @@ def test_what_training_never_had_is_refused(run, exported, kind):
     images = REFUSED[kind]
     # A run's network is there to be tried on other sizes; an exported one has its size inside.
     for method in (*(() if kind == "another size" else (run.predict, run.logits, run.normalize)), exported.logits):
-        with pytest.raises(UserError, match=r"images must be an array uint8 \(batch, 8, 8, 1\)") as error:
+        with pytest.raises(UserError, match=r"images must be a uint8 array \(batch, 8, 8, 1\)") as error:
             method(images)
         assert len(str(error.value).splitlines()) == 1
 
@@ -152,7 +152,7 @@ def test_a_network_of_oblong_images_takes_arrays_alone(run, photo):
 
 def test_another_size_is_taken(run):
     assert run.logits(REFUSED["another size"]).shape == (3, 3)
-    with pytest.raises(UserError, match=r"of one image, give images\[None\]"):
+    with pytest.raises(UserError, match=r"for one image, give images\[None\]"):
         run.logits(REFUSED["another size"][0])
 
 
@@ -202,21 +202,21 @@ def test_showing_one_does_not_show_its_weights(run, exported):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (np.zeros((2, 4, 5, 3)), r"not float64 \(2, 4, 5, 3\); convert them, e.g. \(255 \* images\)"),
-        (np.zeros((2, 4, 5, 3), bool), "not bool"),
-        (np.zeros((2, 3, 4, 5), np.uint8), r"the channels go last: images.transpose\(0, 2, 3, 1\)"),
-        (np.zeros((4, 5, 3), np.uint8), r"of one image, give images\[None\]"),
+        (np.zeros((2, 4, 5, 3)), r"got float64 \(2, 4, 5, 3\); convert them, e.g. \(255 \* images\)"),
+        (np.zeros((2, 4, 5, 3), bool), "got bool"),
+        (np.zeros((2, 3, 4, 5), np.uint8), r"channels must be last: images.transpose\(0, 2, 3, 1\)"),
+        (np.zeros((4, 5, 3), np.uint8), r"for one image, give images\[None\]"),
         (np.zeros((2, 8, 10, 3), np.uint8), "convert_arrays"),
         (np.zeros((2, 4, 5, 1), np.uint8), "convert_arrays"),
-        (np.zeros((2, 4, 5, 4), np.uint8), r"not uint8 \(2, 4, 5, 4\)"),
-        (np.zeros((2, 4, 5), np.uint8), r"not uint8 \(2, 4, 5\)"),
-        ((Path("picture.png") for _ in range(2)), "not object .*; files and Pillow images are taken in a list"),
-        ([np.zeros((4, 5, 3), np.uint8), np.zeros((5, 4, 3), np.uint8)], "these have several shapes"),
-        (3, "not int64"),
+        (np.zeros((2, 4, 5, 4), np.uint8), r"got uint8 \(2, 4, 5, 4\)"),
+        (np.zeros((2, 4, 5), np.uint8), r"got uint8 \(2, 4, 5\)"),
+        ((Path("picture.png") for _ in range(2)), "got object .*; give files and Pillow images as a list"),
+        ([np.zeros((4, 5, 3), np.uint8), np.zeros((5, 4, 3), np.uint8)], "got several shapes"),
+        (3, "got int64"),
     ],
 )
 def test_batches_that_training_never_had_are_refused(given, message):
-    with pytest.raises(UserError, match=r"images must be an array uint8 \(batch, 4, 5, 3\).*" + message) as error:
+    with pytest.raises(UserError, match=r"images must be a uint8 array \(batch, 4, 5, 3\).*" + message) as error:
         check_batch(given, (4, 5, 3))
     assert "\n" not in str(error.value)
 

@@ -210,7 +210,7 @@ def test_columns_that_are_no_names_are_damage(folder, capsys):
 
 def test_mistakes_are_answered_in_one_line(folder, capsys):
     for arguments, message in (
-        ([folder / "other"], "there are no runs below"),
+        ([folder / "other"], "no runs found below"),
         ([folder / "nowhere"], "nowhere is not a directory"),
         ([folder, "--sort", "test_top"], "unknown column 'test_top'. Did you mean 'test_top1'?"),
     ):

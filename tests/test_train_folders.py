@@ -83,7 +83,7 @@ def test_a_run_does_not_go_on_with_other_pictures_and_an_evaluation_says_so(
     with pytest.raises(UserError, match=r"different pictures: 1 changed: dark/40\.png"):
         train.train_and_evaluate(config, tmp_path / "run")
     evaluate.load_for(run.load_run(tmp_path / "run", "latest"), "test", {})
-    assert f"{tmp_path / 'run'}: the data is not what the network was trained on: 1 changed: dark/40.png" in caplog.text
+    assert f"{tmp_path / 'run'}: the data has changed since training: 1 changed: dark/40.png" in caplog.text
     (folder / "dark" / "40.png").write_bytes(kept)
     caplog.clear()
     evaluate.load_for(run.load_run(tmp_path / "run", "latest"), "test", {})

@@ -258,7 +258,7 @@ def test_an_exported_file_calls_nothing_but_operations_of_networks(tmp_path, run
     path.write_bytes(content)
     about = exported.about | {"sha256": hashlib.sha256(content).hexdigest()}
     path.with_name("first.stablehlo.json").write_text(json.dumps(about))
-    with pytest.raises(UserError, match="calls lapack_sgeqrf_ffi, lapack_sorgqr_ffi, which is no operation"):
+    with pytest.raises(UserError, match="calls lapack_sgeqrf_ffi, lapack_sorgqr_ffi, which is not allowed"):
         load_classifier(path)
 
 

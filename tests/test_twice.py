@@ -91,11 +91,11 @@ def test_a_study_started_twice_is_answered_in_one_line(tmp_path, monkeypatch, ca
     plan = fake_plan(tmp_path / "work", wide=(0.90, 0.92, 0.91), narrow=(0.80, 0.81, 0.805))
     command = ["study", str(tmp_path / "widths.py"), "--workdir", str(tmp_path / "work")]
     before = sorted(plan.folder.rglob("*"))
-    with held(plan.folder, "the study's folder", "works on the study"):
+    with held(plan.folder, "the study's folder", "is running the study"):
         assert commands.main(command) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: another process (pid {os.getpid()}, host ")
-    assert line.endswith(f"works on the study in {plan.folder}")
+    assert line.endswith(f"is running the study in {plan.folder}")
     assert sorted(plan.folder.rglob("*")) == before
     monkeypatch.setattr("inception_jax.studies.extras.measure_all", lambda table: {})
     assert commands.main(command) == 0

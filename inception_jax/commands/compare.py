@@ -20,11 +20,11 @@ examples:
   inception-jax compare runs/plain runs/residual --chart layers.png --layers 'inception_*'
   inception-jax compare runs/ten_synsets runs/googlenet_cifar10 --data cifar10 --images 0 --json
 
-Both networks see the same pictures, those of the first run unless others are named, each at its own size; examples
-count whose class both know. The test is McNemar's, exact: how likely at least so uneven a split of the examples on
-which just one is right would be if both were right equally often. The interval is that of paired proportions
-(Bonett and Price 2012). Layers are compared by linear CKA (Kornblith et al. 2019; Nguyen et al. 2021): 1 is the same
-but for rotation, scale and shift.
+Both networks classify the same pictures, by default those of the first run, each at its own image size. Only examples
+whose class both networks have are counted. McNemar's exact test gives the probability of a split at least as uneven of
+the examples that only one network classifies correctly, if both were correct equally often. The interval is for paired
+proportions (Bonett and Price 2012). Layers are compared by linear CKA (Kornblith et al. 2019; Nguyen et al. 2021): 1
+means equal up to rotation, scale and shift.
 """
 CLASSES_SHOWN = 5
 
@@ -36,21 +36,21 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "compare",
         run,
         help="compare two runs picture by picture and layer by layer",
-        description="Compares two trained networks on the same pictures: which are right where, whether the difference "
-        "could be chance, and how alike their layers are.",
+        description="Compares two trained networks on the same pictures: their accuracy, whether the difference could "
+        "be chance, and how similar their layers are.",
         examples=EXAMPLES,
     )
     flags.add_runs(parser, nargs=2)
     flags.add_data(parser)
     flags.add_network(parser)
-    parser.add_argument("--per-class", action="store_true", help="every class (default: those that differ most)")
+    parser.add_argument("--per-class", action="store_true", help="show all classes (default: those that differ most)")
     parser.add_argument(
-        "--images", metavar="N", type=int, default=512, help="on which layers are compared; 0: none (default: 512)"
+        "--images", metavar="N", type=int, default=512, help="images for comparing layers; 0: skip (default: 512)"
     )
     parser.add_argument(
-        "--layers", metavar="PATTERNS", help="paths of layers with commas between (default: the network's own parts)"
+        "--layers", metavar="PATTERNS", help="comma-separated layer paths (default: the network's own parts)"
     )
-    parser.add_argument("--chart", metavar="FILE", type=flags.path, help="every pair of layers: .png, .pdf or .svg")
+    parser.add_argument("--chart", metavar="FILE", type=flags.path, help="plot all pairs of layers: .png, .pdf or .svg")
     flags.add_json(parser)
 
 
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     if args.chart:
         check_file(args.chart)
         if not args.images:
-            raise UserError("--chart is of layers, which --images 0 leaves out")
+            raise UserError("--chart compares layers: give --images greater than 0")
     process.use_compilation_cache()
     with log_to_stderr():
         first, second = (load_run(folder, args.checkpoint, trust_code=args.trust_code) for folder in args.run_folders)
@@ -137,13 +137,13 @@ def _text(weights: list[dict[str, Any]], found: "Comparison", *, every_class: bo
         "only the first": pairing.only_first,
         "only the second": pairing.only_second,
         "neither": pairing.neither,
-        "the same class": pairing.agreeing,
+        "same prediction": pairing.agreeing,
     }
     blocks.append(
         format_table(["", "examples", "share"], [[k, f"{v:,}", f"{v / number:.2%}"] for k, v in counts.items()])
     )
     blocks.append(
-        f"second less first: {100 * pairing.difference:+.2f} points, "
+        f"second minus first: {100 * pairing.difference:+.2f} points, "
         f"95 % interval {100 * low:+.2f} to {100 * high:+.2f}\n"
         f"McNemar's exact test: p = {pairing.p_value:.2g}"
     )
@@ -175,5 +175,5 @@ def _layers(found: "Comparison") -> str:
         best = similarity.second_layers[int(np.nanargmax(values))] if np.isfinite(values).any() else "-"
         most = f"{np.nanmax(values):.3f}" if np.isfinite(values).any() else "-"
         rows.append([name, best, f"{same:.3f}" if math.isfinite(same) else "-", most])
-    header = ["layer of the first", "most alike in the second", "CKA with its namesake", "with that one"]
-    return f"{format_table(header, rows, left=2)}\n(on {similarity.images} images; --chart FILE shows every pair)"
+    header = ["layer of the first", "most similar in the second", "CKA with same name", "with most similar"]
+    return f"{format_table(header, rows, left=2)}\n(on {similarity.images} images; --chart FILE plots all pairs)"

@@ -18,14 +18,14 @@ from inception_jax.text import columns, json_text, printable, say
 
 EXAMPLES = """\
 examples:
-  inception-jax data                                       # the data sets that there are
-  inception-jax data cifar10 --archives DIR                # prepared from files at hand
+  inception-jax data                                       # lists the data sets
+  inception-jax data cifar10 --archives DIR                # prepares it from downloaded archives
   inception-jax data image_folder --folder DIR --image-size 224 --sheet sheet.png
   inception-jax data --config=googlenet_cifar10 --sheet augmented.png
   inception-jax data tiny_imagenet --config.data.keep=grayscale
   inception-jax data cifar10 --verify
 
---sheet draws some images and beside each how the config's augmentation changes it.
+--sheet draws some images, each with augmented versions beside it.
 """
 CLASSES_SHOWN = 12  # with their counts; if there are more, only the largest and the smallest
 NAMES_SHOWN = 3  # images that cannot be decoded
@@ -37,28 +37,26 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         subparsers,
         "data",
         run,
-        help="prepare a data set, and show what is in it",
-        description="Downloads a data set, or reads files that are there already, checks every picture and decodes "
-        "them, once; then shows splits, classes, sizes and kinds of pictures.",
+        help="prepare a data set and show what it contains",
+        description="Downloads a data set, or reads existing files, checks and decodes every picture once, and shows "
+        "its splits, classes, image sizes and color modes.",
         examples=EXAMPLES,
         takes_fields=True,
     )
     parser.add_argument("name", metavar="NAME", nargs="?", help=f"{', '.join(data.DATASETS)}, or module:Name")
-    parser.add_argument("--config", metavar="NAME_OR_FILE", help="a config whose data and augmentation are shown")
+    parser.add_argument("--config", metavar="NAME_OR_FILE", help="config whose data and augmentation to show")
     flags.add_places(parser)
-    parser.add_argument("--image-size", type=int, metavar="N", help="pixels; every picture becomes this square")
-    parser.add_argument("--sheet", metavar="FILE", type=flags.path, help="write a contact sheet, as PNG")
-    parser.add_argument(
-        "--verify", action="store_true", help="read all that was prepared again, and compare it with its digests"
-    )
-    flags.add_json(parser, "print JSON, with the counts of all classes")
+    parser.add_argument("--image-size", type=int, metavar="N", help="resize all pictures to N x N pixels")
+    parser.add_argument("--sheet", metavar="FILE", type=flags.path, help="write a contact sheet as PNG")
+    parser.add_argument("--verify", action="store_true", help="read the prepared data again and check its digests")
+    flags.add_json(parser, "print JSON with the counts of all classes")
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints a description of the data set, or the list of data sets."""
     if not args.name and not args.config:
         if args.fields or args.folder:
-            raise UserError("name a data set, or a config by --config")
+            raise UserError("give a data set, or a config with --config")
         say(_list())
         return 0
     config = flags.config(args.config) if args.config else default_config()
@@ -74,14 +72,14 @@ def run(args: argparse.Namespace) -> int:
         published, verified = _published(config), None
         if args.verify:
             if published is None:
-                raise UserError(f"data set {config.data.name!r} is arrays, of which nothing is kept to verify")
+                raise UserError(f"data set {config.data.name!r} is not stored on disk, so --verify cannot check it")
             verified = published.verify()
         page, dataset = _describe(config, published)
         if verified:
             page["verified"] = {"files": verified[0], "gib": verified[1] / 2**30}
         if args.sheet:
             if dataset is None:
-                raise UserError("a contact sheet needs images of one size: choose one by --image-size")
+                raise UserError("a contact sheet needs images of one size: give --image-size")
             from inception_jax.trained.contact_sheet import contact_sheet
 
             contact_sheet(dataset, config).save(args.sheet)
@@ -178,7 +176,7 @@ def _text(page: dict[str, Any]) -> str:
         how = "decoded as they are read" if page["images"]["streamed"] else "decoded once, memory-mapped"
         lines.append(f"  images       {height}x{width}x{channels}, {page['images']['gib']:.2f} GiB, {how}")
     else:
-        lines.append("  images       of several sizes: --image-size chooses one for training")
+        lines.append("  images       of several sizes: give --image-size to choose one for training")
     if "sizes" in page:
         sizes = page["sizes"]
         if sizes["different"] == 1:
@@ -197,7 +195,7 @@ def _text(page: dict[str, Any]) -> str:
             lines.append(f"  undecodable  {len(bad):,}: {shown}{', ...' if len(bad) > NAMES_SHOWN else ''}")
     if "verified" in page:
         verified = page["verified"]
-        lines.append(f"  verified     {verified['files']:,} files, {verified['gib']:.2f} GiB: all are what was written")
+        lines.append(f"  verified     {verified['files']:,} files, {verified['gib']:.2f} GiB: all digests match")
     if "train" in page["per_class"]:
         lines += _classes(names, page["per_class"]["train"])
     if "sheet" in page:

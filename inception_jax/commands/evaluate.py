@@ -22,21 +22,20 @@ examples:
   inception-jax evaluate runs/mine --tta 10-crop
   inception-jax evaluate runs/seed_0 runs/seed_1 runs/seed_2 --ensemble
 
-Grayscale and colour pictures, three ways: converted, all as one channel, and a network for each kind:
+Grayscale and color pictures: converted, all as one channel, or with a separate network for each:
   inception-jax evaluate runs/plain runs/one_channel --split test
   inception-jax evaluate runs/color --grayscale-run runs/grayscale --split test
 
-Classes are matched by name: the very name first, then without regard to letter case, spaces, hyphens and underscores
-where that is one to one; --class-map says what is not. Examples of classes that the network does not have are left
-out, and counted. With several runs, or a pair, all pictures are evaluated, whichever
-each was trained on; else those that data.keep of the run kept. Networks of a pair or an ensemble get the first one's
-pictures.
+Classes are matched by name: first exactly, then ignoring case, spaces, hyphens and underscores where that is one to
+one; use --class-map for the others. Examples of classes that the network does not have are left out and counted.
+A single run is evaluated on the pictures that its data.keep selects; several runs, or a pair, on all pictures. All
+networks of a pair or an ensemble get the pictures of the first run.
 
-ECE is the expected calibration error: how far the probability of the predicted class is from its accuracy, on average.
-Test-time augmentation averages the probabilities of several views of a picture: flip, itself and its mirror image;
-10-crop, the corners and the centre of an image that is 256/224 as large as the network's, and their mirror images;
-1-crop is that centre alone.
---ensemble averages those of several runs. --confusion and --predictions are the run's, or the ensemble's.
+ECE is the expected calibration error: the average gap between the probability of the predicted class and the accuracy.
+Test-time augmentation averages the probabilities of several views of a picture. flip: the image and its mirror image;
+10-crop: the four corners and the center of an image 256/224 as large as the network's, and their mirror images; 1-crop:
+the center only. --ensemble averages the probabilities of several runs. --confusion and --predictions are those of the
+run or the ensemble.
 """
 
 
@@ -47,27 +46,27 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "evaluate",
         run,
         help="evaluate runs on a split of their own data or of another data set",
-        description="Evaluates trained networks on a split, of their own data or of another data set resized to their "
-        "input; every example counts once.",
+        description="Evaluates trained networks on a split of their own data, or of another data set resized to their "
+        "image size; every example is counted once.",
         examples=EXAMPLES,
     )
     flags.add_runs(parser, nargs="+")
     flags.add_data(parser)
     parser.add_argument(
-        "--grayscale-run", metavar="RUN", type=flags.path, help="network for pictures stored without colours"
+        "--grayscale-run", metavar="RUN", type=flags.path, help="network for pictures stored as grayscale"
     )
-    parser.add_argument("--ensemble", action="store_true", help="a further row: the mean of the runs' probabilities")
+    parser.add_argument("--ensemble", action="store_true", help="add a row for the mean of the runs' probabilities")
     parser.add_argument(
         "--tta", default="none", metavar="NAME", help="none, flip, flip-shift, 1-crop or 10-crop (default: none)"
     )
     parser.add_argument(
-        "--per-class", action="store_true", help="precision, recall and number of examples of each class"
+        "--per-class", action="store_true", help="show precision, recall and number of examples of each class"
     )
     parser.add_argument(
-        "--confusion", metavar="FILE", type=flags.path, help="the confusion matrix: .csv, .png, .pdf or .svg"
+        "--confusion", metavar="FILE", type=flags.path, help="write the confusion matrix: .csv, .png, .pdf or .svg"
     )
     parser.add_argument(
-        "--predictions", metavar="FILE", type=flags.path, help="what is said of each example: .npz or .csv"
+        "--predictions", metavar="FILE", type=flags.path, help="write the prediction of each example: .npz or .csv"
     )
     flags.add_network(parser)
     flags.add_dtype(parser)
@@ -75,7 +74,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints a row for each run: top-1, top-5, loss and ECE, and top-1 on grayscale and colour pictures where known."""
+    """Prints a row for each run: top-1, top-5, loss and ECE, and top-1 on grayscale and color pictures where known."""
     # Imported only now: help is answered without waiting for JAX.
     from inception_jax.inspection.confusion import save_confusion
     from inception_jax.runs.run import load_run
@@ -114,12 +113,12 @@ def run(args: argparse.Namespace) -> int:
         pair = [trained]
         if args.grayscale_run:
             other, gray, _, _ = predict(args.grayscale_run, same_pictures(trained), split)
-            _require_same_classes(trained, other, "pair")
+            _require_same_classes(trained, other, "a pair")
             found, name = evaluate.routed(found, gray), f"{folder} and, for grayscale, {args.grayscale_run}"
             pair.append(other)
         networks.append(trained)
         if args.ensemble:
-            _require_same_classes(networks[0], trained, "ensemble")
+            _require_same_classes(networks[0], trained, "an ensemble")
             members.append(found)
         rows[name] = _row(args, found, dataset, split, pair)
     if args.ensemble:
@@ -140,16 +139,16 @@ def _check(args: argparse.Namespace) -> None:
 
     several = len(args.run_folders) > 1
     if args.grayscale_run and several:
-        raise UserError("--grayscale-run makes a pair with one run, not with several")
+        raise UserError("--grayscale-run needs exactly one other run")
     if args.ensemble and not several:
-        raise UserError("--ensemble needs two runs or more")
+        raise UserError("--ensemble needs at least two runs")
     flags.check_at_least_1(args, "batch_size")
     for flag, path, check in (
         ("--confusion", args.confusion, check_suffix),
         ("--predictions", args.predictions, check_predictions_file),
     ):
         if path and several and not args.ensemble:
-            raise UserError(f"{flag} is for one run, or with --ensemble for several as one")
+            raise UserError(f"{flag} needs a single run, or --ensemble for several")
         if path:
             check(path)
 
@@ -178,7 +177,7 @@ def _row(args: argparse.Namespace, found: Any, dataset: Any, split: str, network
 
 def _require_same_classes(one: Any, other: Any, what: str) -> None:
     if other.class_names != one.class_names:
-        raise UserError(f"{one.folder} and {other.folder} have different classes, and so are no {what}")
+        raise UserError(f"{one.folder} and {other.folder} have different classes: they cannot be used as {what}")
 
 
 def _table(rows: dict[str, dict[str, Any]]) -> str:

@@ -19,12 +19,12 @@ examples:
   inception-jax export runs/googlenet_224 --format torchvision
   inception-jax export runs/vgg --format timm --checkpoint latest --output vgg.pth
 
-Every file is read back and compared with the run before the command is done.
+Every file is read back and compared with the run before the command ends.
 
-stablehlo and onnx hold the network, for batches of any size; FILE.json beside them says what a picture must become and
-which classes there are. predict and serve take them, too.
+stablehlo and onnx contain the network, for batches of any size; FILE.json beside them describes the preprocessing and
+the classes. predict and serve accept them, too.
 
-torchvision, timm and cadene hold the weights; the library loads them with strict=True and computes the same logits:
+torchvision, timm and cadene contain the weights; the library loads them with strict=True and gives the same logits:
   model = torchvision.models.googlenet(num_classes=10, aux_logits=False)
   model.load_state_dict(safetensors.torch.load_file("runs/googlenet_224/googlenet-torchvision.safetensors"))
 """
@@ -37,7 +37,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "export",
         run,
         help="write a run's network as StableHLO or ONNX, or its weights for torchvision or timm",
-        description="Writes a run's network for other programs, or its weights in the naming of another library.",
+        description="Exports a run's network as StableHLO or ONNX, or its weights with the names of another library.",
         examples=EXAMPLES,
     )
     flags.add_runs(parser, nargs=None)
@@ -46,14 +46,14 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--output",
         metavar="FILE",
         type=flags.path,
-        help="(default: RUN/NETWORK.FORMAT; of weights RUN/NETWORK-FORMAT.safetensors, or .pth where PyTorch is there)",
+        help="(default: RUN/NETWORK.FORMAT; for weights RUN/NETWORK-FORMAT.safetensors, or .pth with PyTorch)",
     )
     flags.add_checkpoint(parser)
     parser.add_argument(
-        "--input", metavar="KIND", help="of stablehlo and onnx: float32, normalised (the default), or uint8, as stored"
+        "--input", metavar="KIND", help="for stablehlo and onnx: float32, normalized (default), or uint8, as stored"
     )
     parser.add_argument(
-        "--platforms", metavar="NAMES", help="of stablehlo: cpu, cuda, rocm, tpu, with commas (default: cpu,cuda)"
+        "--platforms", metavar="NAMES", help="for stablehlo, comma-separated: cpu, cuda, rocm, tpu (default: cpu,cuda)"
     )
 
 
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     check_choice("format", args.format, GRAPHS + WEIGHTS)
     for flag, value, formats in (("--input", args.input, GRAPHS), ("--platforms", args.platforms, GRAPHS[:1])):
         if value is not None and args.format not in formats:
-            raise UserError(f"{flag} is for --format {' and '.join(formats)}, not for {args.format}")
+            raise UserError(f"{flag} needs --format={' or '.join(formats)}, not {args.format}")
     # Imported only now: help is shown without waiting for JAX.
     from inception_jax import process
     from inception_jax.runs.run import load_run
@@ -89,7 +89,7 @@ def _graph(args: argparse.Namespace, trained: "Run") -> None:
     )
     say(f"  {len(exported.class_names)} classes: {_shortened(trained)}")
     say(f"  inputs: {_inputs(trained, exported.about['input']['dtype'], 'channels last')}")
-    say(f"  read back: logits differ by {difference:.1e} of the largest")
+    say(f"  read back: relative difference of the logits {difference:.1e}")
 
 
 def _weights(args: argparse.Namespace, trained: "Run") -> None:
@@ -101,12 +101,12 @@ def _weights(args: argparse.Namespace, trained: "Run") -> None:
     tensors = export_weights(trained, output, args.format)
     values, size = sum(tensor.size for tensor in tensors.values()), output.stat().st_size
     say(
-        f"{printable(str(output))}: {name} as {args.format} names it, {len(tensors)} tensors, {values:,} values, "
+        f"{printable(str(output))}: {name} with {args.format}'s names, {len(tensors)} tensors, {values:,} values, "
         f"{size / 1e6:.1f} MB"
     )
     say(f"  of step {trained.step}; {len(trained.inputs.class_names)} classes: {_shortened(trained)}")
     say(f"  inputs: {_inputs(trained, 'float32', 'channels first')}")
-    say("  read back: every value is the run's")
+    say("  read back: all values equal the run's")
 
 
 def _shortened(trained: "Run") -> str:

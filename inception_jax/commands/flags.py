@@ -81,18 +81,18 @@ def add_json(parser: argparse.ArgumentParser, json: str = "print JSON instead of
 
 def add_split(parser: argparse.ArgumentParser) -> None:
     """Adds the name of a split."""
-    parser.add_argument("--split", metavar="NAME", help="(default: test, or validation where there is no test split)")
+    parser.add_argument("--split", metavar="NAME", help="(default: test, or validation if there is no test split)")
 
 
 def add_places(parser: argparse.ArgumentParser) -> None:
     """Adds flags for where a data set's files are, and where prepared data is kept."""
-    parser.add_argument("--folder", metavar="DIR", type=path, help="pictures, for image_folder and the like")
-    parser.add_argument("--archives", metavar="DIR", type=path, help="original archives, where there is no network")
+    parser.add_argument("--folder", metavar="DIR", type=path, help="folder of pictures, for image_folder and similar")
+    parser.add_argument("--archives", metavar="DIR", type=path, help="original archives, instead of downloading them")
     parser.add_argument(
         "--data-dir",
         metavar="DIR",
         type=path,
-        help="where prepared data is kept (default: $INCEPTION_JAX_DATA, else ~/.cache/inception_jax)",
+        help="folder for prepared data (default: $INCEPTION_JAX_DATA, else ~/.cache/inception_jax)",
     )
 
 
@@ -107,9 +107,11 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     add_split(parser)
     other = parser.add_mutually_exclusive_group()
     other.add_argument("--data", metavar="NAME", help="another data set (default: the run's own)")
-    other.add_argument("--config", metavar="NAME_OR_FILE", help="a config whose data and splits are taken instead")
+    other.add_argument("--config", metavar="NAME_OR_FILE", help="config whose data and splits to use instead")
     add_places(parser)
-    parser.add_argument("--keep", choices=("all", "color", "grayscale"), help="which pictures, by how they are stored")
+    parser.add_argument(
+        "--keep", choices=("all", "color", "grayscale"), help="pictures to use, by color mode as stored"
+    )
     parser.add_argument(
         "--class-map", metavar="FILE", type=path, help='JSON: {"class of the data": "class of the run"}'
     )
@@ -133,7 +135,7 @@ def add_network(parser: argparse.ArgumentParser, batch_size: int = 128) -> None:
 def add_dtype(parser: argparse.ArgumentParser) -> None:
     """Adds the flag for the data type of a network's computation."""
     parser.add_argument(
-        "--dtype", metavar="TYPE", help="float32 or bfloat16, for the network to compute in (default: as in training)"
+        "--dtype", metavar="TYPE", help="type to compute in: float32 or bfloat16 (default: as in training)"
     )
 
 
@@ -152,7 +154,7 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trust-code",
         action="store_true",
-        help="import the module of a network or a data set that the run's folder names outside the package",
+        help="import a network or data set that the run defines in a module outside the package",
     )
 
 

@@ -14,8 +14,8 @@ from inception_jax.text import TABLE_FORMATS, printable, say
 DESCRIPTION = """\
 Shows one network's layers with their sizes and costs, or compares several.
 
-NAME is a registered network, a shell pattern of such names, module:Name of your own, or the folder of a run.
-Multiply-adds are for one image; products with padding count, as in the papers."""
+NAME is a registered network, a shell pattern, module:Name for your own network, or the folder of a run.
+Multiply-adds are for one image; products with padding are counted, as in the papers."""
 
 EXAMPLES = """\
 examples:
@@ -36,7 +36,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         subparsers,
         "inspect",
         run,
-        help="a network's layers and their costs, or several networks compared",
+        help="show a network's layers and their costs, or compare several networks",
         description=DESCRIPTION,
         examples=EXAMPLES,
     )
@@ -45,30 +45,32 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--image-size",
         type=int,
         metavar="PIXELS",
-        help="side of the images (default: the network's own, a run's data's)",
+        help="image size (default: the network's, or that of the run's data)",
     )
-    parser.add_argument("--num-classes", type=int, metavar="N", help="default: 1000; a run has its own")
+    parser.add_argument("--num-classes", type=int, metavar="N", help="number of classes, not for runs (default: 1000)")
     for name in ("--image_size", "--num_classes"):  # their old names, from before other commands had them
         parser.add_argument(name, type=int, help=argparse.SUPPRESS)
     parser.add_argument(
-        "--option", action="append", default=[], metavar="KEY=VALUE", help="an option of the networks; can be repeated"
+        "--option", action="append", default=[], metavar="KEY=VALUE", help="option of the network; can be repeated"
     )
-    parser.add_argument("--format", default="text", metavar="FORMAT", help="text (the default), markdown or csv")
+    parser.add_argument("--format", default="text", metavar="FORMAT", help="text (default), markdown or csv")
     flags.add_trust(parser)
     one = parser.add_argument_group("one network")
+    one.add_argument("--depth", type=int, metavar="N", help="levels of nested modules to show (default: 1)")
+    one.add_argument("--against", choices=["paper"], help="compare googlenet with the table in its paper")
     one.add_argument(
-        "--depth", type=int, metavar="N", help="levels of modules within modules that have rows (default: 1)"
+        "--parameters",
+        action="store_true",
+        help="list the parameters instead; for a run with mean and standard deviation",
     )
-    one.add_argument("--against", choices=["paper"], help="googlenet's table beside the one that its paper prints")
-    one.add_argument(
-        "--parameters", action="store_true", help="every parameter instead; of a run with mean and standard deviation"
-    )
-    one.add_argument("--xla", action="store_true", help="also XLA's own count of the operations")
+    one.add_argument("--xla", action="store_true", help="also show XLA's own count of operations")
     several = parser.add_argument_group("several networks")
     several.add_argument(
-        "--chart", metavar="FILE", type=flags.path, help="draw top-1 accuracy against multiply-adds, where it is known"
+        "--chart", metavar="FILE", type=flags.path, help="plot top-1 accuracy, if known, against multiply-adds"
     )
-    several.add_argument("--no-latency", action="store_true", help="do not time the networks, which compiles them")
+    several.add_argument(
+        "--no-latency", action="store_true", help="do not measure latency, which compiles the networks"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -82,10 +84,10 @@ def run(args: argparse.Namespace) -> int:
     for flag, given in (several if len(names) == 1 else one).items():
         if given:
             wanted = "several networks" if len(names) == 1 else "one network"
-            raise UserError(f"{flag} is for {wanted}; given: {', '.join(names)}")
+            raise UserError(f"{flag} needs {wanted}, got {', '.join(names)}")
     for flag, given in layers.items():
         if given and args.parameters:
-            raise UserError(f"{flag} is for the table of layers: it does not go with --parameters")
+            raise UserError(f"{flag} cannot be used with --parameters")
     (_show if len(names) == 1 else _compare)(names, args)
     return 0
 
@@ -99,7 +101,7 @@ def _names(given: list[str]) -> list[str]:
         is_pattern = set(name) & set("*?[") and not Path(name, "config.json").is_file()
         found = list_models(name) if is_pattern else [name]
         if not found:
-            raise UserError(f"no network's name matches {name!r}. Known: {', '.join(list_models())}")
+            raise UserError(f"no network matches {name!r}. Known: {', '.join(list_models())}")
         names += found
     return list(dict.fromkeys(names))
 
@@ -164,14 +166,14 @@ def _load(name: str, args: argparse.Namespace) -> tuple[Any, tuple[int, int, int
     folder = files.expand(name, "NAME")
     if (folder / "config.json").is_file():
         if args.option or args.num_classes:
-            raise UserError(f"--option and --num-classes are for networks by name; {name} is a run, which has its own")
+            raise UserError(f"--option and --num-classes cannot be used with a run: {name}")
         from inception_jax.runs.run import load_run
 
         loaded = load_run(folder, trust_code=args.trust_code)
         height, width, channels = loaded.inputs.image_shape
         return loaded.model, image_shape_of(loaded.model, args.image_size or (height, width), channels), loaded
     if "/" in name and ":" not in name:
-        raise UserError(f"{folder} holds no run: it has no config.json")
+        raise UserError(f"{folder} is not a run's folder: it has no config.json")
     model = create_model(name, num_classes=args.num_classes or 1000, **_options(args.option))
     return model, image_shape_of(model, args.image_size), None
 
@@ -183,7 +185,7 @@ def _options(given: list[str]) -> dict[str, Any]:
         if not equals or not key:
             raise UserError(f"--option {option} is not allowed: it must be KEY=VALUE, such as norm=lrn")
         if key in ("num_classes", "dtype", "param_dtype"):
-            raise UserError(f"--option {option} is not allowed: {key} is none of the network's own options")
+            raise UserError(f"--option {option} is not allowed: {key} is not an option of the network")
         try:
             options[key] = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
         except (ValueError, SyntaxError):

@@ -22,11 +22,10 @@ examples:
   inception-jax predict runs/my_pictures/googlenet.stablehlo fox.jpg
   inception-jax predict runs/my_pictures new_pictures --engine onnxruntime
 
-In CSV a quote goes before names that a spreadsheet would take for formulas, such as =1+1, and before those that begin
-with a quote.
+In CSV, a quote is put before names that a spreadsheet would read as formulas, such as =1+1, or that begin with a quote.
 
-Pictures are read as for training. One that cannot be read is named on stderr and the others are done; the exit code is
-then 1.
+Pictures are read as in training. One that cannot be read is reported on stderr, the others are classified, and the exit
+code is 1.
 """
 NAME_WIDTH = 40  # longer names push their row to the right
 LOOKED_AT = 1000  # names used to determine the column width, and whether there are many
@@ -47,18 +46,20 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     flags.add_source(parser)
     parser.add_argument(
-        "pictures", metavar="PICTURE", nargs="+", help="a file, a folder with pictures at any depth, or - for stdin"
+        "pictures", metavar="PICTURE", nargs="+", help="file, folder (including its subfolders), or - for stdin"
     )
-    parser.add_argument("--top", type=int, default=5, metavar="N", help="classes that are named (default: 5)")
+    parser.add_argument("--top", type=int, default=5, metavar="N", help="number of classes to print (default: 5)")
     flags.add_network(parser, batch_size=32)
     flags.add_dtype(parser)
     flags.add_engine(
         parser,
-        f"which of {WORTHWHILE:,} pictures and more of {WORTHWHILE_SIDE} pixels or larger tries first which of those "
-        "that are installed is the fastest, and else is jax",
+        f"which uses the fastest one installed for at least {WORTHWHILE:,} pictures of at least {WORTHWHILE_SIDE} "
+        "pixels, else jax",
     )
     flags.add_json(
-        parser, "a line of JSON for each picture", csv="a line for each picture and class: picture,rank,class,..."
+        parser,
+        "print one JSON line per picture",
+        csv="print one CSV line per picture and class: picture,rank,class,...",
     )
 
 
@@ -92,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
                 complain(f"{found.name}: {found.error}")
             show(found)
     if failed:
-        complain(f"{failed} of the pictures could not be read")
+        complain(f"{failed} pictures could not be read")
     return 1 if failed else 0
 
 

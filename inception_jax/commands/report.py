@@ -17,8 +17,8 @@ examples:
   inception-jax report runs/googlenet_cifar10 --quick
   inception-jax report runs/googlenet_cifar10 --format markdown --output docs/googlenet
 
-The page has the results and curves and, from the network and its data, the accuracy of each class, confusions, the most
-confident mistakes and Grad-CAM. Where the data is not at hand any more, it says so and has the rest.
+The page contains the results and curves and, if the data is still available, the accuracy of each class, confusions,
+the most confident mistakes and Grad-CAM.
 """
 
 
@@ -28,23 +28,23 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         subparsers,
         "report",
         run,
-        help="write a run, or several side by side, as one HTML page",
-        description="Writes a run as one HTML page that needs no network, or compares several runs on one.",
+        help="write an HTML report of a run, or of several side by side",
+        description="Writes a self-contained HTML report of a run, or compares several runs in one report.",
         examples=EXAMPLES,
     )
     flags.add_runs(parser, nargs="+")
-    parser.add_argument("--format", default="html", metavar="FORMAT", help="html (the default) or markdown")
+    parser.add_argument("--format", default="html", metavar="FORMAT", help="html (default) or markdown")
     parser.add_argument(
         "--output",
         metavar="PATH",
         type=flags.path,
-        help="the HTML file (default: RUN/report.html; of several runs: report.html), or for markdown the folder "
-        "(default: RUN/report; of several runs: report)",
+        help="HTML file (default: RUN/report.html; for several runs: report.html), or for markdown a folder "
+        "(default: RUN/report; for several runs: report)",
     )
     flags.add_split(parser)
     flags.add_network(parser)
     parser.add_argument(
-        "--quick", "--no-pictures", action="store_true", help="leave out what needs the network and its data"
+        "--quick", "--no-pictures", action="store_true", help="skip what needs the network and its data"
     )
 
 
@@ -77,11 +77,11 @@ def run(args: argparse.Namespace) -> int:
                         trust_code=args.trust_code,
                     )
             except UntrustedError as error:
-                raise UserError(f"{error}; --quick does without it") from error
+                raise UserError(f"{error}; --quick skips this") from error
             except UserError as error:
                 if args.split:  # a split requested by name is not omitted
                     raise
                 findings[folder] = error
-                complain(f"{folder}: without classes, mistakes and Grad-CAM: {error}")
+                complain(f"{folder}: classes, mistakes and Grad-CAM are skipped: {error}")
     say(report.write_report(folders, output, style=args.format, findings=findings))
     return 0

@@ -20,9 +20,9 @@ examples:
   inception-jax runs runs --columns run,schedule.learning_rate,best_value,test_top1 --csv
   inception-jax runs runs --json
 
-Columns are those that are shown, any field of the config (schedule.learning_rate), any number of summary.json
-(best.test.top5, images_per_second) and any column of metrics.csv, whose last value it is. test_top1 and validation_top1
-are those of the last weights, best_value is the watched metric's with the best ones.
+A column is one of those shown by default, a config field (schedule.learning_rate), a number in summary.json
+(best.test.top5, images_per_second) or the last value of a column in metrics.csv. test_top1 and validation_top1 are for
+the last weights; best_value is the watched metric of the best weights.
 """
 COLUMNS = ("run", "status", "epochs", "data", "network", "best_value", "validation_top1", "test_top1", "time")
 
@@ -33,16 +33,18 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         subparsers,
         "runs",
         run,
-        help="list all runs below a folder, with what differs and what came out",
+        help="list all runs below a folder, with their differences and results",
         description="Lists all runs below a folder: status, the fields in which their configs differ, and results.",
         examples=EXAMPLES,
     )
     parser.add_argument(
         "folder", metavar="DIR", type=flags.path, nargs="?", default=Path("runs"), help="(default: runs)"
     )
-    parser.add_argument("--sort", metavar="COLUMN", default="run", help="--sort=-COLUMN for the largest first")
     parser.add_argument(
-        "--columns", metavar="NAMES", help="with commas (default: the usual and the fields that differ)"
+        "--sort", metavar="COLUMN", default="run", help="column to sort by; --sort=-COLUMN for the largest first"
+    )
+    parser.add_argument(
+        "--columns", metavar="NAMES", help="comma-separated (default: the usual ones and the fields that differ)"
     )
     flags.add_json(parser, csv="print CSV")
 
@@ -54,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     with log_to_stderr():
         records = list_runs(args.folder)
     if not records:
-        raise UserError(f"there are no runs below {args.folder}")
+        raise UserError(f"no runs found below {args.folder}")
     if args.columns:
         columns = [name.strip() for name in args.columns.split(",")]
     else:

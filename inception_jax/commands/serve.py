@@ -18,16 +18,16 @@ examples:
   inception-jax serve runs/my_pictures --port 0 --max-batch 32 --max-wait-ms 10
   inception-jax serve runs/my_pictures --dtype bfloat16 --engine openvino
 
-Its page takes a picture; programs send one to /predict:
+Upload a picture on its page, or send one to /predict:
   curl --data-binary @picture.jpg 'http://127.0.0.1:8000/predict?top=3'
   curl -F picture=@picture.jpg 'http://127.0.0.1:8000/predict?grad_cam=1'
-/live and /ready are for whoever starts and stops it, /metrics is for Prometheus. SIGTERM and Ctrl-C end it when what
-has been sent to it is answered; meanwhile /ready says 503. A second one ends it at once.
+/live and /ready are health checks, /metrics is for Prometheus. SIGTERM and Ctrl-C stop the server after it has answered
+pending requests; meanwhile /ready returns 503. A second signal stops it at once.
 
-Other machines reach it on another --host than 127.0.0.1. Then it needs a token, which programs send along:
+To accept other machines, give another --host than 127.0.0.1. Requests then need a token:
   inception-jax serve runs/googlenet_digits --host 0.0.0.0 --token-file token --allowed-host pictures.example.org
   curl -H "Authorization: Bearer $(cat token)" --data-binary @picture.jpg http://pictures.example.org:8000/predict
-Requests must be addressed to localhost, to the address that they came to, to --host or to an --allowed-host.
+The Host header must be localhost, the server's address, --host or an --allowed-host.
 """
 
 
@@ -37,43 +37,45 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         subparsers,
         "serve",
         run,
-        help="serve a trained network: a page to try it, JSON for programs",
-        description="Serves a trained network over HTTP: a page to try it on a picture, and JSON for programs.",
+        help="serve a trained network: a web page and a JSON endpoint",
+        description="Serves a trained network over HTTP: a web page and a JSON endpoint.",
         examples=EXAMPLES,
     )
     flags.add_source(parser)
     flags.add_checkpoint(parser)
     flags.add_dtype(parser)
-    flags.add_engine(parser, "which tries at the start which of those that are installed is the fastest")
-    parser.add_argument("--host", default="127.0.0.1", help="(default: 127.0.0.1, for this machine alone)")
-    parser.add_argument("--port", type=int, default=8000, help="0: any that is free (default: 8000)")
+    flags.add_engine(parser, "which uses the fastest one installed")
+    parser.add_argument("--host", default="127.0.0.1", help="(default: 127.0.0.1, this machine only)")
+    parser.add_argument("--port", type=int, default=8000, help="0: any free port (default: 8000)")
     parser.add_argument(
         "--allowed-host",
         action="append",
         default=[],
         metavar="NAME",
-        help="by which requests may be addressed to it, too, such as the name of a proxy before it; can be repeated",
+        help="another host name to accept, such as that of a proxy; can be repeated",
     )
     secrets = parser.add_mutually_exclusive_group()
     secrets.add_argument(
         "--token-file",
         type=flags.path,
         metavar="FILE",
-        help=f"with the token to ask for (default: that in ${TOKEN}, if set)",
+        help=f"file with the required token (default: that in ${TOKEN}, if set)",
     )
-    secrets.add_argument("--no-token", action="store_true", help="answer everybody, also on another host than loopback")
-    parser.add_argument("--max-batch", type=int, default=16, metavar="N", help="pictures at once (default: 16)")
+    secrets.add_argument("--no-token", action="store_true", help="require no token, even if other machines can connect")
+    parser.add_argument("--max-batch", type=int, default=16, metavar="N", help="pictures per batch (default: 16)")
     parser.add_argument(
-        "--max-wait-ms", type=float, default=5.0, metavar="MS", help="that a picture waits for others (default: 5)"
+        "--max-wait-ms", type=float, default=5.0, metavar="MS", help="longest wait for a full batch (default: 5)"
     )
     parser.add_argument(
-        "--max-queue", type=int, default=64, metavar="N", help="unanswered requests; more get a 503 (default: 64)"
+        "--max-queue", type=int, default=64, metavar="N", help="pending requests; more get a 503 (default: 64)"
     )
-    parser.add_argument("--max-mb", type=float, default=16.0, metavar="MB", help="of a request (default: 16)")
+    parser.add_argument("--max-mb", type=float, default=16.0, metavar="MB", help="largest request (default: 16)")
     parser.add_argument(
-        "--max-megapixels", type=float, default=50.0, metavar="MP", help="of a picture, at most 89 (default: 50)"
+        "--max-megapixels", type=float, default=50.0, metavar="MP", help="largest picture, at most 89 (default: 50)"
     )
-    parser.add_argument("--timeout-s", type=float, default=10.0, metavar="S", help="for an answer (default: 10)")
+    parser.add_argument(
+        "--timeout-s", type=float, default=10.0, metavar="S", help="longest time to answer (default: 10)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -100,10 +102,10 @@ def run(args: argparse.Namespace) -> int:
         if token is None and not serving.is_loopback(listening):
             if not args.no_token:
                 raise UserError(
-                    f"on {args.host} other machines reach it: give --token-file FILE or set {TOKEN}, so that only "
-                    "those who know the token are answered, or --no-token"
+                    f"--host={args.host} accepts other machines: give --token-file FILE or set {TOKEN}, or give "
+                    "--no-token to answer everybody"
                 )
-            complain(f"warning: on {args.host} other machines reach it, and it asks nobody who they are")
+            complain(f"warning: --host={args.host} accepts other machines, without a token")
         classifier = load_classifier(args.source, args.checkpoint, dtype=args.dtype, trust_code=args.trust_code)
         with log_to_stderr():
             classifier = engines.use(classifier, args.engine, batch_size=args.max_batch)
@@ -129,5 +131,5 @@ def _token(path: Path | None) -> str | None:
             raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
     token = text.strip()
     if not token or not token.isascii() or not token.isprintable() or " " in token:
-        raise UserError(f"{where} holds no token: it must be one word of printable ASCII characters")
+        raise UserError(f"the token in {where} must be one word of printable ASCII characters")
     return token

@@ -15,7 +15,7 @@ from inception_jax.text import columns, complain, printable, say
 
 if TYPE_CHECKING:
     from inception_jax.studies.plan import PlannedRun
-    from inception_jax.studies.results import Table
+    from inception_jax.studies.results import StudyResults
 
 EXAMPLES = """\
 examples:
@@ -27,12 +27,12 @@ examples:
   inception-jax study residuals aux_heads --form cpu
   inception-jax study --queue weekend.txt --dry-run
 
-Runs that are complete are kept, those that were interrupted go on: the same command continues. Each run is a folder of
-its own below --workdir, and the report beside them is written anew each time: report.html, report.tex, results.json.
+The same command continues: complete runs are kept, and interrupted runs are resumed. Each run has its own folder below
+--workdir, and the report beside them is rewritten each time: report.html, report.tex, results.json.
 
-Several studies, or those of a queue file, run one after the other, and one that fails does not keep the next ones from
-running. A line of the file is what would stand on the command line: a study, --form, --only, --epochs, --seeds and
-fields; what is given on the command line is for the lines that do not set it. queue.html says how everything stands.
+Several studies, or those in a queue file, run one after the other; if one fails, the next ones still run. A line of the
+file has the arguments for one study: its name, --form, --only, --epochs, --seeds and fields. Arguments on the command
+line apply to the lines that do not set them. queue.html shows the progress.
 """
 
 
@@ -42,20 +42,20 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         subparsers,
         "study",
         run,
-        help="train the variations of a study and report them beside published numbers",
-        description="Trains what studies are missing and writes their reports. Without FILE: lists the studies.",
+        help="train the variations of a study and compare them with published results",
+        description="Trains the missing runs of studies and writes their reports. Without FILE, lists the studies.",
         examples=EXAMPLES,
         takes_fields=True,
     )
-    parser.add_argument("file", metavar="FILE", nargs="*", help="a study file, or the name of a shipped one")
-    parser.add_argument("--queue", type=flags.path, metavar="FILE", help="a text file with a study in each line")
+    parser.add_argument("file", metavar="FILE", nargs="*", help="study file, or name of a shipped study")
+    parser.add_argument("--queue", type=flags.path, metavar="FILE", help="text file with one study per line")
     add_entry_flags(parser)
-    parser.add_argument("--budget", metavar="N", help="5epochs: as --epochs 5; 30minutes: stop after this time")
-    parser.add_argument("--jobs", type=int, metavar="N", help="runs at once (default: one for each GPU, else 1)")
+    parser.add_argument("--budget", metavar="N", help="5epochs: same as --epochs 5; 30minutes: stop after this time")
+    parser.add_argument("--jobs", type=int, metavar="N", help="parallel runs (default: one per GPU, else 1)")
     parser.add_argument(
         "--workdir", type=flags.path, default=Path("runs/studies"), metavar="DIR", help="(default: runs/studies)"
     )
-    parser.add_argument("--dry-run", action="store_true", help="print the runs, the time and the disk that they take")
+    parser.add_argument("--dry-run", action="store_true", help="print the runs, their time and disk space")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     flags.check_at_least_1(args, "jobs")
     epochs, seconds = _budget(args.budget)
     if epochs and args.epochs:
-        raise UserError("--epochs and --budget of epochs are the same: give one of them")
+        raise UserError("give either --epochs or --budget in epochs, not both")
     args.epochs = args.epochs or epochs
     queue = _queue(args)
     with terminable():
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
             with log_to_stderr():
                 return _train_and_report(queue, args.jobs, seconds)
         except Terminated:  # the runs have saved their state
-            complain("terminated: the same command goes on")
+            complain("terminated: the same command continues")
             return TERMINATED
 
 
@@ -94,12 +94,12 @@ def _queue(args: argparse.Namespace) -> Queue:
         entries = tuple(make_entry(study, args, args.fields) for study in args.file)
         return Queue(entries, args.workdir, alone=len(entries) == 1)
     if args.file:
-        raise UserError(f"{args.file[0]} and --queue: give studies, or a queue file")
+        raise UserError(f"give either studies or --queue, not both: {args.file[0]}")
     return Queue(read_entries(args.queue, args, args.fields), args.workdir)
 
 
 def _train_and_report(queue: Queue, jobs: int | None, seconds: float | None) -> int:
-    def reported(table: "Table", page: Path) -> None:
+    def reported(table: "StudyResults", page: Path) -> None:
         for verdict in table.verdicts():
             say(printable(f"{verdict.verdict:>10}: {verdict.claim.text}"))
         say(f"report: {page}", flush=True)
@@ -149,11 +149,11 @@ def _estimate(name: str, runs: "list[PlannedRun]") -> tuple[str, float, float]:
         with open_checkpoints(folder, config) as checkpoints:
             step = checkpoints.latest_step()
             if step is None:
-                raise UserError(f"{name}: nothing could be measured; {folder.with_suffix('.log')} says why")
+                raise UserError(f"{name}: nothing could be measured: see {folder.with_suffix('.log')}")
             progress = checkpoints.progress(step)
             size = sum(path.stat().st_size for path in (folder / "checkpoints" / str(step)).rglob("*"))
         if not progress["training_seconds"] or not progress["training_images"]:
-            raise UserError("it is over after its first step")
+            raise UserError("it ends after its first step")
         images = config.num_epochs * progress["steps_per_epoch"] * config.batch_size
         rate = progress["training_images"] / progress["training_seconds"]
         hours = (first + images / rate) / 3600 * len(missing)
@@ -161,7 +161,7 @@ def _estimate(name: str, runs: "list[PlannedRun]") -> tuple[str, float, float]:
         shutil.rmtree(folder.parent)
     except UserError as error:
         return f"{line}; not measured: {error}", 0.0, 0.0
-    return f"{line}; {rate:,.0f} images/s, {hours:.2f} h and {gigabytes:.2f} GB to come", hours, gigabytes
+    return f"{line}; {rate:,.0f} images/s, {hours:.2f} h and {gigabytes:.2f} GB remaining", hours, gigabytes
 
 
 def _budget(text: str | None) -> tuple[int | None, float | None]:
@@ -170,12 +170,12 @@ def _budget(text: str | None) -> tuple[int | None, float | None]:
         return None, None
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(epochs?|minutes?)", text)
     if not found or not float(found[1]):
-        raise UserError(f"--budget={text} is not allowed: write e.g. 5epochs or 30minutes")
+        raise UserError(f"--budget={text} is not allowed: it must be e.g. 5epochs or 30minutes")
     number = float(found[1])
     if found[2].startswith("minute"):
         return None, 60 * number
     if number != int(number):
-        raise UserError(f"--budget={text} is not allowed: epochs are whole")
+        raise UserError(f"--budget={text} is not allowed: the number of epochs must be whole")
     return int(number), None
 
 

@@ -8,7 +8,7 @@ from inception_jax import main
 def add_parser(subparsers) -> None:
     # Disable option parsing here: every flag, including --help, is passed to main's own parser.
     parser = subparsers.add_parser(
-        "train", help="train a network as a config says, or go on with a stopped run", add_help=False, prefix_chars="\0"
+        "train", help="train a network from a config, or resume a stopped run", add_help=False, prefix_chars="\0"
     )
     parser.add_argument("flags", nargs="*")
     parser.set_defaults(run=run)

@@ -139,11 +139,11 @@ def check_batch(images: Any, shape: tuple[int, int, int], *, any_size: bool = Fa
     Raises:
       UserError: anything else; the message says what to do.
     """
-    expected = f"images must be an array uint8 (batch, {', '.join(map(str, shape))})"
+    expected = f"images must be a uint8 array (batch, {', '.join(map(str, shape))})"
     try:
         images = images if hasattr(images, "dtype") and hasattr(images, "shape") else np.asarray(images)
     except ValueError:
-        raise UserError(f"{expected}: these have several shapes") from None
+        raise UserError(f"{expected}, got several shapes") from None
     same_size = images.shape[1:] == shape or (any_size and images.ndim == 4 and images.shape[3] == shape[2])
     if images.dtype == np.uint8 and same_size:
         return images
@@ -151,13 +151,13 @@ def check_batch(images: Any, shape: tuple[int, int, int], *, any_size: bool = Fa
         return images[..., None]
     hint = ""
     if images.dtype == object:
-        hint = "; files and Pillow images are taken in a list, and by classify in any iterable"
+        hint = "; give files and Pillow images as a list, or to classify as any iterable"
     elif images.dtype != np.uint8:
         hint = "; convert them, e.g. (255 * images).round().astype('uint8') for images from 0 to 1"
     elif images.shape == shape or (any_size and images.ndim == 3 and images.shape[2] == shape[2]):
-        hint = "; of one image, give images[None]"
+        hint = "; for one image, give images[None]"
     elif images.ndim == 4 and images.shape[1:] == (shape[2], *shape[:2]):
-        hint = "; the channels go last: images.transpose(0, 2, 3, 1)"
+        hint = "; channels must be last: images.transpose(0, 2, 3, 1)"
     elif images.ndim == 4 and images.shape[3] in (1, 3):
         hint = "; inception_jax.data.images.convert_arrays(images, run.form) converts them as for training"
-    raise UserError(f"{expected}, not {images.dtype} {images.shape}{hint}")
+    raise UserError(f"{expected}, got {images.dtype} {images.shape}{hint}")

@@ -27,8 +27,8 @@ def prepare_folder(folder: Path, config: Config) -> None:
             differences = config_differences(read_config(path), config)
             if differences:
                 raise UserError(
-                    f"{folder} holds a run with another config: {'; '.join(differences)}. "
-                    "Choose another --workdir, or the same config to go on with that run"
+                    f"{folder} contains a run with another config: {'; '.join(differences)}. "
+                    "Choose another --workdir, or the same config to resume that run"
                 )
         else:
             files.write_json(path, json.loads(config.to_json()))
@@ -58,7 +58,7 @@ def read_config(path: Path) -> Config:
         config.init_from = config.init_from or None  # in version 0.1.0, "" also meant None
         return config
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no run's config: {error}") from error
+        raise UserError(f"{path} is not a run's config: {error}") from error
 
 
 def _merge(default: dict[str, Any], kept: dict[str, Any]) -> dict[str, Any]:

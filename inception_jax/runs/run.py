@@ -147,7 +147,7 @@ def _restored_variables(experiment: Experiment, checkpoints: Checkpoints, step: 
     except UserError as error:
         if checkpoint == "latest" or step == checkpoints.latest_step():
             raise
-        raise UserError(f"{error}: 'latest' is that of step {checkpoints.latest_step()}") from error
+        raise UserError(f"{error}: choose checkpoint 'latest' for step {checkpoints.latest_step()}") from error
 
 
 def _computing_in(dtype: Any, model: nn.Module, name: str) -> nn.Module:
@@ -157,7 +157,7 @@ def _computing_in(dtype: Any, model: nn.Module, name: str) -> nn.Module:
     if dtype not in INFERENCE_TYPES:
         raise unknown_name("dtype", str(dtype), INFERENCE_TYPES)
     if not hasattr(model, "dtype"):
-        raise UserError(f"dtype={dtype} cannot be had: {name} has no field dtype")
+        raise UserError(f"dtype={dtype} is not supported: {name} has no field dtype")
     return model.clone(dtype=jnp.dtype(dtype).type)
 
 
@@ -177,7 +177,7 @@ def _best_step(folder: Path, config: Config, checkpoints: Checkpoints) -> int | 
     step, value = record.get("best_step"), record.get("best_value")
     better = operator.gt if config.evaluate.watch_mode == "max" else operator.lt
     gone = checkpoints.lost()
-    gone.setdefault(_finished_best(folder), "is not there any more")
+    gone.setdefault(_finished_best(folder), "is missing")
     for row in metrics_log.read_whole_rows(folder / "metrics.csv")[0]:
         row_step, found = int(row["step"]), row.get(metric, math.nan)
         if row_step <= latest:
@@ -191,14 +191,14 @@ def _best_step(folder: Path, config: Config, checkpoints: Checkpoints) -> int | 
         return there
     if step is not None and checkpoints.watched(step) == value:
         return step
-    what = "the best checkpoint" if step is None else f"the best checkpoint, that of step {step}"
-    why = "is damaged or not there any more" if step is None else gone.get(step, "is not there any more")
+    what = "the best checkpoint" if step is None else f"the best checkpoint, step {step}"
+    why = "is damaged or missing" if step is None else gone.get(step, "is missing")
     lost = f"{what} ({metric} {value:g}), {why}"
     if config.checkpoint.keep_best:
-        raise UserError(f"{folder}: {lost}. The latest one is that of step {latest}: choose checkpoint 'latest' for it")
+        raise UserError(f"{folder}: {lost}. Choose checkpoint 'latest' for step {latest}")
     there = latest if there is None else there
     of_its_own = "" if own is None else f" ({metric} {own:g})"
-    logger.warning("%s: %s; keep_best=0. That of step %d%s stands for it", folder, lost, there, of_its_own)
+    logger.warning("%s: %s; keep_best=0. Using step %d%s instead", folder, lost, there, of_its_own)
     return there
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 
 from inception_jax.inspection import drawing
-from inception_jax.studies.results import Table
+from inception_jax.studies.results import StudyResults
 from inception_jax.studies.wording import SHARES, kind_of, label, show
 
 
@@ -36,7 +36,7 @@ class Curve:
     high: Sequence[float]
 
 
-def charts(table: Table) -> list[Chart]:
+def charts(table: StudyResults) -> list[Chart]:
     """The study's charts, as far as there are results."""
     drawn = []
     for column in table.plan.study.curves:
@@ -50,7 +50,7 @@ def charts(table: Table) -> list[Chart]:
     return drawn
 
 
-def _curves(table: Table, column: str) -> dict[str, Curve]:
+def _curves(table: StudyResults, column: str) -> dict[str, Curve]:
     """Curves by variation, over the epochs that all its seeds have; none of a single epoch."""
     curves = {}
     for name, results in table.results.items():
@@ -77,7 +77,7 @@ def _described(curves: Mapping[str, Curve], column: str) -> str:
     return f"{label(column)} over the epochs{axis}: {'; '.join(ends)}"
 
 
-def _draw_curves(table: Table, curves: Mapping[str, Curve], column: str) -> Figure:
+def _draw_curves(table: StudyResults, curves: Mapping[str, Curve], column: str) -> Figure:
     networks = {name: table.results[name][0].planned.load_config().model.name for name in curves}
     return drawing.draw_lines(
         {name: curve.points for name, curve in curves.items()},
@@ -88,7 +88,7 @@ def _draw_curves(table: Table, curves: Mapping[str, Curve], column: str) -> Figu
     )
 
 
-def _gradient_norms(table: Table) -> dict[str, dict[str, list[float]]]:
+def _gradient_norms(table: StudyResults) -> dict[str, dict[str, list[float]]]:
     """Gradient norms by variation and time (start or end), then by layer, as lists over the complete seeds."""
     norms: dict[str, dict[str, list[float]]] = {}
     for name, results in table.results.items():

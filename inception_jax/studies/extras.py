@@ -17,7 +17,7 @@ from inception_jax.experiment import Experiment, initial_key
 from inception_jax.runs import run
 from inception_jax.studies.definitions import CrossEvaluation
 from inception_jax.studies.plan import read_json
-from inception_jax.studies.results import EXTRAS, Result, Table
+from inception_jax.studies.results import EXTRAS, Result, StudyResults
 from inception_jax.text import csv_cell
 from inception_jax.trained import evaluate
 
@@ -27,7 +27,7 @@ GRADIENT_IMAGES = 128  # for measuring gradient norms
 PREDICTIONS = "predictions.csv"  # in a run's folder
 
 
-def measure_all(table: Table) -> dict[Path, str]:
+def measure_all(table: StudyResults) -> dict[Path, str]:
     """Adds missing measures to every complete run; returns the errors, by the run's folder."""
     study, failures = table.plan.study, {}
     for name, results in table.results.items():
@@ -44,7 +44,7 @@ def measure_all(table: Table) -> dict[Path, str]:
     return failures
 
 
-def _measure(result: Result, table: Table) -> None:
+def _measure(result: Result, table: StudyResults) -> None:
     """Measures one run; the file is written after each part, so that nothing is repeated after an interruption."""
     study, folder = table.plan.study, result.planned.folder
     parts: dict[str, Callable[[run.Run], Mapping[str, Any]]] = {"multiply_adds": _costs}
@@ -73,7 +73,7 @@ def _measure(result: Result, table: Table) -> None:
         files.write_json(folder / EXTRAS, known)
 
 
-def _same_seed(table: Table, variation: str, result: Result) -> Result | None:
+def _same_seed(table: StudyResults, variation: str, result: Result) -> Result | None:
     found = (other for other in table.results.get(variation, ()) if other.planned.seed == result.planned.seed)
     return next((other for other in found if other.state == "complete"), None)
 

@@ -267,7 +267,7 @@ def check_place(planned: PlannedRun) -> Config:
     config = planned.load_config()
     if note.is_file() and (differences := config_differences(ConfigDict(read_json(note)), config)):
         raise UserError(
-            f"{planned.folder} has a run with another config: {'; '.join(differences)}. Choose another --workdir"
+            f"{planned.folder} contains a run with another config: {'; '.join(differences)}. Choose another --workdir"
         )
     return config
 

@@ -20,7 +20,7 @@ from inception_jax.errors import LostError, UserError
 from inception_jax.studies.plan import Plan, check_place, load_study, make_plan
 
 if TYPE_CHECKING:
-    from inception_jax.studies.results import Table
+    from inception_jax.studies.results import StudyResults
     from inception_jax.studies.status import Status
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ FORM = "full"  # if none is given
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class QueueEntry:
     """A study in one form, as named on the command line or in a line of a queue file.
 
     Attributes:
@@ -96,7 +96,7 @@ class Queue:
       alone: one study by itself, whose folder has the status page; otherwise that is in `workdir`.
     """
 
-    entries: tuple[Entry, ...]
+    entries: tuple[QueueEntry, ...]
     workdir: Path
     alone: bool = False
 
@@ -107,7 +107,7 @@ class Queue:
           UserError: an entry has a mistake, or its run's folder, maybe that of another entry, has another config.
         """
         plans = [entry.plan(self.workdir) for entry in self.entries]
-        first: dict[Path, tuple[Entry, list[str]]] = {}
+        first: dict[Path, tuple[QueueEntry, list[str]]] = {}
         for entry, plan in zip(self.entries, plans, strict=True):
             for planned in plan.runs:
                 earlier, flags = first.setdefault(planned.folder, (entry, planned.flags))
@@ -127,33 +127,35 @@ class _LineParser(argparse.ArgumentParser):
 
 def add_entry_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that say how a study is run, on the command line and in the lines of a queue file alike."""
-    parser.add_argument("--form", metavar="NAME", help=f"in which size (default: {FORM})")
-    parser.add_argument("--only", action="append", metavar="NAME", help="variations, patterns; repeatable")
-    parser.add_argument("--epochs", type=_positive, metavar="N", help="train each run so long")
-    parser.add_argument("--seeds", type=_seeds, metavar="N,N", help="of each variation (default: the form's)")
+    parser.add_argument("--form", metavar="NAME", help=f"form of the study (default: {FORM})")
+    parser.add_argument(
+        "--only", action="append", metavar="NAME", help="variations to train, shell patterns; can be repeated"
+    )
+    parser.add_argument("--epochs", type=_positive, metavar="N", help="epochs of each run")
+    parser.add_argument("--seeds", type=_seeds, metavar="N,N", help="seeds of each variation (default: the form's)")
 
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
 
 
 def _seeds(text: str) -> tuple[int, ...]:
     numbers = text.split(",")
     if not all(number.strip().isdecimal() for number in numbers) or len({*map(int, numbers)}) < len(numbers):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of different numbers, such as 0,1,2")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of distinct numbers, such as 0,1,2")
     return tuple(map(int, numbers))
 
 
-def make_entry(study: str, given: argparse.Namespace, fields: Iterable[str], place: str = "") -> Entry:
+def make_entry(study: str, given: argparse.Namespace, fields: Iterable[str], place: str = "") -> QueueEntry:
     """The entry for a study and the flags of `add_entry_flags`."""
-    return Entry(
+    return QueueEntry(
         study, given.form or FORM, tuple(given.only or ()), given.epochs, given.seeds or (), tuple(fields), place
     )
 
 
-def read_entries(path: Path, defaults: argparse.Namespace, fields: Sequence[str] = ()) -> tuple[Entry, ...]:
+def read_entries(path: Path, defaults: argparse.Namespace, fields: Sequence[str] = ()) -> tuple[QueueEntry, ...]:
     """Reads a queue file: in each line a study and its flags as on the command line; "#" begins a comment.
 
     Args:
@@ -185,7 +187,7 @@ def read_entries(path: Path, defaults: argparse.Namespace, fields: Sequence[str]
             setattr(given, name, getattr(given, name) or getattr(defaults, name))
         entries.append(make_entry(given.study, given, [*fields, *own], place))
     if not entries:
-        raise UserError(f"the queue file {path} names no study")
+        raise UserError(f"the queue file {path} contains no study")
     return tuple(entries)
 
 
@@ -195,7 +197,7 @@ def work_through(
     jobs: int = 1,
     seconds: float | None = None,
     gpus: Sequence[str] = (),
-    reported: Callable[["Table", Path], None] = lambda table, page: None,
+    reported: Callable[["StudyResults", Path], None] = lambda table, page: None,
 ) -> "Status":
     """Trains what is missing and writes the reports, one study after the other, and meanwhile the status page.
 
@@ -220,7 +222,7 @@ def work_through(
     plans = queue.plans()
     until = None if seconds is None else time.monotonic() + seconds
     folder = plans[0].folder if queue.alone else queue.workdir
-    what = _study_lock(folder) if queue.alone else (folder, "the queue's folder", "works on a queue of studies")
+    what = _study_lock(folder) if queue.alone else (folder, "the queue's folder", "is running a queue of studies")
     with files.held(*what):
         status = Status(folder, [entry.options for entry in queue.entries], plans)
         train = functools.partial(runner.train, jobs=jobs, gpus=gpus, tick=status.tick)
@@ -239,7 +241,7 @@ def work_through(
 
 
 def _study_lock(folder: Path) -> tuple[Path, str, str]:
-    return folder, "the study's folder", "works on the study"
+    return folder, "the study's folder", "is running the study"
 
 
 @contextlib.contextmanager
@@ -258,7 +260,7 @@ def _failure_kept(status: "Status", number: int, *, alone: bool) -> Iterator[Non
 
 def _work(
     queue: Queue, number: int, status: "Status", train: Callable[..., dict[Path, str]], seconds: float | None
-) -> tuple["Table", Path]:
+) -> tuple["StudyResults", Path]:
     """Trains, measures and reports a study; returns the results and the page."""
     from inception_jax.studies import extras, report, results, runner
 

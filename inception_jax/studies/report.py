@@ -12,7 +12,7 @@ from inception_jax.inspection import drawing
 from inception_jax.studies.charts import charts
 from inception_jax.studies.definitions import Claim
 from inception_jax.studies.latex import tex, tex_command
-from inception_jax.studies.results import Result, Table, Verdict
+from inception_jax.studies.results import Result, StudyResults, Verdict
 from inception_jax.studies.wording import SELECTED_ON_TEST, difference, label, mean, show
 from inception_jax.trained import pages
 
@@ -29,7 +29,7 @@ class TableRow:
     command: str
 
 
-def write_report(table: Table, failures: Mapping[Path, str] | None = None) -> Path:
+def write_report(table: StudyResults, failures: Mapping[Path, str] | None = None) -> Path:
     """Writes report.html, report.tex with its figures, and results.json into the plan's folder; returns the page."""
     folder = table.plan.folder
     try:
@@ -52,7 +52,7 @@ def write_report(table: Table, failures: Mapping[Path, str] | None = None) -> Pa
     return page
 
 
-def _content(table: Table, failures: Mapping[Path, str]) -> dict[str, Any]:
+def _content(table: StudyResults, failures: Mapping[Path, str]) -> dict[str, Any]:
     """What both templates show."""
     plan, watched = table.plan, _watched_test(table)
     return {
@@ -78,7 +78,7 @@ def _content(table: Table, failures: Mapping[Path, str]) -> dict[str, Any]:
     }
 
 
-def as_json(table: Table) -> dict[str, Any]:
+def as_json(table: StudyResults) -> dict[str, Any]:
     """The numbers in the report: every measure of every run, and the verdicts."""
 
     def finite(value: float) -> float | None:
@@ -115,7 +115,7 @@ def as_json(table: Table) -> dict[str, Any]:
     }
 
 
-def _columns(table: Table) -> list[tuple[str, bool]]:
+def _columns(table: StudyResults) -> list[tuple[str, bool]]:
     """(measure, whether it is the published one); published columns exist if some row has a number."""
     study = table.plan.study
     rows = [study.pairs.get(name) or table.plan.variations[name] for name in table.results]
@@ -123,7 +123,7 @@ def _columns(table: Table) -> list[tuple[str, bool]]:
     return [(measure, kind) for measure in study.measures for kind in (True, False) if not kind or measure in known]
 
 
-def _row(table: Table, name: str) -> TableRow:
+def _row(table: StudyResults, name: str) -> TableRow:
     study, results = table.plan.study, table.results[name]
     variation = study.pairs.get(name) or table.plan.variations[name]
     done = [result for result in results if result.state == "complete"]
@@ -149,15 +149,15 @@ def _state(results: Sequence[Result], smoke: str) -> str:
     return f"smoke run: {smoke}" if smoke else f"{done} seed{'s' if done > 1 else ''}"
 
 
-def _watched_test(table: Table) -> bool:
+def _watched_test(table: StudyResults) -> bool:
     """Whether some run selected its best weights on test data."""
     watched = (result.summary.get("watched") for results in table.results.values() for result in results)
     return any((metric or "").startswith("test_") for metric in watched)
 
 
 def _compared(claim: Claim) -> str:
-    pair = f"{claim.first} less {claim.second}" if claim.second else claim.first
-    return f"{pair}, less ({' less '.join(claim.than)})" if claim.than else pair
+    pair = f"{claim.first} minus {claim.second}" if claim.second else claim.first
+    return f"{pair}, minus ({' minus '.join(claim.than)})" if claim.than else pair
 
 
 def _verdict_words(verdict: Verdict, watched_test: bool) -> dict[str, str]:
@@ -181,12 +181,12 @@ def _verdict_words(verdict: Verdict, watched_test: bool) -> dict[str, str]:
     }
 
 
-def _hardware(table: Table) -> list[str]:
+def _hardware(table: StudyResults) -> list[str]:
     found = (result.summary.get("device") for results in table.results.values() for result in results)
     return sorted(set(filter(None, found)))
 
 
-def _versions(table: Table) -> dict[str, str]:
+def _versions(table: StudyResults) -> dict[str, str]:
     """Versions of the software that the runs used, joined if they differ."""
     found: dict[str, set[str]] = {}
     for results in table.results.values():

@@ -178,7 +178,7 @@ class Verdict:
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
+class StudyResults:
     """A study's results.
 
     Attributes:
@@ -216,7 +216,7 @@ class Table:
         verdict = self._judge_interval(claim, estimate)
         needed = seeds_needed(estimate.deviation, claim.published)
         if verdict.verdict == "undecided" and needed:
-            more = f"{needed} seeds could show the source's {claim.published:+g}"
+            more = f"{needed} seeds are needed to show the source's {claim.published:+g}"
             verdict = dataclasses.replace(verdict, why=f"{verdict.why}; {more}")
         return verdict
 
@@ -280,7 +280,7 @@ def _unless_damaged(read: Callable[[], Any], default: Any) -> Any:
         return default
 
 
-def read_table(plan: Plan, failures: Mapping[Path, str] | None = None) -> Table:
+def read_table(plan: Plan, failures: Mapping[Path, str] | None = None) -> StudyResults:
     """Reads the results of a plan's runs; damaged files are reported in a warning and left out."""
     failures = failures or {}
     results: dict[str, list[Result]] = {}
@@ -295,7 +295,7 @@ def read_table(plan: Plan, failures: Mapping[Path, str] | None = None) -> Table:
         if pair.color in results and pair.grayscale in results:
             results[name] = [_PairResult(result.planned, result.state, name=name) for result in results[pair.color]]
     smoke = {name: reason for name, found in results.items() if (reason := _smoke(found, plan.minimum))}
-    return Table(plan, results, smoke)
+    return StudyResults(plan, results, smoke)
 
 
 @dataclasses.dataclass(frozen=True)

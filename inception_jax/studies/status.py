@@ -137,7 +137,7 @@ class Status:
             files.write_text(self.folder / PAGE, page)
         except (OSError, WriteError) as error:
             if not self._warned:
-                logger.warning("no status page: %s", error)
+                logger.warning("cannot write the status page: %s", error)
             self._warned = True
 
     def as_json(self) -> dict[str, Any]:

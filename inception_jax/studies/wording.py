@@ -34,7 +34,7 @@ def label(measure: str, watched_test: bool = False) -> str:
     if found := re.fullmatch(r"change_of_(\w+)_after_epoch_(\d+)", measure):
         return f"{label(found[1])}, change after epoch {found[2]}"
     if found := re.fullmatch(r"gap_([^_]+)_(\w+)", measure):
-        return f"{WORDS.get(found[2], found[2])}, training less {found[1]}, last epoch"
+        return f"{WORDS.get(found[2], found[2])}, training minus {found[1]}, last epoch"
     if found := re.fullmatch(r"(\w+)\.(\w+)", measure):  # for a subset of the pictures
         return f"{found[1]} pictures, {WORDS.get(found[2], found[2])}"
     name, _, kind = measure.rpartition("_")

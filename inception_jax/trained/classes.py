@@ -36,14 +36,14 @@ def match_classes(theirs: Sequence[str], ours: Sequence[str], class_map: Mapping
         return np.arange(len(ours), dtype=np.int32)
     found, doubts = _alike_classes(theirs, ours, [place for place in range(len(theirs)) if place not in given])
     labels = [given.get(place, found.get(place, -1)) for place in range(len(theirs))]
-    why = f"names are too similar: {_some(doubts, '; ')}. Match them with --class-map FILE"
+    why = f"ambiguous names: {_some(doubts, '; ')}. Match them with --class-map FILE"
     if max(labels, default=-1) < 0:
         raise UserError(
-            f"no class of the data matches one of the run's: the data has {_some(theirs)}; the run has "
+            f"no class of the data matches a class of the run: the data has {_some(theirs)}; the run has "
             f"{_some(ours)}. " + (why if doubts else "Match them with --class-map FILE")
         )
     if doubts:
-        logger.warning("classes are left out, as %s", why)
+        logger.warning("classes are left out: %s", why)
     return np.array(labels, np.int32)
 
 
@@ -96,7 +96,7 @@ def _alike_classes(
             by_spelling += [f"{theirs[place]!r} is {ours[label]!r}" for place, label in found.items()]
         matched |= found
     if by_spelling:
-        logger.info("classes of the data that match the run's despite another spelling: %s", _some(by_spelling))
+        logger.info("classes matched despite different spelling: %s", _some(by_spelling))
     return matched, list(doubts.values())
 
 

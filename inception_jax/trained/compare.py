@@ -145,7 +145,7 @@ def compare_runs(
       UserError: the networks share no class that occurs in the data; or as `evaluate.load_for` and `activations`.
     """
     if images and images < FEWEST:
-        raise UserError(f"images={images} is not allowed: layers are compared on at least {FEWEST}, or 0 for none")
+        raise UserError(f"images={images} is not allowed: it must be 0 or at least {FEWEST}")
     source = dict(fields or {})
     datasets, said = [], []
     for run in (first, second):
@@ -175,10 +175,10 @@ def pair(
       UserError: the numbers of examples differ, or there is no example whose class both know.
     """
     if len(first.labels) != len(second.labels):
-        raise UserError(f"{len(first.labels)} and {len(second.labels)} examples are not the same ones")
+        raise UserError(f"the examples differ: got {len(first.labels)} and {len(second.labels)}")
     counted = first.decoded & second.decoded & (first.labels >= 0) & (second.labels >= 0)
     if not counted.any():
-        raise UserError("there is no example whose class both networks know")
+        raise UserError("no example has a class that both networks have")
     labels = first.labels[counted]
     predicted = [np.asarray(found.logits)[counted].argmax(axis=1) for found in (first, second)]
     right = [predicted[0] == labels, predicted[1] == second.labels[counted]]
@@ -224,7 +224,7 @@ def compare_layers(
     """
     number = min(images, len(first_data.splits[split]))
     if number < FEWEST:
-        raise UserError(f"the split {split!r} has {number} images; layers are compared on at least {FEWEST}")
+        raise UserError(f"split {split!r} has {number} images, but at least {FEWEST} are needed to compare layers")
     chosen = np.linspace(0, len(first_data.splits[split]) - 1, number).round().astype(np.int64)
     # Shuffled, since data may be sorted by class, and each batch should contain all classes.
     chosen = np.random.default_rng(0).permutation(chosen)

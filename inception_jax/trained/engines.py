@@ -73,12 +73,12 @@ def use(classifier: Predictor, engine: str = "auto", *, batch_size: int) -> Pred
         raise UserError(f"engine={engine} cannot run {classifier.path}: give the run's folder, or a .{form} file")
     if jax.default_backend() != "cpu":
         raise UserError(
-            f"engine={engine} runs on CPUs only, but JAX uses the {jax.default_backend()} here: leave the engine "
-            "out, or set JAX_PLATFORMS=cpu"
+            f"engine={engine} runs on CPUs only, but JAX uses the {jax.default_backend()} here: omit the engine, "
+            "or set JAX_PLATFORMS=cpu"
         )
     if _dtype(classifier) not in TYPES[engine]:
         raise UserError(
-            f"engine={engine} computes in {' or '.join(TYPES[engine])}, but the network in {_dtype(classifier)}: "
+            f"engine={engine} supports {' or '.join(TYPES[engine])}, but the network computes in {_dtype(classifier)}: "
             "choose another engine, or dtype=float32"
         )
     made = _make(classifier, engine, _graph(classifier))
@@ -95,7 +95,7 @@ def _choose(classifier: Run | Exported, own: str, batch_size: int) -> Run | Expo
     others = [name for name in ENGINES if name != own and dtype in TYPES[name]]
     installed = [name for name in others if importlib.util.find_spec(name)]
     if not installed:
-        why = f"not installed: {', '.join(others)}" if others else f"others do not compute in {dtype}"
+        why = f"not installed: {', '.join(others)}" if others else f"other engines do not support {dtype}"
         logger.info("engine: %s; %s", own, why)
         return classifier
     try:
@@ -160,7 +160,7 @@ def _graph(classifier: Run | Exported) -> bytes:
     except UserError:
         raise
     except Exception as error:  # a user's own network may raise anything for a batch of unknown size
-        raise UserError(f"the network cannot be written as ONNX: {_in_short(error)}") from error
+        raise UserError(f"ONNX export failed: {_in_short(error)}") from error
 
 
 def _in_short(error: Exception) -> str:
@@ -192,12 +192,12 @@ def _check(engine: str, made: Predictor, expected: np.ndarray, images: np.ndarra
             raise UserError(f"engine={engine} cannot run this network: {_in_short(error)}") from error
         wanted = expected[:number]
         if found.shape != wanted.shape:
-            raise UserError(f"engine={engine} returns logits of shape {found.shape}, not {wanted.shape}")
+            raise UserError(f"engine={engine} returns logits of shape {found.shape}, expected {wanted.shape}")
         difference = float(np.abs(found - wanted).max() / max(np.abs(wanted).max(), 1e-30))
         if not difference <= TOLERANCES[dtype]:
             raise UserError(
-                f"engine={engine} is not used: its logits differ from the network's own by {difference:.1e} of the "
-                f"largest, more than the {TOLERANCES[dtype]:g} allowed in {dtype}"
+                f"engine={engine} is not used: the relative difference of its logits is {difference:.1e}, but at most "
+                f"{TOLERANCES[dtype]:g} is allowed in {dtype}"
             )
 
 
@@ -243,7 +243,7 @@ def _onnxruntime(graph: bytes, dtype: str) -> Engine:
 def _openvino(graph: bytes, dtype: str) -> Engine:
     core = import_openvino().Core()
     if dtype == "bfloat16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        raise UserError("engine=openvino does not compute in bfloat16 on this processor: choose dtype=float32")
+        raise UserError("engine=openvino does not support bfloat16 on this processor: choose dtype=float32")
     settings = {
         "INFERENCE_PRECISION_HINT": TYPES["openvino"][dtype],
         "PERFORMANCE_HINT": "LATENCY",  # all cores for one batch: there is one at a time

@@ -142,7 +142,7 @@ def _stored_shape(run: Run, tta: str) -> tuple[int, int, int]:
     if tta not in ("1-crop", "10-crop"):
         return height, width, channels
     if height != width:
-        raise UserError(f"{run.folder} takes images of {height}x{width} pixels; crops are cut out of squares alone")
+        raise UserError(f"{run.folder} takes images of {height}x{width} pixels, but crops need square images")
     side = max(height + 1, round(height * LARGER))
     return side, side, channels
 
@@ -252,7 +252,7 @@ def routed(color: Predictions, grayscale: Predictions) -> Predictions:
       UserError: they are not for the same pictures, or it is not known which are grayscale.
     """
     if color.grayscale is None or grayscale.grayscale is None:
-        raise UserError("nothing is known of which of the split's pictures are grayscale, so that none can be routed")
+        raise UserError("the split does not say which pictures are grayscale")
     same = (np.array_equal(color.labels, grayscale.labels), np.array_equal(color.grayscale, grayscale.grayscale))
     if not all(same):
         raise UserError("the two networks of a pair must be evaluated on the same pictures, in the same order")
@@ -361,7 +361,7 @@ def load_for(run: Run, split: str, fields: Mapping[str, Any], *, tta: str = "non
             section[field] = value
     if "name" in fields or "folder" in fields:
         if height != width:
-            raise UserError(f"{run.folder} takes images of {height}x{width} pixels; other data becomes squares alone")
+            raise UserError(f"{run.folder} takes images of {height}x{width} pixels, but other data needs square images")
         section.image_size = height
         for field in set(SOURCE) - {"name", "directory"}:
             section[field] = default_config().data[field]
@@ -373,7 +373,7 @@ def load_for(run: Run, split: str, fields: Mapping[str, Any], *, tta: str = "non
         section[field] = copy.deepcopy(value)
     section.unlock()
     if section.name == "arrays":
-        raise UserError(f"{run.folder} was trained on arrays in hand: name a data set by --data")
+        raise UserError(f"{run.folder} was trained on arrays in memory: give a data set with --data")
     if not split or "." in split:  # not allowed as the name of a field
         raise UserError(f"split {split!r} is not allowed: write e.g. 'test', 'validation' or 'train[:10%]'")
     if not section.splits.get(split):
@@ -394,7 +394,7 @@ def _warn_of_changes(run: Run, dataset: Dataset) -> None:
         before, now = digests.in_both(run.fingerprint, dataset.fingerprint)
         if before != now:
             changes = data.changes(dataset.cache, before, now)
-            logger.warning("%s: the data is not what the network was trained on: %s", run.folder, changes)
+            logger.warning("%s: the data has changed since training: %s", run.folder, changes)
 
 
 def load_split(run: Run, split: str | None, fields: Mapping[str, Any], *, tta: str = "none") -> tuple[str, Dataset]:
@@ -416,6 +416,6 @@ def load_split(run: Run, split: str | None, fields: Mapping[str, Any], *, tta: s
             errors.append(error)
             continue
         if errors:
-            logger.info("%s: the %s split stands in for %s: %s", run.folder, name, SPLITS[0], errors[0])
+            logger.info("%s: using the %s split instead of %s: %s", run.folder, name, SPLITS[0], errors[0])
         return name, dataset
     raise errors[0]

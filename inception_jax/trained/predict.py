@@ -24,9 +24,7 @@ def load_classifier(
         from inception_jax.trained.export import load_exported
 
         if dtype is not None:
-            raise UserError(
-                f"dtype={dtype} is for a run's folder: {source} computes in the type that it was exported in"
-            )
+            raise UserError(f"dtype={dtype} needs a run's folder: {source} computes in the type it was exported with")
         return load_exported(source)
     from inception_jax.runs.run import load_run
 
@@ -48,6 +46,6 @@ def find_pictures(places: Iterable[str | Path]) -> Iterator[str]:
         names = scan.pictures(folder)
         first = next(names, None)
         if first is None:
-            raise UserError(f"{folder} has no pictures")
+            raise UserError(f"{folder} contains no pictures")
         yield from (str(folder / name) for name in itertools.chain([first], names))
         scan.report()

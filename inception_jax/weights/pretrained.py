@@ -107,13 +107,13 @@ def create_model(
     source = _read(weights, model)
     num_classes = num_classes or count_classes(model, source.tensors, source.format)
     if num_classes is None:
-        raise UserError(f"{weights} has no classifier: give num_classes, and a new one is drawn")
+        raise UserError(f"{weights} has no classifier: give num_classes to initialize a new one")
     nearest = nearest_options(model, naming(model, source.format))
     model = models.create_model(name, num_classes=num_classes, **dtypes, **(nearest | options))
     if preprocessing is None:
         published = source.published or PRETRAINED.get(f"{source.format}:{registered_name(model)}")
         if published is None:
-            raise UserError(f"{weights} does not say how pictures become inputs: give preprocessing=Preprocessing(...)")
+            raise UserError(f"{weights} does not define its preprocessing: give preprocessing=Preprocessing(...)")
         preprocessing = published.preprocessing
     initial = _initial(source, model, None, jax.random.key(seed))
     class_names = initial.class_names or tuple(map(str, range(num_classes)))
@@ -181,11 +181,11 @@ def find_network(source: str) -> tuple[str, dict[str, Any], Preprocessing | None
         tensors = read_state_dict(source)
         found = identify({name: tensor.shape for name, tensor in tensors.items()})
         if found is None:
-            raise UserError(f"{source} does not hold the weights of a network that is known here: set model.name")
+            raise UserError(f"{source} contains the weights of an unknown network: set model.name")
         format, name = found
     else:
-        hint = f"; of {source}'s say which, such as {source}:resnet50" if source in NAMINGS else ""
-        raise UserError(f"{source!r} is neither a run's folder, a file of weights nor published weights{hint}")
+        hint = f"; name its weights, such as {source}:resnet50" if source in NAMINGS else ""
+        raise UserError(f"{source!r} is not a run's folder, a weights file or published weights{hint}")
     model = models.create_model(name, num_classes=1000)
     published = published or PRETRAINED.get(f"{format}:{name}")
     return name, nearest_options(model, naming(model, format)), published and published.preprocessing

@@ -50,7 +50,7 @@ def test_a_published_set(capsys, digits):
 def test_a_folder(capsys, folder):
     code, out, err = call(capsys, "image_folder", "--folder", folder)
     assert code == 0
-    assert "of several sizes: --image-size chooses one" in out
+    assert "of several sizes: give --image-size to choose one" in out
     assert "20x24 to 23x24, median 21x24 (height x width), 4 different" in out
     assert "24 RGB, 6 L; 20.0% grayscale" in out
     assert "undecodable  1: cake/no.png (it is not a picture of a known format)" in out
@@ -128,7 +128,7 @@ def test_of_many_classes_some_are_shown():
         (["digits", "--config.data.image_size=0"], "image_size=0 is not allowed"),
         (["digits", "--config.data.imagesize=8"], "imagesize"),
         (["digits", "--frobnicate"], "frobnicate"),
-        (["--folder", "nowhere"], "name a data set, or a config"),
+        (["--folder", "nowhere"], "give a data set, or a config with --config"),
         (["digits", "--sheet", "/nowhere/sheet.png"], "cannot write /nowhere/sheet.png"),
     ],
 )

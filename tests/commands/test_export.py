@@ -49,11 +49,11 @@ def test_the_file_is_the_peers_and_gives_its_logits(trained, capsys):
         logits = peer.eval()(torch.tensor(inputs.transpose(0, 3, 1, 2), dtype=torch.float32))
     np.testing.assert_allclose(trained.predict(images), logits.softmax(-1), atol=1e-4)
     said = capsys.readouterr().out
-    assert said.startswith(f"{path}: resnet18 as torchvision names it, 122 tensors, ")
+    assert said.startswith(f"{path}: resnet18 with torchvision's names, 122 tensors, ")
     assert "  of step 7; 3 classes: cat, dog, owl\n" in said
     assert said.endswith(
         "  inputs: 32x32, red, green, blue, channels first, pixels from 0 to 1, minus mean (0.5, 0.4, 0.3), "
-        "divided by std (0.25, 0.2, 0.3)\n  read back: every value is the run's\n"
+        "divided by std (0.25, 0.2, 0.3)\n  read back: all values equal the run's\n"
     )
 
 
@@ -76,8 +76,10 @@ def test_a_file_that_reads_back_otherwise_is_removed(trained, tmp_path, capsys, 
     monkeypatch.setattr("inception_jax.trained.export.write.read_state_dict", damaged)
     output = tmp_path / "weights.safetensors"
     assert commands.main(["export", str(trained.folder), "--format=timm", "--output", str(output)]) == 2
-    assert "1 of the arrays in" in (error := capsys.readouterr().err)
-    assert "differ from the run's, such as params/fc/bias: it was removed" in error
+    assert (
+        "weights.safetensors was removed: 1 of its arrays differ from the run's, such as params/fc/bias"
+        in capsys.readouterr().err
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -111,7 +113,7 @@ def test_a_network_that_computes_something_else_is_refused(trained, capsys, tmp_
 
 def test_a_folder_without_a_run_is_named(tmp_path, capsys):
     assert commands.main(["export", str(tmp_path), "--format", "timm"]) == 2
-    assert "config.json is no run's config" in capsys.readouterr().err
+    assert "config.json is not a run's config" in capsys.readouterr().err
 
 
 def test_help_shows_examples(capsys):

@@ -110,20 +110,20 @@ def test_a_run_has_its_own_images_and_accuracy(capsys, finished):
 WRONG = [
     ([], "the following arguments are required: NAME"),
     (["googlnet"], "unknown model 'googlnet'. Did you mean 'googlenet'?"),
-    (["gogle*"], "no network's name matches 'gogle*'. Known: "),
-    (["runs/missing"], "runs/missing holds no run: it has no config.json"),
+    (["gogle*"], "no network matches 'gogle*'. Known: "),
+    (["runs/missing"], "runs/missing is not a run's folder: it has no config.json"),
     (["googlenet", "--image-size", "0"], "--image-size=0 is not allowed: it must be at least 1"),
     (["googlenet", "--image-size", "big"], "argument --image-size: invalid int value: 'big'"),
     (["vgg11", "--image-size", "16"], "images of 16x16 pixels are too small for"),
     (["googlenet", "--format", "html"], "unknown --format 'html'"),
     (["googlenet", "--option", "norm"], "--option norm is not allowed: it must be KEY=VALUE, such as norm=lrn"),
     (["googlenet", "--option", "nrom=lrn"], "unknown option of googlenet 'nrom'. Did you mean 'norm'?"),
-    (["googlenet", "--option", "dtype=float16"], "dtype is none of the network's own options"),
-    (["googlenet", "--chart", "x.png"], "--chart is for several networks; given: googlenet"),
-    (["googlenet", "resnet18", "--xla"], "--xla is for one network; given: googlenet, resnet18"),
-    (["resnet18", "vgg11", "--parameters"], "--parameters is for one network; given: resnet18, vgg11"),
-    (["resnet18", "--parameters", "--xla"], "--xla is for the table of layers: it does not go with --parameters"),
-    (["resnet18", "--parameters", "--format", "csv"], "--format is for the table of layers"),
+    (["googlenet", "--option", "dtype=float16"], "dtype is not an option of the network"),
+    (["googlenet", "--chart", "x.png"], "--chart needs several networks, got googlenet"),
+    (["googlenet", "resnet18", "--xla"], "--xla needs one network, got googlenet, resnet18"),
+    (["resnet18", "vgg11", "--parameters"], "--parameters needs one network, got resnet18, vgg11"),
+    (["resnet18", "--parameters", "--xla"], "--xla cannot be used with --parameters"),
+    (["resnet18", "--parameters", "--format", "csv"], "--format cannot be used with --parameters"),
     (["resnet18", "--against", "paper"], "the paper's table is of googlenet"),
     (["simple_cnn", "googlenet_naive", "--no-latency", "--chart", "x.png"], "none has a known accuracy"),
 ]
@@ -140,7 +140,7 @@ def test_mistakes_are_answered_in_one_line(capsys, argv, message):
 
 def test_a_run_is_what_it_is(capsys, finished):
     code, _, error = inspect(capsys, finished, "--num-classes", 3)
-    assert (code, "is a run, which has its own" in error) == (2, True)
+    assert (code, "--option and --num-classes cannot be used with a run" in error) == (2, True)
 
 
 def test_help_has_examples_and_does_not_wait_for_jax():

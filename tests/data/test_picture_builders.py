@@ -238,7 +238,7 @@ def test_a_uc_merced_that_is_not_whole(merced, tmp_path):
             data.published("uc_merced", data.Location(tmp_path / "data", tmp_path / "given"))
 
     write(tmp_path / "given", {"readme.txt": b""})
-    refused("no UCMerced_LandUse.zip in .*given or in a folder of it, and no folder agricultural")
+    refused("no UCMerced_LandUse.zip in .*given or its folders, and no folder agricultural")
     write(tmp_path / "given", merced(".tif"))
     river = tmp_path / "given" / "river"
     (river / "river07.tif").write_bytes((river / "river07.tif").read_bytes()[:500])

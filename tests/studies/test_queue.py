@@ -107,13 +107,13 @@ def test_seeds_and_epochs_of_a_line_are_those_of_its_runs(studies, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "names no study"),
-        ("# nothing\n", "names no study"),
+        ("", "contains no study"),
+        ("# nothing\n", "contains no study"),
         ("{study}\nno_such_study", "weekend.txt, line 2: unknown study 'no_such_study'"),
         ("{study} --form large", "weekend.txt, line 1: unknown form 'large'. Known: full, smoke"),
         ("{study} 'x", "weekend.txt, line 1: No closing quotation"),
-        ("{study} --epochs 0", "weekend.txt, line 1: argument --epochs: '0' is not a number from 1 on"),
-        ("{study} --seeds 1,1", "weekend.txt, line 1: argument --seeds: '1,1' is not a list of different numbers"),
+        ("{study} --epochs 0", "weekend.txt, line 1: argument --epochs: '0' is not a whole number of at least 1"),
+        ("{study} --seeds 1,1", "weekend.txt, line 1: argument --seeds: '1,1' is not a list of distinct numbers"),
         ("{study} --budget 3minutes", "weekend.txt, line 1: unexpected argument '--budget'"),
         ("--form smoke", "weekend.txt, line 1: the following arguments are required: study"),
         (
@@ -133,8 +133,8 @@ def test_mistakes_in_the_file_are_named_before_anything_is_trained(studies, tmp_
 
 def test_mistakes_on_the_command_line_are_named(studies, tmp_path, capsys):
     for words, message in (
-        (["first.py", "--queue", str(studies)], "first.py and --queue: give studies, or a queue file"),
-        (["first.py", "--epochs", "3", "--budget", "3epochs"], "give one of them"),
+        (["first.py", "--queue", str(studies)], "give either studies or --queue, not both: "),
+        (["first.py", "--epochs", "3", "--budget", "3epochs"], "give either --epochs or --budget in epochs"),
         (["--queue", str(tmp_path / "none.txt")], "none.txt: No such file or directory"),
     ):
         assert main(["study", *words]) == 2
@@ -144,7 +144,7 @@ def test_mistakes_on_the_command_line_are_named(studies, tmp_path, capsys):
 def test_a_run_with_another_config_in_its_place_is_found_at_the_start(studies, tmp_path):
     start(make_plan("second", make_study(fields={"batch_size": 32}), "smoke", tmp_path).runs[0])
     queue = Queue(read_entries(studies, argparse.Namespace(**vars(UNSET) | {"form": "smoke"})), tmp_path)
-    with pytest.raises(UserError, match=r"weekend.txt, line 4: .*narrow/seed0 .* a run with another config"):
+    with pytest.raises(UserError, match=r"weekend.txt, line 4: .*narrow/seed0 contains a run with another config"):
         queue.plans()
 
 
@@ -192,19 +192,19 @@ def test_a_study_by_itself_has_its_status_in_its_folder(studies, tmp_path, made_
 
 
 def test_a_second_queue_in_the_folder_is_refused(studies, tmp_path, capsys):
-    with held(tmp_path, "the queue's folder", "works on a queue of studies"):
+    with held(tmp_path, "the queue's folder", "is running a queue of studies"):
         assert main(command(studies, tmp_path)) == 2
     (error,) = capsys.readouterr().err.splitlines()
     assert error.startswith(f"error: another process (pid {os.getpid()}, host ")
-    assert error.endswith(f"works on a queue of studies in {tmp_path}")
+    assert error.endswith(f"is running a queue of studies in {tmp_path}")
     assert not (tmp_path / "queue.json").exists()
 
 
 def test_a_study_that_cannot_be_worked_on_does_not_keep_the_next_one_waiting(studies, tmp_path, made_up):
-    with held(tmp_path / "first" / "smoke", "the study's folder", "works on the study"):
+    with held(tmp_path / "first" / "smoke", "the study's folder", "is running the study"):
         assert main(command(studies, tmp_path)) == 1
     found = status(tmp_path)["studies"]
-    assert "works on the study in" in found["first"]["failures"]["the study"]
+    assert "is running the study in" in found["first"]["failures"]["the study"]
     assert found["second"]["state"] == "complete"
 
 
@@ -256,7 +256,7 @@ def test_sigterm_lets_the_run_save_and_the_status_says_so(studies, tmp_path, mad
     program += "os.kill(os.getppid(), signal.SIGTERM)\ntime.sleep(60)"
     monkeypatch.setattr("inception_jax.studies.plan.PlannedRun.command", lambda *_: [sys.executable, "-c", program])
     assert main(command(studies, tmp_path)) == 75
-    assert "terminated: the same command goes on" in capsys.readouterr().err
+    assert "terminated: the same command continues" in capsys.readouterr().err
     found = status(tmp_path)
     assert found["state"] == "stopped"
     assert {study["state"] for study in found["studies"].values()} == {"waiting"}
@@ -314,7 +314,7 @@ def test_the_page_fits_and_says_what_runs(tmp_path, width):
     with browser() as started, page(started, (tmp_path / "queue.html").as_uri(), width) as shown:
         assert_fits(shown)
         text = shown.inner_text("body")
-    assert re.search(r"narrow, seed 0, epoch 0\.0 of 1, to go: not known yet", text)
+    assert re.search(r"narrow, seed 0, epoch 0\.0 of 1, remaining: not known yet", text)
     assert "narrow, seed 1: exit code 3: <loss> not finite" in text
 
 
@@ -323,7 +323,7 @@ def test_a_status_that_cannot_be_written_is_a_warning(tmp_path, caplog):
     at_work = Status(tmp_path, [""], [make_plan("widths", make_study(), "smoke", tmp_path)])
     at_work.write()
     at_work.write()
-    assert caplog.text.count("no status page: cannot write") == 1
+    assert caplog.text.count("cannot write the status page: cannot write") == 1
 
 
 def test_what_is_called_apart_has_its_own_process():

@@ -173,7 +173,7 @@ def test_an_undecided_claim_says_how_many_seeds_could_show_the_sources_differenc
     (verdict,) = table.verdicts()
     needed = seeds_needed(np.std(np.subtract(SPREAD, CLOSE), ddof=1), 0.02)
     assert verdict.verdict == "undecided"
-    assert verdict.why == f"the interval includes 0; {needed} seeds could show the source's +0.02"
+    assert verdict.why == f"the interval includes 0; {needed} seeds are needed to show the source's +0.02"
 
 
 def test_with_one_seed_the_curves_are_counted(tmp_path):

@@ -81,7 +81,7 @@ def test_a_run_too_short_to_be_measured_is_named(study_file, tmp_path, monkeypat
     monkeypatch.setattr(runner, "measure", measure)
     monkeypatch.setattr("inception_jax.runs.folder.open_checkpoints", lambda folder, config: Checkpoints())
     assert main(["study", str(study_file), "--dry-run", "--workdir", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.count("not measured: it is over after its first step") == 2
+    assert capsys.readouterr().out.count("not measured: it ends after its first step") == 2
 
 
 def test_what_is_complete_is_not_trained_again(study_file, tmp_path, monkeypatch, capsys):
@@ -137,7 +137,7 @@ time.sleep(60)
     assert main(["study", str(study_file), "--form=smoke", "--workdir", str(tmp_path)]) == 75
     sender.join()
     assert saved.exists()
-    assert "terminated: the same command goes on" in capsys.readouterr().err
+    assert "terminated: the same command continues" in capsys.readouterr().err
 
 
 def test_a_dry_run_that_is_terminated_leaves_nothing_behind(study_file, tmp_path, monkeypatch):
@@ -157,7 +157,7 @@ def test_a_dry_run_that_is_terminated_leaves_nothing_behind(study_file, tmp_path
     [
         (["no_such_study"], "unknown study 'no_such_study'"),
         (["residuals", "--form", "large"], "unknown form 'large'. Known: cores, cpu, full, smoke"),
-        (["residuals", "--budget", "soon"], "--budget=soon is not allowed: write e.g. 5epochs or 30minutes"),
+        (["residuals", "--budget", "soon"], "--budget=soon is not allowed: it must be e.g. 5epochs or 30minutes"),
         (["residuals", "--jobs", "0"], "--jobs=0 is not allowed"),
     ],
 )

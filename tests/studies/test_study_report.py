@@ -85,12 +85,12 @@ def test_a_pair_is_no_run_and_has_no_command_of_its_own(tmp_path):
 def test_weights_that_test_data_chose_are_marked(tmp_path):
     study = make_study(measures=("best_test_top1",))
     plan = fake_plan(tmp_path, study, wide=(0.9, 0.92, 0.91), narrow=(0.8, 0.81, 0.805))
-    assert "never saw a test" in write_report(read_table(plan)).read_text()
+    assert "were selected\nwithout test data" in write_report(read_table(plan)).read_text()
     path = plan.runs[0].folder / "summary.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"watched": "test_top1"}))
     text = write_report(read_table(plan)).read_text()
     assert "<th>test top-1, best by test data†</th>" in text
-    assert "never saw a test" not in text
+    assert "were selected\nwithout test data" not in text
     assert r"best by test data\dag{}" in (plan.folder / "report.tex").read_text()
 
 
@@ -105,7 +105,7 @@ def test_weights_that_test_data_chose_are_marked(tmp_path):
         ("cifar10_top1", "cifar10 top-1", "50.00 %"),
         ("area_test_top1", "test top-1, mean over the epochs", "50.00 %"),
         ("change_of_train_top1_after_epoch_9", "train top-1, change after epoch 9", "50.00 %"),
-        ("gap_test_top1", "top-1, training less test, last epoch", "50.00 %"),
+        ("gap_test_top1", "top-1, training minus test, last epoch", "50.00 %"),
     ],
 )
 def test_measures_have_names_and_units(tmp_path, measure, label, shown):
@@ -117,7 +117,7 @@ def test_measures_have_names_and_units(tmp_path, measure, label, shown):
 def test_a_comparison_with_another_difference_is_written_out(tmp_path):
     claim = Claim("x", "best_test_top1", "wide", "narrow", than=("narrow", "wide"))
     plan = fake_plan(tmp_path, make_study(claims=(claim,)), wide=(0.9, 0.91, 0.9), narrow=(0.8, 0.8, 0.81))
-    assert "wide less narrow, less (narrow less wide)" in write_report(read_table(plan)).read_text()
+    assert "wide minus narrow, minus (narrow minus wide)" in write_report(read_table(plan)).read_text()
 
 
 @pytest.mark.parametrize(("first", "axis"), [(15.0, ""), (1e5, ", on a logarithmic axis")])

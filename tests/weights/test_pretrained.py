@@ -163,7 +163,7 @@ def test_weights_without_a_classifier_get_a_new_one(files, tmp_path):
     assert init_from(path, models.create_model("resnet18", num_classes=3)).left_out == ("fc",)
     assert create_model("resnet18", num_classes=3, weights=path).class_names == ("0", "1", "2")
     with pytest.raises(
-        UserError, match=r"trunk\.safetensors has no classifier: give num_classes, and a new one is drawn"
+        UserError, match=r"trunk\.safetensors has no classifier: give num_classes to initialize a new one"
     ):
         create_model("resnet18", weights=path)
 
@@ -198,9 +198,7 @@ def test_weights_that_do_not_say_how_pictures_are_read_need_a_preprocessing(tmp_
     model = models.create_model("bn_inception", num_classes=4)
     variables = random_variables(module_shapes(model, (1, 224, 224, 3))[1])
     weights.write_state_dict(tmp_path / "bn.safetensors", weights.to_state_dict(model, variables, "cadene"))
-    with pytest.raises(
-        UserError, match=r"bn\.safetensors does not say how pictures become inputs: give preprocessing="
-    ):
+    with pytest.raises(UserError, match=r"bn\.safetensors does not define its preprocessing: give preprocessing="):
         create_model("bn_inception", weights=tmp_path / "bn.safetensors")
     assert create_model("bn_inception", weights=tmp_path / "bn.safetensors", preprocessing=PREPROCESSING).model == model
 

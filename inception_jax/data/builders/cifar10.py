@@ -37,7 +37,7 @@ FILES = TRAIN_FILES | TEST_FILES
 def read_files(
     dl_manager: tfds.download.DownloadManager, url: str, archive: str, files: dict[str, Content]
 ) -> dict[str, bytes]:
-    """The content of `files`: from the archive, or from an unpacked copy if there is any of them."""
+    """The content of `files`: from the archive, or from an unpacked copy if one of them exists."""
     folder = archives.given_folder(dl_manager)
     if folder is None:
         return archives.read_members(archives.download(dl_manager, {"archive": url})["archive"], files)

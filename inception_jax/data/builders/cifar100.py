@@ -44,7 +44,7 @@ with skip_registration():
     class Cifar100(tfds.core.GeneratorBasedBuilder):
         """60,000 photographs of 100 classes, 32x32x3, 500 of each for training and 100 for the test (Krizhevsky 2009).
 
-        Five classes each make up one of 20 coarse classes, the feature "coarse_label". Cite A. Krizhevsky, "Learning
+        The feature "coarse_label" is one of 20 coarse classes of five classes each. Cite A. Krizhevsky, "Learning
         Multiple Layers of Features from Tiny Images" (2009), if you use it.
         """
 

@@ -15,9 +15,9 @@ with skip_registration():
         """1,797 handwritten digits, 8x8x1, embedded in scikit-learn (`sklearn.datasets.load_digits`).
 
         They are the test part of the UCI data set "Optical Recognition of Handwritten Digits" (Alpaydin and
-        Kaynak 1998), by 13 writers. Their values 0..16 become round(value * 255 / 16), a half to the even number: 8
-        becomes 128. Every fifth image of each class is the test split, 355 images, and the other 1,442 are the
-        training split, so that every writer is in both: a test of new images, not of new hands.
+        Kaynak 1998), by 13 writers. Values 0 to 16 become round(value * 255 / 16), half to even:
+        8 becomes 128. Every fifth image of each class is the test split, 355 images, and the other 1,442 are the
+        training split, so every writer is in both: the test is on new images, not on new writers.
         """
 
         VERSION = tfds.core.Version("1.0.0")

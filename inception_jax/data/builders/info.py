@@ -1,4 +1,4 @@
-"""What every builder states of its data set."""
+"""The information that every builder gives on its data set."""
 
 import tensorflow_datasets as tfds
 
@@ -16,8 +16,8 @@ def labelled_images(
     Args:
       shape: (height, width, channels) of the images; None where they differ.
       label: the feature "label".
-      encoding: of the images, "png" or "jpeg".
-      others: further features of each example, by name.
+      encoding: format of the images, "png" or "jpeg".
+      others: more features of each example, by name.
     """
     image = tfds.features.Image(shape=shape, encoding_format=encoding)
     return tfds.core.DatasetInfo(

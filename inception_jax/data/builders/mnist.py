@@ -29,7 +29,7 @@ def read_idx(
     """Images uint8 `(n, 28, 28)` and labels uint8 `(n,)` of "train" and "test", from four files in MNIST's format.
 
     Args:
-      dl_manager: knows the folder with the files, gzipped or not, if there is one.
+      dl_manager: provides the folder with the files, gzipped or not, if one is given.
       url: base URL of the downloads; `.gz` is appended to each name.
       files: name -> expected content.
     """

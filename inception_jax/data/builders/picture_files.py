@@ -30,7 +30,7 @@ class Files:
     content: Callable[[str], bytes]
 
     def require(self, names: Iterable[str]) -> None:
-        """Raises UserError with the missing names unless all files are there."""
+        """Raises UserError with the missing names unless all files exist."""
         missing = [name for name in names if name not in self.names]
         if missing:
             shown = ", ".join(missing[:NAMES_SHOWN]) + (", ..." if len(missing) > NAMES_SHOWN else "")

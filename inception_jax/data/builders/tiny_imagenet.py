@@ -27,17 +27,17 @@ with skip_registration():
     class TinyImagenet(tfds.core.GeneratorBasedBuilder):
         """110,000 photographs of 200 classes, 64x64x3: 500 of each class for training and 50 for testing.
 
-        Made for Stanford's course CS231n (2015) from ImageNet's ILSVRC photographs (Russakovsky et al. 2015), whose
-        terms it shares: non-commercial research and education. The test split is the published validation set; the
+        Made for Stanford's course CS231n (2015) from ImageNet's ILSVRC photographs (Russakovsky et al. 2015), under
+        the same terms: non-commercial research and education. The test split is the published validation set; the
         published test set has no labels and is not used. 1.8 % of the files are stored as grayscale; all are kept
         byte for byte.
 
         Labels are in the order of the sorted synsets ("n01443537" first). The training split cycles through the
-        classes, one photograph of each at a time. A folder with only some of the classes gives a data set of these.
+        classes, one photograph of each at a time. If a folder has only some of the classes, the data set has these.
         """
 
         VERSION = tfds.core.Version("1.0.0")
-        MANUAL_DOWNLOAD_INSTRUCTIONS = f"{ARCHIVE}, or the folder {ROOT} that is in it."
+        MANUAL_DOWNLOAD_INSTRUCTIONS = f"{ARCHIVE}, or the folder {ROOT} from it."
 
         def _info(self) -> tfds.core.DatasetInfo:
             return info.labelled_images(
@@ -104,7 +104,7 @@ def _synsets(files: Files) -> list[str]:
             f"{files.where} has no folder train/ with photographs of the synsets in wnids.txt: get it again"
         )
     if len(synsets) < len(published):
-        logger.warning("%s holds %d of the %d classes of its wnids.txt", files.where, len(synsets), len(published))
+        logger.warning("%s contains %d of the %d classes of its wnids.txt", files.where, len(synsets), len(published))
     return synsets
 
 

@@ -47,18 +47,18 @@ SUFFIXES = (".tif", ".png", ".jpg")  # the first that exists; copies as PNG or J
 with skip_registration():
 
     class UcMerced(tfds.core.GeneratorBasedBuilder):
-        """2,100 aerial pictures of 21 kinds of land use, 100 of each, 256x256x3 but for 44 of other sizes.
+        """2,100 aerial pictures of 21 kinds of land use, 100 of each, 256x256x3 except for 44 of other sizes.
 
-        By Yang and Newsam, "Bag-Of-Visual-Words and Spatial Extensions for Land-Use Classification" (ACM GIS 2010),
-        which is to be cited; cut from the USGS National Map's pictures, which are in the public domain.
+        By Yang and Newsam, "Bag-Of-Visual-Words and Spatial Extensions for Land-Use Classification" (ACM GIS 2010), to
+        be cited; cut from pictures of the USGS National Map, which are in the public domain.
 
-        They are published in one piece. Here every fifth picture of each class by name (04, 09, ..., 99) is the test
-        split, 420 pictures, and the other 1,680 are the training split. Both go round the classes, one picture of each
-        at a time, the training split in strides through each class, so that any slice of it is spread over the whole.
+        They are published without splits. Here every fifth picture of each class by name (04, 09, ..., 99) is the test
+        split, 420 pictures, and the other 1,680 are the training split. Both cycle through the classes, one picture
+        of each at a time, the training split in strides through each class, so that any slice covers the whole class.
         TIFF files are kept as PNG, pixel for pixel; PNG and JPEG files byte for byte.
 
-        Pictures with close numbers are of the same places. Test pictures that lie between training pictures, as here
-        or in the random splits that are usual, are easier than those of places that were not seen.
+        Pictures with close numbers show the same places. Test pictures between training pictures, as here or in the
+        usual random splits, are easier than those of unseen places.
         """
 
         VERSION = tfds.core.Version("2.0.0")
@@ -66,7 +66,7 @@ with skip_registration():
             "1.0.0": "The training split in the order of the names.",
             "2.0.0": "The training split in strides: its last 10 % are as close to the others as the test split is.",
         }
-        MANUAL_DOWNLOAD_INSTRUCTIONS = f"{ARCHIVE}, or the 21 folders of pictures that are in it."
+        MANUAL_DOWNLOAD_INSTRUCTIONS = f"{ARCHIVE}, or the 21 folders of pictures from it."
 
         def _info(self) -> tfds.core.DatasetInfo:
             return info.labelled_images(
@@ -109,7 +109,7 @@ def _open(dl_manager: tfds.download.DownloadManager) -> Files:
     path = archives.find(folder, (ARCHIVE,))
     if path is None:
         raise UserError(
-            f"no {ARCHIVE} in {folder} or in a folder of it, and no folder {CLASS_NAMES[0]} up to two levels below: "
+            f"no {ARCHIVE} in {folder} or its folders, and no folder {CLASS_NAMES[0]} up to two levels below: "
             f"{archives.USE_ARCHIVES}"
         )
     return picture_files.in_zip(path, PACKED, ROOT)

@@ -114,9 +114,9 @@ def _read_about(path: Path, description: Path) -> dict[str, Any]:
         names = [about["sha256"], *about["class_names"]]
         known = about["format"] in FORMATS and about["input"]["dtype"] in INPUTS
         if about["version"] != VERSION or not known:
-            raise ValueError("it is of another version of this package")
+            raise ValueError("it was written by another version of this package")
         if not all(isinstance(name, str) for name in names):
-            raise ValueError("its class names are not text")
+            raise ValueError("its class names must be strings")
         _transform(about).normalizer(jnp.float32)
     except OSError as error:
         reason = error.strerror or error
@@ -139,10 +139,12 @@ def _load_stablehlo(path: Path, content: bytes) -> Callable[[np.ndarray], np.nda
         raise UserError(f"this JAX ({jax.__version__}) cannot read {path}: {error}") from error
     platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
     if platform not in exported.platforms:
-        raise UserError(f"{path} is for {' and '.join(exported.platforms)}, not for {platform}: export it anew")
+        raise UserError(
+            f"{path} is for {' and '.join(exported.platforms)}, not for {platform}: export it again with --platforms"
+        )
     strange = _calls(exported.mlir_module_serialized) - CALLS
     if strange:
-        raise UserError(f"{path} calls {', '.join(sorted(strange))}, which is no operation of a network")
+        raise UserError(f"{path} calls {', '.join(sorted(strange))}, which is not allowed in a network")
     call = jax.jit(exported.call)
     return lambda images: np.asarray(call(images), np.float32)
 

@@ -47,7 +47,7 @@ def to_onnx(network: Callable[[Any, jax.Array], jax.Array], variables: Any, shap
     try:
         import onnx
     except ModuleNotFoundError:
-        raise UserError("to write ONNX takes the package onnx: pip install 'inception-jax[onnx]'") from None
+        raise UserError("ONNX export needs onnx, which is not installed: pip install 'inception-jax[onnx]'") from None
     (batch,) = jax_export.symbolic_shape("batch")
     traced = jax.make_jaxpr(network)(variables, jax.ShapeDtypeStruct((batch, *shape), dtype))
     paths = jax.tree_util.tree_leaves_with_path(variables)
@@ -139,7 +139,7 @@ class _Graph:
             # Of platform-dependent branches, the last is the default.
             index = inputs[0]
             if isinstance(index, str):
-                raise _unknown("a condition that depends on the images")
+                raise _unknown("cond with a predicate that depends on the images")
             branch = params["branches"][int(index)]
             return self.inline(branch.jaxpr, branch.consts, inputs[1:])
         if primitive in NESTED:
@@ -164,9 +164,9 @@ class _Graph:
             return [result]
         write = getattr(self, f"_{primitive}", None)
         if write is None and primitive not in REDUCTIONS:
-            raise _unknown(primitive)
+            raise _unknown(f"the operation {primitive}")
         if any(value in self._broadcast for value in inputs if isinstance(value, str)):
-            raise _unknown(f"{primitive} of what was broadcast over the batch")
+            raise _unknown(f"{primitive} of arrays broadcast over the batch")
         if primitive in REDUCTIONS:
             x, axes = self._to_reduce(inputs[0], params["axes"])
             result = self.add(REDUCTIONS[primitive], [x], axes=axes, keepdims=0)
@@ -226,7 +226,7 @@ class _Graph:
 
     def _select_n(self, equation, which, *cases):
         if len(cases) != 2:
-            raise _unknown("a choice of more than two")
+            raise _unknown("select_n with more than two cases")
         return self._elementwise("Where", [which, cases[1], cases[0]])
 
     def _reshape(self, equation, x):
@@ -298,7 +298,7 @@ class _Graph:
     def _pad(self, equation, x, value):
         config = equation.params["padding_config"]
         if any(interior for _, _, interior in config):
-            raise _unknown("padding between elements")
+            raise _unknown("interior padding")
         nchw = self._is_nchw(x)
         if nchw:
             x, config = self._nchw[x], [config[axis] for axis in TO_NCHW]
@@ -314,13 +314,13 @@ class _Graph:
         (x_axes, y_axes), (x_batch, y_batch) = equation.params["dimension_numbers"]
         rank = len(equation.invars[0].aval.shape)
         if (tuple(x_axes), tuple(y_axes), x_batch, y_batch) != ((rank - 1,), (0,), (), ()):
-            raise _unknown("a product of other axes than the last and the first")
+            raise _unknown("dot_general over other axes than the last and the first")
         return self.add("MatMul", [x, y])
 
     def _reduce_window_max(self, equation, x):
         params = equation.params
         if any(d != 1 for d in (*params["base_dilation"], *params["window_dilation"])):
-            raise _unknown("a dilated window")
+            raise _unknown("dilated windows")
         return self._in_nchw("MaxPool", [x], params["window_dimensions"], params["window_strides"], params["padding"])
 
     def _conv_general_dilated(self, equation, x, kernel):
@@ -328,9 +328,9 @@ class _Graph:
         numbers = params["dimension_numbers"]
         layout = (numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec)
         if layout != (TO_NCHW, (3, 2, 0, 1), TO_NCHW) or params["batch_group_count"] != 1:
-            raise _unknown("a convolution of another layout than NHWC")
+            raise _unknown("convolutions with another layout than NHWC")
         if any(d != 1 for d in params["lhs_dilation"]):
-            raise _unknown("a transposed convolution")
+            raise _unknown("transposed convolutions")
         if isinstance(kernel, str):
             kernel = self.add("Transpose", [kernel], perm=[3, 2, 0, 1])
         else:
@@ -352,7 +352,7 @@ class _Graph:
     def _in_nchw(self, kind: str, inputs: list[Value], window, strides, pads, **attributes: Any) -> str:
         """An ONNX operator on windows of NHWC maps."""
         if window[0] != 1 or window[3] != 1 or any(low or high for low, high in (pads[0], pads[3])):
-            raise _unknown("windows over images or channels")
+            raise _unknown("windows over the batch or channels")
         (top, bottom), (left, right) = pads[1:3]
         x = inputs[0]
         maps = self._nchw.get(x) if isinstance(x, str) else None
@@ -388,9 +388,9 @@ def _sizes(shape: Sequence[Any]) -> np.ndarray:
     """For Reshape: -1 stands for the one size that depends on the batch."""
     sizes = [size if isinstance(size, int) else -1 for size in shape]
     if sizes.count(-1) > 1:
-        raise _unknown("a shape in which two sizes depend on the batch")
+        raise _unknown("shapes with two sizes that depend on the batch")
     return np.asarray(sizes, np.int64)
 
 
 def _unknown(what: str) -> UserError:
-    return UserError(f"the network cannot be written as ONNX: it has {what}, which is not known here")
+    return UserError(f"ONNX export does not support {what}")

@@ -83,8 +83,8 @@ def export_run(
         difference = _difference(exported, run, network, variables, input)
         if not difference <= TOLERANCES[format]:
             raise UserError(
-                f"the logits of {path} differ from the network's by {difference:.1e} of the largest, more than "
-                f"{TOLERANCES[format]:g}: it was removed"
+                f"{path} was removed: the relative difference of its logits is {difference:.1e}, but at most "
+                f"{TOLERANCES[format]:g} is allowed"
             )
     return exported, difference
 
@@ -115,8 +115,8 @@ def export_weights(run: Run, path: str | Path, format: str) -> dict[str, np.ndar
         differing = [place for place in found.keys() | kept.keys() if not _same(found.get(place), kept.get(place))]
         if differing:
             raise UserError(
-                f"{len(differing)} of the arrays in {path} differ from the run's, such as {'/'.join(min(differing))}: "
-                "it was removed"
+                f"{path} was removed: {len(differing)} of its arrays differ from the run's, such as "
+                f"{'/'.join(min(differing))}"
             )
 
     write_state_dict(path, tensors, check)
@@ -195,6 +195,6 @@ def _difference(exported: Exported, run: Run, network: Callable, variables: Any,
                 expected = np.asarray(compiled(variables, images if input == "uint8" else run.normalize(images)))
         found = exported.logits(images)
         if found.shape != expected.shape:
-            raise UserError(f"{exported.path} gives logits of shape {found.shape}, not {expected.shape}")
+            raise UserError(f"{exported.path} returns logits of shape {found.shape}, expected {expected.shape}")
         largest = max(largest, float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-30)))
     return largest

@@ -57,7 +57,7 @@ def run_page(record: Record, findings: "Findings | UserError | None" = None) -> 
     notes = [*_unfinished(record, "This run"), *records.config_notes(record.config)]
     examined = []
     if isinstance(findings, UserError):
-        notes.append(f"Without classes, mistakes and Grad-CAM: {findings}.")
+        notes.append(f"Classes, mistakes and Grad-CAM are skipped: {findings}.")
     elif findings is not None:
         examined = sections.examined(findings)
     return Page(
@@ -82,7 +82,7 @@ def comparison_page(runs: Sequence[Record], findings: Sequence["Findings | UserE
         own = records.config_notes(record.config)
         notes += [*_unfinished(record, record.name), *(f"{record.name}: {note}" for note in own)]
         if isinstance(found, UserError):
-            notes.append(f"{record.name} is not among the classes: {found}.")
+            notes.append(f"{record.name} is not in the table of classes: {found}.")
         elif found is not None:
             examined[record.name] = found
     differences = records.config_differences(runs)
@@ -104,5 +104,5 @@ def _unfinished(record: Record, name: str) -> list[str]:
     if record.summary:
         return []
     rows, epochs = record.rows, record.config.get("num_epochs")
-    done = f": {rows[-1]['epoch']:g} of {epochs} epochs are evaluated" if rows else ""
-    return [f"{name} has not finished{done}. The same command goes on with it."]
+    done = f": {rows[-1]['epoch']:g} of {epochs} epochs evaluated" if rows else ""
+    return [f"{name} has not finished{done}. The same command continues."]

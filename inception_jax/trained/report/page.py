@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
+import matplotlib.figure
 import numpy as np
-from matplotlib.figure import Figure
 from PIL import Image
 
 from inception_jax import files
@@ -45,7 +45,7 @@ class Cell:
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
+class PageTable:
     """Rows of cells; a row of one cell is the title of those below it.
 
     Attributes:
@@ -69,7 +69,7 @@ class Table:
 
 
 @dataclasses.dataclass(frozen=True)
-class Picture:
+class Figure:
     """A figure or a picture with its caption and alternative text.
 
     Attributes:
@@ -78,17 +78,17 @@ class Picture:
 
     caption: str
     alt: str
-    content: Figure | np.ndarray
+    content: matplotlib.figure.Figure | np.ndarray
 
     @property
     def small(self) -> bool:
         """Whether its pixels are shown as squares."""
-        return not isinstance(self.content, Figure) and max(self.content.shape[:2]) < PHOTO
+        return not isinstance(self.content, matplotlib.figure.Figure) and max(self.content.shape[:2]) < PHOTO
 
     @property
     def source(self) -> str:
         """A data URI; the same content gives the same bytes."""
-        if isinstance(self.content, Figure):
+        if isinstance(self.content, matplotlib.figure.Figure):
             return drawing.data_uri(self.content)
         kind, file = ("png" if self.small else "jpeg"), io.BytesIO()
         _pillow(self.content).save(file, format=kind, quality=JPEG_QUALITY)
@@ -96,7 +96,7 @@ class Picture:
 
     def png(self) -> bytes:
         """The content of a PNG file."""
-        if isinstance(self.content, Figure):
+        if isinstance(self.content, matplotlib.figure.Figure):
             return drawing.png(self.content)
         image, file = _pillow(self.content), io.BytesIO()
         times = math.ceil(2 * PHOTO / max(image.size)) if self.small else 1
@@ -112,7 +112,7 @@ class Pictures:
       width: minimum width of a picture, in rem.
     """
 
-    pictures: Sequence[Picture]
+    pictures: Sequence[Figure]
     width: float = 24
     block: ClassVar[str] = "pictures"
 
@@ -133,7 +133,7 @@ class Text:
     block: ClassVar[str] = "text"
 
 
-Block = Table | Pictures | Facts | Text
+Block = PageTable | Pictures | Facts | Text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,7 +210,7 @@ class Page:
         for section in self._filled():
             parts.append(f"## {_plain(section.title)}")
             for block in section.blocks:
-                if isinstance(block, Table):
+                if isinstance(block, PageTable):
                     parts += _markdown_table(block)
                 elif isinstance(block, Facts):
                     parts.append("\n".join(f"- {_plain(name)}: {_plain(value)}" for name, value in block.facts))
@@ -232,7 +232,7 @@ def _pillow(content: np.ndarray) -> Image.Image:
     return image
 
 
-def _markdown_table(table: Table) -> list[str]:
+def _markdown_table(table: PageTable) -> list[str]:
     def cell(value: str | Cell) -> str:
         strong = isinstance(value, Cell) and value.kind == "strong" and value.text
         return f"**{_plain(str(value))}**" if strong else _plain(str(value))

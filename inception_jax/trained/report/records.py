@@ -7,7 +7,7 @@ from typing import Any
 
 from inception_jax.runs.records import Record, differing_fields, show
 from inception_jax.text import format_seconds
-from inception_jax.trained.report.page import Cell, Headline, Table
+from inception_jax.trained.report.page import Cell, Headline, PageTable
 
 SPLITS = ("train", "validation", "test")
 MEASURES = {"top1": "Top-1", "top5": "Top-5", "loss": "Loss"}
@@ -35,17 +35,15 @@ def config_notes(config: Mapping[str, Any]) -> list[str]:
     notes = []
     if str(evaluate.get("watch", "")).startswith("test_"):
         notes.append(
-            f"Chosen on test data: the best weights were picked by {evaluate['watch']}, "
-            "so their test results flatter the network."
+            f"Selected on test data: the best weights were chosen by {evaluate['watch']}, "
+            "so their test results are optimistic."
         )
         if evaluate.get("early_stopping_patience"):
             notes.append("Stopped on test data: early stopping watched the same metric.")
         if evaluate.get("stop_at"):
-            notes.append(
-                f"Stopped on test data: the run was to end at {evaluate['watch']} {show(evaluate['stop_at'])}."
-            )
+            notes.append(f"Stopped on test data: the target was {evaluate['watch']} {show(evaluate['stop_at'])}.")
     if schedule.get("name") == "plateau" and str(schedule.get("metric", "")).startswith("test_"):
-        notes.append(f"Chosen on test data: the learning rate was lowered by {schedule['metric']}.")
+        notes.append(f"Selected on test data: the learning rate was reduced by {schedule['metric']}.")
     return notes
 
 
@@ -59,8 +57,8 @@ def facts(record: Record) -> dict[str, str]:
         "steps": ("Updates", lambda value: f"{value:,}"),
         "stopped": ("Ended by", lambda value: stopped.get(value, value)),
         "seconds": ("Time", format_seconds),
-        "training_seconds": ("Training steps alone", format_seconds),
-        "evaluation_seconds": ("Evaluation alone", format_seconds),
+        "training_seconds": ("Training steps only", format_seconds),
+        "evaluation_seconds": ("Evaluation only", format_seconds),
         "images_per_second": ("Images per second", lambda value: f"{value:,.0f}"),
         "parameters": ("Parameters", lambda value: f"{value:,}"),
         "device": ("Device", str),
@@ -120,12 +118,12 @@ def headline(record: Record) -> Headline | None:
     which = "" if epoch is None else f" of epoch {epoch:g}"
     words = (
         f"top-1 accuracy on {split} data: {count:,.0f} images, 95 % interval {100 * low:.1f} to {100 * high:.1f} %, "
-        f"weights{which}, " + (f"the best by {best['metric']}" if chosen else "the last ones")
+        f"{'best' if chosen else 'last'} weights{which}" + (f", selected by {best['metric']}" if chosen else "")
     )
-    return Headline(percent(top1), words + (", which chose them" if chosen and split == "validation" else ""))
+    return Headline(percent(top1), words + (" on the same data" if chosen and split == "validation" else ""))
 
 
-def results_table(record: Record) -> Table:
+def results_table(record: Record) -> PageTable:
     """One run's results: one row per split."""
     rows: list[Sequence[str | Cell]] = []
     counted = ["count"] if record.summary else []
@@ -134,10 +132,10 @@ def results_table(record: Record) -> Table:
         for split, metrics in splits.items():
             count = ["-" if (number := metrics.get("count")) is None else f"{number:,.0f}" for _ in counted]
             rows.append([split, *(measured(name, metrics.get(name)) for name in MEASURES), *count])
-    return Table("Results", ["Split", *MEASURES.values(), *(["Images"] if counted else [])], rows)
+    return PageTable("Results", ["Split", *MEASURES.values(), *(["Images"] if counted else [])], rows)
 
 
-def results_of_runs(records: Sequence[Record]) -> Table:
+def results_of_runs(records: Sequence[Record]) -> PageTable:
     """Last and best results of several runs on all splits, the best of each column in bold.
 
     None on test is in bold, so that nobody chooses a network by test data.
@@ -158,23 +156,23 @@ def results_of_runs(records: Sequence[Record]) -> Table:
         record = (min if name == "loss" else max)(numbers, default=None) if split != "test" else None
         for row, value, text in zip(rows, values, shown, strict=True):
             row.append(Cell(text) if value is not None and value == record else text)
-    return Table("Results of the runs", header, rows, left=2)
+    return PageTable("Results of the runs", header, rows, left=2)
 
 
-def facts_of_runs(records: Sequence[Record]) -> Table:
+def facts_of_runs(records: Sequence[Record]) -> PageTable:
     """Time, throughput and size of several runs: one row per run."""
     found = [facts(record) for record in records]
     titles = list(dict.fromkeys(title for own in found for title in own))
     rows = [
         [record.name, *(own.get(title, "-") for title in titles)] for record, own in zip(records, found, strict=True)
     ]
-    return Table("Time and size", ["Run", *titles], rows)
+    return PageTable("Time and size", ["Run", *titles], rows)
 
 
-def config_differences(records: Sequence[Record]) -> Table:
+def config_differences(records: Sequence[Record]) -> PageTable:
     """The config fields that differ between runs; values that differ from the first run's are in bold."""
     rows: list[list[str | Cell]] = []
     for field, (first, *others) in differing_fields(records).items():
         cells = [Cell(show(value)) if value != first else show(value) for value in others]
         rows.append([field, show(first), *cells])
-    return Table("Fields that differ", ["Field", *(record.name for record in records)], rows, len(records) + 1)
+    return PageTable("Fields that differ", ["Field", *(record.name for record in records)], rows, len(records) + 1)

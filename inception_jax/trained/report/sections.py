@@ -12,7 +12,7 @@ from inception_jax.inspection.confusion import confusion_overview
 from inception_jax.runs.records import Record, default_fields, show
 from inception_jax.text import printable
 from inception_jax.trained.report import records
-from inception_jax.trained.report.page import Block, Cell, Facts, Picture, Pictures, Section, Table, Text
+from inception_jax.trained.report.page import Block, Cell, Facts, Figure, PageTable, Pictures, Section, Text
 from inception_jax.trained.report.records import MEASURES, SPLITS, percent
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def curves_of_runs(runs: Sequence[Record]) -> Section:
     return _curves(pictures, "A dot marks the epoch of a run's best weights." if marked else "")
 
 
-def _curves(pictures: list[Picture], remark: str) -> Section:
+def _curves(pictures: list[Figure], remark: str) -> Section:
     return Section("Curves", [Pictures(pictures), *([Text(remark)] if remark else [])] if pictures else [])
 
 
@@ -83,7 +83,7 @@ def curve_picture(
     lines: Mapping[str, drawing.Points],
     styles: Mapping[str, Mapping],
     marks: Mapping[str, float | None] | None = None,
-) -> Picture | None:
+) -> Figure | None:
     """Draws and describes the lines that have points; None if there are none. See `drawing.draw_lines`."""
     lines = {name: points for name, points in lines.items() if points}
     if not lines:
@@ -101,7 +101,7 @@ def curve_picture(
     epochs = sorted({epoch for points in lines.values() for epoch, _ in points})
     span = f"epochs {epochs[0]:g} to {epochs[-1]:g}" if len(epochs) > 1 else f"epoch {epochs[0]:g}"
     alt = f"{title} over {span}; {'; '.join(parts)}"
-    return Picture(title, alt, drawing.draw_lines(lines, styles=styles, marks=marks, y_axis=y_axis))
+    return Figure(title, alt, drawing.draw_lines(lines, styles=styles, marks=marks, y_axis=y_axis))
 
 
 def facts(record: Record) -> Section:
@@ -115,7 +115,9 @@ def versions(record: Record) -> Section:
     found = ((record.summary or {}).get("versions") or {}).items()
     rows = sorted((package, show(version)) for package, version in found)
     shown = f"{len(rows)} packages"
-    return Section("Versions", [Table("Versions", ["Package", "Version"], rows, 2, "values", shown)] if rows else [])
+    return Section(
+        "Versions", [PageTable("Versions", ["Package", "Version"], rows, 2, "values", shown)] if rows else []
+    )
 
 
 def config(record: Record) -> Section:
@@ -124,12 +126,14 @@ def config(record: Record) -> Section:
     own = {field: value for field, value in record.fields.items() if field not in defaults or value != defaults[field]}
     rows = [[field, show(value), show(defaults.get(field))] for field, value in own.items()]
     others = [[field, show(value)] for field, value in record.fields.items() if field not in own]
-    summary = f"{len(others)} fields with their defaults"
+    summary = f"{len(others)} fields at their defaults"
     blocks: list[Block] = []
     if rows:
-        blocks.append(Table("Fields that differ from the defaults", ["Field", "Value", "Default"], rows, 3, "values"))
+        blocks.append(
+            PageTable("Fields that differ from the defaults", ["Field", "Value", "Default"], rows, 3, "values")
+        )
     if others:
-        blocks.append(Table("Fields with their defaults", ["Field", "Value"], others, 2, "values", summary))
+        blocks.append(PageTable("Fields at their defaults", ["Field", "Value"], others, 2, "values", summary))
     return Section("Config", blocks)
 
 
@@ -144,7 +148,7 @@ def examined(findings: "Findings") -> list[Section]:
     mistakes = [Pictures([_mistake(example) for example in findings.mistakes], 8)] if findings.mistakes else []
     heat: list[Block] = [Text(f"None: {findings.no_sample}.")] if findings.no_sample else []
     if findings.sample:
-        remark = "Right: where the picture has what speaks for the predicted class, from blue to red."
+        remark = "Right: evidence for the predicted class, from blue (low) to red (high)."
         heat = [Pictures([_heated(example) for example in findings.sample], 15), Text(remark)]
     return [
         Section("Classes", [Text(summary), class_table(findings)]),
@@ -154,13 +158,13 @@ def examined(findings: "Findings") -> list[Section]:
     ]
 
 
-def class_table(findings: "Findings") -> Table:
+def class_table(findings: "Findings") -> PageTable:
     """Precision and recall of each class; if there are many, those with the lowest recall first."""
     classes = findings.classes
     if len(classes) > READABLE:
         classes = sorted(classes, key=lambda one: math.inf if math.isnan(one.recall) else one.recall)
     rows = [[one.name, _bar(one.recall), _bar(one.precision), f"{one.count:,}"] for one in classes]
-    return Table("Accuracy of each class", ["Class", "Recall (accuracy)", "Precision", "Examples"], rows)
+    return PageTable("Accuracy of each class", ["Class", "Recall (accuracy)", "Precision", "Examples"], rows)
 
 
 def classes_of_runs(findings: Mapping[str, "Findings"]) -> Section:
@@ -171,9 +175,9 @@ def classes_of_runs(findings: Mapping[str, "Findings"]) -> Section:
         names.sort(key=lambda name: min(own.get(name, math.inf) for own in recalls.values()))
     rows = [[name, *(_bar(own.get(name, math.nan)) for own in recalls.values())] for name in names]
     header = ["Class", *(f"{run}, {found.split}" for run, found in findings.items())]
-    weights = ", ".join(f"{run} of step {found.step:,}" for run, found in findings.items())
-    remark = f"Recall: the share of a class's examples that were predicted as it. Weights: {weights}."
-    return Section("Classes", [Table("Accuracy of each class by run", header, rows), Text(remark)])
+    weights = "; ".join(f"{run}, step {found.step:,}" for run, found in findings.items())
+    remark = f"Recall: the share of a class's examples that are predicted correctly. Weights: {weights}."
+    return Section("Classes", [PageTable("Accuracy of each class by run", header, rows), Text(remark)])
 
 
 def details_of_runs(findings: Mapping[str, "Findings"]) -> list[Section]:
@@ -214,24 +218,24 @@ def confusions(findings: "Findings") -> Section:
             ]
             for i, name in enumerate(names)
         ]  # fmt: skip
-        shown: Block = Table("Confusion matrix", ["True \\ predicted", *names], rows, kind="matrix")
+        shown: Block = PageTable("Confusion matrix", ["True \\ predicted", *names], rows, kind="matrix")
     else:
         alt = f"Confusion matrix of {len(names)} classes; the most frequent confusions are in the table below"
-        shown = Pictures([Picture("Confusion matrix", alt, confusion_overview(matrix))])
+        shown = Pictures([Figure("Confusion matrix", alt, confusion_overview(matrix))])
     order = np.argsort(-wrong, axis=None, kind="stable")[:CONFUSIONS]
     pairs = [(i, j) for i, j in zip(*np.unravel_index(order, wrong.shape), strict=True) if wrong[i, j]]
     listed = [[names[i], names[j], f"{wrong[i, j]:,}", percent(float(shares[i, j]))] for i, j in pairs]
-    header = ["Class", "Predicted as", "Examples", "Of the class"]
-    blocks = [shown, Table("The most frequent confusions", header, listed, 2)] if listed else [shown]
+    header = ["Class", "Predicted as", "Examples", "Share of class"]
+    blocks = [shown, PageTable("The most frequent confusions", header, listed, 2)] if listed else [shown]
     return Section("Confusions", blocks)
 
 
-def _mistake(example: "Example") -> Picture:
+def _mistake(example: "Example") -> Figure:
     alt = f"Picture of class {example.label}, predicted as {example.predicted}"
-    return Picture(_caption(example), alt, example.image)
+    return Figure(_caption(example), alt, example.image)
 
 
-def _heated(example: "Example") -> Picture:
+def _heated(example: "Example") -> Figure:
     """The picture beside its Grad-CAM overlay."""
     from inception_jax.inspection.pictures import overlay
 
@@ -239,7 +243,7 @@ def _heated(example: "Example") -> Picture:
     plain = overlay(example.image, np.zeros((1, 1))).array  # enlarged like the other
     alt = f"Picture of class {example.label}, predicted as {example.predicted}, and its Grad-CAM beside it"
     gap = np.full((len(plain), 4, 3), 128, np.uint8)
-    return Picture(_caption(example), alt, np.concatenate([plain, gap, example.heat], axis=1))
+    return Figure(_caption(example), alt, np.concatenate([plain, gap, example.heat], axis=1))
 
 
 def _caption(example: "Example") -> str:

@@ -48,11 +48,9 @@ class Metrics:
         options: dict[str, Any] = {"namespace": "inception_jax", "registry": self.registry}
         self.requests = prometheus_client.Counter("requests", "Answered requests", ["path", "status"], **options)
         self.seconds = prometheus_client.Histogram(
-            "predict_seconds", "Seconds from the headers of a request to /predict to the end of its response", **options
+            "predict_seconds", "Seconds from the request headers to the end of the response, for /predict", **options
         )
-        self.batches = prometheus_client.Histogram(
-            "batch_size", "Pictures in a batch of the network", buckets=sizes, **options
-        )
+        self.batches = prometheus_client.Histogram("batch_size", "Pictures per batch", buckets=sizes, **options)
         queue = prometheus_client.Gauge("queue_length", "Requests accepted and not yet answered", **options)
         queue.set_function(accepted)
 
@@ -164,7 +162,7 @@ class Service:
                 raise _come_back("too many large requests are waiting") from None
             if content is None:
                 raise HTTPException(408, f"the picture did not arrive within {limits.timeout_s:g} s") from None
-            raise _come_back(f"there was no response within {limits.timeout_s:g} s") from None
+            raise _come_back(f"no response within {limits.timeout_s:g} s") from None
         except ClientDisconnect:
             return Response(status_code=400)  # for the metrics only; the client is gone
         finally:
@@ -184,7 +182,7 @@ class Service:
         if with_heat not in ("0", "1"):
             raise HTTPException(400, "grad_cam must be 0 or 1")
         if with_heat == "1" and self.heat is None:
-            raise HTTPException(400, "grad_cam=1 is not possible here: it needs a run whose network has feature maps")
+            raise HTTPException(400, "grad_cam=1 needs a run whose network has feature maps")
         return min(int(top), classes), with_heat == "1"
 
     async def _answer(self, content: bytes, top: int, with_heat: bool) -> dict[str, Any]:
@@ -248,9 +246,9 @@ async def _read(request: Request, most: int, arrived_bytes: Callable[[int], None
         if "expect" not in request.headers:
             while (message := await request.receive()).get("more_body") and message["type"] != "http.disconnect":
                 pass
-        raise HTTPException(413, f"the request is too large; at most {most / 1e6:g} MB are allowed") from None
+        raise HTTPException(413, f"the request is too large: at most {most / 1e6:g} MB are allowed") from None
     if not content:
-        raise HTTPException(400, "the request has no picture: send one as its body, or as a file of a form")
+        raise HTTPException(400, "the request has no picture: send it as the body or as a form file")
     return content
 
 

@@ -49,7 +49,7 @@ class Connection(HttpToolsProtocol):
         self.silent_bytes += len(data)
         super().data_received(data)
         if max(self.head_bytes, self.silent_bytes) > MAX_HEAD:
-            self._refuse(431, f"the headers of a request may have at most {MAX_HEAD} bytes")
+            self._refuse(431, f"the request headers must have at most {MAX_HEAD} bytes")
 
     def on_message_begin(self) -> None:
         self.begun, self.head_bytes, self.silent_bytes = True, 0, 0
@@ -69,7 +69,7 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self.silent_bytes = 0
         if self.head_bytes > MAX_HEAD:
-            self._refuse(431, f"the headers of a request may have at most {MAX_HEAD} bytes")
+            self._refuse(431, f"the request headers must have at most {MAX_HEAD} bytes")
         elif not self.refused:
             self._stop_timer()
             self.since = self.loop.time()
@@ -102,7 +102,7 @@ class Connection(HttpToolsProtocol):
 
     def _be_late(self) -> None:
         if self.begun and not self.transport.is_closing():
-            self._refuse(408, f"the headers of a request must arrive within {HEAD_SECONDS:g} s")
+            self._refuse(408, f"the request headers must arrive within {HEAD_SECONDS:g} s")
         else:
             self.transport.abort()  # even if an unread answer is pending
 
@@ -156,14 +156,14 @@ class Access:
         if len(hosts) != 1 or (name := host_name(hosts[0].decode("latin-1"))) is None:
             return 400, "a request must have exactly one Host header, with a name or an address"
         if name not in self.names and not _is_here(name, local):
-            return 421, f"this server is not {name}: to allow this name, add --allowed-host"
+            return 421, f"the host {name} is not allowed: add it with --allowed-host"
         if self.token is None or not secret:
             return None
         given = [value for name, value in headers if name == b"authorization"]
         scheme, _, token = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
         if scheme.lower() == b"bearer" and hmac.compare_digest(token.strip(), self.token.encode()):
             return None
-        return 401, "a token is needed: send the header Authorization: Bearer TOKEN"
+        return 401, "a token is required: send the header Authorization: Bearer TOKEN"
 
 
 def host_name(value: str) -> str | None:

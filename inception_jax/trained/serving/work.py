@@ -81,7 +81,7 @@ def _attempt(function: Callable[[], Any]) -> Any:
     except images.TooLargeError as error:
         return HTTPException(413, f"the picture is too large: {error}")
     except UnidentifiedImageError:
-        return HTTPException(415, f"this is not a picture of a known format: {', '.join(FORMATS)}")
+        return HTTPException(415, f"the picture is not in a supported format: {', '.join(FORMATS)}")
     except Exception as error:  # Pillow may raise anything for a broken file
         return HTTPException(400, f"the picture cannot be decoded: {images.reason(error)}")
 
