@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, ScalarLike
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from inception_jax.data.augment.geometry import check_pixels, draw_sizes
 from inception_jax.data.augment.normalization import wide_dtype
@@ -32,7 +32,7 @@ def cutout(key: PRNGKeyArray, images: Float[Array, "b h w c"], size: int) -> Flo
 def random_erasing(
     key: PRNGKeyArray,
     images: Float[Array, "b h w c"],
-    probability: ScalarLike,
+    probability: float | Float[Array, ""],
     scale: Sequence[float] = ERASED_SHARES,
     ratio: Sequence[float] = ERASED_RATIOS,
 ) -> Float[Array, "b h w c"]:

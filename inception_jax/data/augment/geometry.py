@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray, ScalarLike
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from inception_jax.data.augment.normalization import wide_dtype
 from inception_jax.errors import UserError
@@ -31,7 +31,7 @@ def pad_and_crop(key: PRNGKeyArray, images: Float[Array, "b h w c"], pixels: int
 
 
 def horizontal_flip(
-    key: PRNGKeyArray, images: Float[Array, "b h w c"], probability: ScalarLike
+    key: PRNGKeyArray, images: Float[Array, "b h w c"], probability: float | Float[Array, ""]
 ) -> Float[Array, "b h w c"]:
     """Mirrors each image left to right with `probability`."""
     flipped = jax.random.bernoulli(key, probability, (len(images), 1, 1, 1))
@@ -49,13 +49,17 @@ def random_resized_crop(
     return affine_resample(images, identity, draw_crops(key, images, scale, ratio))
 
 
-def rotation(key: PRNGKeyArray, images: Float[Array, "b h w c"], degrees: ScalarLike) -> Float[Array, "b h w c"]:
+def rotation(
+    key: PRNGKeyArray, images: Float[Array, "b h w c"], degrees: float | Float[Array, ""]
+) -> Float[Array, "b h w c"]:
     """Rotates about the center by an angle uniform in [-degrees, degrees]; pixels from outside are zero."""
     angles = draw_rotations(key, images, degrees)
     return affine_resample(images, similarity_matrices(angles, jnp.ones_like(angles)))
 
 
-def zoom(key: PRNGKeyArray, images: Float[Array, "b h w c"], amount: ScalarLike) -> Float[Array, "b h w c"]:
+def zoom(
+    key: PRNGKeyArray, images: Float[Array, "b h w c"], amount: float | Float[Array, ""]
+) -> Float[Array, "b h w c"]:
     """Scales about the center by a factor uniform in [1 - amount, 1 + amount]; pixels from outside are zero.
 
     Raises:
@@ -106,12 +110,16 @@ def draw_sizes(
     return jnp.round(jnp.sqrt(jnp.stack([area / aspect, area * aspect], axis=-1)))
 
 
-def draw_rotations(key: PRNGKeyArray, images: Float[Array, "b h w c"], degrees: ScalarLike) -> Float[Array, " b"]:
+def draw_rotations(
+    key: PRNGKeyArray, images: Float[Array, "b h w c"], degrees: float | Float[Array, ""]
+) -> Float[Array, " b"]:
     """Angles in degrees, uniform in [-degrees, degrees]."""
     return jax.random.uniform(key, (len(images),), wide_dtype(images), -degrees, degrees)
 
 
-def draw_zooms(key: PRNGKeyArray, images: Float[Array, "b h w c"], amount: ScalarLike) -> Float[Array, " b"]:
+def draw_zooms(
+    key: PRNGKeyArray, images: Float[Array, "b h w c"], amount: float | Float[Array, ""]
+) -> Float[Array, " b"]:
     """Factors uniform in [1 - amount, 1 + amount]; raises UserError for an amount outside [0, 1)."""
     if not 0 <= amount < 1:
         raise UserError(f"zoom={amount} is not allowed: it must be at least 0 and below 1")
