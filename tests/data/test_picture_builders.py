@@ -117,7 +117,7 @@ def test_tiny_imagenet_is_read_in_any_layout(layout, tiny, tmp_path, monkeypatch
 def test_tiny_imagenet_of_a_part_of_the_classes(tiny, tmp_path, caplog):
     write(tmp_path / "given", {name: content for name, content in tiny.items() if "train/n01" not in name})
     folder = data.prepare("tiny_imagenet", directory=tmp_path / "data", archives=tmp_path / "given")
-    assert "holds 2 of the 3 classes" in caplog.text
+    assert "contains 2 of the 3 classes" in caplog.text
     assert tfds.builder_from_directory(folder).info.features["label"].names == ["crane (n02)", "crane (n03)"]
     assert [label for _, label, _ in read_split(folder, "test")] == [1, 1, 0, 0]
 
