@@ -107,12 +107,12 @@ class Queue:
           UserError: an entry has a mistake, or its run's folder, maybe that of another entry, has another config.
         """
         plans = [entry.plan(self.workdir) for entry in self.entries]
-        first: dict[Path, tuple[QueueEntry, list[str]]] = {}
+        first: dict[Path, tuple[QueueEntry, set[str]]] = {}
         for entry, plan in zip(self.entries, plans, strict=True):
             for planned in plan.runs:
-                earlier, flags = first.setdefault(planned.folder, (entry, planned.flags))
-                if flags != planned.flags:
-                    differing = ", ".join(sorted(set(flags) ^ set(planned.flags)))
+                earlier, flags = first.setdefault(planned.folder, (entry, {*planned.flags}))
+                if flags != {*planned.flags}:
+                    differing = ", ".join(sorted(flags ^ {*planned.flags}))
                     places = " and ".join(each.place or each.study for each in (earlier, entry))
                     raise UserError(f"{places} would train {planned.folder} with different fields: {differing}")
                 with entry.placed():

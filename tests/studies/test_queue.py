@@ -20,7 +20,7 @@ from inception_jax.errors import LostError, UserError
 from inception_jax.files import cannot_write, held, read_json
 from inception_jax.studies import runner
 from inception_jax.studies.plan import make_plan, start
-from inception_jax.studies.queue import Queue, make_entry, read_entries
+from inception_jax.studies.queue import Queue, QueueEntry, make_entry, read_entries
 from inception_jax.studies.status import Status, read_stand, run_name
 
 FORM = ["--form", "smoke"]  # two variations with two seeds
@@ -365,3 +365,10 @@ def test_a_queue_that_is_killed_in_its_third_run_ends_with_the_same_results(tmp_
     for place in ("first/smoke", "second/smoke-12epochs"):
         results = [read_json(workdir / place / "results.json") for workdir in (whole, killed)]
         assert results[0] == results[1]
+
+
+def test_studies_that_share_runs_are_a_queue(tmp_path):
+    entries = tuple(QueueEntry(name, "cores") for name in ("residuals", "aux_heads", "deeper_cifar10"))
+    folders = [planned.folder for plan in Queue(entries, tmp_path).plans() for planned in plan.runs]
+    assert len(folders) == 5 + 2 + 3
+    assert len(set(folders)) == 5 + 2
