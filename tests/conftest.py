@@ -49,8 +49,7 @@ from inception_jax import data, files  # noqa: E402 (once the hook is there)
 def single_precision_afterwards():
     """compute_dtype="float64" switches on JAX's 64 bits for good, which the next test does not expect."""
     yield
-    if "jax" in sys.modules:
-        sys.modules["jax"].config.update("jax_enable_x64", False)
+    jax.config.update("jax_enable_x64", False)
 
 
 @pytest.fixture(scope="session", autouse=True)

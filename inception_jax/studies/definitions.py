@@ -63,6 +63,8 @@ class Claim:
         check_choice("expectation", self.expected, EXPECTED)
         if (self.expected == "between") == bool(self.second):
             raise UserError(f"the claim {self.text!r} must have a second variation if it compares two, and only then")
+        if self.than and (len(self.than) != 2 or not self.second):
+            raise UserError(f"the claim {self.text!r} must compare two variations with two others in `than`")
         if self.expected == "same" and self.margin <= 0:
             raise UserError(f"the claim {self.text!r} needs a margin: the largest difference that does not matter")
 
@@ -209,8 +211,10 @@ class Study:
                     raise unknown_name(f"variation in the claim {claim.text!r}", name, [*self.variations, *self.pairs])
         for form in self.forms.values():
             for name in (*form.own, *form.shared):
-                if name not in self.variations:
-                    raise unknown_name("variation in a form", name, self.variations)
+                check_choice("variation in a form", name, self.variations)
+            for row in form.shared.values():
+                if not all(row.partition("/")):
+                    raise UserError(f"shared={row!r} is not allowed: it must be STUDY/VARIATION")
         for pair in self.pairs.values():
             for name in (pair.color, pair.grayscale):
                 check_choice("variation in a pair", name, self.variations)

@@ -132,6 +132,8 @@ def test_mistakes_are_named(tmp_path, change, options, message):
         (lambda: make_study(claims=(Claim("x", "m", "wide", "narrow", than=("wide", "x1")),)), "the claim 'x' 'x1'"),
         (lambda: make_study(forms={"full": Form(own={"thin": {}})}), "unknown variation in a form 'thin'"),
         (lambda: make_study(forms={"full": Form(shared={"thin": "a/b"})}), "unknown variation in a form 'thin'"),
+        (lambda: make_study(forms={"full": Form(shared={"wide": "narrow"})}), "it must be STUDY/VARIATION"),
+        (lambda: Claim("x", "m", "wide", "narrow", than=("wide",)), "must compare two variations with two others"),
         (lambda: make_study(variations={}, claims=()), "neither variations nor a search"),
         (lambda: Search({"a": Range(0, 1)}), "needs the number of draws"),
         (lambda: Range(0, 1, log=True), "is not a range"),
