@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 import inception_jax
+from inception_jax.train.summary import versions
 
+ROOT = Path(__file__).parent.parent
 PLAIN_IMPORT = """
 import sys
 import inception_jax
@@ -35,6 +37,14 @@ def test_an_unknown_name_is_an_attribute_error():
 
 def test_the_version_is_that_of_the_distribution():
     assert inception_jax.__version__ == version("inception-jax")
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a Git checkout")
+def test_a_run_of_a_checkout_records_its_commit():
+    head = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
+    commit, _, changed = versions()["commit"].partition("-")
+    assert head.stdout.startswith(commit)
+    assert changed in ("", "dirty")
 
 
 def test_the_package_has_type_information():

@@ -25,6 +25,7 @@ examples:
   inception-jax study patience --only 'patience_1*' --budget 30minutes
   inception-jax study my_study.py --budget 5epochs --config.data.archives=DIR
   inception-jax study residuals aux_heads --form cpu
+  inception-jax study residuals --form cpu --publish docs/results
   inception-jax study --queue weekend.txt --dry-run
 
 The same command continues: complete runs are kept, and interrupted runs are resumed. Each run has its own folder below
@@ -56,6 +57,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--workdir", type=flags.path, default=Path("runs/studies"), metavar="DIR", help="(default: runs/studies)"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the runs, their time and disk space")
+    parser.add_argument(
+        "--publish", type=flags.path, metavar="DIR", help="train nothing; write what is there to DIR/STUDY-FORM.json"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -73,6 +77,9 @@ def run(args: argparse.Namespace) -> int:
         try:
             if args.dry_run:
                 _dry_run(queue)
+                return 0
+            if args.publish:
+                _publish(queue, args.publish)
                 return 0
             with log_to_stderr():
                 return _train_and_report(queue, args.jobs, seconds)
@@ -111,6 +118,14 @@ def _train_and_report(queue: Queue, jobs: int | None, seconds: float | None) -> 
     if status.failures:
         return 1
     return 0 if status.is_complete else TERMINATED
+
+
+def _publish(queue: Queue, folder: Path) -> None:
+    from inception_jax.studies.numbers import publish
+    from inception_jax.studies.results import read_table
+
+    for entry, plan in zip(queue.entries, queue.plans(), strict=True):
+        say(publish(read_table(plan), folder, entry.options))
 
 
 def _dry_run(queue: Queue) -> None:

@@ -145,17 +145,21 @@ class Search:
 
 @dataclasses.dataclass(frozen=True)
 class CrossEvaluation:
-    """Evaluation on other data after training; its measures are NAME_top1, NAME_top5 and NAME_loss.
+    """Evaluation after training, of other data or in another way; its measures are NAME_top1, NAME_top5 and NAME_loss.
 
     Attributes:
-      fields: of `config.data`, as for `evaluate.load_for`: {"name": "cifar10"}.
+      fields: of `config.data`, as for `evaluate.load_for`: {"name": "cifar10"}; {}: the run's own data.
       class_map: from the data's classes to the network's if names differ; entries that either side lacks are ignored.
+      tta: test-time augmentation, as for `evaluate.predictions`.
+      variations: shell patterns for the names of the variations that are evaluated.
     """
 
     name: str
-    fields: Mapping[str, Any]
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     split: str = "test"
     class_map: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    tta: str = "none"
+    variations: tuple[str, ...] = ("*",)
 
 
 @dataclasses.dataclass(frozen=True)

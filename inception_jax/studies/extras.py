@@ -16,7 +16,7 @@ from inception_jax.errors import UserError
 from inception_jax.experiment import Experiment, initial_key
 from inception_jax.runs import run
 from inception_jax.studies.definitions import CrossEvaluation
-from inception_jax.studies.plan import read_json
+from inception_jax.studies.plan import matches, read_json
 from inception_jax.studies.results import EXTRAS, Result, StudyResults
 from inception_jax.text import csv_cell
 from inception_jax.trained import evaluate
@@ -51,6 +51,8 @@ def _measure(result: Result, table: StudyResults) -> None:
     if study.gradient_norms:
         parts["gradient_norms"] = _gradients
     for evaluation in study.evaluations:
+        if not matches(result.planned.variation, evaluation.variations):
+            continue
         parts[f"{evaluation.name}_count"] = lambda trained, evaluation=evaluation: _metrics(
             f"{evaluation.name}_", evaluate.metrics(_cross_evaluate(trained, evaluation))
         )
@@ -109,13 +111,14 @@ def _predictions(trained: run.Run, split: str, fields: dict[str, Any]) -> evalua
 def _cross_evaluate(trained: run.Run, evaluation: CrossEvaluation) -> evaluate.Predictions:
     # For other data the run's own paths are dropped, but the folder of archives may serve several data sets.
     place = {"archives": trained.config.data.archives} if trained.config.data.archives else {}
-    dataset = evaluate.load_for(trained, evaluation.split, place | dict(evaluation.fields))
+    fields = place | dict(evaluation.fields) if evaluation.fields else {}
+    dataset = evaluate.load_for(trained, evaluation.split, fields, tta=evaluation.tta)
     known = {
         theirs: ours
         for theirs, ours in evaluation.class_map.items()
         if theirs in dataset.class_names and ours in trained.class_names
     }
-    return evaluate.predictions(trained, dataset, evaluation.split, class_map=known)
+    return evaluate.predictions(trained, dataset, evaluation.split, class_map=known, tta=evaluation.tta)
 
 
 def _metrics(prefix: str, means: Mapping[str, float]) -> dict[str, Any]:

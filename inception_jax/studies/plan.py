@@ -147,11 +147,11 @@ def make_plan(
     variations = dict(study.variations)
     if study.search:
         variations |= _searched(study.search, found or {})
-    chosen = {key: value for key, value in variations.items() if _matches(key, form.variations)}
+    chosen = {key: value for key, value in variations.items() if matches(key, form.variations)}
     for pattern in only:
-        if not any(_matches(key, [pattern]) for key in chosen):
+        if not any(matches(key, [pattern]) for key in chosen):
             raise unknown_name("variation", pattern, chosen)
-    chosen = {key: value for key, value in chosen.items() if not only or _matches(key, only)}
+    chosen = {key: value for key, value in chosen.items() if not only or matches(key, only)}
     more: dict[str, Any] = dict(_split_flag(flag) for flag in fields)
     if epochs:
         more["num_epochs"], form_name = epochs, f"{form_name}-{epochs}epochs"
@@ -216,7 +216,8 @@ def _near(kind: tuple | Range, value: Any, shrink: float) -> tuple | Range:
     return Range(max(kind.low, value - reach), min(kind.high, value + reach))
 
 
-def _matches(name: str, patterns: Iterable[str]) -> bool:
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether the name of a variation fits one of the shell patterns."""
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 

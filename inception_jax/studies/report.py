@@ -9,11 +9,12 @@ from typing import Any
 
 from inception_jax import files
 from inception_jax.inspection import drawing
+from inception_jax.studies import numbers
 from inception_jax.studies.charts import charts
 from inception_jax.studies.definitions import Claim
 from inception_jax.studies.latex import tex, tex_command
 from inception_jax.studies.results import Result, StudyResults, Verdict
-from inception_jax.studies.wording import SELECTED_ON_TEST, difference, label, mean, show
+from inception_jax.studies.wording import SELECTED_ON_TEST, compared, difference, label, mean, show
 from inception_jax.trained import pages
 
 
@@ -48,13 +49,13 @@ def write_report(table: StudyResults, failures: Mapping[Path, str] | None = None
     drawings = [(chart.words, f"figures/{chart.name}.pdf") for chart in drawn]
     text = environment.get_template("study.tex").render(pictures=drawings, **content)
     files.write_text(folder / "report.tex", text)
-    files.write_json(folder / "results.json", as_json(table))
+    files.write_json(folder / "results.json", numbers.as_json(table))
     return page
 
 
 def _content(table: StudyResults, failures: Mapping[Path, str]) -> dict[str, Any]:
     """What both templates show."""
-    plan, watched = table.plan, _watched_test(table)
+    plan, watched = table.plan, numbers.watched_test(table)
     return {
         "study": plan.study,
         "form": plan.form,
@@ -65,8 +66,8 @@ def _content(table: StudyResults, failures: Mapping[Path, str]) -> dict[str, Any
         "rows": [_row(table, name) for name in table.results],
         "verdicts": [_verdict_words(verdict, watched) for verdict in table.verdicts()],
         "smoke": table.smoke,
-        "hardware": _hardware(table),
-        "versions": _versions(table),
+        "hardware": numbers.hardware(table),
+        "versions": numbers.versions(table),
         "failures": {path.relative_to(plan.folder): text for path, text in failures.items()},
         "complete": sum(
             result.state == "complete"
@@ -78,54 +79,17 @@ def _content(table: StudyResults, failures: Mapping[Path, str]) -> dict[str, Any
     }
 
 
-def as_json(table: StudyResults) -> dict[str, Any]:
-    """The numbers in the report: every measure of every run, and the verdicts."""
-
-    def finite(value: float) -> float | None:
-        return value if math.isfinite(value) else None
-
-    study = table.plan.study
-    return {
-        "form": table.plan.form_name,
-        "results": {
-            name: [
-                {
-                    "seed": result.planned.seed,
-                    "state": result.state,
-                    **{measure: finite(result.measure(measure)) for measure in study.measures},
-                }
-                for result in results
-            ]
-            for name, results in table.results.items()
-        },
-        "smoke": dict(table.smoke),
-        "claims": [
-            {
-                "text": verdict.claim.text,
-                "measure": verdict.claim.measure,
-                "verdict": verdict.verdict,
-                "why": verdict.why,
-                "mean": finite(verdict.estimate.mean),
-                "interval": [finite(verdict.estimate.low), finite(verdict.estimate.high)],
-                "smallest_difference": finite(verdict.estimate.half_width),
-                "values": list(verdict.estimate.values),
-            }
-            for verdict in table.verdicts()
-        ],
-    }
-
-
 def _columns(table: StudyResults) -> list[tuple[str, bool]]:
     """(measure, whether it is the published one); published columns exist if some row has a number."""
     study = table.plan.study
-    rows = [study.pairs.get(name) or table.plan.variations[name] for name in table.results]
+    rows = [numbers.row_of(table, name) for name in table.results]
     known = {measure for row in rows for measure in row.published}
     return [(measure, kind) for measure in study.measures for kind in (True, False) if not kind or measure in known]
 
 
 def _row(table: StudyResults, name: str) -> TableRow:
     study, results = table.plan.study, table.results[name]
-    variation = study.pairs.get(name) or table.plan.variations[name]
+    variation = numbers.row_of(table, name)
     done = [result for result in results if result.state == "complete"]
     cells = []
     for measure, is_published in _columns(table):
@@ -149,12 +113,6 @@ def _state(results: Sequence[Result], smoke: str) -> str:
     return f"smoke run: {smoke}" if smoke else f"{done} seed{'s' if done > 1 else ''}"
 
 
-def _watched_test(table: StudyResults) -> bool:
-    """Whether some run selected its best weights on test data."""
-    watched = (result.summary.get("watched") for results in table.results.values() for result in results)
-    return any((metric or "").startswith("test_") for metric in watched)
-
-
 def _compared(claim: Claim) -> str:
     pair = f"{claim.first} minus {claim.second}" if claim.second else claim.first
     return f"{pair}, minus ({' minus '.join(claim.than)})" if claim.than else pair
@@ -162,35 +120,16 @@ def _compared(claim: Claim) -> str:
 
 def _verdict_words(verdict: Verdict, watched_test: bool) -> dict[str, str]:
     claim, estimate = verdict.claim, verdict.estimate
-    between = claim.expected == "between"
-
-    def words(value: float) -> str:
-        if not math.isfinite(value):
-            return "-"
-        return show(claim.measure, value) if between else difference(claim.measure, value)
-
+    average, low, high = (
+        compared(claim.measure, value, claim.expected) for value in (estimate.mean, estimate.low, estimate.high)
+    )
     return {
         "text": claim.text,
         "compared": f"{label(claim.measure, watched_test)}: {_compared(claim)}",
-        "mean": words(estimate.mean),
-        "interval": f"{words(estimate.low)} to {words(estimate.high)}" if math.isfinite(estimate.low) else "-",
+        "mean": average,
+        "interval": f"{low} to {high}" if math.isfinite(estimate.low) else "-",
         "smallest": difference(claim.measure, estimate.half_width).lstrip("+"),
         "seeds": str(len(estimate.values)),
         "verdict": "no verdict" if verdict.verdict == "none" else verdict.verdict,
         "why": verdict.why,
     }
-
-
-def _hardware(table: StudyResults) -> list[str]:
-    found = (result.summary.get("device") for results in table.results.values() for result in results)
-    return sorted(set(filter(None, found)))
-
-
-def _versions(table: StudyResults) -> dict[str, str]:
-    """Versions of the software that the runs used, joined if they differ."""
-    found: dict[str, set[str]] = {}
-    for results in table.results.values():
-        for result in results:
-            for name, version in result.summary.get("versions", {}).items():
-                found.setdefault(name, set()).add(version)
-    return {name: ", ".join(sorted(versions)) for name, versions in found.items()}

@@ -68,6 +68,13 @@ def difference(measure: str, value: float) -> str:
     return f"{100 * value:+.2f} points" if kind_of(measure) in SHARES else f"{value:+.4g}"
 
 
+def compared(measure: str, value: float, expected: str) -> str:
+    """The value that a claim is about, see `Claim.expected`: a difference, or for "between" the measure itself."""
+    if not math.isfinite(value):
+        return "-"
+    return show(measure, value) if expected == "between" else difference(measure, value)
+
+
 def mean(measure: str, estimate: Estimate) -> str:
     """Formats the mean over seeds with their standard deviation if they differ."""
     if len(set(estimate.values)) == 1:

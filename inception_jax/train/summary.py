@@ -4,6 +4,7 @@ import importlib.metadata
 import logging
 import os
 import platform
+import subprocess
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -69,8 +70,7 @@ def write_summary(
         "evaluation_seconds": record.evaluation_seconds,
         "parameters": count_parameters(state.params),
         "device": describe_devices(evaluator.mesh),
-        "versions": {"python": platform.python_version()}
-        | {package: importlib.metadata.version(package) for package in PACKAGES},
+        "versions": versions(),
     }
     if multihost.is_first():
         files.write_json(folder / "summary.json", summary)
@@ -103,6 +103,19 @@ def _best_weights(
         stands = f"that of step {candidate}" + ("" if own is None else f" ({metric} {own:g})")
         logger.warning("%s (%s %g) is missing or damaged; using %s instead", lost, metric, value, stands)
     return candidate, own, variables
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and the packages; in a Git checkout of this package also its commit, "-dirty" if changed."""
+    found = {"python": platform.python_version()}
+    found |= {package: importlib.metadata.version(package) for package in PACKAGES}
+    root = Path(__file__).resolve().parents[2]
+    with suppress(OSError, subprocess.SubprocessError):
+        if (root / ".git").exists():  # otherwise Git would look for a repository further up, of another project
+            command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+            found["commit"] = done.stdout.strip()
+    return found
 
 
 def describe_result(summary: dict[str, Any]) -> list[str]:

@@ -35,12 +35,13 @@ def loaded(monkeypatch):
             classify=lambda pictures, top: [said] * len(pictures),
         )  # fmt: skip
 
-    def load_for(trained, split, fields):
+    def load_for(trained, split, fields, tta="none"):
         asked.append(fields)
         return SimpleNamespace(class_names=("cat", "dog"))
 
     def predictions(trained, dataset, split, **options):
-        logits = np.eye(2, dtype=np.float32)[SAID[trained.folder.parent.name]]
+        said = LABELS if options.get("tta", "none") == "flip" else SAID[trained.folder.parent.name]  # flips help
+        logits = np.eye(2, dtype=np.float32)[said]
         return evaluate.Predictions(logits, LABELS, GRAY, np.ones(4, bool))
 
     monkeypatch.setattr(run, "load_run", load_run)
@@ -72,6 +73,16 @@ def test_other_data_is_looked_for_in_the_same_archives(tmp_path, loaded):
     assert measure_all(read_table(plan)) == {}
     assert loaded == [{"archives": "somewhere", "name": "cifar10"}] * 3
     assert read_table(plan).estimate("wide", "other_top1").mean == 0.5
+
+
+def test_some_rows_are_evaluated_on_their_own_data_with_test_time_augmentation(tmp_path, loaded):
+    evaluation = CrossEvaluation("flipped", tta="flip", variations=("wi*",))
+    plan = fake_plan(tmp_path, make_study(evaluations=(evaluation,)), **TOP1)
+    assert measure_all(read_table(plan)) == {}
+    assert loaded == [{}] * 3
+    table = read_table(plan)
+    assert table.estimate("wide", "flipped_top1").mean == 1.0
+    assert not table.estimate("narrow", "flipped_top1").values
 
 
 def test_unlabelled_pictures_are_found_once_they_are_there(tmp_path, loaded):
