@@ -8,35 +8,27 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from inception_jax.data.augment.normalization import wide_dtype
+from inception_jax.data.augment.normalization import Scalar, wide_dtype
 
 LUMA = (0.2989, 0.587, 0.114)  # weights of red, green and blue in gray (ITU-R BT.601, with torchvision's digits)
 
 
-def brightness(
-    key: PRNGKeyArray, images: Float[Array, "b h w c"], strength: float | Float[Array, ""]
-) -> Float[Array, "b h w c"]:
+def brightness(key: PRNGKeyArray, images: Float[Array, "b h w c"], strength: Scalar) -> Float[Array, "b h w c"]:
     """`adjust_brightness` by a factor uniform in [max(0, 1 - strength), 1 + strength]."""
     return adjust_brightness(images, _draw_factors(key, images, strength))
 
 
-def contrast(
-    key: PRNGKeyArray, images: Float[Array, "b h w c"], strength: float | Float[Array, ""]
-) -> Float[Array, "b h w c"]:
+def contrast(key: PRNGKeyArray, images: Float[Array, "b h w c"], strength: Scalar) -> Float[Array, "b h w c"]:
     """`adjust_contrast` by a factor uniform in [max(0, 1 - strength), 1 + strength]."""
     return adjust_contrast(images, _draw_factors(key, images, strength))
 
 
-def saturation(
-    key: PRNGKeyArray, images: Float[Array, "b h w c"], strength: float | Float[Array, ""]
-) -> Float[Array, "b h w c"]:
+def saturation(key: PRNGKeyArray, images: Float[Array, "b h w c"], strength: Scalar) -> Float[Array, "b h w c"]:
     """`adjust_saturation` by a factor uniform in [max(0, 1 - strength), 1 + strength]."""
     return adjust_saturation(images, _draw_factors(key, images, strength))
 
 
-def hue(
-    key: PRNGKeyArray, images: Float[Array, "b h w c"], strength: float | Float[Array, ""]
-) -> Float[Array, "b h w c"]:
+def hue(key: PRNGKeyArray, images: Float[Array, "b h w c"], strength: Scalar) -> Float[Array, "b h w c"]:
     """`adjust_hue` by a shift uniform in [-strength, strength]."""
     return adjust_hue(images, jax.random.uniform(key, (len(images),), wide_dtype(images), -strength, strength))
 
@@ -132,9 +124,7 @@ def _from_levels(levels: Int[Array, "*shape"], images: Float[Array, "b h w c"]) 
     return (levels.astype(wide_dtype(images)) / 255).astype(images.dtype)
 
 
-def _draw_factors(
-    key: PRNGKeyArray, images: Float[Array, "b h w c"], strength: float | Float[Array, ""]
-) -> Float[Array, " b"]:
+def _draw_factors(key: PRNGKeyArray, images: Float[Array, "b h w c"], strength: Scalar) -> Float[Array, " b"]:
     return jax.random.uniform(key, (len(images),), wide_dtype(images), max(0.0, 1 - strength), 1 + strength)
 
 

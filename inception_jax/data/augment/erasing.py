@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from inception_jax.data.augment.geometry import check_pixels, draw_sizes
-from inception_jax.data.augment.normalization import wide_dtype
+from inception_jax.data.augment.normalization import Scalar, wide_dtype
 
 ERASED_SHARES = (0.02, 0.33)  # smallest and largest share of the area (torchvision's RandomErasing)
 ERASED_RATIOS = (0.3, 3.3)  # smallest and largest height / width (torchvision's RandomErasing)
@@ -32,7 +32,7 @@ def cutout(key: PRNGKeyArray, images: Float[Array, "b h w c"], size: int) -> Flo
 def random_erasing(
     key: PRNGKeyArray,
     images: Float[Array, "b h w c"],
-    probability: float | Float[Array, ""],
+    probability: Scalar,
     scale: Sequence[float] = ERASED_SHARES,
     ratio: Sequence[float] = ERASED_RATIOS,
 ) -> Float[Array, "b h w c"]:

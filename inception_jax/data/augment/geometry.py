@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from inception_jax.data.augment.normalization import wide_dtype
+from inception_jax.data.augment.normalization import Scalar, wide_dtype
 from inception_jax.errors import UserError
 
 CROP_ATTEMPTS = 10  # crops drawn before falling back to the central one (torchvision)
@@ -30,9 +30,7 @@ def pad_and_crop(key: PRNGKeyArray, images: Float[Array, "b h w c"], pixels: int
     return jax.vmap(lambda image, corner: jax.lax.dynamic_slice(image, (*corner, 0), shape))(padded, corners)
 
 
-def horizontal_flip(
-    key: PRNGKeyArray, images: Float[Array, "b h w c"], probability: float | Float[Array, ""]
-) -> Float[Array, "b h w c"]:
+def horizontal_flip(key: PRNGKeyArray, images: Float[Array, "b h w c"], probability: Scalar) -> Float[Array, "b h w c"]:
     """Mirrors each image left to right with `probability`."""
     flipped = jax.random.bernoulli(key, probability, (len(images), 1, 1, 1))
     return jnp.where(flipped, images[:, :, ::-1], images)
@@ -49,17 +47,13 @@ def random_resized_crop(
     return affine_resample(images, identity, draw_crops(key, images, scale, ratio))
 
 
-def rotation(
-    key: PRNGKeyArray, images: Float[Array, "b h w c"], degrees: float | Float[Array, ""]
-) -> Float[Array, "b h w c"]:
+def rotation(key: PRNGKeyArray, images: Float[Array, "b h w c"], degrees: Scalar) -> Float[Array, "b h w c"]:
     """Rotates about the center by an angle uniform in [-degrees, degrees]; pixels from outside are zero."""
     angles = draw_rotations(key, images, degrees)
     return affine_resample(images, similarity_matrices(angles, jnp.ones_like(angles)))
 
 
-def zoom(
-    key: PRNGKeyArray, images: Float[Array, "b h w c"], amount: float | Float[Array, ""]
-) -> Float[Array, "b h w c"]:
+def zoom(key: PRNGKeyArray, images: Float[Array, "b h w c"], amount: Scalar) -> Float[Array, "b h w c"]:
     """Scales about the center by a factor uniform in [1 - amount, 1 + amount]; pixels from outside are zero.
 
     Raises:
@@ -110,16 +104,12 @@ def draw_sizes(
     return jnp.round(jnp.sqrt(jnp.stack([area / aspect, area * aspect], axis=-1)))
 
 
-def draw_rotations(
-    key: PRNGKeyArray, images: Float[Array, "b h w c"], degrees: float | Float[Array, ""]
-) -> Float[Array, " b"]:
+def draw_rotations(key: PRNGKeyArray, images: Float[Array, "b h w c"], degrees: Scalar) -> Float[Array, " b"]:
     """Angles in degrees, uniform in [-degrees, degrees]."""
     return jax.random.uniform(key, (len(images),), wide_dtype(images), -degrees, degrees)
 
 
-def draw_zooms(
-    key: PRNGKeyArray, images: Float[Array, "b h w c"], amount: float | Float[Array, ""]
-) -> Float[Array, " b"]:
+def draw_zooms(key: PRNGKeyArray, images: Float[Array, "b h w c"], amount: Scalar) -> Float[Array, " b"]:
     """Factors uniform in [1 - amount, 1 + amount]; raises UserError for an amount outside [0, 1)."""
     if not 0 <= amount < 1:
         raise UserError(f"zoom={amount} is not allowed: it must be at least 0 and below 1")

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, UInt8
 
 from inception_jax.errors import UserError, unknown_name
 
+Scalar = float | Float[Array, ""]  # a strength or a probability; a traced one allows one program for several values
 NORMALIZATIONS = ("none", "unit", "mean", "mean_255", "mean_std", "per_image")
 
 
