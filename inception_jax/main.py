@@ -31,7 +31,7 @@ usage: {program} --config=NAME_OR_FILE [--workdir=DIR] [--config.FIELD=VALUE ...
 
   --config        a config file, or the name of a shipped one:
                   {configs};
-                  FILE:ARGUMENT passes an argument to its get_config()
+                  FILE:ARGUMENT passes an argument to its get_config(); as the first argument, NAME_OR_FILE is enough
   --workdir       directory of the run, by default runs/<name of the config>; an existing run is resumed
   --config.FIELD  sets a field of the config; None unsets a field that is optional
   --help SECTION  describes the fields of one section:
@@ -42,7 +42,7 @@ usage: {program} --config=NAME_OR_FILE [--workdir=DIR] [--config.FIELD=VALUE ...
                   --coordinator=HOST:PORT --num_processes=N --process_id=I (or {environment}COORDINATOR, ...)
 
 examples:
-  {program} --config=googlenet_digits
+  {program} googlenet_digits
   {program} --config=googlenet_cifar10 --config.schedule.learning_rate=0.05 --workdir=runs/slower
   {program} --config=my_experiment.py --config.model.name=my_module:MyNet --config.evaluate.splits=validation,test
   {program} --help optimizer
@@ -87,6 +87,7 @@ def parse_flags(argv: list[str]) -> Flags:
     flags.DEFINE_string("workdir", None, "", flag_values=values)
     flags.DEFINE_boolean("multihost", False, "", flag_values=values)
     flags.DEFINE_boolean("wait", False, "", flag_values=values)
+    named = argv[0] if argv and not argv[0].startswith("-") else ""  # NAME_OR_FILE without --config
     try:
         # Numbers from the environment are parsed like flags.
         flags.DEFINE_string(
@@ -95,10 +96,12 @@ def parse_flags(argv: list[str]) -> Flags:
         for name in ("num_processes", "process_id"):
             default = os.environ.get(f"{multihost.ENVIRONMENT}{name.upper()}")
             flags.DEFINE_integer(name, default, "", lower_bound=0, flag_values=values)  # pyright: ignore[reportArgumentType]
-        rest = values(["", *argv], known_only=True)
+        rest = values(["", *argv[bool(named) :]], known_only=True)
     except flags.Error as error:
         raise UserError(str(error)) from error
-    name = values["config"].value
+    name = values["config"].value or named
+    if named and name != named:
+        raise UserError(f"two configs are given, {named} and --config={name}")
     if not name:
         raise UserError(f"--config=NAME_OR_FILE is missing. Shipped configs: {', '.join(shipped_configs())}")
     path, argument = find_config_and_argument(name)

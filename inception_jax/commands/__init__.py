@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.metadata
+import os
 import sys
 from typing import Any, NoReturn
 
@@ -16,6 +17,7 @@ examples:
   inception-jax predict runs/googlenet_digits picture.jpg
   inception-jax COMMAND --help
 """
+COMPLETING = "_ARGCOMPLETE"  # in the environment if a shell asks for completions
 
 
 class _Parser(argparse.ArgumentParser):
@@ -31,11 +33,13 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: list[str] | None = None) -> int:
     """Runs the subcommand in `argv` (None: this process's arguments); returns the exit code, see process."""
     if argv is None:
-        process.tune()
+        if COMPLETING not in os.environ:  # Tab should not wait for a restart
+            process.tune()
         process.leave(main(sys.argv[1:]))
     # Imported only now, so that the restart that tune() may perform costs nothing.
     from inception_jax.commands import (
         compare,
+        completion,
         configs,
         data,
         evaluate,
@@ -62,6 +66,7 @@ def main(argv: list[str] | None = None) -> int:
         "serve": serve,
         "study": study,
         "configs": configs,
+        "completion": completion,
     }
     parser = _Parser(
         prog="inception-jax",
@@ -69,10 +74,14 @@ def main(argv: list[str] | None = None) -> int:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=importlib.metadata.version("inception-jax"))
+    parser.add_argument(
+        "--version", action="version", version=f"inception-jax {importlib.metadata.version('inception-jax')}"
+    )
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for module in commands.values():
         module.add_parser(subparsers)
+    if COMPLETING in os.environ:
+        completion.answer(parser)
     code = process.FINISHED
     try:
         with process.printing():

@@ -1,7 +1,7 @@
 """Flags shared by several commands, so that a flag always means the same."""
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +58,11 @@ def add_command(
     )
     parser.set_defaults(run=run, **({"takes_fields": True} if takes_fields else {}))
     return parser
+
+
+def complete(action: argparse.Action, words: Callable[[str], Iterable[str]]) -> None:
+    """Completes an argument in a shell with these words, given what has been typed of it."""
+    vars(action)["completer"] = lambda prefix, **_: list(words(prefix))  # argcomplete's
 
 
 def add_runs(parser: argparse.ArgumentParser, nargs: int | str | None) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from inception_jax.commands import flags
 from inception_jax.errors import UserError
 from inception_jax.process import TERMINATED, Terminated, log_to_stderr, terminable
+from inception_jax.studies.plan import shipped_studies
 from inception_jax.studies.queue import Queue, add_entry_flags, make_entry, read_entries, work_through
 from inception_jax.text import columns, complain, printable, say
 
@@ -48,7 +49,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         examples=EXAMPLES,
         takes_fields=True,
     )
-    parser.add_argument("file", metavar="FILE", nargs="*", help="study file, or name of a shipped study")
+    name = parser.add_argument("file", metavar="FILE", nargs="*", help="study file, or name of a shipped study")
+    flags.complete(name, lambda _: shipped_studies())
     parser.add_argument("--queue", type=flags.path, metavar="FILE", help="text file with one study per line")
     add_entry_flags(parser)
     parser.add_argument("--budget", metavar="N", help="5epochs: same as --epochs 5; 30minutes: stop after this time")
@@ -89,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _list_studies() -> None:
-    from inception_jax.studies.plan import load_study, shipped_studies
+    from inception_jax.studies.plan import load_study
 
     shipped = {name: load_study(str(path))[1] for name, path in shipped_studies().items()}
     rows = [(name, f"{study.title} (forms: {', '.join(study.forms)})") for name, study in shipped.items()]

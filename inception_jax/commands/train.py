@@ -3,6 +3,7 @@
 import argparse
 
 from inception_jax import main
+from inception_jax.commands import completion, flags
 
 
 def add_parser(subparsers) -> None:
@@ -10,7 +11,7 @@ def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "train", help="train a network from a config, or resume a stopped run", add_help=False, prefix_chars="\0"
     )
-    parser.add_argument("flags", nargs="*")
+    flags.complete(parser.add_argument("flags", nargs="*"), completion.training)
     parser.set_defaults(run=run)
 
 
