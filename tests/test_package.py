@@ -53,7 +53,7 @@ def test_the_package_has_type_information():
 
 def test_the_module_is_the_command():
     result = subprocess.run([sys.executable, "-m", "inception_jax", "--version"], capture_output=True, text=True)
-    assert (result.returncode, result.stdout.strip()) == (0, version("inception-jax"))
+    assert (result.returncode, result.stdout.strip()) == (0, f"inception-jax {version('inception-jax')}")
     result = subprocess.run([sys.executable, "-m", "inception_jax", "nonsense"], capture_output=True, text=True)
     assert result.returncode == 2
     assert "unknown command 'nonsense'" in result.stderr
