@@ -114,6 +114,17 @@ def test_a_shipped_name_is_the_shipped_config(here):
     assert find_config_and_argument("googlenet_digits")[0].parent != Path()
 
 
+@pytest.mark.parametrize("path", ["configs/googlenet_digits.py", "googlenet_digits.py"])
+def test_the_path_in_a_checkout_works_elsewhere(here, path):
+    assert find_config_and_argument(path) == find_config_and_argument("googlenet_digits")
+    own = here / path
+    own.parent.mkdir(exist_ok=True)
+    own.write_text("")
+    assert find_config_and_argument(path)[0].samefile(own)  # a file that exists goes first
+    with pytest.raises(UserError, match="there is no config"):
+        find_config_and_argument("elsewhere/googlenet_digits.py")
+
+
 FROZEN = "import ml_collections\ndef get_config():\n    c = default_config(); c.seed = 3\n    c.data.classes = ('a',)\n"
 
 

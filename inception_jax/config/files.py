@@ -50,7 +50,8 @@ def find_config(name_or_path: str) -> Path:
     path = files.expand(name_or_path, "--config")
     if path.is_file():
         return path
-    if path.parent == Path() and path.stem in shipped:  # "googlenet_digits.py", although there is no such file
+    # "googlenet_digits.py" or "configs/googlenet_digits.py", as in a checkout, although there is no such file here
+    if path.parent in (Path(), Path("configs")) and path.stem in shipped:
         return shipped[path.stem]
     nearest = difflib.get_close_matches(path.stem, shipped, n=1, cutoff=0.5)
     hint = f"did you mean {nearest[0]}? " if nearest else ""

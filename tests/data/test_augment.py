@@ -30,6 +30,7 @@ STRENGTHS = {
     "cutout": 8,
     "randaugment_ops": 1,
     "random_erasing": 0.5,
+    "vertical_flip": 0.5,
 }
 KEY = jax.random.key(0)
 BATCH = 16  # where any number of images will do, so that programs are shared
@@ -127,7 +128,8 @@ def test_one_strength_leaves_the_draws_of_the_others():
 
 
 @pytest.mark.parametrize(
-    ("number", "transform"), [(1, geometry.horizontal_flip), (6, erasing.cutout), (8, erasing.random_erasing)]
+    ("number", "transform"),
+    [(1, geometry.horizontal_flip), (6, erasing.cutout), (8, erasing.random_erasing), (9, geometry.vertical_flip)],
 )
 def test_keys_never_change(number, transform):
     # Another number changes the result of every run that anybody has made with this augmentation.
@@ -250,12 +252,30 @@ def test_pad_and_crop_gives_every_window_of_the_padded_image():
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.2, 1.0])
-def test_horizontal_flip(probability):
+@pytest.mark.parametrize(("flip", "axis"), [(geometry.horizontal_flip, 2), (geometry.vertical_flip, 1)])
+def test_flips(flip, axis, probability):
     images = pictures(batch=1000, height=2, width=5)
-    flipped = np.asarray(jax.jit(geometry.horizontal_flip)(KEY, images, probability))
-    mirrored = (flipped == images[:, :, ::-1]).all(axis=(1, 2, 3))
+    flipped = np.asarray(jax.jit(flip)(KEY, images, probability))
+    mirrored = (flipped == np.flip(images, axis)).all(axis=(1, 2, 3))
     np.testing.assert_array_equal(flipped[~mirrored], images[~mirrored])
     assert stats.binomtest(int(mirrored.sum()), 1000, probability).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.3, 0.75, 1.0])
+def test_quarter_turns(probability):
+    images = pictures(batch=2000, height=3, width=3)
+    turned = np.asarray(augment(KEY, images, quarter_turns=probability)) if probability else np.asarray(images)
+    found = [(turned == np.rot90(images, turns, axes=(1, 2))).all(axis=(1, 2, 3)).sum() for turns in range(4)]
+    assert sum(found) == 2000
+    expected = 2000 * np.array([1 - probability, *[probability / 3] * 3])
+    kept = expected > 0
+    assert not np.asarray(found)[~kept].any()
+    assert stats.chisquare(np.asarray(found)[kept], expected[kept]).pvalue > 1e-3 or kept.sum() == 1
+
+
+def test_quarter_turns_need_square_images():
+    with pytest.raises(UserError, match="quarter_turns is not allowed for images of 17x24 pixels: they must be square"):
+        augment(KEY, pictures(), quarter_turns=0.5)
 
 
 def test_angles_and_factors_fill_their_ranges():

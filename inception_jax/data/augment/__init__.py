@@ -30,6 +30,8 @@ _TRANSFORMATIONS: dict[str, Callable[..., Array]] = {
     "cutout": erasing.cutout,
     "randaugment": randaugment.randaugment,
     "random_erasing": erasing.random_erasing,
+    "vertical_flip": geometry.vertical_flip,
+    "quarter_turns": geometry.quarter_turns,
 }
 
 
@@ -51,11 +53,13 @@ def augment(
     randaugment_ops: int = 0,
     randaugment_magnitude: int = 9,
     random_erasing: float = 0.0,
+    vertical_flip: float = 0.0,
+    quarter_turns: float = 0.0,
 ) -> Float[Array, "b h w c"]:
     """Applies every transformation whose strength is not 0 or (); see the function of the same name for each.
 
-    The order is fixed: random resized crop, rotation and zoom, as one bilinear resampling; pad and crop; flip;
-    brightness, contrast, saturation, hue (torchvision's ColorJitter shuffles these four); RandAugment; cutout;
+    The order is fixed: random resized crop, rotation and zoom, as one bilinear resampling; pad and crop; flips; quarter
+    turns; brightness, contrast, saturation, hue (torchvision's ColorJitter shuffles these four); RandAugment; cutout;
     random erasing. Each has its own key, so that switching one on does not change the draws of the others.
 
     Args:
@@ -71,6 +75,7 @@ def augment(
       cutout: see `erasing.cutout`; pixels.
       randaugment_ops, randaugment_magnitude: number and strength of operations, see `randaugment.randaugment`.
       random_erasing: see `erasing.random_erasing`; probability.
+      vertical_flip, quarter_turns: see the functions of these names in `geometry`; probabilities.
 
     Returns:
       images of the same shape and dtype.
@@ -81,6 +86,8 @@ def augment(
     strengths: dict[str, tuple[float, ...]] = {  # in the order of application
         "pad_and_crop": (pad_and_crop,),
         "horizontal_flip": (horizontal_flip,),
+        "vertical_flip": (vertical_flip,),
+        "quarter_turns": (quarter_turns,),
         "brightness": (brightness,),
         "contrast": (contrast,),
         "saturation": (saturation,),

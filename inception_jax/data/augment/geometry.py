@@ -36,6 +36,28 @@ def horizontal_flip(key: PRNGKeyArray, images: Float[Array, "b h w c"], probabil
     return jnp.where(flipped, images[:, :, ::-1], images)
 
 
+def vertical_flip(key: PRNGKeyArray, images: Float[Array, "b h w c"], probability: Scalar) -> Float[Array, "b h w c"]:
+    """Mirrors each image top to bottom with `probability`."""
+    flipped = jax.random.bernoulli(key, probability, (len(images), 1, 1, 1))
+    return jnp.where(flipped, images[:, ::-1], images)
+
+
+def quarter_turns(key: PRNGKeyArray, images: Float[Array, "b h w c"], probability: Scalar) -> Float[Array, "b h w c"]:
+    """Turns each image by 90, 180 or 270 degrees, equally often, with `probability`: 0.75 has all four directions.
+
+    Raises:
+      UserError: images that are not square.
+    """
+    batch, height, width, _ = images.shape
+    if height != width:
+        raise UserError(f"quarter_turns is not allowed for images of {height}x{width} pixels: they must be square")
+    turn_key, number_key = jax.random.split(key)
+    turned = jax.random.bernoulli(turn_key, probability, (batch,))
+    turns = jnp.where(turned, jax.random.randint(number_key, (batch,), 1, 4), 0)[:, None, None, None]
+    images = jnp.where(turns % 2 == 1, images.swapaxes(1, 2)[:, ::-1], images)
+    return jnp.where(turns >= 2, images[:, ::-1, ::-1], images)
+
+
 def random_resized_crop(
     key: PRNGKeyArray,
     images: Float[Array, "b h w c"],
