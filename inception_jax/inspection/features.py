@@ -19,6 +19,8 @@ from inception_jax.errors import UserError, unknown_name
 from inception_jax.inspection.trace import Row, trace_layers
 from inception_jax.models.layers import as_outputs
 
+SMALLEST_MAP = 4  # pixels: side of the maps in which Grad-CAM looks unless told; smaller ones show no place
+
 
 def activations(
     model: nn.Module, variables: Mapping[str, Any], images: Any, layers: str | Iterable[str] | None = None
@@ -106,7 +108,7 @@ def grad_cam(
     Args:
       images: the network's inputs (batch, height, width, channels), normalized: `run.normalize(images)`.
       layer: path of a module that returns maps (batch, height, width, channels). None: the last direct submodule of the
-        network that has parameters and returns maps of more than one pixel.
+        network that has parameters and returns maps of at least 4x4 pixels; smaller ones show no place.
       classes: one for all images, or one for each; None: the most probable class of each image.
 
     Raises:
@@ -163,11 +165,12 @@ def _grad_cam(
 
 
 def _last_maps(rows: Sequence[Row]) -> str:
-    """The last layer with parameters and maps, at the highest level that has one; 1x1 maps only if all are 1x1."""
+    """The last layer with parameters and maps of some size, at the highest level that has one."""
     candidates = [row for row in rows if row.name and row.parameters and len(row.output) == 3]
     if not candidates:
         raise UserError("no layer of this network returns maps (batch, height, width, channels)")
-    candidates = [row for row in candidates if row.output[:2] != (1, 1)] or candidates
+    large = [row for row in candidates if min(row.output[:2]) >= SMALLEST_MAP]
+    candidates = large or [row for row in candidates if row.output[:2] != (1, 1)] or candidates
     level = min(row.level for row in candidates)
     return [row.name for row in candidates if row.level == level][-1]
 

@@ -138,7 +138,7 @@ def test_what_grad_cam_cannot_do_is_said(small):
         grad_cam(Flat(), variables, small[2])
 
 
-def test_the_default_layer_is_deeper_where_the_network_is_wrapped_and_larger_than_a_pixel_where_it_can_be():
+def test_the_default_layer_is_deeper_where_the_network_is_wrapped_and_has_maps_that_show_a_place_where_it_can():
     from inception_jax.inspection.features import _last_maps
     from inception_jax.inspection.trace import trace_layers
 
@@ -149,7 +149,10 @@ def test_the_default_layer_is_deeper_where_the_network_is_wrapped_and_larger_tha
 
     assert _last_maps(trace_layers(Wrapped(), (8, 8, 3))) == "SimpleCNN_0/conv2_2"
     googlenet = create_model("googlenet", num_classes=3)
-    assert _last_maps(trace_layers(googlenet, (32, 32, 3))) == "inception_4e"
+    assert _last_maps(trace_layers(googlenet, (224, 224, 3))) == "inception_5b"
+    assert _last_maps(trace_layers(googlenet, (32, 32, 3))) == "inception_3b"  # 4x4; those after it have 2x2 and 1x1
+    assert _last_maps(trace_layers(googlenet, (16, 16, 3))) == "conv3"
+    assert _last_maps(trace_layers(googlenet, (2, 2, 3))) == "inception_5b"
     assert _last_maps(trace_layers(googlenet, (1, 1, 3))) == "inception_5b"
 
 
