@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from inception_jax.runs.records import list_runs
     from inception_jax.runs.run import load_run as load
     from inception_jax.train import fit, train_and_evaluate
+    from inception_jax.train.find_lr import find_learning_rate
     from inception_jax.trained.compare import compare_runs
     from inception_jax.weights import Preprocessing, create_model
 
@@ -27,6 +28,7 @@ __all__ = [
     "default_config",
     "feature_grid",
     "filters",
+    "find_learning_rate",
     "fit",
     "fold_batch_norm",
     "grad_cam",
@@ -52,6 +54,7 @@ _PLACES = {
     "default_config": "config.default_config",
     "feature_grid": "inspection.feature_grid",
     "filters": "inspection.filters",
+    "find_learning_rate": "train.find_lr.find_learning_rate",
     "fit": "train.fit",
     "fold_batch_norm": "models.fold_batch_norm",
     "grad_cam": "inspection.grad_cam",

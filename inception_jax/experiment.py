@@ -211,9 +211,11 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
     return create_model(config.model.name, num_classes=num_classes, dtype=dtype, param_dtype=param_dtype, **options)
 
 
-def build_optimizer(config: Config, steps_per_epoch: int) -> tuple[optax.GradientTransformation, Callable[[int], Any]]:
-    """The Optax chain and its schedule, step -> learning rate."""
-    schedule = schedules.make_schedule(
+def build_optimizer(
+    config: Config, steps_per_epoch: int, schedule: Callable[[Any], Any] | None = None
+) -> tuple[optax.GradientTransformation, Callable[[int], Any]]:
+    """The Optax chain and its schedule, step -> learning rate: the given one, or the config's."""
+    schedule = schedule or schedules.make_schedule(
         config.schedule.name,
         steps_per_epoch=steps_per_epoch,
         num_epochs=config.num_epochs,

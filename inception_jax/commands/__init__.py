@@ -44,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         data,
         evaluate,
         export,
+        find_lr,
         inspect,
         predict,
         report,
@@ -55,6 +56,7 @@ def main(argv: list[str] | None = None) -> int:
 
     commands = {
         "train": train,
+        "find-lr": find_lr,
         "evaluate": evaluate,
         "predict": predict,
         "inspect": inspect,

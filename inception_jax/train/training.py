@@ -68,7 +68,7 @@ def train_and_evaluate(
     if config.data.num_workers:
         streaming.end_unguarded_worker()  # before it takes time
     folder = files.expand(workdir, "workdir")
-    config = _ready(config, folder, trust_code)
+    config = ready(config, folder, trust_code)
     with _held(folder, wait):
         return _train(config, folder, load_data(config), clear_caches, trust_code, console)
 
@@ -108,13 +108,13 @@ def fit(
     evaluate.splits = tuple(split for split in evaluate.splits if split in dataset.splits)
     evaluate.final_splits = tuple(split for split in evaluate.final_splits if split in dataset.splits)
     with _folder_of_fit(workdir) as folder:
-        config = _ready(config, folder, trust_code)
+        config = ready(config, folder, trust_code)
         with _held(folder):
             _train(config, folder, dataset, False, trust_code, console)
     return load_run(folder, own=config)
 
 
-def _ready(config: Config, folder: Path, trust_code: bool) -> Config:
+def ready(config: Config, folder: Path, trust_code: bool) -> Config:
     """The config, complete, validated, and equal in all processes."""
     multihost.require_same_start(partial(common_fields, config), folder)
     config = with_network_of_weights(config, folder, trust_code=trust_code)
