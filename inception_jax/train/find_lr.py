@@ -57,9 +57,10 @@ class RateTest:
 
     @property
     def suggestion(self) -> float:
-        """The rate in the middle of the longest descent of the smoothed losses, as fastai's `valley` has it.
+        """The rate in the middle of the longest descent of the smoothed losses, similar to fastai's `valley`.
 
-        The descent is the longest decreasing subsequence, which may skip steps.
+        The descent is the longest decreasing subsequence, and its middle that of its steps: where the loss falls in
+        every step they are close together, and where it hardly changes few of them are.
         """
         return float(self.rates[_middle_of_descent(self.smoothed)])
 
@@ -187,11 +188,13 @@ def _losses(config: Config, folder: Path, dataset: Dataset, rates: np.ndarray, t
 
 
 def _middle_of_descent(losses: Sequence[float]) -> int:
-    """The middle index of the longest decreasing subsequence's range."""
-    length, begins = [1] * len(losses), list(range(len(losses)))
+    """The place of the middle element of the longest decreasing subsequence."""
+    length, previous = [1] * len(losses), [-1] * len(losses)
     for place, loss in enumerate(losses):
         for earlier in range(place):
-            if losses[earlier] > loss and length[earlier] + 1 > length[place]:
-                length[place], begins[place] = length[earlier] + 1, begins[earlier]
-    end = max(range(len(losses)), key=length.__getitem__)
-    return (begins[end] + end) // 2
+            if losses[earlier] > loss and length[earlier] >= length[place]:
+                length[place], previous[place] = length[earlier] + 1, earlier
+    place = max(range(len(losses)), key=length.__getitem__)
+    for _ in range(length[place] // 2):
+        place = previous[place]
+    return place
