@@ -13,9 +13,15 @@ from inception_jax.errors import UserError, WriteError
 from inception_jax.experiment import Inputs, dtypes
 from inception_jax.runs.checkpoints import Checkpoints
 
+ENDING = ("cosine",)  # schedules whose rates depend on the number of epochs
 
-def prepare_folder(folder: Path, config: Config) -> None:
+
+def prepare_folder(folder: Path, config: Config) -> int | None:
     """Creates the run's folder with its config.json, or checks that an existing one has the same config.
+
+    More epochs than the run was started with extend it, unless its schedule has used their number.
+
+    Returns the number of epochs until now if they become more, else None.
 
     Raises:
       UserError: the folder cannot be written, or contains a run with another config; the message shows the difference.
@@ -24,7 +30,17 @@ def prepare_folder(folder: Path, config: Config) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            differences = config_differences(read_config(path), config)
+            kept = read_config(path)
+            differences = config_differences(kept, config)
+            if kept.num_epochs < config.num_epochs and len(differences) == 1:
+                if config.schedule.name in ENDING:
+                    raise UserError(
+                        f"{folder} cannot be extended from {kept.num_epochs} to {config.num_epochs} epochs: its "
+                        f"{config.schedule.name} schedule was computed for {kept.num_epochs}. Choose another "
+                        "--workdir; with --config.init_from a new run starts from its weights"
+                    )
+                files.write_json(path, json.loads(config.to_json()))
+                return kept.num_epochs
             if differences:
                 raise UserError(
                     f"{folder} contains a run with another config: {'; '.join(differences)}. "
@@ -35,6 +51,7 @@ def prepare_folder(folder: Path, config: Config) -> None:
     except OSError as error:
         kind = WriteError if files.no_room(error) else UserError
         raise kind(f"cannot write the run's folder {folder}: {error.strerror or error}") from error
+    return None
 
 
 def read_config(path: Path) -> Config:

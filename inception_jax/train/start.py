@@ -84,7 +84,14 @@ def prepare(config: Config, folder: Path, dataset: Dataset, trust_code: bool) ->
     beginning = jax.jit(experiment.initial_state, out_shardings=everywhere).trace(key)
     multihost.require_equal(_facts(experiment, folder, dataset, initial))
     with multihost.first_goes_first("folder"):
-        prepare_folder(folder, config)
+        epochs = prepare_folder(folder, config)
+    if epochs:
+        rate = float(experiment.schedule(epochs * steps_per_epoch))
+        at = "with the rate that it has reached" if config.schedule.name == "plateau" else f"with a rate of {rate:.4g}"
+        logger.info(
+            "run: extended from %d to %d epochs; the schedule %s goes on %s",
+            epochs, config.num_epochs, config.schedule.name, at,
+        )  # fmt: skip
     return Start(experiment, mesh, beginning, why), initial
 
 
