@@ -94,10 +94,10 @@ def create_model(
 ) -> nn.Module:
     """The Linen module of a registered name, or of "module:Name" outside the package.
 
-    Its `__call__(images, *, train)` takes normalized images (batch, height, width, channels) and returns Outputs; a
-    network from outside may return only the logits (batch, num_classes). `Name` is the class of such a module, with the
-    field num_classes, or a function that takes num_classes, and perhaps options, and returns such a module. It is
-    inspected before it is called.
+    Its `__call__(images, *, train=False)` takes normalized images (batch, height, width, channels) and returns Outputs.
+    A network from outside may lack the default, and may return only the logits (batch, num_classes). `Name` is the
+    class of such a module, with the field num_classes, or a function that takes num_classes, and perhaps options, and
+    returns such a module. It is inspected before it is called.
 
     Args:
       name: one of list_models(), or "module:Name".

@@ -41,7 +41,7 @@ class AlexNet(Network):
     image_sizes: ClassVar = {"imagenet": (224, 63), "small": (32, 15)}
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool) -> Outputs:
+    def __call__(self, images: jax.Array, *, train: bool = False) -> Outputs:
         """Images (batch, height, width, channels), normalized, to Outputs; raises as `Network` says."""
         check_choice("classifier", self.classifier, ("paper", "mean"))
         conv, dense = make_units(self, images, paper="normal")

@@ -90,7 +90,7 @@ class BNInception(Network):
     image_sizes: ClassVar = {"imagenet": (224, 7), "small": (32, 1)}
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool) -> Outputs:
+    def __call__(self, images: jax.Array, *, train: bool = False) -> Outputs:
         """Images (batch, height, width, channels), normalized, to Outputs; raises as `Network` says."""
         conv, dense = make_units(self, images, paper="he_normal")
         if self.stem == "imagenet":

@@ -199,7 +199,7 @@ class GoogLeNet(Network):
         return 2 * side - 1 if self.stem == "imagenet" else side
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool) -> Outputs:
+    def __call__(self, images: jax.Array, *, train: bool = False) -> Outputs:
         """Images (batch, height, width, channels), normalized, to Outputs; raises as `Network` says."""
         check_choice("kernel_3x3", self.kernel_3x3, (1, 3))
         check_choice("kernel_5x5", self.kernel_5x5, (1, 3, 5))

@@ -215,7 +215,7 @@ class InceptionV3(Network):
     image_sizes: ClassVar = {"imagenet": (299, 75), "small": (32, 1)}
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool) -> Outputs:
+    def __call__(self, images: jax.Array, *, train: bool = False) -> Outputs:
         """Images (batch, height, width, channels), normalized, to Outputs; raises as `Network` says."""
         check_choice("kernel_5x5", self.kernel_5x5, (3, 5))
         check_choice("aux_norm", self.aux_norm, ("batch", "none"))

@@ -115,7 +115,7 @@ class InceptionV4(Network):
     image_sizes: ClassVar = {"imagenet": (299, 75), "small": (32, 1)}
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool) -> Outputs:
+    def __call__(self, images: jax.Array, *, train: bool = False) -> Outputs:
         """Images (batch, height, width, channels), normalized, to Outputs; raises as `Network` says."""
         conv, dense = make_units(self, images, paper="he_normal")
         small = self.stem == "small"

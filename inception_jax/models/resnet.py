@@ -93,7 +93,7 @@ class ResNet(Network):
     image_sizes: ClassVar = {"imagenet": (224, 1), "small": (32, 1)}
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool) -> Outputs:
+    def __call__(self, images: jax.Array, *, train: bool = False) -> Outputs:
         """Images (batch, height, width, channels), normalized, to Outputs; raises as `Network` says."""
         check_choice("block", self.block, ("basic", "bottleneck"))
         conv, dense = make_units(self, images, paper="he_normal")

@@ -44,7 +44,7 @@ class SimpleCNN(Network):
     image_sizes: ClassVar = {"small": (224, 1), "imagenet": (224, 1)}
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool) -> Outputs:
+    def __call__(self, images: jax.Array, *, train: bool = False) -> Outputs:
         """Images (batch, height, width, channels), normalized, to Outputs; raises as `Network` says."""
         if not self.stage_features or min(self.stage_features) < 1:
             raise UserError(

@@ -59,7 +59,7 @@ class SmallInception(Network):
     image_sizes: ClassVar = {None: (32, 2)}
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool) -> Outputs:
+    def __call__(self, images: jax.Array, *, train: bool = False) -> Outputs:
         """Images (batch, height, width, channels), normalized, to Outputs; raises as `Network` says."""
         if not self.stage_features or any(features < 4 or features % 4 for features in self.stage_features):
             raise UserError(f"stage_features={self.stage_features} is not allowed: it must be multiples of 4")

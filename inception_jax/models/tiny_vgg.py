@@ -77,7 +77,7 @@ class TinyVGG(Network):
     image_sizes: ClassVar = {None: (64, 8)}  # three pools reduce 8 pixels to one
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool) -> Outputs:
+    def __call__(self, images: jax.Array, *, train: bool = False) -> Outputs:
         """Images (batch, height, width, channels), normalized, to Outputs; raises as `Network` says.
 
         Maps of images of other sizes than 64x64 are pooled adaptively to 8x8 before the first dense layer.

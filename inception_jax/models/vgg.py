@@ -71,7 +71,7 @@ class VGG(Network):
         return 2 ** len(self.stage_sizes)
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool) -> Outputs:
+    def __call__(self, images: jax.Array, *, train: bool = False) -> Outputs:
         """Images (batch, height, width, channels), normalized, to Outputs; raises as `Network` says."""
         check_choice("classifier", self.classifier, ("paper", "mean"))
         conv, dense = make_units(self, images, paper="normal")

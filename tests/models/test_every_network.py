@@ -3,6 +3,7 @@
 Against PyTorch's networks: `test_peers.py`. What is particular to a network: the file with its name.
 """
 
+import inspect
 from functools import partial
 
 import jax
@@ -236,6 +237,12 @@ def test_unknown_networks_are_named():
 def test_list_models_takes_a_pattern():
     assert list_models() == sorted(MODELS)
     assert list_models("google*") == ["googlenet", "googlenet_naive"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_network_infers_unless_told_to_train(name):
+    call = type(create_model(name, num_classes=2)).__call__
+    assert inspect.signature(call).parameters["train"].default is False
 
 
 # (name, options, message)
