@@ -10,10 +10,10 @@ if TYPE_CHECKING:
     from inception_jax.inspection import activations, feature_grid, filters, grad_cam, layer_table, overlay
     from inception_jax.models import fold_batch_norm, list_models
     from inception_jax.runs.records import list_runs
-    from inception_jax.runs.run import load_run as load
     from inception_jax.train import fit, train_and_evaluate
     from inception_jax.train.find_lr import find_learning_rate
     from inception_jax.trained.compare import compare_runs
+    from inception_jax.trained.trained_run import load
     from inception_jax.weights import Preprocessing, create_model
 
     __version__: str
@@ -61,7 +61,7 @@ _PLACES = {
     "layer_table": "inspection.layer_table",
     "list_models": "models.list_models",
     "list_runs": "runs.records.list_runs",
-    "load": "runs.run.load_run",
+    "load": "trained.trained_run.load",
     "overlay": "inspection.overlay",
     "train_and_evaluate": "train.train_and_evaluate",
 }

@@ -30,9 +30,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    import argcomplete
+    from argcomplete.shell_integration import shellcode
 
-    say(argcomplete.shellcode(["inception-jax"], shell=args.shell))
+    say(shellcode(["inception-jax"], shell=args.shell))
     return 0
 
 

@@ -62,7 +62,7 @@ class RateTest:
         The descent is the longest decreasing subsequence, and its middle that of its steps: where the loss falls in
         every step they are close together, and where it hardly changes few of them are.
         """
-        return float(self.rates[_middle_of_descent(self.smoothed)])
+        return float(self.rates[_middle_of_descent(self.smoothed.tolist())])
 
     def __repr__(self) -> str:
         return (

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -24,7 +24,6 @@ from inception_jax.errors import UserError
 from inception_jax.experiment import initial_key
 from inception_jax.runs.dataset import load_data
 from inception_jax.runs.folder import common_fields, open_checkpoints
-from inception_jax.runs.run import Run, load_run
 from inception_jax.steps import initialization
 from inception_jax.steps.state import TrainState
 from inception_jax.train import loop, start, summary
@@ -33,6 +32,9 @@ from inception_jax.train.evaluator import Evaluator
 from inception_jax.train.initial import Initial, with_network_of_weights
 from inception_jax.train.session import Session
 from inception_jax.train.stopping import EvaluationStopped, Interrupted, NonFiniteLoss, StopRequests, stop_requests
+
+if TYPE_CHECKING:
+    from inception_jax.trained.trained_run import TrainedRun
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +85,7 @@ def fit(
     workdir: str | Path | None = None,
     trust_code: bool = False,
     console: Callable[..., Console] = Console,
-) -> Run:
+) -> "TrainedRun":
     """Trains on arrays in memory, exactly as the command does, and returns the trained network.
 
     Args:
@@ -111,7 +113,9 @@ def fit(
         config = ready(config, folder, trust_code)
         with _held(folder):
             _train(config, folder, dataset, False, trust_code, console)
-    return load_run(folder, own=config)
+    from inception_jax.trained import trained_run  # not earlier, since Matplotlib would delay the first step
+
+    return trained_run.load(folder, own=config, dataset=dataset)
 
 
 def ready(config: Config, folder: Path, trust_code: bool) -> Config:

@@ -1,5 +1,6 @@
 """Images of a data set side by side: unchanged, and augmented as for training."""
 
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -40,7 +41,7 @@ def contact_sheet(dataset: Dataset, config: Config, *, split: str = "train", row
     strengths = dict(config.data.augment)
     prepare = jax.jit(inputs.augmenter(strengths, "unit", jnp.float32))
     mix = inputs.mixer(strengths)
-    columns = [images]
+    columns = {"image": images}
     for draw in range(draws):
         taken = images
         if config.data.augment.crop_originals and isinstance(part, streaming.StreamingSplit):
@@ -50,9 +51,9 @@ def contact_sheet(dataset: Dataset, config: Config, *, split: str = "train", row
         augmented = prepare(key, jnp.asarray(taken))
         if mix:
             augmented, _ = mix(mix_key, augmented, jnp.asarray(labels))
-        columns.append(np.asarray(jnp.clip(jnp.round(augmented * 255), 0, 255).astype(jnp.uint8)))
+        columns[f"draw {draw + 1}"] = np.asarray(jnp.clip(jnp.round(augmented * 255), 0, 255).astype(jnp.uint8))
     names = [dataset.class_names[label] for label in labels]
-    return Picture(_sheet(names, columns))
+    return sheet(names, columns)
 
 
 def _chosen(labels: np.ndarray, gray: np.ndarray | None, number: int, seed: int) -> np.ndarray:
@@ -72,25 +73,31 @@ def _chosen(labels: np.ndarray, gray: np.ndarray | None, number: int, seed: int)
     return np.array(chosen[:number])
 
 
-def _sheet(names: list[str], columns: list[np.ndarray]) -> np.ndarray:
-    """Tiles with captions: uint8 (height, width, 3)."""
-    height, width = columns[0].shape[1:3]
+def sheet(captions: Sequence[str], columns: Mapping[str, np.ndarray]) -> Picture:
+    """Rows of images beside their captions, below the columns' names.
+
+    Args:
+      columns: uint8 (rows, height, width, 1 or 3) each; all are shown at the size of the first.
+    """
+    height, width = next(iter(columns.values())).shape[1:3]
     largest = max(height, width)
     scale = -(-TILE // largest) if largest < TILE else min(1.0, LARGEST_TILE / largest)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     resampling = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BILINEAR
     header = 24
-    sheet = Image.new("RGB", (CAPTION + len(columns) * (size[0] + GAP), header + len(names) * (size[1] + GAP)), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
-    for column, images in enumerate(columns):
+    page = Image.new(
+        "RGB", (CAPTION + len(columns) * (size[0] + GAP), header + len(captions) * (size[1] + GAP)), "white"
+    )
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(13)
+    for column, (name, images) in enumerate(columns.items()):
         left = CAPTION + column * (size[0] + GAP)
-        draw.text((left, 4), "image" if column == 0 else f"draw {column}", fill="black", font=font)
+        draw.text((left, 4), name, fill="black", font=font)
         for row, image in enumerate(images):
             picture = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).convert("RGB")
-            sheet.paste(picture.resize(size, resampling), (left, header + row * (size[1] + GAP)))
-    for row, name in enumerate(names):
-        draw.text((6, header + row * (size[1] + GAP) + 4), _wrapped(name, draw, font), fill="black", font=font)
-    return np.array(sheet)
+            page.paste(picture.resize(size, resampling), (left, header + row * (size[1] + GAP)))
+    for row, caption in enumerate(captions):
+        draw.text((6, header + row * (size[1] + GAP) + 4), _wrapped(caption, draw, font), fill="black", font=font)
+    return Picture(np.array(page))
 
 
 def _wrapped(name: str, draw: ImageDraw.ImageDraw, font: Any) -> str:

@@ -180,6 +180,13 @@ def metrics(predictions: Predictions, rows: np.ndarray | None = None) -> dict[st
     return {name: means[name] for name in ("top1", "top5", "loss", "count")}
 
 
+def losses(predictions: Predictions) -> np.ndarray:
+    """The cross-entropy of each example, float64 `(n,)`; 0 for those that are not counted."""
+    shares = log_softmax(predictions.logits.astype(np.float64), axis=1)
+    own = shares[np.arange(len(shares)), np.maximum(predictions.labels, 0)]
+    return np.where(predictions.counted, -own, 0.0)
+
+
 @dataclasses.dataclass(frozen=True)
 class ClassMetrics:
     """Metrics of one class. Precision is NaN if the class was never predicted, recall if it has no examples.

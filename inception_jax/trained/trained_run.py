@@ -1,0 +1,235 @@
+"""A run as people use it from Python and in notebooks: what `inception_jax.load` and `fit` return."""
+
+import dataclasses
+import html
+import importlib
+import importlib.util
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from inception_jax.config import Config
+from inception_jax.data.dataset import Dataset
+from inception_jax.data.images import Picture as PictureLike
+from inception_jax.errors import UserError, check_choice
+from inception_jax.inspection.features import grad_cam
+from inception_jax.inspection.pictures import Picture, overlay
+from inception_jax.runs.metrics_log import read_metrics
+from inception_jax.runs.records import read_summary
+from inception_jax.runs.run import Run, load_run
+from inception_jax.text import listed
+from inception_jax.trained import evaluate
+from inception_jax.trained.contact_sheet import contact_sheet, sheet
+
+ROWS_SHOWN = 10  # of a history
+
+
+class History(Mapping[str, np.ndarray]):
+    """The columns of a run's metrics.csv, one value per evaluated epoch; NaN where a row has none.
+
+    `history["validation_top1"]` is an array; `history.frame()` a pandas data frame.
+    """
+
+    def __init__(self, rows: Sequence[Mapping[str, float]]):
+        names = dict.fromkeys(name for row in rows for name in row)
+        self._columns = {name: np.array([row.get(name, math.nan) for row in rows]) for name in names}
+
+    def __getitem__(self, column: str) -> np.ndarray:
+        return self._columns[column]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns)
+
+    def __len__(self) -> int:
+        return len(self._columns)
+
+    def frame(self) -> Any:
+        """The same as a pandas data frame.
+
+        Raises:
+          UserError: pandas is not installed.
+        """
+        if not importlib.util.find_spec("pandas"):
+            raise UserError("a data frame needs pandas, which is not installed: pip install pandas")
+        return importlib.import_module("pandas").DataFrame(self._columns)
+
+    def __repr__(self) -> str:
+        epochs = self._columns.get("epoch", np.array([]))
+        return f"History({len(epochs)} rows: {listed(list(self), 8)})"
+
+    def _repr_html_(self) -> str:
+        rows = list(zip(*self._columns.values(), strict=True))[-ROWS_SHOWN:]
+        cells = [[f"{value:.4g}" for value in row] for row in rows]
+        return _html_table(list(self), cells)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Evaluation:
+    """A network's results on a split.
+
+    Attributes:
+      data, split: the name of the data set and of its split.
+      top1, top5: fractions of the examples.
+      loss: the mean cross-entropy.
+      calibration_error: see `evaluate.calibration_error`.
+      count: number of examples.
+      predictions: of all examples, in the split's order.
+    """
+
+    data: str
+    split: str
+    top1: float
+    top5: float
+    loss: float
+    calibration_error: float
+    count: int
+    predictions: evaluate.Predictions
+
+    def __repr__(self) -> str:
+        return (
+            f"Evaluation({self.data}, {self.split}: top-1 {100 * self.top1:.2f} %, top-5 {100 * self.top5:.2f} %, "
+            f"loss {self.loss:.4f}, calibration error {self.calibration_error:.4f}, {self.count:,} examples)"
+        )
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class TrainedRun(Run):
+    """A run with what one wants to know of it: its history, its results, and pictures that notebooks display.
+
+    Attributes:
+      dataset: what it was trained on if that was given as arrays; None: it is loaded when it is needed.
+    """
+
+    dataset: Dataset | None = None
+
+    @property
+    def history(self) -> History:
+        """The metrics of training, by column. Raises UserError if metrics.csv is damaged."""
+        return History(read_metrics(self.folder / "metrics.csv"))
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The content of summary.json: the results at the end of training; {} if it has not ended."""
+        return read_summary(self.folder) or {}
+
+    def evaluate(
+        self,
+        split: str | None = None,
+        *,
+        fields: Mapping[str, Any] | None = None,
+        class_map: Mapping[str, str] | None = None,
+        tta: str = "none",
+        batch_size: int = 128,
+    ) -> Evaluation:
+        """Evaluates the network on a split of its own data, or of another data set; every example counts once.
+
+        Args:
+          split: None: test, or validation if there is no test split.
+          fields: of `config.data` for other data, such as {"name": "cifar10"}, see `evaluate.load_for`.
+          class_map, tta: see `evaluate.predictions`.
+
+        Raises:
+          UserError: as `evaluate.load_for` and `evaluate.predictions`.
+        """
+        split, dataset = self._data(split, fields, tta)
+        found = evaluate.predictions(self, dataset, split, class_map=class_map, batch_size=batch_size, tta=tta)
+        means, error = evaluate.metrics(found), evaluate.calibration_error(found)
+        values = (means["top1"], means["top5"], means["loss"], error, int(means["count"]))
+        return Evaluation(dataset.name, split, *values, found)
+
+    def report(self) -> Path:
+        """Writes the run's report.html with the findings on its test split, or why there are none; returns the file."""
+        from inception_jax.trained.report import write_report  # takes a while to import
+        from inception_jax.trained.report.findings import examine
+
+        try:
+            findings = examine(self.folder, checkpoint=self.checkpoint, trust_code=self.trusts_data)
+        except UserError as error:  # for example, the data is no longer available
+            findings = error
+        return write_report(self.folder, findings={self.folder: findings})
+
+    def grad_cam(self, picture: PictureLike, class_name: str | None = None, layer: str | None = None) -> Picture:
+        """A picture with the places that support a class, see `inspection.grad_cam`.
+
+        Args:
+          picture: a file, its bytes, a Pillow image or a uint8 array (height, width, channels).
+          class_name: None: the most probable class.
+          layer: None: the last one with maps of at least 4x4 pixels.
+
+        Raises:
+          UserError: it is not a picture; the class or the layer does not exist.
+        """
+        image = self.images([picture])
+        number = None if class_name is None else self._number(class_name)
+        heat = grad_cam(self.model, self.variables, self.normalize(image), layer, number)
+        return overlay(image[0], heat[0])
+
+    def show_batch(self, rows: int = 4, draws: int = 4) -> Picture:
+        """Training images, each as it is stored and with `draws` samples of the augmentation, beside its class.
+
+        Raises:
+          UserError: the data is no longer available.
+        """
+        _, dataset = self._data("train")
+        return contact_sheet(dataset, self.config, rows=rows, draws=draws)
+
+    def top_losses(self, number: int = 8, split: str | None = None) -> Picture:
+        """The examples of a split with the highest losses: class, prediction and Grad-CAM for the prediction.
+
+        Args:
+          split: None: test, or validation if there is no test split.
+
+        Raises:
+          UserError: the data is no longer available; the network has no feature maps.
+        """
+        split, dataset = self._data(split)
+        found = evaluate.predictions(self, dataset, split)
+        rows = np.argsort(-evaluate.losses(found), kind="stable")[: min(number, int(found.counted.sum()))]
+        images, _ = dataset.splits[split].gather(rows)
+        heats = grad_cam(self.model, self.variables, self.normalize(images))
+        seen = [overlay(image, heat).array for image, heat in zip(images, heats, strict=True)]
+        shares, names = evaluate.confidence(found.logits[rows]), self.class_names
+        said = zip(found.labels[rows], found.logits[rows].argmax(axis=1), shares, strict=True)
+        captions = [f"{names[label]}, predicted {names[guess]} ({100 * share:.0f} %)" for label, guess, share in said]
+        return sheet(captions, {"image": images, "Grad-CAM": np.stack(seen)})
+
+    def _number(self, class_name: str) -> int:
+        check_choice("class", class_name, self.class_names)
+        return self.class_names.index(class_name)
+
+    def _data(
+        self, split: str | None, fields: Mapping[str, Any] | None = None, tta: str = "none"
+    ) -> tuple[str, Dataset]:
+        """A split's name, and the data that has it, see `evaluate.load_split`."""
+        if self.dataset is None or fields:
+            return evaluate.load_split(self, split, dict(fields or {}), tta=tta)
+        known = [name for name in (split or "test", split or "validation") if name in self.dataset.splits]
+        if not known:
+            given = ", ".join(self.dataset.splits)
+            raise UserError(f"the arrays have no {split or 'test or validation'} split; they have {given}")
+        return known[0], self.dataset
+
+
+def load(
+    folder: str | Path,
+    checkpoint: str = "best",
+    *,
+    dtype: Any = None,
+    trust_code: bool = False,
+    own: Config | None = None,
+    dataset: Dataset | None = None,
+) -> TrainedRun:
+    """`runs.run.load_run` for interactive use; `dataset` is that of `TrainedRun`."""
+    run = load_run(folder, checkpoint, dtype=dtype, trust_code=trust_code, own=own)
+    fields = {field.name: getattr(run, field.name) for field in dataclasses.fields(run)}
+    return TrainedRun(**fields, dataset=dataset)
+
+
+def _html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    def line(cells: Sequence[str], kind: str) -> str:
+        return f"<tr>{''.join(f'<{kind}>{html.escape(cell)}</{kind}>' for cell in cells)}</tr>"
+
+    return f"<table>{line(header, 'th')}{''.join(line(row, 'td') for row in rows)}</table>"
