@@ -1,6 +1,7 @@
 """Text output: content from files and folders is escaped here, once, when it is printed."""
 
 import csv
+import html
 import io
 import json
 import math
@@ -163,6 +164,15 @@ def format_table(
     if rule:
         cells.insert(1, ["-" * max(map(width, column)) for column in zip(*cells, strict=True)])
     return "\n".join(columns(cells, left))
+
+
+def html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """An HTML table, for notebooks; cells may contain any characters."""
+
+    def line(cells: Sequence[str], kind: str) -> str:
+        return f"<tr>{''.join(f'<{kind}>{html.escape(printable(cell))}</{kind}>' for cell in cells)}</tr>"
+
+    return f"<table>{line(header, 'th')}{''.join(line(row, 'td') for row in rows)}</table>"
 
 
 def listed(entries: Sequence[object], most: int, separator: str = ", ") -> str:

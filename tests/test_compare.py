@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -155,6 +156,9 @@ def test_the_command(pair_of_runs, tmp_path, capsys):
     assert main(["compare", first, second, "--json", "--chart", str(chart)]) == 0
     record = json.loads(capsys.readouterr().out)
     expected = inception_jax.compare_runs(*pair_of_runs)
+    assert re.fullmatch(
+        r"Comparison\(.*, test: second minus first .* points .*, CKA of \d+ x \d+ layers\)", repr(expected)
+    )
     assert record["only_second"] == expected.pairing.only_second
     assert record["interval"] == pytest.approx(expected.pairing.interval)
     assert record["mcnemar_p_value"] == pytest.approx(expected.pairing.p_value)

@@ -1,6 +1,7 @@
 """Runs below a folder as records and as a table."""
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -57,6 +58,21 @@ def test_every_run_is_a_record(folder):
     assert [run.status for run in runs] == ["early", "unfinished", "early", "not begun"]
     assert runs[0].summary["test"]["top1"] == 0.5
     assert runs[1].fields["schedule.learning_rate"] == 0.01
+
+
+def test_what_a_notebook_shows_of_them_is_a_table(folder):
+    runs = inception_jax.list_runs(folder)
+    header, _rule, *lines = repr(runs).splitlines()
+    assert header.split() == ["run", "network", "data", "status", "epochs", "validation", "top-1", "test", "top-1"]
+    assert [line.split()[0] for line in lines] == ["a/first", "second", "third", "waiting"]
+    assert "50.00 %" in lines[0]
+    assert repr(runs[0]).startswith("Record(a/first, network ")
+    assert "test top-1 50.00 %" in repr(runs[0])
+    assert len(re.findall(r"<tr>", runs._repr_html_())) == 5
+    runs[0] = dataclasses.replace(runs[0], name="<b>\n\x1b[2J")
+    assert "&lt;b&gt;\\n\\x1b[2J" in runs._repr_html_()
+    assert len(repr(type(runs)(runs * 20)).splitlines()) == 23  # and how many more
+    assert repr(type(runs)()) == "no runs"
 
 
 def test_the_table_has_results_and_what_differs(folder, capsys):

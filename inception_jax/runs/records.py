@@ -16,6 +16,7 @@ from inception_jax.config import default_config
 from inception_jax.errors import UserError
 from inception_jax.files import read_json
 from inception_jax.runs.metrics_log import Row, read_metrics
+from inception_jax.text import format_table, html_table
 
 MADE_BY_US = {"model", "data", "checkpoint"}  # sections that distinguish a run's config.json from other programs'
 
@@ -32,10 +33,12 @@ SUMMARY: Mapping[str, Any] = {
     "versions": {},
 }
 
+ROWS_SHOWN = 20  # of a list of runs, as text
+
 logger = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Record:
     """A run's config.json, metrics.csv and summary.json.
 
@@ -50,6 +53,25 @@ class Record:
     config: Mapping[str, Any]
     rows: Sequence[Row]
     summary: Mapping[str, Any] | None
+
+    def __repr__(self) -> str:
+        return f"Record({', '.join(f'{name} {value}' if name else value for name, value in self._facts().items())})"
+
+    def _facts(self) -> dict[str, str]:
+        """What a list of runs shows of it, as text by column; "" is the run itself."""
+        last = self.rows[-1] if self.rows else {}
+        found = {
+            "": self.name,
+            "network": str(self.config["model"].get("name")),
+            "data": str(self.config["data"].get("name")),
+            "status": self.status,
+            "epochs": f"{last.get('epoch', 0):g}/{self.config.get('num_epochs')}",
+        }
+        for split in ("validation", "test"):
+            top1 = (self.summary or {}).get(split, {}).get("top1", last.get(f"{split}_top1", math.nan))
+            if math.isfinite(top1):
+                found[f"{split} top-1"] = f"{100 * top1:.2f} %"
+        return found
 
     @property
     def best(self) -> Mapping[str, Any]:
@@ -74,6 +96,23 @@ class Record:
         """(epoch, value) of a column of metrics.csv where it is finite."""
         rows = [row for row in self.rows if math.isfinite(row.get(column, math.nan))]
         return [(row["epoch"], row[column]) for row in rows]
+
+
+class RecordList(list[Record]):
+    """Records, shown as a table."""
+
+    def _table(self) -> tuple[list[str], list[list[str]]]:
+        facts = [record._facts() for record in self]
+        columns = list(dict.fromkeys(name for each in facts for name in each))
+        return [name or "run" for name in columns], [[each.get(name, "-") for name in columns] for each in facts]
+
+    def __repr__(self) -> str:
+        header, rows = self._table()
+        more = f"\n... and {len(rows) - ROWS_SHOWN} more" if len(rows) > ROWS_SHOWN else ""
+        return (format_table(header, rows[:ROWS_SHOWN], left=len(header)) if rows else "no runs") + more
+
+    def _repr_html_(self) -> str:
+        return html_table(*self._table())
 
 
 def read_record(run_folder: str | Path, name: str | None = None) -> Record:
@@ -197,7 +236,7 @@ def differing_fields(records: Sequence[Record]) -> dict[str, list[Any]]:
     return {field: found for field, found in values.items() if any(value != found[0] for value in found)}
 
 
-def list_runs(folder: str | Path) -> list[Record]:
+def list_runs(folder: str | Path) -> RecordList:
     """All runs below a folder, at any depth, named by their relative paths and sorted by them.
 
     Damaged runs are left out with a warning; links are not followed.
@@ -221,4 +260,4 @@ def list_runs(folder: str | Path) -> list[Record]:
         if all(isinstance(record.config.get(section), dict) for section in MADE_BY_US):
             found.append(record)
             folders.clear()  # runs are not nested
-    return sorted(found, key=lambda record: record.name)
+    return RecordList(sorted(found, key=lambda record: record.name))

@@ -104,7 +104,7 @@ class Similarity:
         }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Comparison:
     """Two networks compared on a split.
 
@@ -119,6 +119,15 @@ class Comparison:
     pairing: Pairing
     classes: tuple[ClassPair, ...]
     similarity: Similarity | None
+
+    def __repr__(self) -> str:
+        low, high = self.pairing.interval
+        layers = f", CKA of {' x '.join(map(str, self.similarity.cka.shape))} layers" if self.similarity else ""
+        return (
+            f"Comparison({self.data}, {self.split}: second minus first {100 * self.pairing.difference:+.2f} points "
+            f"({100 * low:+.2f} to {100 * high:+.2f}), {self.pairing.count:,} examples, {len(self.classes)} classes"
+            f"{layers})"
+        )
 
 
 def compare_runs(

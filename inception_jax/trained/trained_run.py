@@ -1,7 +1,6 @@
 """A run as people use it from Python and in notebooks: what `inception_jax.load` and `fit` return."""
 
 import dataclasses
-import html
 import importlib
 import importlib.util
 import math
@@ -20,7 +19,7 @@ from inception_jax.inspection.pictures import Picture, overlay
 from inception_jax.runs.metrics_log import read_metrics
 from inception_jax.runs.records import read_summary
 from inception_jax.runs.run import Run, load_run
-from inception_jax.text import listed
+from inception_jax.text import html_table, listed
 from inception_jax.trained import evaluate
 from inception_jax.trained.contact_sheet import contact_sheet, sheet
 
@@ -63,7 +62,7 @@ class History(Mapping[str, np.ndarray]):
     def _repr_html_(self) -> str:
         rows = list(zip(*self._columns.values(), strict=True))[-ROWS_SHOWN:]
         cells = [[f"{value:.4g}" for value in row] for row in rows]
-        return _html_table(list(self), cells)
+        return html_table(list(self), cells)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -226,10 +225,3 @@ def load(
     run = load_run(folder, checkpoint, dtype=dtype, trust_code=trust_code, own=own)
     fields = {field.name: getattr(run, field.name) for field in dataclasses.fields(run)}
     return TrainedRun(**fields, dataset=dataset)
-
-
-def _html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    def line(cells: Sequence[str], kind: str) -> str:
-        return f"<tr>{''.join(f'<{kind}>{html.escape(cell)}</{kind}>' for cell in cells)}</tr>"
-
-    return f"<table>{line(header, 'th')}{''.join(line(row, 'td') for row in rows)}</table>"
