@@ -54,7 +54,7 @@ def test_the_pages_commands_in_their_order(tmp_path):
     run(*train, env=users)
     assert float(re.search(r"(\d+\.\d+)%", run(*evaluate, env=users))[1]) > 98
     table = run(*predict)
-    right = sum(bool(re.search(rf"{label}\.png +[\d.]+% {label} ", table)) for label in range(10))
+    right = sum(bool(re.search(rf"{label}\.png +{label} +[\d.]+% ", table)) for label in range(10))
     assert right >= 9
     page = tmp_path / run(*report).strip()
     assert page.read_text().lower().startswith("<!doctype html>")

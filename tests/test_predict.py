@@ -10,6 +10,7 @@ import pytest
 from jax import numpy as jnp
 from PIL import Image
 
+import inception_jax
 from inception_jax.commands import main
 from inception_jax.data import images
 from inception_jax.errors import UserError
@@ -87,7 +88,10 @@ def test_pictures_are_found_at_any_depth(pictures, tmp_path):
 def test_the_command_prints_a_row_for_each_picture(trained, pictures, capsys):
     assert main(["predict", str(trained), str(pictures), "--top", "2"]) == 1
     shown = capsys.readouterr()
-    rows = shown.out.splitlines()
+    header, *rows = shown.out.splitlines()
+    assert header.split() == ["picture", "class"]
+    likely = inception_jax.load(trained).predict(pictures / "a.png")[0]
+    assert rows[0].split()[1:3] == [str(likely.argmax()), f"{likely.max():.2%}"]
     assert [row.split()[0].removeprefix(f"{pictures}/") for row in rows] == ["a.png", "b.jpg", "c.webp", "more/d.gif"]
     assert all(row.count("%") == 2 for row in rows)
     assert f"{pictures}/broken.png: " in shown.err

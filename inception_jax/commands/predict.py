@@ -84,8 +84,9 @@ def run(args: argparse.Namespace) -> int:
         elif args.csv:
             show = _as_csv()
         else:
-            names_width = max((width(printable(name)) for name in first), default=0)
-            show = _as_row(min(names_width, NAME_WIDTH), max(width(printable(name)) for name in classifier.class_names))
+            widest = max((width(printable(name)) for name in first), default=0)
+            class_width = max(width(printable(name)) for name in classifier.class_names)
+            show = _as_row(min(widest, NAME_WIDTH), class_width, min(args.top, len(classifier.class_names)))
         failed = 0
         for found in classifier.classify(sources, top=args.top, batch_size=args.batch_size):
             if found.error is not None:
@@ -114,11 +115,18 @@ def _as_csv() -> Callable[["Prediction"], None]:
     return show
 
 
-def _as_row(name_width: int, class_width: int) -> Callable[["Prediction"], None]:
+def _as_row(name_width: int, class_width: int, top: int) -> Callable[["Prediction"], None]:
+    """Prints the header, and returns what prints a row; `name_width`: of the pictures' column."""
+
+    def show_cells(name: str, *classes: tuple[str, str]) -> None:
+        cells = (f"{aligned(one, class_width)} {aligned(share, 7, left=False)}" for one, share in classes)
+        say("  ".join([aligned(name, name_width), *cells]).rstrip())
+
     def show(found: "Prediction") -> None:
         if found.error is None:
-            pairs = zip(found.classes, found.probabilities, strict=True)
-            cells = (f"{probability:7.2%} {aligned(printable(name), class_width)}" for name, probability in pairs)
-            say("  ".join([aligned(printable(found.name), name_width), *cells]).rstrip())
+            shares = (f"{probability:.2%}" for probability in found.probabilities)
+            show_cells(printable(found.name), *zip(map(printable, found.classes), shares, strict=True))
 
+    name_width, class_width = max(name_width, len("picture")), max(class_width, len("class"))
+    show_cells("picture", ("class", ""), *[("", "")] * (top - 1))
     return show

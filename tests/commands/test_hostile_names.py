@@ -130,7 +130,7 @@ def test_evaluate(trained, call, tmp_path):
 
 def test_predict(trained, pictures, call):
     text = call("predict", trained, pictures / "train", "--top", 16, expected=1)
-    assert len(text.splitlines()) == 3 * len(CLASSES)
+    assert len(text.splitlines()) == 1 + 3 * len(CLASSES)  # a header
     rows = rows_of(call("predict", trained, pictures / "train", "--csv", "--top", 16, expected=1))
     assert {name_of(row[2]) for row in rows[1:]} == set(map(printable, CLASSES))
     lines = call("predict", trained, pictures / "train", "--json", "--top", 16, expected=1).splitlines()
