@@ -155,6 +155,36 @@ def log_to_stderr(level: int = logging.INFO, prefix: str = "") -> Iterator[None]
         logger.removeHandler(handler)
 
 
+class _LogFile(logging.FileHandler):
+    """Appends to a file; what cannot be written is dropped, since a run does not need it."""
+
+    def __init__(self, path: Path):
+        super().__init__(path, encoding="utf-8", errors="backslashreplace", delay=True)
+        self.setFormatter(OneLine("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError):  # from opening the file
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, the base class's name
+        pass
+
+
+@contextlib.contextmanager
+def log_to_file(path: Path, *names: str) -> Iterator[None]:
+    """Also appends the messages of the loggers of these names to a file, with the time."""
+    loggers, handler = [logging.getLogger(name) for name in names], _LogFile(path)
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+        with contextlib.suppress(OSError):
+            handler.close()
+
+
 class Terminated(BaseException):
     """SIGTERM was received before or after training, which has its own handler."""
 

@@ -27,6 +27,7 @@ from inception_jax.data.augment import mixing
 from inception_jax.distributed import multihost
 from inception_jax.errors import UserError
 from inception_jax.experiment import Experiment, Inputs
+from inception_jax.process import log_to_stderr
 from inception_jax.runs import checkpoints, run
 from inception_jax.runs import folder as run_folder
 from inception_jax.steps import state
@@ -584,3 +585,24 @@ def test_folders_of_fit_are_its_own(small, halves, tmp_path, monkeypatch):
     monkeypatch.setattr(multihost, "count", lambda: 2)
     with pytest.raises(UserError, match="workdir=FOLDER"):
         inception_jax.fit(small, halves)
+
+
+def test_the_log_has_everything_with_the_time_and_a_resumed_run_goes_on_in_it(config, tmp_path):
+    config.schedule.name, config.num_epochs = "constant", 1
+    with log_to_stderr():
+        train.train_and_evaluate(config, tmp_path / "run")
+        config.num_epochs = 2
+        train.train_and_evaluate(config, tmp_path / "run")
+    lines = (tmp_path / "run" / "log.txt").read_text().splitlines()
+    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \S", line) for line in lines)
+    said = [line[20:] for line in lines]
+    starts = [number for number, line in enumerate(said) if line.startswith("device: ")]
+    assert len(starts) == 2
+    assert [line.partition(" done")[0] for line in said if " done  train loss " in line] == ["epoch 1/1", "epoch 2/2"]
+    assert sum(line.startswith("last: step ") for line in said) == 2
+
+
+def test_a_log_that_cannot_be_written_does_not_stop_the_run(config, tmp_path):
+    config.num_epochs = 1
+    (tmp_path / "run" / "log.txt").mkdir(parents=True)
+    assert train.train_and_evaluate(config, tmp_path / "run")["epochs"] == 1

@@ -13,6 +13,11 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from inception_jax.text import format_seconds
 
 FIRST_SECONDS = 2.0  # until the first progress message, which estimates the run's duration
+EPOCHS = logging.getLogger(
+    f"{__name__}.epochs"
+)  # for the run's log file: the lines of epochs, which are printed anyway
+EPOCHS.setLevel(logging.INFO)
+EPOCHS.propagate = False
 BAR_SECONDS = 1.0  # between two updates of the bar, each of which waits for the device
 
 
@@ -97,7 +102,9 @@ class Console:
         for split in ("train", "validation", "test"):
             if values := _metrics(row, split):
                 parts.append(" ".join([split, *values]))
-        self._print("  ".join([*parts, *_rate(row)]))
+        line = "  ".join([*parts, *_rate(row)])
+        self._print(line)
+        EPOCHS.info("%s", line)
         if self._bar is not None:
             self._bar.n = step
             self._bar.set_description_str(self._epoch(step // self._steps_per_epoch))

@@ -27,7 +27,7 @@ from inception_jax.runs.folder import common_fields, open_checkpoints
 from inception_jax.steps import initialization
 from inception_jax.steps.state import TrainState
 from inception_jax.train import loop, start, summary
-from inception_jax.train.console import Console
+from inception_jax.train.console import EPOCHS, Console
 from inception_jax.train.evaluator import Evaluator
 from inception_jax.train.initial import Initial, with_network_of_weights
 from inception_jax.train.session import Session
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+LOG = "log.txt"  # in the run's folder
 RUNS = Path("runs")  # parent of the folders that `fit` creates
 
 
@@ -167,6 +168,26 @@ def _train(
 ) -> dict[str, Any]:
     started = time.monotonic()
     begun, initial = start.prepare(config, folder, dataset, trust_code)
+    if not multihost.is_first():
+        return _train_in_folder(begun, initial, folder, dataset, clear_caches, console, started)
+    with process.log_to_file(folder / LOG, "inception_jax", EPOCHS.name):
+        result = _train_in_folder(begun, initial, folder, dataset, clear_caches, console, started)
+        _write_report(folder)
+        for line in summary.describe_result(result):
+            logger.info("%s", line)
+    return result
+
+
+def _train_in_folder(
+    begun: start.Start,
+    initial: Initial | None,
+    folder: Path,
+    dataset: Dataset,
+    clear_caches: bool,
+    console: Callable[..., Console],
+    started: float,
+) -> dict[str, Any]:
+    """Trains from the folder's last checkpoint to the summary; `started`: `time.monotonic()` when the command began."""
     config = begun.experiment.config
     with ExitStack() as exits:
         requests = exits.enter_context(stop_requests(folder))  # until the last save is done
@@ -187,12 +208,7 @@ def _train(
         state, stopped = _run_with_retries(session, loop.Programs(train_step, evaluator), state)
         if int(state.step) == resumed_step:
             logger.warning("%s is complete: its network is loaded without training", folder)
-        result = _summarize(session, state, evaluator, stopped, requests)
-    if multihost.is_first():
-        _write_report(folder)
-        for line in summary.describe_result(result):
-            logger.info("%s", line)
-    return result
+        return _summarize(session, state, evaluator, stopped, requests)
 
 
 def _write_report(folder: Path) -> None:
