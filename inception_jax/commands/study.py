@@ -1,6 +1,7 @@
 """`inception-jax study`: trains the variations of studies, compares them with published results, and reports."""
 
 import argparse
+import logging
 import os
 import re
 import shutil
@@ -17,6 +18,8 @@ from inception_jax.text import columns, complain, printable, say
 if TYPE_CHECKING:
     from inception_jax.studies.plan import PlannedRun
     from inception_jax.studies.results import StudyResults
+
+logger = logging.getLogger(__name__)
 
 EXAMPLES = """\
 examples:
@@ -78,7 +81,8 @@ def run(args: argparse.Namespace) -> int:
     with terminable():
         try:
             if args.dry_run:
-                _dry_run(queue)
+                with log_to_stderr():
+                    _dry_run(queue)
                 return 0
             if args.publish:
                 _publish(queue, args.publish)
@@ -160,6 +164,7 @@ def _estimate(name: str, runs: "list[PlannedRun]") -> tuple[str, float, float]:
     line = f"{name:28} {len(runs)} seed(s), {len(runs) - len(missing)} complete"
     if not missing:
         return line, 0.0, 0.0
+    logger.info("measuring %s", name)
     first, folder = measure(missing[0])
     try:
         config = read_config(folder / "config.json")
