@@ -392,6 +392,15 @@ def test_the_server_answers_with_an_engine_as_with_jax(trained, engine):
 
 
 @pytest.mark.parametrize("engine", [OPENVINO])
+def test_any_number_of_images_in_any_order(original, engine):
+    other = engines.use(original, engine, batch_size=2)
+    images = images_of(original, engines.FIXED_SIZES + 5)
+    expected = original.logits(images)
+    for number in (*range(1, len(images)), 3, len(images) - 1, 1):
+        assert error_of(other.logits(images[:number]), expected[:number]) < FLOAT32_ERROR
+
+
+@pytest.mark.parametrize("engine", [OPENVINO])
 def test_openvino_reports_nothing_to_its_makers(engine):
     del engine
     engines.import_openvino()
