@@ -2,6 +2,7 @@
 
 import argparse
 
+from inception_jax import process
 from inception_jax.commands import flags
 from inception_jax.config.files import override, shipped_configs
 from inception_jax.process import log_to_stderr
@@ -14,7 +15,7 @@ examples:
   inception-jax train googlenet_cifar10 --config.schedule.learning_rate=0.05
 
 The suggestion is for the highest rate of a schedule, config.schedule.learning_rate, with the config's optimizer, batch
-size and augmentation. It is the rate in the middle of the loss's longest descent.
+size and augmentation. It is the rate at which the smoothed loss has come half-way down to its minimum.
 """
 
 
@@ -48,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.chart:
         drawing.check_file(args.chart)  # before it takes time
+    process.use_compilation_cache()
     with log_to_stderr():
         found = find_learning_rate(config, lowest=args.lowest, highest=args.highest, steps=args.steps)
     if args.chart:

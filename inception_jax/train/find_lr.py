@@ -4,7 +4,6 @@ import copy
 import dataclasses
 import math
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +56,14 @@ class RateTest:
 
     @property
     def suggestion(self) -> float:
-        """The rate in the middle of the longest descent of the smoothed losses, similar to fastai's `valley`.
+        """The rate at which the smoothed loss has come half-way down to its minimum.
 
-        The descent is the longest decreasing subsequence, and its middle that of its steps: where the loss falls in
-        every step they are close together, and where it hardly changes few of them are.
+        At the minimum itself the rate is already too high, and where the loss begins to fall it is needlessly low.
         """
-        return float(self.rates[_middle_of_descent(self.smoothed.tolist())])
+        smoothed = self.smoothed
+        falling = smoothed[: int(smoothed.argmin()) + 1]
+        half = (falling.max() + falling[-1]) / 2
+        return float(self.rates[np.flatnonzero(falling >= half)[-1]])
 
     def __repr__(self) -> str:
         return (
@@ -153,7 +154,7 @@ def _losses(config: Config, folder: Path, dataset: Dataset, rates: np.ndarray, t
     config.num_epochs = max(1, math.ceil(len(rates) / per_epoch))
     config.schedule.warmup_epochs = 0.0
     begun, initial = start.prepare(config, folder, dataset, trust_code)
-    start.log_start(begun, folder, dataset, 0)
+    start.log_what(begun, dataset)
     table = rates.astype(begun.experiment.image_dtype)
     optimizer, schedule = build_optimizer(begun.experiment.config, per_epoch, lambda step: jnp.asarray(table)[step])
     experiment = dataclasses.replace(begun.experiment, optimizer=optimizer, schedule=schedule)
@@ -185,16 +186,3 @@ def _losses(config: Config, folder: Path, dataset: Dataset, rates: np.ndarray, t
             "steps: choose a lower one to start from"
         )
     return losses
-
-
-def _middle_of_descent(losses: Sequence[float]) -> int:
-    """The place of the middle element of the longest decreasing subsequence."""
-    length, previous = [1] * len(losses), [-1] * len(losses)
-    for place, loss in enumerate(losses):
-        for earlier in range(place):
-            if losses[earlier] > loss and length[earlier] >= length[place]:
-                length[place], previous[place] = length[earlier] + 1, earlier
-    place = max(range(len(losses)), key=length.__getitem__)
-    for _ in range(length[place] // 2):
-        place = previous[place]
-    return place

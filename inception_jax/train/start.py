@@ -165,6 +165,16 @@ def _facts(experiment: Experiment, folder: Path, dataset: Dataset, initial: Init
 
 def log_start(start: Start, folder: Path, dataset: Dataset, first_step: int) -> None:
     """Logs what is trained, on which data and devices, and where."""
+    log_what(start, dataset)
+    total = start.experiment.total_steps
+    if first_step:
+        logger.info("run: %s continues after step %d of %d", folder, first_step, total)
+    else:
+        logger.info("run: %s, %d steps", folder, total)
+
+
+def log_what(start: Start, dataset: Dataset) -> None:
+    """Logs what is trained, on which data and devices."""
     experiment, device = start.experiment, start.mesh.devices.flat[0]
     dtype = np.dtype(experiment.compute_dtype).name + (start.why and f" ({start.why})")
     processes = f", {multihost.count()} processes" if multihost.count() > 1 else ""
@@ -179,10 +189,6 @@ def log_start(start: Start, folder: Path, dataset: Dataset, first_step: int) -> 
         "data: %s, %s images of %dx%dx%d, %d classes, %s", dataset.name, counts, height, width, channels, classes, how
     )
     logger.info("parameters: %s", f"{count_parameters(start.template.params):,}")
-    if first_step:
-        logger.info("run: %s continues after step %d of %d", folder, first_step, experiment.total_steps)
-    else:
-        logger.info("run: %s, %d steps", folder, experiment.total_steps)
 
 
 @contextmanager
