@@ -25,7 +25,7 @@ def as_json(table: StudyResults) -> dict[str, Any]:
         "note": plan.form.note,
         "measures": list(plan.study.measures),
         "published": {name: dict(row_of(table, name).published) for name in table.results},
-        "notes": {name: row_of(table, name).note for name in table.results},
+        "notes": {name: notes_of(row_of(table, name)) for name in table.results},
         "results": {name: [_run(table, result) for result in results] for name, results in table.results.items()},
         "smoke": dict(table.smoke),
         "claims": [_claim(verdict) for verdict in table.verdicts()],
@@ -71,6 +71,12 @@ def publish(table: StudyResults, folder: Path, options: str = "") -> Path:
 def row_of(table: StudyResults, name: str) -> Variation | Pair:
     """The definition of a row of the results."""
     return table.plan.study.pairs.get(name) or table.plan.variations[name]
+
+
+def notes_of(row: Variation | Pair) -> str:
+    """What a table says of a row: its note, and its own source."""
+    source = f"published: {row.source}" if isinstance(row, Variation) and row.source else ""
+    return "; ".join(filter(None, (row.note, source)))
 
 
 def watched_test(table: StudyResults) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 from inception_jax import files
 from inception_jax.errors import UserError
 from inception_jax.studies.definitions import Pair, Study, Variation
+from inception_jax.studies.numbers import notes_of
 from inception_jax.studies.plan import load_study, read_json, shipped_studies
 from inception_jax.studies.results import Estimate
 from inception_jax.studies.wording import compared, label, mean, show
@@ -118,7 +119,9 @@ Row = tuple[str, str, Mapping[str, float], Sequence[Mapping[str, Any]]]  # name,
 def _missing_rows(study: Study, known: Mapping[str, Any] | Sequence[str]) -> list[Row]:
     """Rows with published numbers that have not been run."""
     rows: dict[str, Variation | Pair] = {**study.variations, **study.pairs}
-    return [(name, row.note, row.published, ()) for name, row in rows.items() if row.published and name not in known]
+    return [
+        (name, notes_of(row), row.published, ()) for name, row in rows.items() if row.published and name not in known
+    ]
 
 
 def _table(measures: Sequence[str], rows: Sequence[Row], watched_test: bool = False) -> str:
