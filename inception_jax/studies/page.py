@@ -68,8 +68,10 @@ def recipes_table(folder: Path) -> str:
             measure, others = next(iter(variation.published.items()), ("final_test_top1", None))
             published = "" if others is None else f"{show(measure, others)}, {variation.source}"
             minutes = _estimate(runs, "training_minutes").mean
-            rows.append((f"`{name}`", _cell(runs, measure), _seeds(runs), f"{minutes:.0f}", published))
-    return format_table(("config", "test top-1", "runs", "minutes of training", "others"), rows, "markdown")
+            cells = (f"`{name}`", label(measure), _cell(runs, measure), _seeds(runs), f"{minutes:.0f}", published)
+            rows.append(cells)
+    header = ("config", "measure", "ours", "runs", "minutes of training", "others")
+    return format_table(header, rows, "markdown", left=2)
 
 
 def with_table(text: str, table: str) -> str:

@@ -131,7 +131,7 @@ def test_the_readmes_table_has_the_recipes_beside_others(tmp_path, monkeypatch):
     assert "old" not in text
     assert text.startswith("before\n")
     assert text.endswith("\nafter")
-    assert [*row(text, "`wide`").values()][1:3] == ["91.00 ± 1.00 %", "3"]
+    assert [*row(text, "`wide`").values()][1:4] == ["test top-1, best by validation", "91.00 ± 1.00 %", "3"]
     assert row(text, "`wide`")["others"] == "90.00 %, others"
     with pytest.raises(UserError, match="the place of the table"):
         page.with_table("no marks", "")
