@@ -40,6 +40,12 @@ of epochs, and a rate of its own.
         },
         forms={
             "full": Form({"num_epochs": 30}, seeds=(0, 1, 2), note="64 pixels, 30 epochs."),
+            "cores": Form(
+                {"num_epochs": 30},
+                seeds=(0, 1, 2),
+                minimum=Minimum(images=1500, epochs=30, seeds=3),
+                note="As full, 64 pixels, 30 epochs, three seeds: one or two hours on two CPU cores.",
+            ),
             "cpu": Form({"num_epochs": 10, "data.image_size": 48}, seeds=(0, 1, 2), note="48 pixels, 10 epochs."),
             "smoke": Form(
                 {"num_epochs": 1, "data.image_size": 32, "data.splits.train": "train[:10%]"},

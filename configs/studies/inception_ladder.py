@@ -73,7 +73,7 @@ figures, beside the rungs' names, are of ImageNet, so that only the order can be
         claims=(
             Claim("RMSProp helps", "best_test_top1", "rmsprop", "v2"),
             Claim("label smoothing helps", "best_test_top1", "label_smoothing", "rmsprop"),
-            Claim("factorised 7x7 convolutions help", "best_test_top1", "factorized_7x7", "label_smoothing"),
+            Claim("factorized 7x7 convolutions help", "best_test_top1", "factorized_7x7", "label_smoothing"),
             Claim("batch norm in the auxiliary head helps", "best_test_top1", "batch_norm_aux", "factorized_7x7"),
         ),
     )

@@ -6,7 +6,7 @@ If the unlabeled test images are in DIR/tiny-imagenet-200/test/images, their pre
 predictions.csv in each run's folder.
 """
 
-from inception_jax.studies import SELECTED_ON_TEST, Claim, Form, Minimum, Study, Variation, smoke
+from inception_jax.studies import SELECTED_ON_TEST, SKAGERSTROM, Claim, Form, Minimum, Study, Variation, smoke
 
 # Table 3; from tables 1 and 2 and section 4: optimizer, lr, decay of the lr, L2 and on which layers, epochs.
 NETWORKS = {
@@ -54,17 +54,7 @@ dense layers but the last, as in the source's table 2. The decay of F's learning
 E's 1e-6; ours is 1e-5.
 """,
         config="googlenet_tiny_imagenet",
-        fields={
-            "batch_size": 128,
-            "data.keep": "color",
-            "data.augment.random_resized_crop": (),
-            "data.augment.horizontal_flip": 0.0,
-            "loss.label_smoothing": 0.0,
-            "schedule.warmup_epochs": 0.0,
-            "optimizer.momentum": 0.0,
-            "optimizer.nesterov": False,
-            "evaluate.splits": ("validation", "test"),
-        },
+        fields=SKAGERSTROM,
         variations=variations,
         forms={
             "full": Form(seeds=(0, 1, 2), note="90,000 images, 20 to 100 epochs, for a GPU."),

@@ -142,6 +142,7 @@ def _dry_run(queue: Queue) -> None:
     for plan in plans:
         if not queue.alone:
             say(f"{plan.name}, form {plan.form_name}:")
+        longest = (0.0, 0.0)
         for name in plan.variations:
             runs = [planned for planned in plan.runs_of(name) if planned.folder not in seen]
             if not runs:  # an earlier line has them
@@ -149,7 +150,12 @@ def _dry_run(queue: Queue) -> None:
             seen.update(planned.folder for planned in runs)
             line, more_hours, more_gigabytes = _estimate(name, runs)
             hours, gigabytes = hours + more_hours, gigabytes + more_gigabytes
+            longest = max(longest, (more_hours / len(runs), more_gigabytes / len(runs)))
             say(printable(line), flush=True)
+        if number := plan.runs_to_come:
+            more_hours, more_gigabytes = number * longest[0], number * longest[1]
+            hours, gigabytes = hours + more_hours, gigabytes + more_gigabytes
+            say(f"{number} finer runs follow from these: {more_hours:.2f} h and {more_gigabytes:.2f} GB")
     folder = plans[0].folder if queue.alone else queue.workdir
     say(f"all: {hours:.1f} hours without evaluation, one run after the other; {gigabytes:.2f} GB in {folder}")
 

@@ -8,7 +8,16 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core.registered import skip_registration
 
 from inception_jax import registry
-from inception_jax.data.builders import Cifar10, Cifar100, Digits, FashionMnist, Mnist, TinyImagenet, UcMerced
+from inception_jax.data.builders import (
+    Cifar10,
+    Cifar100,
+    Digits,
+    FashionMnist,
+    Mnist,
+    TinyImagenet,
+    UcMerced,
+    UcMercedApart,
+)
 from inception_jax.data.folders import Listing, image_folder
 from inception_jax.data.imagenet import imagenet2012, imagenet_subset
 from inception_jax.errors import UserError
@@ -21,6 +30,7 @@ DATASETS: dict[str, type[tfds.core.GeneratorBasedBuilder] | Callable[..., Listin
     "cifar100": Cifar100,
     "tiny_imagenet": TinyImagenet,
     "uc_merced": UcMerced,
+    "uc_merced_apart": UcMercedApart,
     "image_folder": image_folder,
     "imagenet_subset": imagenet_subset,
     "imagenet2012": imagenet2012,

@@ -17,6 +17,7 @@ from inception_jax.studies.definitions import (
 from inception_jax.studies.shared import (
     CPU_GOOGLENET,
     SELECTED_ON_TEST,
+    SKAGERSTROM,
     WYATT,
     WYATT_AUGMENTATION,
     WYATT_GOOGLENET,
@@ -28,6 +29,7 @@ from inception_jax.studies.shared import (
 __all__ = [
     "CPU_GOOGLENET",
     "SELECTED_ON_TEST",
+    "SKAGERSTROM",
     "WYATT",
     "WYATT_AUGMENTATION",
     "WYATT_GOOGLENET",

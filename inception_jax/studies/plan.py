@@ -20,6 +20,8 @@ from inception_jax.config import files as config_files
 from inception_jax.errors import UserError, check_choice, unknown_name
 from inception_jax.studies.definitions import Form, Minimum, Range, Search, Study, Variation
 
+FINER = "finer"  # how the names of the variations of a search's second round begin
+
 
 @dataclasses.dataclass(frozen=True)
 class PlannedRun:
@@ -91,6 +93,15 @@ class Plan:
     def minimum(self) -> Minimum:
         """What is below it is a smoke run."""
         return self.form.minimum or self.study.minimum
+
+    @property
+    def runs_to_come(self) -> int:
+        """The number of runs of a search's second round, as long as they are not planned."""
+        search = self.study.search
+        if not search or not _searched(search, {}).keys() <= self.variations.keys():
+            return 0
+        planned = any(name.startswith(FINER) for name in self.variations)
+        return 0 if planned else search.finer * len(self.form.seeds)
 
     def runs_of(self, variation: str) -> list[PlannedRun]:
         """The runs of a variation, in the order of the seeds."""
@@ -186,7 +197,7 @@ def _searched(search: Search, found: Mapping[str, float]) -> dict[str, Variation
     else:
         tuples = [kind for kind in search.fields.values() if isinstance(kind, tuple)]
         values = [dict(zip(search.fields, chosen, strict=True)) for chosen in itertools.product(*tuples)]
-    first = {f"draw{index:03d}": Variation(chosen) for index, chosen in enumerate(values)}
+    first = {f"draw{index:03d}": _drawn(chosen) for index, chosen in enumerate(values)}
     if not search.finer or not first.keys() <= found.keys():
         return first
     pick = min if search.lowest else max
@@ -194,7 +205,12 @@ def _searched(search: Search, found: Mapping[str, float]) -> dict[str, Variation
     near = {name: _near(kind, best[name], search.shrink) for name, kind in search.fields.items()}
     draw = random.Random(search.seed + 1)
     finer = [{name: _draw(draw, kind) for name, kind in near.items()} for _ in range(search.finer)]
-    return first | {f"finer{index:03d}": Variation(chosen) for index, chosen in enumerate(finer)}
+    return first | {f"{FINER}{index:03d}": _drawn(chosen) for index, chosen in enumerate(finer)}
+
+
+def _drawn(fields: Mapping[str, Any]) -> Variation:
+    """The variation with these fields, which its note states."""
+    return Variation(fields, note=", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in fields.items()))
 
 
 def _draw(draw: random.Random, kind: tuple | Range) -> Any:

@@ -53,6 +53,19 @@ WYATT_VGG19: Mapping[str, Any] = {
     "schedule.patience": 5,
     "optimizer.weight_decay": 5e-4,
 }
+# Skagerström, Price, Lindqvist, Classification of ImageNet with convolutional neural networks: pictures stored as
+# grayscale are left out, no augmentation. The batch size is not published.
+SKAGERSTROM: Mapping[str, Any] = {
+    "batch_size": 128,
+    "data.keep": "color",
+    "data.augment.random_resized_crop": (),
+    "data.augment.horizontal_flip": 0.0,
+    "loss.label_smoothing": 0.0,
+    "schedule.warmup_epochs": 0.0,
+    "optimizer.momentum": 0.0,
+    "optimizer.nesterov": False,
+    "evaluate.splits": ("validation", "test"),
+}
 # Forms that follow a source which trained on all images, and selected and reported the best epoch on the test split.
 SELECTED_ON_TEST: Mapping[str, Any] = {
     "data.splits.train": "train",

@@ -232,6 +232,24 @@ def test_uc_merced_is_read_in_any_layout(suffix, where, merced, tmp_path, monkey
             assert image == files[name]
 
 
+def numbers_of(examples):
+    """(label, number in the file's name) of each example."""
+    return [(label, int(name.partition(".")[0][-2:])) for _, label, name in examples]
+
+
+def test_uc_merced_apart_cuts_each_class_once_in_the_order_of_its_names(merced, tmp_path):
+    write(tmp_path / "given", merced(".png"))
+    folders = [
+        data.published("uc_merced_apart", data.Location(tmp_path / name, tmp_path / "given")).folder
+        for name in ("data", "again")
+    ]
+    train, test = read_split(folders[0], "train"), read_split(folders[0], "test")
+    assert numbers_of(train) == [(label, number) for number in range(8) for label in range(3)]
+    assert numbers_of(test) == [(label, number) for number in (8, 9) for label in range(3)]
+    assert [read_split(folders[1], split) for split in ("train", "test")] == [train, test]
+    assert data.published("uc_merced", data.Location(tmp_path / "data", tmp_path / "given")).folder != folders[0]
+
+
 def test_a_uc_merced_that_is_not_whole(merced, tmp_path):
     def refused(match):
         with pytest.raises(UserError, match=match):
@@ -292,3 +310,38 @@ def test_uc_merced_equals_its_files(originals, tmp_path):
         numbers = sorted(int(name[-6:-4]) for _, label, name in train[start : start + 168] if label == 0)
         assert len(numbers) == 8
         assert max(np.diff([0, *numbers, 99])) < 25
+
+
+def color_histogram(content):
+    """Shares of the 512 colors of a picture whose channels have 8 levels: `(512,)`."""
+    pixels = np.asarray(Image.open(io.BytesIO(content)).convert("RGB").reduce(4)) // 32
+    return np.bincount((pixels @ [64, 8, 1]).ravel(), minlength=512) / pixels[..., 0].size
+
+
+@pytest.mark.slow
+def test_uc_merced_apart_has_no_neighbors_of_test_pictures_to_train_on(originals, tmp_path):
+    root = originals / "ucmerced"
+    if not root.is_dir():
+        pytest.skip("there is no ucmerced")
+    folder = data.published("uc_merced_apart", data.Location(tmp_path, root)).folder
+    splits = load_data("uc_merced_apart", directory=tmp_path, image_size=8).splits
+    sizes = {split: len(part) for split, part in splits.items()}
+    assert sizes == {"train": 1512, "validation": 168, "test": 420}  # as of uc_merced
+    assert all((np.bincount(part.all_labels()) == len(part) // 21).all() for part in splits.values())
+
+    every = read_split(folder, "train") + read_split(folder, "test")
+    numbers = np.array([number for _, number in numbers_of(every)])
+    parts = np.split(numbers, [1512, 1680])
+    assert [{*part} for part in parts] == [{*range(72)}, {*range(72, 80)}, {*range(80, 100)}]
+
+    # An independent view: how often the most similar training picture, by its colors, is of the same class.
+    labels = np.array([label for _, label, _ in every])
+    roots = np.sqrt([color_histogram(content) for content, *_ in every])
+
+    def right(train, test):
+        nearest = (roots[test] @ roots[train].T).argmax(axis=1)
+        return (labels[train][nearest] == labels[test]).mean()
+
+    between = numbers % 5 == 4  # the test split of uc_merced, whose neighbors are trained on
+    assert right(~between, between) > 0.75
+    assert right(numbers < 72, numbers >= 80) < 0.35

@@ -276,6 +276,25 @@ def test_a_dry_run_counts_a_run_once(studies, tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "work").exists()
 
 
+def test_a_dry_run_counts_the_second_round_of_a_search(tmp_path, monkeypatch, capsys):
+    search = "Search({'schedule.learning_rate': Range(0.01, 0.1)}, draws=3, finer=2)"
+    study = Path(write_study(tmp_path / "searched.py"))
+    study.write_text(
+        study.read_text().replace("make_study as get_study", "make_study")
+        + "from inception_jax.studies import Range, Search\n"
+        + f"get_study = lambda: make_study(variations={{}}, claims=(), search={search})\n"
+    )
+    monkeypatch.setattr("inception_jax.commands.study._estimate", lambda name, runs: (name, len(runs) * 1.5, len(runs)))
+    assert main(["study", str(study), "--form=smoke", "--dry-run", "--workdir", str(tmp_path / "work")]) == 0
+    assert capsys.readouterr().out.splitlines()[-2:] == [  # two seeds
+        "4 finer runs follow from these: 6.00 h and 4.00 GB",
+        f"all: 15.0 hours without evaluation, one run after the other; 10.00 GB in {tmp_path / 'work/searched/smoke'}",
+    ]
+    # A form with a part of the draws has no second round.
+    assert main(["study", str(study), "--form=smoke", "--only=draw000", "--dry-run"]) == 0
+    assert "finer" not in capsys.readouterr().out
+
+
 def test_a_run_is_estimated_by_its_own_pace_or_that_of_others(tmp_path):
     plan = make_plan("widths", make_study(), "full", tmp_path)  # three seeds, four epochs
     at_work = Status(tmp_path, [""], [plan])

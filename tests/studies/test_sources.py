@@ -1,7 +1,10 @@
 """The effective config of every variation beside what its source says, as it was read in the source."""
 
+import math
+
 import pytest
 
+from inception_jax.runs.folder import config_differences
 from inception_jax.studies.plan import load_study, make_plan
 
 # Wyatt, Deeper networks for image classification, section 2.2: tables of settings. Fields in the order of the tables.
@@ -72,6 +75,20 @@ def tiny_vgg(name, optimizer, rate, epochs, decay=0.0, layers=(), rate_decay=Non
     return SKAGERSTROM | own | ({"schedule.decay_rate": rate_decay} if rate_decay else {})
 
 
+TINY_VGG_F = tiny_vgg("f", "adam", 1e-3, 100, decay=5e-3, layers=("conv?_3",), rate_decay=1e-5)
+# GoogLeNet - Inception architecture, slides of a course: the network at 256 pixels, with 512 statistics of batch norm.
+SLIDES = {
+    "data.name": "uc_merced", "data.image_size": 256, "model.name": "googlenet", "model.norm": "stem",
+    "model.aux_heads": True,
+}  # fmt: skip
+# The slides name the versions; one recipe for all of them is the study's own.
+VERSIONS = {
+    "data.name": "cifar10", "model.stem": "small", "batch_size": 128, "optimizer.name": "sgd",
+    "schedule.name": "cosine", "loss.label_smoothing": 0.1,
+}  # fmt: skip
+# Skagerström, Price & Lindqvist, section 5.1: grayscale pictures in the same network, or in one of their own.
+ARMS = {"data.name": "tiny_imagenet", "model.name": "tiny_vgg_f", "optimizer.name": "adam"}
+
 # (study, variation): fields in every form that follows the source.
 SOURCES = {
     ("residuals", "plain_3x3"): AUGMENTED | googlenet() | {"num_epochs": 160},
@@ -99,23 +116,45 @@ SOURCES = {
     ("tiny_vgg", "d"): tiny_vgg("d", "adam", 1e-3, 20),
     ("tiny_vgg", "d_regularized"): tiny_vgg("d_regularized", "adam", 1e-3, 20, decay=1e-3),
     ("tiny_vgg", "e"): tiny_vgg("e", "adam", 1e-2, 60, decay=1e-3, layers=("conv?_3", "fc?"), rate_decay=1e-6),
-    ("tiny_vgg", "f"): tiny_vgg("f", "adam", 1e-3, 100, decay=5e-3, layers=("conv?_3",), rate_decay=1e-5),
-    ("uc_merced", "slides"): {
-        "data.name": "uc_merced",
-        "data.image_size": 256,
-        "model.name": "googlenet",
-        "model.norm": "stem",
-        "model.aux_heads": True,
+    ("tiny_vgg", "f"): TINY_VGG_F,
+    ("uc_merced", "slides"): SLIDES,
+    ("uc_merced", "slides_apart"): SLIDES | {"data.name": "uc_merced_apart"},
+    ("inception_modules", "naive"): {"data.name": "cifar10", "model.name": "googlenet_naive"},
+    ("inception_modules", "reduced"): {"data.name": "cifar10", "model.name": "googlenet"},
+    **{
+        ("inception_versions", variation): VERSIONS | {"model.name": name}
+        for variation, name in {
+            "v1": "googlenet",
+            "bn": "bn_inception",
+            "v2": "inception_v2",
+            "v3": "inception_v3",
+            "v4": "inception_v4",
+        }.items()
     },
+    ("grayscale", "converted"): ARMS | {"data.keep": "all", "data.channels": None},
+    ("grayscale", "one_channel"): ARMS | {"data.keep": "all", "data.channels": 1},
+    ("grayscale", "color_only"): ARMS | {"data.keep": "color", "data.channels": None},
+    ("tiny_vgg_search", "f"): TINY_VGG_F | {"model.dropout_rate": 0.0},
     **{
         ("patience", f"patience_{patience}"): WYATT | AUGMENTED | VGG | {"schedule.patience": patience}
         for patience in (0, 1, 5, 10, 15)
     },
 }
 # What a form changes knowingly; its note says so.
-DEPARTURES = {("patience", "cores"): {"model.name": "vgg11"}}
+DEPARTURES = {
+    ("patience", "cores"): {"model.name": "vgg11"},
+    ("tiny_vgg_search", "cores"): {"num_epochs": 5},
+}
 # In the form `cores` these train on all images, without a validation split, as their sources do.
-ON_ALL_IMAGES = ("residuals", "aux_heads", "deeper_cifar10", "deeper_mnist", "patience", "tiny_vgg")
+ON_ALL_IMAGES = (
+    "residuals",
+    "aux_heads",
+    "deeper_cifar10",
+    "deeper_mnist",
+    "patience",
+    "tiny_vgg",
+    "inception_versions",
+)
 
 
 @pytest.mark.parametrize("form", ["full", "cores"])
@@ -127,6 +166,48 @@ def test_variations_are_the_sources(tmp_path, study, variation, form):
     planned = make_plan(study, load_study(study)[1], form, tmp_path, only=[variation]).runs[0]
     config = planned.load_config()
     assert {field: field_of(config, field) for field in expected} == expected
+
+
+@pytest.mark.parametrize("form", ["full", "cores"])
+def test_rows_of_uc_merced_have_a_twin_that_differs_in_the_places_alone(tmp_path, form):
+    plan = make_plan("uc_merced", load_study("uc_merced")[1], form, tmp_path)
+    names = [name for name in plan.variations if f"{name}_apart" in plan.variations]
+    assert names == ["slides", "best", "from_tiny_imagenet"]
+    for name in names:
+        (ours, apart) = (plan.runs_of(row)[0].load_config() for row in (name, f"{name}_apart"))
+        assert config_differences(ours, apart) == ["data.name was 'uc_merced', now 'uc_merced_apart'"]
+
+
+def test_the_search_contains_what_the_source_tried():
+    ranges = load_study("tiny_vgg_search")[1].search.fields
+    tried = {  # E's and F's rates, twice their L2, and dropout of A to F and of the experiment between D and E
+        "schedule.learning_rate": (1e-2, 1e-3),
+        "optimizer.weight_decay": (2e-3, 1e-2),
+        "model.dropout_rate": (0.0, 0.3, 0.7),
+    }
+    assert ranges.keys() == tried.keys()
+    assert all(ranges[name].low <= value <= ranges[name].high for name, values in tried.items() for value in values)
+
+
+@pytest.mark.parametrize("form", ["full", "cores", "cpu"])
+def test_the_search_is_fine_around_its_best_draw(tmp_path, form):
+    name, study = load_study("tiny_vgg_search")
+    first = make_plan(name, study, form, tmp_path)
+    draws = [row for row in first.variations if row.startswith("draw")]
+    best = draws[5]
+    plan = make_plan(name, study, form, tmp_path, found={row: float(row == best) for row in draws})
+    finer = [row for row in plan.variations if row.startswith("finer")]
+    assert (len(draws), len(finer)) == (12, 6)
+    for row in finer:
+        planned = plan.runs_of(row)[0]
+        planned.check()
+        config = planned.load_config()
+        rate, centre = config.schedule.learning_rate, plan.variations[best].fields["schedule.learning_rate"]
+        assert abs(math.log(rate / centre)) <= math.log(100) / 8 + 1e-3
+        # The table shows what was drawn, and nothing but that differs from the row with the source's settings.
+        assert plan.variations[row].note.startswith(f"learning_rate {rate}, weight_decay ")
+        differing = {text.split()[0] for text in config_differences(plan.runs_of("f")[0].load_config(), config)}
+        assert differing == {*study.search.fields}
 
 
 def field_of(config, name):

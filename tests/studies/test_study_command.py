@@ -35,6 +35,7 @@ SMOKES = {
     "finetuning": {},
     "simple_against_googlenet": {"data.folder": "imagenet10"},
     "tiny_vgg": {"data.archives": ""},
+    "tiny_vgg_search": {"data.archives": ""},
     "uc_merced": {"data.archives": "ucmerced"},
 }
 

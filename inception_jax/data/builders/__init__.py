@@ -8,6 +8,6 @@ from inception_jax.data.builders.digits import Digits
 from inception_jax.data.builders.fashion_mnist import FashionMnist
 from inception_jax.data.builders.mnist import Mnist
 from inception_jax.data.builders.tiny_imagenet import TinyImagenet
-from inception_jax.data.builders.uc_merced import UcMerced
+from inception_jax.data.builders.uc_merced import UcMerced, UcMercedApart
 
-__all__ = ["Cifar10", "Cifar100", "Digits", "FashionMnist", "Mnist", "TinyImagenet", "UcMerced"]
+__all__ = ["Cifar10", "Cifar100", "Digits", "FashionMnist", "Mnist", "TinyImagenet", "UcMerced", "UcMercedApart"]
