@@ -134,11 +134,29 @@ def _mix(matrix: Real[np.ndarray, "rows parts"], parts: list[Float[Array, "*shap
     return jnp.stack([_combine(row, parts) for row in matrix], axis)
 
 
+def _pad(
+    x: Float[Array, "batch height width channels"], lows: Pair, sizes: list[int]
+) -> Float[Array, "batch padded_height padded_width channels"]:
+    """Zero-pads maps, with `lows` before them, to `sizes`."""
+    config = [(low, size - low - old, 0) for low, size, old in zip(lows, sizes, x.shape[1:3], strict=True)]
+    # Without the barrier every reader of the maps would repeat the padding, with a bounds check per element.
+    return lax.optimization_barrier(lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *config, (0, 0, 0))))
+
+
+def _pads_first(kernel_shape: Sequence[int]) -> bool:
+    """Whether the maps are padded before windows are taken from them; if not, the windows that reach past their ends.
+
+    Not to pad the maps saves a copy of them: a training step of a small VGG takes 5 % less. With kernels of 3 pixels,
+    for which two positions in a window reach past the ends instead of one, a convolution and its gradients take 2 to
+    6 % more.
+    """
+    return max(kernel_shape[:2]) > 2
+
+
 def _windows(x: Float[Array, "*shape"], low: int, along: _Filter, size: int, count: int) -> list[Float[Array, "..."]]:
     """For each of the first `size` positions in a window: the elements there of `count` windows along axis 2.
 
-    The windows begin at -low and are a tile apart; x is zero outside. Only the positions that reach past the ends of x
-    are padded: padding x would cost a copy of the maps.
+    The windows begin at -low and are a tile apart; x is zero outside.
     """
     windows = []
     for first in range(-low, size - low):
@@ -175,9 +193,13 @@ def _transform_inputs(
     """Maps to the values of their windows at the points."""
     rows, columns = _filters(kernel_shape)
     height, width = _tiles(_out_sizes(x.shape, pads, kernel_shape), kernel_shape)
-    by_column = _mix(columns.inputs, _windows(x, pads[1][0], columns, columns.window, width), 0)
+    top, left = pads[0][0], pads[1][0]
+    if _pads_first(kernel_shape):
+        sizes = [(count - 1) * each.tile + each.window for count, each in ((height, rows), (width, columns))]
+        x, top, left = _pad(x, (top, left), sizes), 0, 0
+    by_column = _mix(columns.inputs, _windows(x, left, columns, columns.window, width), 0)
     # by_column: (points, batch, height, columns, channels); values: (points, points, batch, rows, columns, channels)
-    values = _mix(rows.inputs, _windows(by_column, pads[0][0], rows, rows.window, height), 0)
+    values = _mix(rows.inputs, _windows(by_column, top, rows, rows.window, height), 0)
     return values.reshape(rows.window * columns.window, -1, x.shape[-1])
 
 
@@ -228,6 +250,8 @@ def _transpose_products(
     dy: Float[Array, "batch out_height out_width channels"], kernel_shape: Sequence[int]
 ) -> Float[Array, "points tiles channels"]:
     (rows, columns), (height, width) = _filters(kernel_shape), _tiles((dy.shape[1], dy.shape[2]), kernel_shape)
+    if _pads_first(kernel_shape):
+        dy = _pad(dy, (0, 0), [height * rows.tile, width * columns.tile])
     by_column = _mix(columns.outputs.T, _windows(dy, 0, columns, columns.tile, width), 0)
     values = _mix(rows.outputs.T, _windows(by_column, 0, rows, rows.tile, height), 0)
     return values.reshape(rows.window * columns.window, -1, dy.shape[-1])
