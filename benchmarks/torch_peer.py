@@ -70,12 +70,13 @@ def make_network(name: str, small_stem: bool) -> nn.Module:
 
 
 def make_tiny_vgg(batch_norm: bool, dense: Sequence[int]) -> nn.Module:
-    """Kernels of two pixels are padded at the end: PyTorch's "same" puts the odd pixel there, as Keras does."""
+    """Kernels of two pixels are padded at the end, as in Keras."""
     layers: list[nn.Module] = []
     features = 3
     for filters, kernels in TINY_VGG_STAGES:
-        for kernel in kernels:
-            layers += [nn.Conv2d(features, filters, kernel, padding="same"), nn.ReLU(inplace=True)]
+        for height, width in kernels:
+            layers.append(nn.ZeroPad2d((0, width - 1, 0, height - 1)))  # left, right, top, bottom
+            layers += [nn.Conv2d(features, filters, (height, width)), nn.ReLU(inplace=True)]
             layers += [nn.BatchNorm2d(filters, eps=1e-3)] if batch_norm else []
             features = filters
         layers.append(nn.MaxPool2d(2))
