@@ -38,25 +38,25 @@ class OurSide(Side):
         multiply = jax.jit(jnp.matmul, compiler_options=ops.compiler_options(dtype))
         return lambda: multiply(x, x).block_until_ready()
 
-    def make(self, name: str, batch: int, side: int, mode: str, small_stem: bool, dtype: str) -> dict[str, Any]:
+    def make(
+        self, name: str, batch: int, side: int, mode: str, small_stem: bool, dtype: str, optimizer: str = "sgd"
+    ) -> dict[str, Any]:
         before = self.memory_before()
         options = {"stem": "small"} if small_stem else {}
         model = create_model(name, num_classes=1000, dtype=jnp.dtype(dtype), dropout_rate=0.0, **options)
-        optimizer = make_optimizer("sgd", 0.01, momentum=0.9)
+        rule = make_optimizer(optimizer, 1e-3 if optimizer == "adam" else 0.01, momentum=0.9)
         random = np.random.default_rng(0)
         images = jax.device_put(random.standard_normal((batch, side, side, 3), np.float32))
         labels = jax.device_put(random.integers(0, 1000, batch, np.int32))
         key = jax.random.key(0)
 
-        create = partial(create_state, model=model, optimizer=optimizer, image_shape=(side, side, 3))
+        create = partial(create_state, model=model, optimizer=rule, image_shape=(side, side, 3))
         beginning = jax.jit(create).trace(key)
         template = beginning.out_info
         with ThreadPoolExecutor(1) as pool:  # concurrently, as in the trainer
             initial = pool.submit(initialization.evaluate, beginning, key)
             if mode == "train":
-                program = partial(
-                    steps.train_step, model=model, optimizer=optimizer, prepare=lambda key, images: images
-                )
+                program = partial(steps.train_step, model=model, optimizer=rule, prepare=lambda key, images: images)
                 program = jax.jit(program, donate_argnames="state").lower(template, images, labels, key)
             else:
                 fold = jax.jit(partial(inference_variables, model))

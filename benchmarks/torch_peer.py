@@ -1,10 +1,13 @@
-"""PyTorch's side of train_step.py: torchvision's networks, trained and run in the usual way. Independent of JAX."""
+"""PyTorch's side of train_step.py: torchvision's networks and the small VGGs, trained and run in the usual way.
+
+Independent of JAX.
+"""
 # pyright: reportMissingImports=false
 
 import importlib
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -14,6 +17,17 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from worker import MEMORY_STEPS, Side, cores, seconds, serve
 
+# The small VGGs of Skagerström et al. 2018, Tables 1 and 2: filters and kernels of each stage; whether there is batch
+# norm (after the ReLU), and the features of the dense layers before the classifier.
+TINY_VGG_STAGES = ((32, ((2, 2), (2, 1), (1, 2))), (48, ((2, 2),) * 3), (80, ((2, 2),) * 3))
+TINY_VGGS = {
+    "tiny_vgg_a": (False, (2048,)),
+    "tiny_vgg_b": (True, (2048,)),
+    "tiny_vgg_c": (False, (2048,)),
+    "tiny_vgg_d": (True, (2048,)),
+    "tiny_vgg_e": (True, (4096, 4096, 4096)),
+    "tiny_vgg_f": (True, ()),
+}
 _libraries = []  # PyTorch drops the operators of a library that is no longer referenced
 
 
@@ -37,7 +51,9 @@ torchvision = import_torchvision()
 
 
 def make_network(name: str, small_stem: bool) -> nn.Module:
-    """torchvision's network without dropout, and changed to match ours if it departs from its paper."""
+    """The network without dropout; torchvision's are changed to match ours if they depart from their paper."""
+    if name in TINY_VGGS:
+        return make_tiny_vgg(*TINY_VGGS[name])
     options = {}
     if name == "googlenet":
         options = {"aux_logits": False, "init_weights": False}
@@ -51,6 +67,26 @@ def make_network(name: str, small_stem: bool) -> nn.Module:
         network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
         network.maxpool = nn.Identity()
     return network
+
+
+def make_tiny_vgg(batch_norm: bool, dense: Sequence[int]) -> nn.Module:
+    """Kernels of two pixels are padded at the end, as in Keras."""
+    layers: list[nn.Module] = []
+    features = 3
+    for filters, kernels in TINY_VGG_STAGES:
+        for height, width in kernels:
+            layers.append(nn.ZeroPad2d((0, width - 1, 0, height - 1)))  # left, right, top, bottom
+            layers += [nn.Conv2d(features, filters, (height, width)), nn.ReLU(inplace=True)]
+            layers += [nn.BatchNorm2d(filters, eps=1e-3)] if batch_norm else []
+            features = filters
+        layers.append(nn.MaxPool2d(2))
+    layers += [nn.AdaptiveAvgPool2d(8), nn.Flatten()]
+    features *= 8 * 8
+    for width in dense:
+        layers += [nn.Linear(features, width), nn.ReLU(inplace=True)]
+        layers += [nn.BatchNorm1d(width, eps=1e-3)] if batch_norm else []
+        features = width
+    return nn.Sequential(*layers, nn.Linear(features, 1000))
 
 
 def _adapt(module: nn.Module) -> None:
@@ -84,10 +120,11 @@ class TorchSide(Side):
         return multiply
 
     def make(
-        self, name: str, batch: int, side: int, mode: str, small_stem: bool, dtype: str, compiled: bool
+        self, name: str, batch: int, side: int, mode: str, small_stem: bool, dtype: str, compiled: bool, **training: str
     ) -> dict[str, Any]:
+        """`training` has the name of the optimizer, "sgd" (if it is missing) or "adam"."""
         before = self.memory_before()
-        self._dtype = dtype
+        self._dtype, self._rule = dtype, training.get("optimizer", "sgd")
         torch.manual_seed(0)
         network = make_network(name, small_stem).to(self._device)
         network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (PyTorch's stubs lack it)
@@ -102,7 +139,10 @@ class TorchSide(Side):
         return {"parameters": sum(x.numel() for x in network.parameters()), "memory_before": before}
 
     def _make_optimizer(self, kind: str) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self._eager.parameters(), lr=0.01, momentum=0.9, **{kind: True})
+        options: dict[str, Any] = {kind: True}
+        if self._rule == "adam":
+            return torch.optim.Adam(self._eager.parameters(), lr=1e-3, **options)
+        return torch.optim.SGD(self._eager.parameters(), lr=0.01, momentum=0.9, **options)
 
     def _step(self) -> None:
         precision = torch.autocast(self._device, torch.bfloat16, enabled=self._dtype == "bfloat16")
@@ -132,7 +172,7 @@ class TorchSide(Side):
             took = {}
             for kind in ("fused", "foreach"):
                 self._optimizer = self._make_optimizer(kind)
-                self.steps(1)  # creates the momentum buffers
+                self.steps(1)  # creates its buffers
                 took[kind] = min(seconds(lambda: self.steps(1)) for _ in range(3))
             chosen = min(took, key=lambda kind: took[kind])
             self._optimizer = self._make_optimizer(chosen)

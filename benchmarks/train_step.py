@@ -2,7 +2,7 @@
 
 Every side is a separate process, and one works at a time; they take turns in rounds, so that other load on the machine
 affects all of them. The networks are equal (their numbers of parameters are compared), as are the batch, the
-optimizer (SGD, momentum 0.9), the threads and the allocator's huge pages; dropout is 0. The networks compute in
+optimizer (SGD with momentum 0.9, or Adam), the threads and the allocator's huge pages; dropout is 0. They compute in
 --dtype, PyTorch's by autocast. Inference can also be compared with ONNX Runtime (float32 only) and OpenVINO, on the
 graph that this package exports, and --auto also measures ours with the engine that `predict` and `serve` choose: from
 images as they are stored, while all the others start from normalized ones. Prints Markdown.
@@ -35,6 +35,7 @@ examples, in the repository's root:
   python benchmarks/train_step.py --models googlenet --shapes 64x32 --rounds 3 --peers eager
   python benchmarks/train_step.py --peer-python ../torch/bin/python --models vgg11 --modes inference
   python benchmarks/train_step.py --models googlenet --dtype bfloat16 --peers eager
+  python benchmarks/train_step.py --models tiny_vgg_a tiny_vgg_d --shapes 128x64 --modes train --peers eager
   python benchmarks/train_step.py --models googlenet --modes inference --auto --peers eager onnxruntime openvino
   python benchmarks/train_step.py --device gpu --shapes 256x224 512x224
 """
@@ -65,7 +66,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--models", nargs="+", help="torchvision's names (default: googlenet resnet18 resnet50 vgg11)")
+    add(
+        "--models", nargs="+", help="torchvision's names, tiny_vgg_a to _f (default: googlenet resnet18 resnet50 vgg11)"
+    )
     add("--shapes", nargs="+", type=shape, help="BATCHxSIDE (default: 64x32 64x64 16x224; on a GPU 256x224)")
     add("--modes", nargs="+", choices=("train", "inference"), default=["train", "inference"])
     add(
@@ -76,6 +79,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="onnxruntime and openvino: inference on a CPU, from this Python (default: eager compile)",
     )
     add("--auto", action="store_true", help="also measure inference on a CPU with the engine that auto chooses")
+    add("--optimizer", choices=("sgd", "adam"), default="sgd", help="of training (default: sgd)")
     add("--rounds", type=int, default=7)
     add("--seconds", type=float, default=1.0, help="of steps per side and round, at least two steps (default: 1)")
     add(
@@ -162,6 +166,8 @@ def measure(model: str, shape: str, mode: str, device: str, options: argparse.Na
 
     def make(worker: Worker, side: str, label: str) -> None:
         given = arguments | ({"compiled": side == "compile"} if side in TORCH else {})
+        if side in ("ours", *TORCH):
+            given["optimizer"] = options.optimizer
         if side in ENGINES:
             given = {"path": graph, "batch": batch, "side": length, "dtype": options.dtype}
         facts[side] = worker.ask("make", **given)

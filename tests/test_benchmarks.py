@@ -196,6 +196,9 @@ def test_the_engines_compute_what_is_exported(train_step, tmp_path, engine):
         ("resnet18", 32, {"stem": "small"}),
         ("resnet50", 64, {}),
         ("vgg11", 32, {}),
+        ("tiny_vgg_a", 64, {}),
+        ("tiny_vgg_e", 64, {}),
+        ("tiny_vgg_f", 64, {}),
     ],
 )
 def test_the_peer_has_our_networks(train_step, name, side, options):

@@ -42,7 +42,7 @@ def inference_variables(model: nn.Module, variables: Mapping[str, Any]) -> dict[
     """What `fold_variables` gives, prepared for many calls; can be jitted.
 
     Where the network computes in bfloat16, the convolutions' parameters are that already. In float32 on CPUs there is
-    the collection "transformed": what `ops.transform_kernel` makes of the kernels, four times as large as they.
+    the collection "transformed": what `ops.transform_kernel` makes of the kernels, two to six times as large.
     """
     folded = fold_variables(model, variables)
     if getattr(model, "dtype", None) == jnp.bfloat16:

@@ -49,7 +49,7 @@ def conv_general_dilated(
     preferred_element_type=None,
     *,
     implementation: str = "auto",
-    transformed: Float[Array, "36 in_channels out_channels"] | None = None,
+    transformed: Float[Array, "points in_channels out_channels"] | None = None,
 ) -> Num[Array, "..."]:
     """`lax.conv_general_dilated`, for `flax.linen.Conv(conv_general_dilated=...)`, with the same arguments.
 
@@ -100,7 +100,7 @@ def conv(
     *,
     precision=None,
     implementation: str = "auto",
-    transformed: Float[Array, "36 in_channels out_channels"] | None = None,
+    transformed: Float[Array, "points in_channels out_channels"] | None = None,
 ) -> Float[Array, "batch out_height out_width out_channels"]:
     """2-D convolution (cross-correlation, as is usual in deep learning) of NHWC maps.
 
@@ -125,13 +125,13 @@ def conv(
     pads = ((int(top), int(bottom)), (int(left), int(right)))
     if implementation == "lax" or x.size == 0 or min(out_sizes(x.shape, kernel.shape, strides, pads)) <= 0:
         return lax_conv(x, kernel, strides, pads, precision)
-    if transformed is not None and suits_winograd(x, kernel.shape, strides, precision):
+    if transformed is not None and suits_winograd(x, kernel.shape, strides, pads, precision):
         default = functools.partial(lax_conv, strides=strides, pads=pads, precision=precision)
         return lax.platform_dependent(
             x,
             kernel,
             transformed,
-            cpu=lambda x, kernel, transformed: winograd.conv(x, transformed, pads),
+            cpu=lambda x, kernel, transformed: winograd.conv(x, transformed, pads, kernel.shape),
             default=lambda x, kernel, transformed: default(x, kernel),
         )
     kernel, pads = _trim(kernel, x.shape, strides, pads)
@@ -140,10 +140,11 @@ def conv(
 
 def transform_kernel(
     kernel: Float[Array, "kernel_height kernel_width in_channels out_channels"],
-) -> Float[Array, "36 in_channels out_channels"] | None:
+) -> Float[Array, "points in_channels out_channels"] | None:
     """What `conv` computes from the kernel alone on CPUs, for its argument `transformed`; None if that is nothing.
 
-    Four times as large as the kernel; computing it takes a tenth of GoogLeNet's inference at 64 pixels.
+    Four times as large as a 3x3 kernel, six times as large as one of 2x2. Computing it takes a tenth of GoogLeNet's
+    inference at 64 pixels.
     """
     return winograd.transform_kernel(kernel) if has_winograd(kernel.shape, kernel.dtype) else None
 

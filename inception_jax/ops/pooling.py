@@ -223,9 +223,11 @@ def _window_pixels(
     x: Maps, window: Pair, strides: Pair, pads: tuple[Pair, Pair]
 ) -> list[Int[Array, "batch out_height out_width channels"]]:
     """For each pixel of the window in row-major order, its values in all windows, as ordered integers."""
-    lowest = _to_ordered(jnp.array(-jnp.inf, x.dtype))
-    # Without the barrier each slice would repeat the padding, with a bounds check per element.
-    padded = lax.optimization_barrier(lax.pad(_to_ordered(x), lowest, _padding_config(pads)))
+    padded = _to_ordered(x)
+    if pads != ((0, 0), (0, 0)) or any(size > stride for size, stride in zip(window, strides, strict=True)):
+        lowest = _to_ordered(jnp.array(-jnp.inf, x.dtype))
+        # Without the barrier each slice would repeat the padding, with a bounds check per element, and the conversion.
+        padded = lax.optimization_barrier(lax.pad(padded, lowest, _padding_config(pads)))
     rows = _window_slices(padded, 1, window[0], strides[0])
     return [pixel for row in rows for pixel in _window_slices(row, 2, window[1], strides[1])]
 
