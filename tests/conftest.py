@@ -72,6 +72,20 @@ def reports(without_reports, monkeypatch):
         monkeypatch.setattr("inception_jax.train.training._write_report", without_reports)
 
 
+@pytest.fixture
+def drawn():
+    """Figures are drawn, see `empty_figures`."""
+
+
+@pytest.fixture
+def empty_figures(request, monkeypatch):
+    """Figures are files without content, since drawing takes most of a page's time, unless a test asks for `drawn`."""
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr(
+            "inception_jax.inspection.drawing.write_figure", lambda figure, file, kind, **options: file.write(b"<svg>")
+        )
+
+
 @pytest.fixture(scope="session")
 def originals() -> Path:
     """The folder with the published archives of MNIST and CIFAR-10."""

@@ -24,6 +24,7 @@ from inception_jax.experiment import Experiment, Inputs, initial_key, training_k
 from inception_jax.models.googlenet import GoogLeNet
 from inception_jax.models.resnet import ResNet
 from inception_jax.models.small_inception import SmallInception
+from inception_jax.steps import initialization
 
 FILE = Path(__file__).with_suffix(".json")
 BATCH, SIDE, CLASSES = 4, 16, 10
@@ -50,10 +51,11 @@ def one_step(name: str) -> dict[str, float]:
     generator = np.random.Generator(np.random.Philox(0))
     images = generator.integers(0, 256, (BATCH, SIDE, SIDE, 3), np.uint8)
     labels = generator.integers(0, CLASSES, BATCH, np.int32)
+    key = initial_key(config)
+    state = initialization.evaluate(jax.jit(experiment.initial_state).trace(key), key)  # as training does
     # Compiled without LLVM's optimizations, which take longer than the step.
-    compiled = {"compiler_options": {"xla_backend_optimization_level": "0"}}
-    state = jax.jit(experiment.initial_state, **compiled)(initial_key(config))
-    after, loss = jax.jit(experiment.train_step, **compiled)(state, images, labels, training_key(config))
+    train_step = jax.jit(experiment.train_step, compiler_options={"xla_backend_optimization_level": "0"})
+    after, loss = train_step(state, images, labels, training_key(config))
     gradients = jax.tree.map(lambda old, new: np.asarray(old) - np.asarray(new), state.params, after.params)
     return {"loss": float(loss), "gradient_norm": float(optax.tree.norm(gradients))}
 

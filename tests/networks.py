@@ -23,11 +23,13 @@ DEEPER = {
     "resnet34", "resnet101", "resnet152", "tiny_vgg_d_regularized", "vgg13", "vgg16", "vgg19", "vgg13_bn", "vgg16_bn",
     "vgg19_bn",
 }  # fmt: skip
-# Options of deep networks for one module of each kind, where more of them show nothing new.
+# Fields of large networks for one module of each kind and narrow dense layers, where more of them show nothing new.
 SHORTENED = {
     "inception_v4": {"repeats": (1, 1, 1)},
     "inception_resnet_v2": {"repeats": (1, 1, 2)},
     "resnet50": {"stage_sizes": (2, 1, 1, 1)},
+    "vgg11": {"hidden_features": 64},
+    "vgg11_bn": {"hidden_features": 64},
 }
 # For functions that are called once, and take longer to compile than to run.
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": "0"})
@@ -105,8 +107,9 @@ def assert_trains_and_evaluates(model, image_shape):
     with ThreadPoolExecutor() as pool:  # they compile side by side
         trained = pool.submit(train, params, statistics, images)
         evaluated = [pool.submit(evaluate, variables, images, dtype) for dtype in (None, jnp.bfloat16)]
-    gradients, (outputs, state) = trained.result()
-    (wanted, kept), (rounded, _) = (future.result() for future in evaluated)
+    # As NumPy's arrays: an operation of JAX outside a program is compiled for each shape.
+    gradients, (outputs, state) = jax.device_get(trained.result())
+    (wanted, kept), (rounded, _) = (jax.device_get(future.result()) for future in evaluated)
 
     for path, leaf in jax.tree_util.tree_leaves_with_path((outputs, gradients)):
         assert np.isfinite(leaf).all(), jax.tree_util.keystr(path)

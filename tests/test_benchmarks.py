@@ -219,13 +219,13 @@ def test_the_peer_trains(train_step, dtype):
     import_torchvision()
     arguments = {"name": "resnet18", "batch": 2, "side": 32, "small_stem": True, "dtype": dtype, "compiled": False}
     flops = {}
-    for mode in ("train", "inference"):
-        with train_step.start("eager", "cpu", train_step.parse_arguments([])) as worker:
+    with train_step.start("eager", "cpu", train_step.parse_arguments([])) as worker:
+        for mode in ("train", "inference"):
             worker.ask("make", mode=mode, **arguments)
             flops[mode] = worker.ask("warm_up")["flops"]
             number, seconds = worker.ask("measure", duration=0.0)
-        assert number == 2
-        assert seconds > 0
+            assert number == 2
+            assert seconds > 0
     # The first convolution needs no gradient of its input; all else costs as much again, twice.
     first = 2 * 2 * 32 * 32 * 64 * 27
     assert flops["train"] == 3 * flops["inference"] - first

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from programs import TRAINER
 from runs import final_state, rows, summary
 
 from inception_jax import process
@@ -36,7 +37,7 @@ FIELDS = {
 
 
 @contextlib.contextmanager
-def started(folder, digits, *, processes=1, program=("-m", "inception_jax.main"), own=(), **fields):
+def started(folder, digits, *, processes=1, program=("-c", TRAINER), own=(), **fields):
     """The processes of a run, each with one device; whatever is left of them is ended.
 
     Args:
@@ -111,12 +112,13 @@ def assert_agree(folder, expected):
 
 def test_two_processes_equal_one(alone, digits, tmp_path):
     often = {"checkpoint.every_minutes": 1e-5, "checkpoint.keep_latest": 100}  # by the first one's clock, for both
-    train(tmp_path / "run", digits, processes=2, **often)
+    train(tmp_path / "run", digits, processes=2, program=("-m", "inception_jax.main"), **often)
     assert_agree(tmp_path / "run", alone)
     assert "2 processes" in log(tmp_path / "run")
     assert "epoch" not in log(tmp_path / "run", 1)  # the first one alone speaks
     saved = {int(step.name) for step in (tmp_path / "run" / "checkpoints").iterdir()}
     assert len(saved - set(range(0, 21, FIELDS["checkpoint.every_steps"]))) > 2
+    assert (tmp_path / "run" / "report.html").exists()
 
 
 @pytest.mark.slow

@@ -63,7 +63,7 @@ def test_a_network_trains_from_the_wheel_to_its_report(run, tmp_path):
         "--config.data.name=digits", "--config.data.splits.train=train[:20%]",
         "--config.data.splits.validation=train[90%:]", f"--config.data.directory={tmp_path / 'data'}",
         "--config.num_devices=1", "--config.log.tensorboard=false", "--config.data.augment.pad_and_crop=0",
-        "--config.data.image_size=16",
+        "--config.data.image_size=16", "--config.model.stage_features=(4,8)",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert "<h1>run</h1>" in (tmp_path / "run" / "report.html").read_text()

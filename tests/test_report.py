@@ -23,6 +23,7 @@ from inception_jax.trained.report import write_report
 from inception_jax.trained.report.findings import examine
 from inception_jax.trained.report.records import interval
 
+pytestmark = pytest.mark.usefixtures("empty_figures")
 METRICS = {"top1": 0.93125, "top5": 0.9971, "loss": 0.2513, "count": 5000}
 
 
@@ -159,7 +160,7 @@ def test_a_run_that_reached_its_target_tells_the_time_of_its_steps(tmp_path):
         assert text in page.text
 
 
-def test_it_needs_nothing_from_outside(tmp_path):
+def test_it_needs_nothing_from_outside(tmp_path, drawn):
     page = make_run(tmp_path, summary=make_summary("validation", "test"))
     for tag, attributes in page.tags:
         assert tag not in ("script", "link", "iframe", "object")
@@ -169,7 +170,7 @@ def test_it_needs_nothing_from_outside(tmp_path):
     assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in page.tags
 
 
-def test_every_picture_is_a_drawing_with_a_text_for_it(tmp_path):
+def test_every_picture_is_a_drawing_with_a_text_for_it(tmp_path, drawn):
     page = make_run(tmp_path, splits=("train", "validation", "test"), summary=make_summary("validation", "test"))
     assert [image["alt"] for image in page.images()] == [
         "Loss over epochs 1 to 3; train: from 2 to 0.6667; validation: from 2 to 0.6667; test: from 2 to 0.6667",
@@ -187,7 +188,7 @@ def test_every_picture_is_a_drawing_with_a_text_for_it(tmp_path):
         assert drawing.tag == "{http://www.w3.org/2000/svg}svg"
 
 
-def test_the_same_run_gives_the_same_page(tmp_path):
+def test_the_same_run_gives_the_same_page(tmp_path, drawn):
     first = make_run(tmp_path, summary=make_summary("validation")).source
     assert Page(write_report(tmp_path)).source == first
 
@@ -243,7 +244,7 @@ def test_what_was_chosen_on_test_data_is_said(tmp_path, fields, note):
     assert note in page.text
 
 
-def test_text_from_outside_is_no_markup(tmp_path):
+def test_text_from_outside_is_no_markup(tmp_path, drawn):
     evil = "<img src=x onerror=alert(1)>&\"'"
     summary = make_summary("validation", name=evil, device=evil, versions={evil: evil})
     page = make_run(tmp_path, summary=summary, **{"model.name": evil, "schedule.boundaries": (evil,)})
@@ -252,7 +253,7 @@ def test_text_from_outside_is_no_markup(tmp_path):
     assert not any("onerror" in attributes for _, attributes in page.tags)
 
 
-def test_numbers_that_are_not_finite_leave_gaps(tmp_path):
+def test_numbers_that_are_not_finite_leave_gaps(tmp_path, drawn):
     make_run(tmp_path, epochs=2)
     with MetricWriter(tmp_path, resume_step=20, tensorboard=False) as writer:
         writer.write(
@@ -275,7 +276,7 @@ def test_a_damaged_file_is_named(tmp_path, name):
         write_report(tmp_path)
 
 
-def test_what_the_network_makes_of_its_data(trained, tmp_path, capsys):
+def test_what_the_network_makes_of_its_data(trained, tmp_path, capsys, drawn):
     page_file = tmp_path / "run.html"
     assert main(["report", str(trained), "--output", str(page_file)]) == 0
     assert capsys.readouterr().out == f"{page_file}\n"
@@ -318,7 +319,7 @@ def make_runs(tmp_path):
     return [tmp_path / "slow", tmp_path / "fast"]
 
 
-def test_several_runs_stand_side_by_side(tmp_path):
+def test_several_runs_stand_side_by_side(tmp_path, drawn):
     page = Page(write_report(make_runs(tmp_path), tmp_path / "both.html"))
     assert "2 runs compared" in page.text
     differing = [row for row in page.rows if row and row[0].startswith("schedule.")]
@@ -338,7 +339,7 @@ def test_no_result_on_test_data_is_in_bold(tmp_path):
     ] * 4
 
 
-def test_several_networks_stand_side_by_side(trained, tmp_path):
+def test_several_networks_stand_side_by_side(trained, tmp_path, drawn):
     other, both = tmp_path / "Run", tmp_path / "both"
     shutil.copytree(trained, other)
     found = examine(trained)
@@ -365,7 +366,7 @@ def test_the_same_folder_twice_is_a_mistake(tmp_path, capsys):
     assert "is given twice" in capsys.readouterr().err
 
 
-def test_markdown_has_its_pictures_beside_it(trained, tmp_path):
+def test_markdown_has_its_pictures_beside_it(trained, tmp_path, drawn):
     assert main(["report", str(trained), "--format", "markdown", "--output", str(tmp_path / "page")]) == 0
     text = (tmp_path / "page" / "report.md").read_text()
     pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)
@@ -386,7 +387,7 @@ def pages(trained, tmp_path_factory):
 
 
 @pytest.mark.parametrize("width", browser.WIDTHS)
-def test_it_fits_and_has_no_errors(pages, width):
+def test_it_fits_and_has_no_errors(pages, width, drawn):
     with browser.browser() as started:
         for name in ("one.html", "many.html"):
             with browser.page(started, (pages / name).as_uri(), width) as shown:

@@ -5,7 +5,7 @@
 DIR has a folder for each synset, or is a full ILSVRC2012 tree. The cross-evaluation also needs CIFAR-10.
 """
 
-from inception_jax.studies import Claim, CrossEvaluation, Form, Minimum, Study, Variation
+from inception_jax.studies import Claim, CrossEvaluation, Form, Minimum, Study, Variation, smoke
 
 SMALL_IMAGES = {"model.stem": "small", "model.stage_convolutions": (2, 2, 2, 2)}
 
@@ -65,7 +65,7 @@ auxiliary heads. On a GPU, training took 35 and 37 minutes; our minutes are of t
                 note="Whatever synsets are there, at 64 pixels, with batch norm and a higher rate, 8 epochs.",
             ),
             "smoke": Form(
-                {"data.classes": ("all",), "data.image_size": 32, "num_epochs": 1},
+                smoke(256) | {"data.classes": ("all",), "data.image_size": 32},
                 own={"simple": SMALL_IMAGES},
                 variations=("simple",),
                 note="To see that it runs.",

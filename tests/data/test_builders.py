@@ -18,6 +18,7 @@ import pytest
 import tensorflow_datasets as tfds
 from loading import load_data
 from PIL import Image
+from small_archives import write_cifar10
 
 from inception_jax import data
 from inception_jax.data.archives import Content
@@ -123,15 +124,7 @@ def small_mnist(monkeypatch, tmp_path):
 @pytest.fixture
 def small_cifar10(monkeypatch, tmp_path):
     """A folder with the six files of a CIFAR-10 of 12 images."""
-    folder = tmp_path / "cifar-10-batches-bin"
-    folder.mkdir()
-    contents = {}
-    for number, name in enumerate(cifar10.FILES):
-        payload = bytes([number]) + bytes(3072) + bytes([9 - number]) + (np.arange(3072) % 253).astype("u1").tobytes()
-        contents[name] = Content(len(payload), hashlib.sha256(payload).hexdigest())
-        (folder / name).write_bytes(payload)
-    monkeypatch.setattr(cifar10, "FILES", contents)
-    return folder
+    return write_cifar10(tmp_path / "cifar-10-batches-bin", monkeypatch)
 
 
 @pytest.fixture

@@ -45,10 +45,12 @@ from inception_jax.models import (
     resnet,
 )
 from inception_jax.models.branches import BranchedModule
+from inception_jax.models.googlenet import Inception, InceptionModule
 from inception_jax.models.inception_resnet_v2 import ResidualModule
 from inception_jax.models.tiny_vgg import Configuration
 
 NAMES = sorted(MODELS)
+VARIATIONS = {"googlenet_naive", "inception_v3"}  # of googlenet and inception_v2: the same wiring with other modules
 slow = partial(pytest.param, marks=pytest.mark.slow)
 # At 1000 classes and the network's own options, color images of its native size.
 PARAMETERS = {
@@ -317,11 +319,16 @@ BLOCKS = {
     "inception_v3_figure_7": (partial(BranchedModule, inception_v3.figure_7(True)), 5),
     "inception_v4_c": (partial(BranchedModule, inception_v4.INCEPTION_C), 4),
 }
+MORE_BLOCKS = {
+    "googlenet_naive": (partial(InceptionModule, Inception(4, 4, 8, 4, 4, 4), reductions=False), 4),
+    "inception_v3_whole_figure_6": (partial(BranchedModule, inception_v3.figure_6(128, False)), 5),
+    "inception_v3_whole_figure_7": (partial(BranchedModule, inception_v3.figure_7(False)), 5),
+}
 
 
-@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("name", [*BLOCKS, *map(slow, MORE_BLOCKS)])
 def test_a_block_trains_and_evaluates(name):
-    block, side = BLOCKS[name]
+    block, side = (BLOCKS | MORE_BLOCKS)[name]
     assert_trains_and_evaluates(OneBlock(block), (4, side, side, 8))
 
 
@@ -334,11 +341,11 @@ def test_folding_changes_nothing_in_a_block(name):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "side"),
+    # One with kernels that no batch norm follows, one with an auxiliary head. Of the others, the blocks above and, with
+    # PyTorch's logits to compare, the published networks in weights/test_preprocessing.py are folded.
     [
-        (BNInception(3), 32),
         (InceptionResNetV2((1, 1, 2), 3, stem="small"), 8),
         (InceptionV2(3, aux_heads=True, stem="small"), 16),
-        (InceptionV4((1, 1, 1), 3, stem="small"), 8),
     ],
 )
 def test_folding_changes_nothing(model, side):
@@ -361,7 +368,6 @@ def test_folding_changes_nothing(model, side):
         (VGG((2, 1), num_classes=3, norm="batch", classifier="mean"), (4, 8, 8, 3)),
         slow(VGG((1,), num_classes=3), (4, 8, 8, 3)),
         slow(GoogLeNet(3, norm="stem", stem="small_pooled"), (4, 8, 8, 3)),
-        slow(InceptionV2(3, factorized_kernels=False, aux_heads=True, aux_norm="none", stem="small"), (4, 16, 16, 3)),
     ],
 )
 def test_trains_and_evaluates_at_a_small_size(model, image_shape):
@@ -371,9 +377,10 @@ def test_trains_and_evaluates_at_a_small_size(model, image_shape):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size"),
-    # Of the Tiny VGGs, whose tables differ in their dense layers, one; the others' kinds of layers are above.
-    [(name, "smallest") for name in NAMES if name not in DEEPER and name[:-1] != "tiny_vgg_"]
-    + [("tiny_vgg_b", "smallest"), ("alexnet", "native"), ("googlenet", "native"), ("vgg11_bn", "native")],
+    # Of networks of one class, whose tables differ, one; the others' kinds of layers and modules are above.
+    [(name, "smallest") for name in NAMES if name not in {*DEEPER, *VARIATIONS} and name[:-1] != "tiny_vgg_"]
+    # At their native size the maps before the dense layers are as in the papers; GoogLeNet's are in test_peers.py.
+    + [("tiny_vgg_b", "smallest"), ("alexnet", "native"), ("vgg11_bn", "native")],
 )
 def test_trains_and_evaluates(name, size):
     heads = {"aux_heads": True} if hasattr(create_model(name, num_classes=10), "aux_heads") else {}

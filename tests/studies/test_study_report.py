@@ -11,6 +11,8 @@ from inception_jax.studies import Claim, Pair
 from inception_jax.studies.report import show, write_report
 from inception_jax.studies.results import EXTRAS, read_table
 
+pytestmark = pytest.mark.usefixtures("empty_figures")
+
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
@@ -28,7 +30,7 @@ def report(tmp_path_factory):
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_the_page_fits_and_has_no_errors(report, width):
+def test_the_page_fits_and_has_no_errors(report, width, drawn):
     with browser() as started, page(started, report.as_uri(), width) as shown:
         assert_fits(shown)
         assert "wider is better" in shown.inner_text("body")
@@ -121,7 +123,7 @@ def test_a_comparison_with_another_difference_is_written_out(tmp_path):
 
 
 @pytest.mark.parametrize(("first", "axis"), [(15.0, ""), (1e5, ", on a logarithmic axis")])
-def test_a_loss_that_starts_high_leaves_the_others_to_be_seen(first, axis, tmp_path):
+def test_a_loss_that_starts_high_leaves_the_others_to_be_seen(first, axis, tmp_path, drawn):
     plan = fake_plan(tmp_path, wide=(0.9, 0.92, 0.91), narrow=(0.8, 0.81, 0.805))
     path = plan.runs[0].folder / "metrics.csv"
     head, row, *rows = path.read_text().splitlines()
@@ -130,7 +132,7 @@ def test_a_loss_that_starts_high_leaves_the_others_to_be_seen(first, axis, tmp_p
     assert f"validation loss over the epochs{axis}: " in write_report(read_table(plan)).read_text()
 
 
-def test_the_same_runs_give_the_same_report(tmp_path):
+def test_the_same_runs_give_the_same_report(tmp_path, drawn):
     plan = fake_plan(tmp_path, wide=(0.9, 0.92, 0.91), narrow=(0.8, 0.81, 0.805))
     first = write_report(read_table(plan)).read_bytes()
     assert write_report(read_table(plan)).read_bytes() == first
