@@ -1,8 +1,6 @@
 """A run as people use it from Python and in notebooks: what `inception_jax.load` and `fit` return."""
 
 import dataclasses
-import importlib
-import importlib.util
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -51,9 +49,11 @@ class History(Mapping[str, np.ndarray]):
         Raises:
           UserError: pandas is not installed.
         """
-        if not importlib.util.find_spec("pandas"):
-            raise UserError("a data frame needs pandas, which is not installed: pip install pandas")
-        return importlib.import_module("pandas").DataFrame(self._columns)
+        try:
+            import pandas as pd  # pyright: ignore[reportMissingImports] (not required)
+        except ModuleNotFoundError as error:
+            raise UserError("a data frame needs pandas, which is not installed: pip install pandas") from error
+        return pd.DataFrame(self._columns)
 
     def __repr__(self) -> str:
         epochs = self._columns.get("epoch", np.array([]))
