@@ -1,4 +1,4 @@
-"""Pages made from the published numbers of studies: docs/results/index.md, and the table in README.md.
+"""Pages made from the published numbers of studies: docs/results/all.md, and the table in README.md.
 
 `python -m inception_jax.studies.page docs/results README.md` renews both.
 """
@@ -175,8 +175,8 @@ def _claim(claim: Mapping[str, Any]) -> str:
 
 
 def main(folder: str, readme: str) -> None:
-    """Writes FOLDER/index.md, and the table in the README."""
-    files.write_text(Path(folder, "index.md"), markdown(Path(folder)))
+    """Writes FOLDER/all.md, and the table in the README."""
+    files.write_text(Path(folder, "all.md"), markdown(Path(folder)))
     files.write_text(Path(readme), with_table(Path(readme).read_text(), recipes_table(Path(folder))))
 
 

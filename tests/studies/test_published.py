@@ -151,6 +151,6 @@ def test_published_files_are_of_shipped_studies_as_they_are_now(path):
 
 def test_the_pages_are_those_of_the_files():
     renew = "renew them: python -m inception_jax.studies.page docs/results README.md"
-    assert (RESULTS / "index.md").read_text() == page.markdown(RESULTS), renew
+    assert (RESULTS / "all.md").read_text() == page.markdown(RESULTS), renew
     readme = (ROOT / "README.md").read_text()
     assert readme == page.with_table(readme, page.recipes_table(RESULTS)), renew
