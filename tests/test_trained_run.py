@@ -95,6 +95,9 @@ def test_pictures_of_a_batch_and_of_the_highest_losses(run):
     tile, gap, caption, header = 96, 4, 150, 24
     assert run.show_batch(rows=3, draws=2).array.shape == (header + 3 * (tile + gap), caption + 3 * (tile + gap), 3)
     assert run.top_losses(5).array.shape == (header + 5 * (tile + gap), caption + 2 * (tile + gap), 3)
+    for wrong in (lambda: run.show_batch(rows=0), lambda: run.top_losses(0)):
+        with pytest.raises(UserError, match="=0 is not allowed: it must be at least 1"):
+            wrong()
     assert run.top_losses(5)._repr_png_().startswith(b"\x89PNG")
 
 

@@ -52,12 +52,12 @@ def run(args: argparse.Namespace) -> int:
     process.use_compilation_cache()
     with log_to_stderr():
         found = find_learning_rate(config, lowest=args.lowest, highest=args.highest, steps=args.steps)
-    if args.chart:
-        found.save(args.chart)
     if args.json:
         values = {"suggestion": found.suggestion, "rates": found.rates.tolist(), "losses": found.losses.tolist()}
         say(json_text(values, indent=2))
-        return 0
-    end = f"{found.rates[-1]:.3g}" + ("" if len(found.rates) == args.steps else ", where the loss had risen")
-    say(f"suggestion: {found.suggestion:.2g} ({len(found.rates)} steps, from {found.rates[0]:.3g} to {end})")
+    else:
+        end = f"{found.rates[-1]:.3g}" + ("" if len(found.rates) == args.steps else ", where the loss had risen")
+        say(f"suggestion: {found.suggestion:.2g} ({len(found.rates)} steps, from {found.rates[0]:.3g} to {end})")
+    if args.chart:  # last: if it cannot be written, the result has been printed
+        found.save(args.chart)
     return 0

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from inception_jax import files
+from inception_jax.config.fields import FIELDS
 from inception_jax.errors import UserError
 from inception_jax.studies.definitions import Pair, Variation
 from inception_jax.studies.results import Result, StudyResults, Verdict
 
-PLACES = ("data.archives", "data.directory", "data.folder")  # fields that say where data is on one machine
+# Fields that say where data is on one machine.
+PLACES = tuple(field.name for field in FIELDS if field.source and field.may_differ)
 
 
 def as_json(table: StudyResults) -> dict[str, Any]:

@@ -181,4 +181,9 @@ def main(folder: str, readme: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if len(sys.argv) != 3:
+        sys.exit("usage: python -m inception_jax.studies.page docs/results README.md")
+    try:
+        main(*sys.argv[1:])
+    except (UserError, OSError) as error:
+        sys.exit(f"error: {error}")

@@ -172,6 +172,8 @@ class TrainedRun(Run):
         Raises:
           UserError: the data is no longer available.
         """
+        if rows < 1:
+            raise UserError(f"rows={rows} is not allowed: it must be at least 1")
         _, dataset = self._data("train")
         return contact_sheet(dataset, self.config, rows=rows, draws=draws)
 
@@ -184,6 +186,8 @@ class TrainedRun(Run):
         Raises:
           UserError: the data is no longer available; the network has no feature maps.
         """
+        if number < 1:
+            raise UserError(f"number={number} is not allowed: it must be at least 1")
         split, dataset = self._data(split)
         found = evaluate.predictions(self, dataset, split)
         rows = np.argsort(-evaluate.losses(found), kind="stable")[: min(number, int(found.counted.sum()))]
