@@ -39,6 +39,12 @@ def test_equals_lax_in_value_and_gradient(case):
         assert_equals_lax(*case, jnp.float64, 1e-12)
 
 
+@pytest.mark.parametrize("kernel", [(1, 1), (2, 2), (2, 1), (1, 3), (3, 3), (5, 5), (7, 7)])
+@pytest.mark.parametrize("padding", [((-1, 1), (0, -2)), ((2, -1), (-1, -1))])
+def test_negative_padding_cuts_the_map(kernel, padding):
+    assert_equals_lax((2, 12, 12, 32), (*kernel, 32, 32), (1, 1), padding, jnp.float32, 1e-4)
+
+
 @pytest.mark.parametrize(("dtype", "rtol"), [(jnp.float32, 1e-5), (jnp.bfloat16, 2e-2)])
 @pytest.mark.parametrize(
     ("size", "kernel", "stride", "channels"),
