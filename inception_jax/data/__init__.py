@@ -7,8 +7,9 @@ facts and decoded arrays are kept in `<directory>/folders/<name>-<digest of the 
 """
 
 from inception_jax.data.arrays import from_arrays
+from inception_jax.data.items import Items, is_items
 from inception_jax.data.listings import changes
-from inception_jax.data.load import load
+from inception_jax.data.load import from_items, load
 from inception_jax.data.options import Decoding, Location, Selection
 from inception_jax.data.prepare import prepare
 from inception_jax.data.published import Published, published
@@ -17,12 +18,15 @@ from inception_jax.data.registry import DATASETS, is_encoded
 __all__ = [
     "DATASETS",
     "Decoding",
+    "Items",
     "Location",
     "Published",
     "Selection",
     "changes",
     "from_arrays",
+    "from_items",
     "is_encoded",
+    "is_items",
     "load",
     "prepare",
     "published",

@@ -57,34 +57,52 @@ def checked(name: str, arrays: Mapping[str, Any]) -> tuple[tuple[str, ...], dict
     Raises:
       UserError: anything else, see `from_arrays`.
     """
-    if not isinstance(arrays, Mapping) or not any(split != "class_names" for split in arrays):
-        raise UserError(
-            f"data set {name!r} must be a TFDS builder or give {{'train': (images, labels), ...}}, not "
-            f"{type(arrays).__name__}"
-        )
-    splits = {split: pair for split, pair in arrays.items() if split != "class_names"}
-    for split in splits:
-        if not isinstance(split, str):
-            raise UserError(f"data set {name!r}: the name of a split must be a string such as 'train', not {split!r}")
-    bases = {split: _checked_pair(f"{name}, {split!r}", pair) for split, pair in splits.items()}
+    bases = {split: _checked_pair(f"{name}, {split!r}", pair) for split, pair in by_split(name, arrays).items()}
     shapes = {images.shape[1:] for images, _ in bases.values()}
     if len(shapes) > 1:
         raise UserError(f"the images of {name!r} must have one shape, but there are {sorted(shapes)}")
-    largest = max(int(labels.max()) for _, labels in bases.values())
-    class_names = arrays.get("class_names")
-    class_names = tuple(map(str, range(largest + 1))) if class_names is None else _checked_names(name, class_names)
-    if largest >= len(class_names):
-        raise UserError(f"{name!r} has {len(class_names)} class names, but the label {largest}: they count from 0")
-    shown = ["train"] if "train" in bases else list(bases)
-    there = sum(np.bincount(bases[split][1], minlength=len(class_names)) for split in shown)
-    missing = [class_names[label] for label in np.flatnonzero(there == 0)]
+    labels = {split: labels for split, (_, labels) in bases.items()}
+    return names_of(name, arrays.get("class_names"), labels), bases
+
+
+def by_split(name: str, given: Any) -> dict[str, Any]:
+    """What a data set gives for each split.
+
+    Raises:
+      UserError: it gives none, or by something else than a name.
+    """
+    if not isinstance(given, Mapping) or not any(split != "class_names" for split in given):
+        raise UserError(
+            f"data set {name!r} must be a TFDS builder or give {{'train': (images, labels), ...}}, not "
+            f"{type(given).__name__}"
+        )
+    splits = {split: pair for split, pair in given.items() if split != "class_names"}
+    for split in splits:
+        if not isinstance(split, str):
+            raise UserError(f"data set {name!r}: the name of a split must be a string such as 'train', not {split!r}")
+    return splits
+
+
+def names_of(name: str, class_names: Any, labels: Mapping[str, np.ndarray]) -> tuple[str, ...]:
+    """The class names; None: the numbers of the labels, int32 `(n,)` by split. Warns of classes without examples.
+
+    Raises:
+      UserError: they are not unique strings, or fewer than the labels.
+    """
+    largest = max(int(some.max()) for some in labels.values())
+    names = tuple(map(str, range(largest + 1))) if class_names is None else _checked_names(name, class_names)
+    if largest >= len(names):
+        raise UserError(f"{name!r} has {len(names)} class names, but the label {largest}: they count from 0")
+    shown = ["train"] if "train" in labels else list(labels)
+    there = sum(np.bincount(labels[split], minlength=len(names)) for split in shown)
+    missing = [names[label] for label in np.flatnonzero(there == 0)]
     if missing:
         logger.warning(
             "%s: classes without examples in %s, though labels count from 0 to %d: %s; if these are not classes, "
             "renumber the others: class_names, labels = np.unique(labels, return_inverse=True)",
-            name, ", ".join(shown), len(class_names) - 1, folders.some(missing, folders.CLASSES_SHOWN),
+            name, ", ".join(shown), len(names) - 1, folders.some(missing, folders.CLASSES_SHOWN),
         )  # fmt: skip
-    return class_names, bases
+    return names
 
 
 def fingerprint(class_names: Sequence[str], splits: Mapping[str, ResidentSplit]) -> str:
@@ -148,8 +166,8 @@ def _checked_names(name: str, class_names: Any) -> tuple[str, ...]:
 def _checked_pair(what: str, pair: Any) -> Arrays:
     if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
         raise UserError(
-            f"{what}: expected a pair (images, labels), got {type(pair).__name__}"
-            f"{f' of {len(pair)}' if isinstance(pair, Sequence) else ''}"
+            f"{what}: expected a pair (images, labels), or a data source with __len__ and __getitem__, got "
+            f"{type(pair).__name__}{f' of {len(pair)}' if isinstance(pair, Sequence) else ''}"
         )
     images, labels = _checked_images(what, pair[0]), _checked_labels(what, pair[1])
     if len(labels) != len(images) or labels.min() < 0:

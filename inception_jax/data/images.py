@@ -150,13 +150,13 @@ def open_picture(picture: Picture, *, max_pixels: int = MAX_PIXELS) -> Image.Ima
             return _shown(image, max_pixels, ours=True).convert("RGB")
 
 
-def convert_any(picture: Picture, form: Format) -> np.ndarray:
+def convert_any(picture: Picture, form: Format, crop: Crop | None = None) -> np.ndarray:
     """As `decode`, for a picture of any kind, see `open_picture`; raises as `decode` and `read_file`."""
     if isinstance(picture, np.ndarray):
         picture = _from_array(picture)
     if isinstance(picture, Image.Image):
-        return convert(picture, form)
-    return decode(picture if isinstance(picture, bytes) else read_file(picture), form)
+        return convert(picture, form, crop)
+    return decode(picture if isinstance(picture, bytes) else read_file(picture), form, crop)
 
 
 def _from_array(pixels: np.ndarray) -> Image.Image:
@@ -211,17 +211,12 @@ def decode(content: bytes, form: Format, crop: Crop | None = None, *, max_pixels
         with contextlib.suppress(ValueError):  # Pillow tolerates more damage
             return simplejpeg.decode_jpeg(content, "GRAY" if form.channels == 1 else "RGB")
     image, box = _open(content, header, None if form.pad else crop, form.image_size, max_pixels)
-    mode = "L" if form.channels == 1 else "RGB"
-    image = _padded(image if image.mode == mode else image.convert(mode), form.pad, max_pixels)
-    if form.pad and crop:
-        image, box = _part(np.asarray(image), crop(image.height, image.width), 1)
-    return _to_square(image, form, box)
+    return _formed(image, box, form, crop if form.pad else None, max_pixels)
 
 
-def convert(image: Image.Image, form: Format, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def convert(image: Image.Image, form: Format, crop: Crop | None = None, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """As `decode`, for a Pillow image."""
-    image = _shown(image, max_pixels).convert("L" if form.channels == 1 else "RGB")
-    return _to_square(_padded(image, form.pad, max_pixels), form, None)
+    return _formed(_shown(image, max_pixels), None, form, crop, max_pixels)
 
 
 def convert_arrays(images: np.ndarray, form: Format) -> np.ndarray:
@@ -315,13 +310,8 @@ def _fits(header: tuple[int, int, str], form: Format) -> bool:
     """Whether a JPEG is in the format already, gray or not, so that it need not go through Pillow."""
     height, width, mode = header
     whole = form.fit == "squash" or (form.crop_share == 1 and height == width)
-    return (
-        whole
-        and not form.pad
-        and form.image_size in (None, height)
-        and form.image_size in (None, width)
-        and (form.channels == 3 or mode == "L")
-    )
+    same_size = form.image_size is None or form.image_size == height == width
+    return whole and same_size and not form.pad and (form.channels == 3 or mode == "L")
 
 
 def _open(
@@ -419,6 +409,14 @@ def _padded(image: Image.Image, pad: int, max_pixels: int) -> Image.Image:
     """The picture with `pad` pixels of zeros on each side."""
     check_size(image.width + 2 * pad, image.height + 2 * pad, max_pixels)
     return ImageOps.expand(image, pad) if pad else image
+
+
+def _formed(image: Image.Image, box: Box | None, form: Format, crop: Crop | None, max_pixels: int) -> np.ndarray:
+    mode = "L" if form.channels == 1 else "RGB"
+    image = _padded(image if image.mode == mode else image.convert(mode), form.pad, max_pixels)
+    if crop:
+        image, box = _part(np.asarray(image), crop(image.height, image.width), 1)
+    return _to_square(image, form, box)
 
 
 def _to_square(image: Image.Image, form: Format, box: Box | None) -> np.ndarray:

@@ -3,13 +3,13 @@
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from inception_jax.data import arrays, digests, overlaps, registry, resident, splits, streaming
+from inception_jax.data import arrays, digests, items, overlaps, registry, resident, splits, streaming
 from inception_jax.data.dataset import Dataset, Split
 from inception_jax.data.decoded import open_decoded
 from inception_jax.data.images import Format, convert_arrays
@@ -37,22 +37,50 @@ def load(
         `Name` is a TFDS builder with one image and one class label per example, which is prepared again when its
         class changes; or it is a dict, or a function without arguments that returns one, of arrays by split, as in
         {"train": (images, labels), "test": (images, labels), "class_names": ("cat", "dog")}: images uint8 (n,
-        height, width, channels) or (n, height, width), labels integer (n,), the class names optional.
+        height, width, channels) or (n, height, width), labels integer (n,), the class names optional. In place of
+        arrays it may have data sources, see `items.Items`.
       location: where it is read from and kept; None: the defaults of `Location`. Ignored for arrays.
       selection: which examples, in which splits; None: the defaults of `Selection`, which are the published splits.
-        For arrays, its splits alone count.
+        For arrays, its splits alone count; for data sources, also keep and on_error.
       decoding: how pictures become images; None: the defaults of `Decoding`, which convert nothing.
 
     Raises:
       UserError: an unknown data set or split, an archive that is missing or damaged, a directory that cannot be
-        written, arrays that are not images and labels.
+        written, arrays or items that are not images and labels.
     """
     location, selection, decoding = location or Location(), selection or Selection(), decoding or Decoding()
     source = registry.resolve(name)
     if not registry.has_pictures(source):
         given = registry.call(name, source) if callable(source) else source
-        return _load_arrays(name, given, selection, decoding)
-    found = published(name, location, selection)
+        if not items.has_items(given):
+            return _load_arrays(name, given, selection, decoding)
+        return _load_published(items.published(name, given, location, selection), selection, decoding)
+    return _load_published(published(name, location, selection), selection, decoding)
+
+
+def from_items(
+    given: Mapping[str, items.Items],
+    class_names: Sequence[str] | None,
+    location: Location,
+    selection: Selection,
+    decoding: Decoding,
+) -> Dataset:
+    """A data set of data sources, one for each split.
+
+    Args:
+      given: by split.
+      class_names: by label; None: those of a Hugging Face `ClassLabel`, else the numbers of the labels.
+      location, selection, decoding: as for `load`; the splits of the selection are ignored.
+
+    Raises:
+      UserError: as `load`.
+    """
+    found = items.published("sources", {**given, "class_names": class_names}, location, selection)
+    return _load_published(found, dataclasses.replace(selection, splits={name: name for name in given}), decoding)
+
+
+def _load_published(found: Published, selection: Selection, decoding: Decoding) -> Dataset:
+    """As `load`, of pictures that were checked."""
     found.report_errors(selection.on_error)
     form = _whole_format(found, decoding.form(found.channels))
     rows = {base: _kept(part, selection.keep) for base, part in found.bases.items()}
@@ -63,13 +91,14 @@ def load(
     if _is_streamed(found, form, decoding):
         make = partial(_streamed_split, found, form, rows, leave_out=selection.on_error == "leave_out")
     else:
-        make = partial(_resident_split, found, rows, open_decoded(found, form))
+        decoded = items.decoded(found, form) if items.gives_items(found) else open_decoded(found, form)
+        make = partial(_resident_split, found, rows, decoded)
     return Dataset(
-        name=name,
+        name=found.name,
         class_names=found.class_names,
         splits={split: make(parts) for split, parts in ranges.items()},
         statistics_path=found.cache / "statistics" / f"{form}-{_key(found, rows, ranges)}.json",
-        fingerprint=found.fingerprint if name in registry.DATASETS else _fingerprint(found, rows, ranges),
+        fingerprint=found.fingerprint if found.name in registry.DATASETS else _fingerprint(found, rows, ranges),
         cache=found.cache,
         version=found.version,
     )
@@ -122,7 +151,9 @@ def _key(found: Published, rows: Rows, ranges: Ranges) -> str:
 
 
 def _fingerprint(found: Published, rows: Rows, ranges: Ranges) -> str:
-    """Of the content of what a builder from outside wrote, as its version may stay the same when that changes."""
+    """Of the content of what a builder from outside wrote, as its version may stay the same when that changes; or of
+    what data sources gave.
+    """
     parts = [digests.part("class names", len(found.class_names), digests.of_texts(found.class_names))]
     for split, pieces in ranges.items():
         chosen = [(found.bases[piece.base], rows[piece.base][piece.start : piece.stop]) for piece in pieces]

@@ -39,7 +39,8 @@ def warn_of_duplicates(
         for part in ranges.get(split, []):
             base = found.bases[part.base]
             for row in rows[part.base][part.start : part.stop].tolist():
-                yield base.facts.digests[row], (base.stored, row)
+                if base.facts.digests[row]:  # of very many items, most have none
+                    yield base.facts.digests[row], (base.stored, row)
 
     order = sorted(ranges, key=lambda split: (split != "train", split != "validation"))
     for place, first in enumerate(order):

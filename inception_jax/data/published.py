@@ -50,7 +50,7 @@ class Published:
       class_names: in the order of the labels.
       bases: by split.
       channels: 1 if all pictures are gray by definition of the data set, else 3.
-      folder: where the pictures are.
+      folder: where the pictures are; of data sources, the name of the data set.
       cache: where what is known about them, and their decoded images, are kept.
       command: prepares the data set; messages name it.
       fingerprint: for pictures in a user's folder, of all names, classes and contents; None for a builder's.
@@ -130,6 +130,7 @@ class Published:
             return
         path = self.cache / "undecodable.txt"
         with storage.writing_to(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
             files.write_text(path, "".join(f"{name}\t{error}\n" for name, error in bad))
         what = f"{len(bad)} of the pictures in {self.folder} cannot be decoded: " + some(
             [f"{name} ({error})" for name, error in bad]

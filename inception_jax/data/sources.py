@@ -1,5 +1,7 @@
 """Encoded pictures, in files or in ArrayRecord: where their bytes are, and what is known of each once it was checked.
 
+`items` has a source for other libraries' data sets.
+
 Nothing here needs JAX, so that worker processes start fast.
 """
 
@@ -15,10 +17,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import tensorflow_datasets as tfds
+from PIL import Image
 
 from inception_jax import files
 from inception_jax.data import digests, images
@@ -26,17 +29,19 @@ from inception_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 CHUNK = 64  # pictures that a thread checks before it returns its results
 LOG_SECONDS = 10.0  # between log messages about a check that takes long
 
 
 class Source(Protocol):
-    """The encoded pictures of one published split; it can be pickled, and is opened by the process that reads it."""
+    """The pictures of one published split; it can be pickled, and is opened by the process that reads it."""
 
     def __len__(self) -> int: ...
 
-    def read(self, row: int) -> bytes:
-        """The content of the file. Raises OSError or ValueError if it cannot be read any more."""
+    def read(self, row: int) -> bytes | Image.Image | np.ndarray:
+        """The content of the file, or the picture. Raises OSError or ValueError if it cannot be read any more."""
         ...
 
     def name(self, row: int) -> str:
@@ -177,7 +182,7 @@ def decode_all(source: Source, rows: Sequence[int], form: images.Format) -> Iter
         yield _decode(source, row, read, form, None)
 
 
-def _readers(source: Source, rows: Sequence[int]) -> list[Callable[[], bytes]]:
+def _readers(source: Source, rows: Sequence[int]) -> list[Callable[[], Any]]:
     """A function per row that returns its content, or raises what `source.read` does."""
     if isinstance(source, RecordSource):
         with contextlib.suppress(Exception):  # one cannot be read; reading them one by one tells which
@@ -186,10 +191,10 @@ def _readers(source: Source, rows: Sequence[int]) -> list[Callable[[], bytes]]:
 
 
 def _decode(
-    source: Source, row: int, read: Callable[[], bytes], form: images.Format, crop: images.Crop | None
+    source: Source, row: int, read: Callable[[], Any], form: images.Format, crop: images.Crop | None
 ) -> np.ndarray:
     try:
-        return images.decode(read(), form, crop)
+        return images.convert_any(read(), form, crop)
     except Exception as error:  # Pillow raises anything on a broken file
         why = images.reason(error)
         raise UserError(f"{source.name(row)} could be decoded before, but not now: {why}") from error
@@ -211,20 +216,9 @@ def check(source: Source, path: Path) -> PictureFacts:
         stamps = [str(row) for row in range(len(source))]
     new = [row for row, stamp in enumerate(stamps) if stamp not in known]
     if new:
-        started = said = time.monotonic()
-        # Decoding and hashing release the interpreter's lock.
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            # Several per thread, since checking a small picture takes less time than handing it over.
-            chunks = [new[start : start + CHUNK] for start in range(0, len(new), CHUNK)]
-            looks = itertools.chain.from_iterable(
-                pool.map(lambda chunk: [_look(read) for read in _readers(source, chunk)], chunks)
-            )
-            for number, (row, found) in enumerate(zip(new, looks, strict=True), start=1):
-                known[stamps[row]] = [*found, stamps[row]]
-                if time.monotonic() - said > LOG_SECONDS:
-                    said = time.monotonic()
-                    left = (said - started) / number * (len(new) - number)
-                    logger.info("checked %d of %d pictures, %.0f s left", number, len(new), left)
+        looks = in_chunks(new, lambda chunk: [look(read) for read in _readers(source, chunk)])
+        for row, found in zip(new, looks, strict=True):
+            known[stamps[row]] = [*found, stamps[row]]
         huge = [row for row in new if known[stamps[row]][1] * known[stamps[row]][2] > images.PILLOWS_PIXELS]
         if huge:
             logger.warning(
@@ -237,6 +231,24 @@ def check(source: Source, path: Path) -> PictureFacts:
         digests.write(path, [known[stamp] for stamp in stamps])
     rows = [known[stamp] for stamp in stamps]
     return PictureFacts(*([row[column] for row in rows] for column in range(6)))
+
+
+def in_chunks(rows: Sequence[int], work: Callable[[Sequence[int]], Iterable[T]]) -> Iterator[T]:
+    """What `work` returns for each of the rows, some of which it is given at a time, by several threads.
+
+    What takes long is logged.
+    """
+    started = said = time.monotonic()
+    # Decoding and hashing release the interpreter's lock.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        # Several per thread, since checking a small picture takes less time than handing it over.
+        chunks = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
+        for number, found in enumerate(itertools.chain.from_iterable(pool.map(work, chunks)), start=1):
+            yield found
+            if time.monotonic() - said > LOG_SECONDS:
+                said = time.monotonic()
+                left = (said - started) / number * (len(rows) - number)
+                logger.info("checked %d of %d pictures, %.0f s left", number, len(rows), left)
 
 
 def verify(source: FileSource, facts: PictureFacts) -> tuple[int, int]:
@@ -283,7 +295,8 @@ def _stamp(source: FileSource, row: int) -> str:
         return f"{source.paths[row]}\0"
 
 
-def _look(read: Callable[[], bytes]) -> tuple[str, int, int, str, str]:
+def look(read: Callable[[], bytes]) -> tuple[str, int, int, str, str]:
+    """The facts of a file: digest, height, width, mode and error, see `PictureFacts`."""
     digest = ""
     try:
         content = read()

@@ -1,13 +1,35 @@
-"""The data set that a run's config names."""
+"""The data set of a run: the one that its config names, or one that is given in Python."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
 
 from inception_jax import data
 from inception_jax.config import Config
 from inception_jax.data.dataset import Dataset
 
+Given = tuple[np.ndarray, np.ndarray] | data.Items  # (images, labels), or a data source
+# Names of data sets that were given in Python, so that no command can load them again, and what they are.
+GIVEN = {"arrays": "arrays in memory", "sources": "data sources in Python"}
+
 
 def load_data(config: Config) -> Dataset:
     """Loads the data set that the config names, and prepares it first if necessary."""
     return data.load(config.data.name, *data_options(config))
+
+
+def given_data(config: Config, splits: Mapping[str, Given], class_names: Sequence[str] | None = None) -> Dataset:
+    """The data set of arrays or of data sources by split; for the latter, the config says how pictures are read.
+
+    Raises:
+      UserError: as `data.from_arrays` and `data.from_items`.
+    """
+    if not any(map(data.is_items, splits.values())):
+        pairs: Any = splits
+        return data.from_arrays(**pairs, class_names=class_names)
+    sources: Any = splits
+    return data.from_items(sources, class_names, *data_options(config))
 
 
 def data_options(config: Config) -> tuple[data.Location, data.Selection, data.Decoding]:

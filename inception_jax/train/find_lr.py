@@ -13,7 +13,6 @@ from jax import numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Float
 
-from inception_jax import data
 from inception_jax.config import Config
 from inception_jax.data import order
 from inception_jax.data.dataset import Dataset
@@ -21,7 +20,7 @@ from inception_jax.distributed import multihost, sharding
 from inception_jax.errors import UserError
 from inception_jax.experiment import build_optimizer, initial_key, training_key
 from inception_jax.inspection import drawing
-from inception_jax.runs.dataset import load_data
+from inception_jax.runs.dataset import Given, given_data, load_data
 from inception_jax.steps import initialization
 from inception_jax.train import start
 from inception_jax.train.batches import training_batches
@@ -107,7 +106,7 @@ class RateTest:
 
 def find_learning_rate(
     config: Config,
-    train: tuple[np.ndarray, np.ndarray] | None = None,
+    train: Given | None = None,
     *,
     lowest: float = LOWEST,
     highest: float = HIGHEST,
@@ -120,7 +119,8 @@ def find_learning_rate(
     early when the loss has risen to four times its lowest value. Nothing is written.
 
     Args:
-      train: (images uint8 (n, height, width, channels), labels integer (n,)) instead of the config's data.
+      train: (images uint8 (n, height, width, channels), labels integer (n,)) or a data source, instead of the
+        config's data.
       lowest, highest: the first and the last rate.
       steps: number of updates; the training split may be repeated.
       trust_code: as for `train_and_evaluate`.
@@ -138,11 +138,12 @@ def find_learning_rate(
     config.evaluate.splits = config.evaluate.final_splits = ()
     if config.schedule.name == "plateau":  # it would need an evaluation
         config.schedule.name = "constant"
-    if train is not None:
-        config.data.name = "arrays"
+    dataset = None if train is None else given_data(config, {"train": train})
+    if dataset is not None:
+        config.data.name = dataset.name
     with tempfile.TemporaryDirectory() as folder:
         config = ready(config, Path(folder), trust_code)
-        dataset = load_data(config) if train is None else data.from_arrays(train=train)
+        dataset = dataset or load_data(config)
         rates = np.geomspace(lowest, highest, steps)
         losses = _losses(config, Path(folder), dataset, rates, trust_code)
     return RateTest(rates[: len(losses)], np.array(losses))

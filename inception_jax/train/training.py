@@ -1,4 +1,4 @@
-"""A run from its config to its summary: for `main`, from a config, and for `fit`, with arrays in memory."""
+"""A run from its config to its summary: for `main`, from a config, and for `fit`, with data given in Python."""
 
 import copy
 import itertools
@@ -12,17 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
-import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from inception_jax import data, files, process
+from inception_jax import files, process
 from inception_jax.config import Config, validate
 from inception_jax.data import streaming
 from inception_jax.data.dataset import Dataset
 from inception_jax.distributed import multihost, sharding
 from inception_jax.errors import UserError
 from inception_jax.experiment import initial_key
-from inception_jax.runs.dataset import load_data
+from inception_jax.runs.dataset import Given, given_data, load_data
 from inception_jax.runs.folder import common_fields, open_checkpoints
 from inception_jax.steps import initialization
 from inception_jax.steps.state import TrainState
@@ -78,33 +77,38 @@ def train_and_evaluate(
 
 def fit(
     config: Config,
-    train: tuple[np.ndarray, np.ndarray],
-    validation: tuple[np.ndarray, np.ndarray] | None = None,
-    test: tuple[np.ndarray, np.ndarray] | None = None,
+    train: Given,
+    validation: Given | None = None,
+    test: Given | None = None,
     *,
     class_names: tuple[str, ...] | None = None,
     workdir: str | Path | None = None,
     trust_code: bool = False,
     console: Callable[..., Console] = Console,
 ) -> "TrainedRun":
-    """Trains on arrays in memory, exactly as the command does, and returns the trained network.
+    """Trains on arrays in memory or on data sources, exactly as the command does, and returns the trained network.
 
     Args:
-      config: as for the command; of its `data` section only normalization and augmentation are used.
-        `deterministic` has an effect only if JAX has not used a device before.
-      train, validation, test: (images uint8 (n, height, width, channels), labels integer (n,)). Without a validation
-        split nothing is evaluated during training, and the last weights count as the best.
-      class_names: in the order of the labels; by default their numbers.
-      workdir: the run's folder. An existing run on the same arrays is continued, or loaded if it is complete. None: a
+      config: as for the command; of its `data` section only normalization and augmentation are used, and for data
+        sources also how pictures are read and converted. `deterministic` has an effect only if JAX has not used a
+        device before.
+      train, validation, test: (images uint8 (n, height, width, channels), labels integer (n,)), or a data source, see
+        `data.Items`. Without a validation split nothing is evaluated during training, and the last weights count as
+        the best.
+      class_names: in the order of the labels; by default their numbers, or the names of a Hugging Face `ClassLabel`.
+      workdir: the run's folder. An existing run on the same data is continued, or loaded if it is complete. None: a
         new folder, runs/fit-1, runs/fit-2, ..., available as the result's `folder`.
       trust_code, console: as for `train_and_evaluate`.
 
     Raises:
-      UserError: as in `train_and_evaluate`; the arrays are not images and labels; the folder has a run on other arrays.
+      UserError: as in `train_and_evaluate`; the data is not images and labels; the folder has a run on other data.
     """
-    dataset = data.from_arrays(train=train, validation=validation, test=test, class_names=class_names)
+    if config.data.num_workers:
+        streaming.end_unguarded_worker()  # before it takes time
+    given = {"train": train, "validation": validation, "test": test}
+    dataset = given_data(config, {split: value for split, value in given.items() if value is not None}, class_names)
     config = copy.deepcopy(config)
-    config.data.name = "arrays"
+    config.data.name = dataset.name
     for split in config.data.splits:
         config.data.splits[split] = "all" if split in dataset.splits else ""
     evaluate = config.evaluate

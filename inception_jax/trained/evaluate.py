@@ -20,7 +20,7 @@ from inception_jax.data import digests
 from inception_jax.data.dataset import Dataset, eval_batches
 from inception_jax.errors import UserError, check_choice
 from inception_jax.models.layers import Outputs
-from inception_jax.runs.dataset import load_data
+from inception_jax.runs.dataset import GIVEN, load_data
 from inception_jax.runs.run import Run
 from inception_jax.steps.metrics import metric_sums, summarize
 from inception_jax.text import csv_cell
@@ -379,8 +379,8 @@ def load_for(run: Run, split: str, fields: Mapping[str, Any], *, tta: str = "non
     for field, value in fields.items():
         section[field] = copy.deepcopy(value)
     section.unlock()
-    if section.name == "arrays":
-        raise UserError(f"{run.folder} was trained on arrays in memory: give a data set with --data")
+    if section.name in GIVEN:
+        raise UserError(f"{run.folder} was trained on {GIVEN[section.name]}: give a data set with --data")
     if not split or "." in split:  # not allowed as the name of a field
         raise UserError(f"split {split!r} is not allowed: write e.g. 'test', 'validation' or 'train[:10%]'")
     if not section.splits.get(split):

@@ -99,7 +99,7 @@ class TrainedRun(Run):
     """A run with what one wants to know of it: its history, its results, and pictures that notebooks display.
 
     Attributes:
-      dataset: what it was trained on if that was given as arrays; None: it is loaded when it is needed.
+      dataset: what it was trained on if that was given to `fit`; None: it is loaded when it is needed.
     """
 
     dataset: Dataset | None = None
@@ -212,7 +212,7 @@ class TrainedRun(Run):
         known = [name for name in (split or "test", split or "validation") if name in self.dataset.splits]
         if not known:
             given = ", ".join(self.dataset.splits)
-            raise UserError(f"the arrays have no {split or 'test or validation'} split; they have {given}")
+            raise UserError(f"the {self.dataset.name} have no {split or 'test or validation'} split; they have {given}")
         return known[0], self.dataset
 
 

@@ -44,7 +44,7 @@ def test_a_picture_is_read_again_only_if_it_changed(source, tmp_path, monkeypatc
     path = tmp_path / "cache" / "facts.json"
     first = sources.check(source, path)
     read = []
-    monkeypatch.setattr(sources, "_look", lambda content: read.append(content()) or ("new", 1, 2, "L", ""))
+    monkeypatch.setattr(sources, "look", lambda content: read.append(content()) or ("new", 1, 2, "L", ""))
     assert sources.check(source, path) == first
     assert read == []
     status = (source.root / NAMES[1]).stat()

@@ -28,7 +28,7 @@ with skip_registration():
         def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
             from sklearn.datasets import load_digits  # slow to import, and needed once
 
-            values, labels = load_digits(return_X_y=True)
+            values, labels = map(np.asarray, load_digits(return_X_y=True))
             images = np.rint(values * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
             # Within each class, since the digits are in order from 0 to 9 in parts of the set.
             held_out = np.zeros(len(labels), bool)
