@@ -19,6 +19,7 @@ from typing import Any
 import absl.logging
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core.registered import skip_registration
 
 from inception_jax import files
 from inception_jax.data import digests, resident, storage
@@ -48,6 +49,7 @@ def prepared(
       UserError: the archives are missing or damaged, the directory cannot be written, or what was written is damaged.
     """
     directory = _directory(name, source, location.directory)
+    source = _as_prepared(source, directory)
     folder = _folder_of(source, directory)
     if folder.exists():
         return _opened(source, directory, command)
@@ -140,6 +142,25 @@ def _directory(name: str, source: type[tfds.core.DatasetBuilder], directory: str
     except (OSError, TypeError):  # a class without a source file
         text = ""
     return root / f"{source.__module__}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _as_prepared(source: type[tfds.core.DatasetBuilder], directory: Path) -> type[tfds.core.DatasetBuilder]:
+    """The builder, by the name that it had in earlier versions if the data set was prepared under that name."""
+    name = getattr(source, "EARLIER_NAME", None)
+    if name is None or _folder_of(source, directory).exists():
+        return source
+    with skip_registration():
+        common = {"__doc__": source.__doc__, "__module__": source.__module__}
+        earlier = type(source)(source.__name__, (source,), {"name": name, **common})
+    folder = _folder_of(earlier, directory)
+    return earlier if folder.exists() and not _is_of_tfds(folder) else source
+
+
+def _is_of_tfds(folder: Path) -> bool:
+    """Whether TFDS's own builder of that name wrote a data set."""
+    with contextlib.suppress(UserError, AttributeError):  # what is damaged is reported when it is opened
+        return files.read_json(folder / "dataset_info.json").get("moduleName", "").startswith(f"{tfds.__name__}.")
+    return False
 
 
 def _folder_of(source: type[tfds.core.DatasetBuilder], directory: Path) -> Path:

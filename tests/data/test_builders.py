@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import importlib
 import io
+import re
 import shutil
 import struct
 import subprocess
@@ -12,6 +13,7 @@ import sys
 import tarfile
 import threading
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,8 +21,10 @@ import tensorflow_datasets as tfds
 from loading import load_data
 from PIL import Image
 from small_archives import write_cifar10
+from tensorflow_datasets.core.registered import skip_registration
 
 from inception_jax import data
+from inception_jax.data import registry
 from inception_jax.data.archives import Content
 from inception_jax.data.builders import cifar10, cifar100, fashion_mnist, mnist
 from inception_jax.errors import UserError
@@ -404,3 +408,66 @@ def test_what_a_killed_preparation_left_is_never_taken_for_a_whole_one(digits, t
     expected = load_data("digits", directory=digits, splits={"train": "train"})
     np.testing.assert_array_equal(dataset.splits["train"].labels, expected.splits["train"].labels)
     np.testing.assert_array_equal(dataset.splits["train"].images, expected.splits["train"].images)
+
+
+def test_no_builder_has_a_name_of_tfds():
+    theirs = tfds.list_builders(with_community_datasets=False)
+    for builder in filter(registry.is_builder, data.DATASETS.values()):
+        assert builder.name not in theirs
+        about = builder(data_dir="nowhere").info
+        assert about.citation.startswith("@")
+        assert about.homepage.startswith("http")
+        if (name := getattr(builder, "EARLIER_NAME", None)) is not None:
+            assert about.homepage == tfds.builder(name, data_dir="nowhere").info.homepage
+
+
+def test_the_code_of_the_page_reads_the_digits(digits, monkeypatch):
+    page = Path(__file__).parents[2] / "docs" / "data.md"
+    (code,) = re.findall(r"^### With TFDS\n.*?^```python\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+    monkeypatch.setenv("INCEPTION_JAX_DATA", str(digits))
+    known = {}
+    exec(code, known)
+    assert known["builder"].info.features["label"].names == list("0123456789")
+    assert len(known["source"]) == 355
+
+
+def test_tfds_own_data_set_and_ours_in_one_folder(small_mnist, tmp_path):
+    with skip_registration():
+
+        class Mnist(tfds.core.GeneratorBasedBuilder):
+            """Stands in for TFDS's, with the version of ours."""
+
+            VERSION = mnist.Mnist.VERSION
+            __module__ = "tensorflow_datasets.image_classification.mnist"
+
+            def _info(self):
+                return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({"label": np.int64}))
+
+            def _split_generators(self, dl_manager):
+                return {"train": iter([(0, {"label": 7})])}
+
+            def _generate_examples(self):
+                raise NotImplementedError
+
+    place = tmp_path / "data"
+    theirs = Mnist(data_dir=place)
+    theirs.download_and_prepare(file_format="array_record")
+    assert data.prepare("mnist", directory=place, archives=small_mnist) == place / "inception_jax_mnist" / "1.0.0"
+    assert [example["label"] for example in theirs.as_data_source("train")] == [7]
+    # As the page says.
+    assert tfds.builder("mnist", data_dir=place).data_dir == str(place / "mnist" / "3.0.1")
+    ours = tfds.data_source("inception_jax_mnist", data_dir=place, split="train")
+    assert [example["label"] for example in ours] == [0, 1, 2, 3, 4, 5]
+    assert ours[1]["image"].shape == (28, 28, 1)
+
+
+def test_what_earlier_versions_prepared_is_found(small_mnist, tmp_path, monkeypatch, caplog):
+    with monkeypatch.context() as earlier:
+        earlier.setattr(mnist.Mnist, "name", "mnist")
+        data.prepare("mnist", directory=tmp_path, archives=small_mnist)
+    shutil.rmtree(small_mnist)
+    caplog.clear()
+    assert data.prepare("mnist", directory=tmp_path) == tmp_path / "mnist" / "1.0.0"
+    assert len(load_data("mnist", directory=tmp_path).splits["test"]) == 4
+    assert "preparing" not in caplog.text
+    assert not (tmp_path / "inception_jax_mnist").exists()

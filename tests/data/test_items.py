@@ -1,15 +1,17 @@
 """Data sources: the same batches as from the package's own builder, and what is said of items that are none."""
 
 import logging
+import re
 import sys
 from functools import partial
+from pathlib import Path
 
 import item_sources
 import numpy as np
 import pytest
 from item_sources import Pairs, encoded
 from PIL import Image
-from runs import final_state, rows, small_config, stop_after
+from runs import assert_same_run, final_state, rows, small_config, stop_after
 
 import inception_jax
 from inception_jax import data, train
@@ -135,6 +137,40 @@ def test_a_streamed_run_resumes_in_the_middle_of_an_epoch(kind, whole, place, tm
     assert_same_state(tmp_path / "run", whole)
 
 
+@pytest.fixture
+def example(tmp_path, monkeypatch, place):
+    """The config of a short run on the example of the page."""
+    page = Path(__file__).parents[2] / "docs" / "extending.md"
+    (code,) = re.findall(r"^## Data sources\n.*?^```python\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+    (tmp_path / "source_of_the_docs.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = small_config(place)
+    config.num_epochs = 1
+    config.data.name, config.data.pipeline = "source_of_the_docs:digits", "streaming"
+    return config
+
+
+def test_the_example_of_the_page_resumes_in_the_middle_of_an_epoch(example, tmp_path, monkeypatch):
+    summary = train.train_and_evaluate(example, tmp_path / "whole")
+    assert (summary["step"], summary["test"]["count"]) == (22, 297)
+    stop_after(monkeypatch, 10)
+    with pytest.raises(train.Interrupted):
+        train.train_and_evaluate(example, tmp_path / "stopped")
+    train.train_and_evaluate(example, tmp_path / "stopped")
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_the_example_of_the_page_on_two_devices(example, tmp_path):
+    example.compute_dtype = "float64"
+    for number in (1, 2):
+        example.num_devices = number
+        train.train_and_evaluate(example, tmp_path / str(number))
+    (_, one), (_, two) = (final_state(tmp_path / str(number)) for number in (1, 2))
+    for (_, leaf), (_, other) in zip(one, two, strict=True):
+        np.testing.assert_allclose(leaf, other, rtol=1e-9, atol=1e-12)
+
+
 class Raising(Pairs):
     def __getitem__(self, index):
         return self.images[index], 1 // (3 - index)
@@ -174,7 +210,7 @@ def test_items_that_are_none_are_named(source, message, tmp_path):
 def test_sources_that_cannot_be_trained_on_are_named(tmp_path):
     with pytest.raises(UserError, match=r"train\[3\] cannot be read: ZeroDivisionError: "):
         given(tmp_path, train=Raising(IMAGES, None))
-    with pytest.raises(UserError, match=r"train\[0\] is another one when it is read again, .* data\.augment"):
+    with pytest.raises(UserError, match=r"train\[0\] is another one when it is read again, .* config\.data\.augment"):
         given(tmp_path, train=Random(IMAGES, LABELS))
     with pytest.raises(UserError, match=r"'test': expected a data source with __len__ and __getitem__, .* got tuple"):
         given(tmp_path, train=Pairs(IMAGES, LABELS), test=(IMAGES, LABELS))

@@ -14,6 +14,15 @@ from inception_jax.data.builders import info
 
 ARCHIVE = "cifar-10-binary.tar.gz"
 URL = f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}"
+HOMEPAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
+CITATION = """
+@techreport{krizhevsky2009learning,
+  author = {Krizhevsky, Alex},
+  title = {Learning Multiple Layers of Features from Tiny Images},
+  institution = {University of Toronto},
+  year = {2009},
+}
+"""
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 # 10,000 records each: a label byte, then 32x32 bytes of red, of green and of blue.
@@ -58,11 +67,14 @@ with skip_registration():
     class Cifar10(tfds.core.GeneratorBasedBuilder):
         """60,000 photographs of 10 classes, 32x32x3, 50,000 of them for training (Krizhevsky 2009)."""
 
+        name = "inception_jax_cifar10"
+        EARLIER_NAME = "cifar10"
         VERSION = tfds.core.Version("1.0.0")
         MANUAL_DOWNLOAD_INSTRUCTIONS = f"{ARCHIVE}, or its six files *.bin."
 
         def _info(self) -> tfds.core.DatasetInfo:
-            return info.labelled_images(self, (32, 32, 3), tfds.features.ClassLabel(names=CLASS_NAMES))
+            label = tfds.features.ClassLabel(names=CLASS_NAMES)
+            return info.labelled_images(self, (32, 32, 3), label, homepage=HOMEPAGE, citation=CITATION)
 
         def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
             files = read_files(dl_manager, URL, ARCHIVE, FILES)

@@ -48,6 +48,8 @@ with skip_registration():
         Multiple Layers of Features from Tiny Images" (2009), if you use it.
         """
 
+        name = "inception_jax_cifar100"
+        EARLIER_NAME = "cifar100"
         VERSION = tfds.core.Version("1.0.0")
         MANUAL_DOWNLOAD_INSTRUCTIONS = f"{ARCHIVE}, or its files train.bin and test.bin."
 
@@ -56,6 +58,8 @@ with skip_registration():
                 self,
                 (32, 32, 3),
                 tfds.features.ClassLabel(names=CLASS_NAMES),
+                homepage=cifar10.HOMEPAGE,
+                citation=cifar10.CITATION,
                 coarse_label=tfds.features.ClassLabel(names=COARSE_NAMES),
             )
 

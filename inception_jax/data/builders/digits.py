@@ -9,6 +9,17 @@ from tensorflow_datasets.core.registered import skip_registration
 
 from inception_jax.data.builders import info, mnist
 
+HOMEPAGE = "https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits"
+CITATION = """
+@misc{alpaydin1998optical,
+  author = {Alpaydin, E. and Kaynak, C.},
+  title = {Optical Recognition of Handwritten Digits},
+  howpublished = {UCI Machine Learning Repository},
+  doi = {10.24432/C50P49},
+  year = {1998},
+}
+"""
+
 with skip_registration():
 
     class Digits(tfds.core.GeneratorBasedBuilder):
@@ -23,7 +34,8 @@ with skip_registration():
         VERSION = tfds.core.Version("1.0.0")
 
         def _info(self) -> tfds.core.DatasetInfo:
-            return info.labelled_images(self, (8, 8, 1), tfds.features.ClassLabel(num_classes=10))
+            label = tfds.features.ClassLabel(num_classes=10)
+            return info.labelled_images(self, (8, 8, 1), label, homepage=HOMEPAGE, citation=CITATION)
 
         def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
             from sklearn.datasets import load_digits  # slow to import, and needed once

@@ -11,6 +11,16 @@ from inception_jax.data.archives import Content
 from inception_jax.data.builders import info, mnist
 
 URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
+HOMEPAGE = "https://github.com/zalandoresearch/fashion-mnist"
+CITATION = """
+@misc{xiao2017fashion,
+  author = {Xiao, Han and Rasul, Kashif and Vollgraf, Roland},
+  title = {Fashion-{MNIST}: a Novel Image Dataset for Benchmarking Machine Learning Algorithms},
+  eprint = {1708.07747},
+  archiveprefix = {arXiv},
+  year = {2017},
+}
+"""
 CLASS_NAMES = (
     "T-shirt/top",
     "Trouser",
@@ -42,11 +52,14 @@ with skip_registration():
         Algorithms" (2017), under the MIT licence.
         """
 
+        name = "inception_jax_fashion_mnist"
+        EARLIER_NAME = "fashion_mnist"
         VERSION = tfds.core.Version("1.0.0")
         MANUAL_DOWNLOAD_INSTRUCTIONS = "The four files *-ubyte.gz as published, or unpacked."
 
         def _info(self) -> tfds.core.DatasetInfo:
-            return info.labelled_images(self, (28, 28, 1), tfds.features.ClassLabel(names=CLASS_NAMES))
+            label = tfds.features.ClassLabel(names=CLASS_NAMES)
+            return info.labelled_images(self, (28, 28, 1), label, homepage=HOMEPAGE, citation=CITATION)
 
         def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
             arrays = mnist.read_idx(dl_manager, URL, FILES)

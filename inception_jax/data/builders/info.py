@@ -8,6 +8,8 @@ def labelled_images(
     shape: tuple[int | None, int | None, int],
     label: tfds.features.ClassLabel,
     *,
+    homepage: str,
+    citation: str,
     encoding: str = "png",
     **others: tfds.features.FeatureConnector,
 ) -> tfds.core.DatasetInfo:
@@ -16,6 +18,8 @@ def labelled_images(
     Args:
       shape: (height, width, channels) of the images; None where they differ.
       label: the feature "label".
+      homepage: address of its authors' page.
+      citation: BibTeX.
       encoding: format of the images, "png" or "jpeg".
       others: more features of each example, by name.
     """
@@ -25,5 +29,7 @@ def labelled_images(
         description=type(builder).__doc__,
         features=tfds.features.FeaturesDict({"image": image, "label": label, **others}),
         supervised_keys=("image", "label"),
+        homepage=homepage,
+        citation=citation,
         disable_shuffling=True,  # keeps the published order
     )

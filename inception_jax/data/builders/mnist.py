@@ -13,6 +13,15 @@ from inception_jax.data.archives import Content
 from inception_jax.data.builders import info
 
 URL = "https://storage.googleapis.com/cvdf-datasets/mnist/"
+HOMEPAGE = "http://yann.lecun.com/exdb/mnist/"
+CITATION = """
+@misc{lecun1998mnist,
+  author = {LeCun, Yann and Cortes, Corinna and Burges, Christopher J. C.},
+  title = {The {MNIST} Database of Handwritten Digits},
+  url = {http://yann.lecun.com/exdb/mnist/},
+  year = {1998},
+}
+"""
 
 # The four IDX files: a header of 16 (images) or 8 (labels) bytes, then one byte per pixel or label.
 FILES = {
@@ -63,11 +72,14 @@ with skip_registration():
     class Mnist(tfds.core.GeneratorBasedBuilder):
         """70,000 handwritten digits, 28x28x1, 60,000 of them for training (LeCun, Cortes and Burges 1998)."""
 
+        name = "inception_jax_mnist"
+        EARLIER_NAME = "mnist"
         VERSION = tfds.core.Version("1.0.0")
         MANUAL_DOWNLOAD_INSTRUCTIONS = "The four files *-ubyte.gz as published, or unpacked."
 
         def _info(self) -> tfds.core.DatasetInfo:
-            return info.labelled_images(self, (28, 28, 1), tfds.features.ClassLabel(num_classes=10))
+            label = tfds.features.ClassLabel(num_classes=10)
+            return info.labelled_images(self, (28, 28, 1), label, homepage=HOMEPAGE, citation=CITATION)
 
         def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
             arrays = read_idx(dl_manager, URL, FILES)

@@ -16,6 +16,15 @@ from inception_jax.errors import UserError
 
 ARCHIVE = "tiny-imagenet-200.zip"
 URL = f"http://cs231n.stanford.edu/{ARCHIVE}"
+HOMEPAGE = "http://cs231n.stanford.edu/"
+CITATION = """
+@techreport{le2015tiny,
+  author = {Le, Ya and Yang, Xuan},
+  title = {Tiny {ImageNet} Visual Recognition Challenge},
+  institution = {Stanford University, CS 231N},
+  year = {2015},
+}
+"""
 ROOT = "tiny-imagenet-200/"
 PACKED = Content(248_100_043, "6198c8ae015e2b3e007c7841da39ec069199b9aa3bfa943a462022fe5e43c821")
 SIDE = 64  # pixels
@@ -46,6 +55,8 @@ with skip_registration():
                 # Set when the files are known: a folder may hold only some of the classes. TFDS stores the names next
                 # to the examples.
                 tfds.features.ClassLabel(),
+                homepage=HOMEPAGE,
+                citation=CITATION,
                 encoding="jpeg",
                 file_name=tfds.features.Text(),
             )

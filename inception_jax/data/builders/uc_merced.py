@@ -15,6 +15,15 @@ from inception_jax.errors import UserError
 
 ARCHIVE = "UCMerced_LandUse.zip"
 URL = f"http://weegee.vision.ucmerced.edu/datasets/{ARCHIVE}"
+HOMEPAGE = "http://weegee.vision.ucmerced.edu/datasets/landuse.html"
+CITATION = """
+@inproceedings{yang2010bag,
+  author = {Yang, Yi and Newsam, Shawn},
+  title = {Bag-of-Visual-Words and Spatial Extensions for Land-Use Classification},
+  booktitle = {ACM SIGSPATIAL International Conference on Advances in Geographic Information Systems},
+  year = {2010},
+}
+"""
 ROOT = "UCMerced_LandUse/Images/"
 PACKED = Content(332_468_434, "06c539ef28703a58fb07bd2837991ac7c48b813b00bb12ac197efd813a18daeb")
 CLASS_NAMES = (
@@ -61,6 +70,8 @@ with skip_registration():
         usual random splits, are easier than those of unseen places; `UcMercedApart` has the latter.
         """
 
+        name = "inception_jax_uc_merced"
+        EARLIER_NAME = "uc_merced"
         VERSION = tfds.core.Version("2.0.0")
         RELEASE_NOTES: ClassVar = {
             "1.0.0": "The training split in the order of the names.",
@@ -69,8 +80,9 @@ with skip_registration():
         MANUAL_DOWNLOAD_INSTRUCTIONS = f"{ARCHIVE}, or the 21 folders of pictures from it."
 
         def _info(self) -> tfds.core.DatasetInfo:
+            label, file_name = tfds.features.ClassLabel(names=CLASS_NAMES), tfds.features.Text()
             return info.labelled_images(
-                self, (None, None, 3), tfds.features.ClassLabel(names=CLASS_NAMES), file_name=tfds.features.Text()
+                self, (None, None, 3), label, homepage=HOMEPAGE, citation=CITATION, file_name=file_name
             )
 
         def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
@@ -115,6 +127,8 @@ with skip_registration():
         test pictures of `UcMerced`, for 78.1 to 80.5 % in five random splits, and here for 27.6 %.
         """
 
+        name = "uc_merced_apart"
+        EARLIER_NAME = None
         VERSION = tfds.core.Version("1.0.0")
         RELEASE_NOTES: ClassVar = {}
 
