@@ -38,12 +38,14 @@ class Inputs:
       class_names: in the order of the logits.
       image_shape: (height, width, channels) as stored.
       mean, std: per channel, of pixels scaled to 0..1.
+      words: of the classes, see `Dataset`. They do not tell one data set from another.
     """
 
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    words: tuple[str, ...] = dataclasses.field(default=(), compare=False)
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Inputs":

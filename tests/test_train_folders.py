@@ -10,6 +10,7 @@ from inception_jax.config import default_config
 from inception_jax.errors import UserError
 from inception_jax.runs import run
 from inception_jax.trained import evaluate
+from inception_jax.trained.report import findings
 
 
 @pytest.fixture
@@ -92,6 +93,25 @@ def test_a_run_does_not_go_on_with_other_pictures_and_an_evaluation_says_so(
     config.data.folder = str(moved)
     train.train_and_evaluate(config, tmp_path / "run")
     assert run.load_run(tmp_path / "run").class_names == ("bright", "dark")
+
+
+def test_synsets_are_shown_by_words_which_may_change_when_a_run_goes_on(config, folder, tmp_path, monkeypatch):
+    for name, synset in (("bright", "n01440764"), ("dark", "n02123045")):
+        (folder / name).rename(folder / synset)
+    config.num_epochs = 1
+    stop_after(monkeypatch, 2)
+    with pytest.raises(train.Interrupted):
+        train.train_and_evaluate(config, tmp_path / "run")
+    assert run.load_run(tmp_path / "run").class_names == ("tench", "tabby")
+    (folder / "classes.txt").write_text("n02123045\tgetigerte Katze\n")
+    train.train_and_evaluate(config, tmp_path / "run")
+    trained = run.load_run(tmp_path / "run")
+    assert trained.class_names == ("tench", "getigerte Katze")
+    assert trained.inputs.class_names == ("n01440764", "n02123045")
+    found = findings.examine(tmp_path / "run")
+    assert [each.name for each in found.classes] == ["tench", "getigerte Katze"]
+    (prediction,) = trained.classify([folder / "n02123045" / "30.png"])
+    assert set(prediction.classes) == {"tench", "getigerte Katze"}
 
 
 def test_splits_that_a_folder_does_not_have_are_not_evaluated(config, tmp_path):

@@ -12,6 +12,7 @@ from inception_jax.commands import flags
 from inception_jax.config import default_config
 from inception_jax.config.files import override
 from inception_jax.data import streaming
+from inception_jax.data.words import shown_names
 from inception_jax.errors import UserError
 from inception_jax.process import log_to_stderr
 from inception_jax.text import columns, json_text, printable, say
@@ -116,7 +117,7 @@ def _describe(config: Any, published: data.Published | None) -> tuple[dict[str, 
     dataset = None
     if published is None or section.image_size or len(published.sizes()) == 1:
         dataset = load_data(config)
-        page["class_names"] = dataset.class_names
+        page["class_names"] = dataset.shown_names
         page["splits"] = {split: len(part) for split, part in dataset.splits.items()}
         page["per_class"] = {
             split: np.bincount(part.all_labels(), minlength=dataset.num_classes).tolist()
@@ -137,7 +138,7 @@ def _describe(config: Any, published: data.Published | None) -> tuple[dict[str, 
                 for split, rows in decodable.items()
             }
         page["folder"] = str(published.folder)
-        page["class_names"] = published.class_names
+        page["class_names"] = shown_names(published.class_names, published.words)
         page["published"] = {split: len(base.order) for split, base in published.bases.items()}
         stored = list(published.stored.values())
         sides = [

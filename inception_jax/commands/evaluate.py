@@ -157,7 +157,7 @@ def _row(args: argparse.Namespace, found: Any, dataset: Any, split: str, network
     """What the command says of the predictions of a network, or of several as one."""
     from inception_jax.trained import evaluate
 
-    labels = dataset.splits[split].all_labels()
+    labels, names = dataset.splits[split].all_labels(), dataset.shown_names
     weights = [flags.weights_of(network) for network in networks]
     values = {
         **(weights[0] if len(weights) == 1 else {"members": weights}),
@@ -167,7 +167,7 @@ def _row(args: argparse.Namespace, found: Any, dataset: Any, split: str, network
         **evaluate.by_color(found),
         "calibration_error": evaluate.calibration_error(found),
         "left_out": int((found.labels < 0).sum()),  # of classes that the network does not have
-        "classes_left_out": sorted({dataset.class_names[label] for label in labels[found.labels < 0]}),
+        "classes_left_out": sorted({names[label] for label in labels[found.labels < 0]}),
         "not_decoded": int((~found.decoded).sum()),
     }
     if args.per_class:
@@ -176,7 +176,7 @@ def _row(args: argparse.Namespace, found: Any, dataset: Any, split: str, network
 
 
 def _require_same_classes(one: Any, other: Any, what: str) -> None:
-    if other.class_names != one.class_names:
+    if other.inputs.class_names != one.inputs.class_names:
         raise UserError(f"{one.folder} and {other.folder} have different classes: they cannot be used as {what}")
 
 

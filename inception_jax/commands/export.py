@@ -110,7 +110,7 @@ def _weights(args: argparse.Namespace, trained: "Run") -> None:
 
 
 def _shortened(trained: "Run") -> str:
-    first = ", ".join(map(printable, trained.inputs.class_names[:10]))
+    first = ", ".join(map(printable, trained.class_names[:10]))
     return first + (", ..." if len(trained.inputs.class_names) > 10 else "")
 
 

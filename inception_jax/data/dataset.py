@@ -12,6 +12,7 @@ import numpy as np
 
 from inception_jax.data import digests, streaming
 from inception_jax.data.resident import Arrays
+from inception_jax.data.words import shown_names
 from inception_jax.errors import UserError, WriteError
 
 STATISTICS_BYTES = 2**26  # of images that are read at a time; it does not change the result
@@ -56,6 +57,7 @@ class Dataset:
         outside: of the images, labels and class names of each split; None for the package's builders.
       cache: the folder where what is known about pictures is kept; None for arrays.
       version: of a builder's data set, as the builder states it; versions may differ in examples, splits or order.
+      words: what people are shown for each class if the folder has a classes.txt; it does not identify the class.
     """
 
     name: str
@@ -65,6 +67,12 @@ class Dataset:
     fingerprint: str | None = None
     cache: Path | None = None
     version: str | None = None
+    words: tuple[str, ...] = ()
+
+    @property
+    def shown_names(self) -> tuple[str, ...]:
+        """The name of each class for people, see `words.shown_names`."""
+        return shown_names(self.class_names, self.words)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from inception_jax.data.scan import PICTURES, Scan, ending, entries, is_folder
+from inception_jax.data.words import read_words
 from inception_jax.errors import UserError, check_choice
 from inception_jax.files import regular_file
 
@@ -54,12 +55,14 @@ class Listing:
       splits: by the names "train", "validation" and "test": POSIX paths, sorted, and labels, int32 `(n,)`.
       hold_out: how much of each class of "train" becomes the split "test" by default: a number of pictures, or a share
         below 1, or 0.
+      words: what people are shown for each class, if the folder says so, see `words.read_words`.
     """
 
     root: Path
     class_names: tuple[str, ...]
     splits: dict[str, tuple[tuple[str, ...], np.ndarray]]
     hold_out: float = 0.0
+    words: tuple[str, ...] = ()
 
 
 def image_folder(folder: Path, classes: tuple[str, ...] = ()) -> Listing:
@@ -72,6 +75,8 @@ def image_folder(folder: Path, classes: tuple[str, ...] = ()) -> Listing:
       - a CSV file in UTF-8 with commas, semicolons or tabs between columns. Its first line names the columns: path (or
         file, filename, image), label (or class_name, class, category, which take precedence) and, optionally, split.
         Paths are relative to the file's folder, or absolute.
+
+    A file classes.txt beside the classes or the splits, or beside the table, has words to be shown for the classes.
 
     Pictures are the files with a suffix of `scan.PICTURES`, and whatever a table lists. Hidden files are ignored, and
     links are followed. Labels are in the order of the sorted names, or of the numbers if all names are integers ("2"
@@ -155,7 +160,8 @@ def listing(root: Path, found: Found, classes: tuple[str, ...], hold_out: float 
         hint = f": if the folders in it are the classes, name {below}" if below.is_dir() else ""
         logger.warning("%s has one class, %s%s", root, chosen[0], hint)
     splits = labelled(found, chosen)
-    return Listing(root, chosen, splits, hold_out if splits.keys() == {"train"} else 0.0)
+    held_out = hold_out if splits.keys() == {"train"} else 0.0
+    return Listing(root, chosen, splits, held_out, read_words(root, _sorted_classes(sizes), chosen))
 
 
 def labelled(found: Found, classes: Sequence[str]) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:

@@ -309,7 +309,7 @@ def _with_files(items: Any) -> Any:
 
 def _label_column(items: Any) -> list[Any] | None:
     """All labels of Hugging Face's data set, in a fraction of the time; None: they are read with the pictures."""
-    return list(items[LABEL_KEY]) if _is_plain(items) and LABEL_KEY in items.features else None
+    return list(items[LABEL_KEY][:]) if _is_plain(items) and LABEL_KEY in items.features else None
 
 
 def _class_names(items: Any) -> list[str] | None:

@@ -101,6 +101,7 @@ def _load_published(found: Published, selection: Selection, decoding: Decoding) 
         fingerprint=found.fingerprint if found.name in registry.DATASETS else _fingerprint(found, rows, ranges),
         cache=found.cache,
         version=found.version,
+        words=found.words,
     )
 
 

@@ -55,6 +55,7 @@ class Published:
       command: prepares the data set; messages name it.
       fingerprint: for pictures in a user's folder, of all names, classes and contents; None for a builder's.
       version: of a builder's data set.
+      words: see `Dataset`.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Published:
     command: str
     fingerprint: str | None = None
     version: str | None = None
+    words: tuple[str, ...] = ()
 
     @property
     def stored(self) -> dict[str, Base]:
@@ -224,7 +226,9 @@ def _from_listing(name: str, listing: Listing, cache: Path, selection: Selection
         bases |= _hold_out(bases["train"], amount, seed)
     elif selection.hold_out:
         raise UserError(f"hold_out={selection.hold_out:g} is not needed: {listing.root} has a test split")
-    return Published(name, listing.class_names, bases, 3, listing.root, cache, command, fingerprint)
+    return Published(
+        name, listing.class_names, bases, 3, listing.root, cache, command, fingerprint, words=listing.words
+    )
 
 
 def _hold_out(train: Base, amount: float, seed: int) -> dict[str, Base]:

@@ -151,7 +151,8 @@ def _as_prepared(source: type[tfds.core.DatasetBuilder], directory: Path) -> typ
         return source
     with skip_registration():
         common = {"__doc__": source.__doc__, "__module__": source.__module__}
-        earlier = type(source)(source.__name__, (source,), {"name": name, **common})
+        metaclass: Any = type(source)
+        earlier = metaclass(source.__name__, (source,), {"name": name, **common})
     folder = _folder_of(earlier, directory)
     return earlier if folder.exists() and not _is_of_tfds(folder) else source
 

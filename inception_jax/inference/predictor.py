@@ -30,7 +30,7 @@ class Predictor(abc.ABC):
       are stored for training, which are not resized. Gray ones may lack the last axis.
 
     Attributes:
-      class_names: in the order of the logits.
+      class_names: for people, in the order of the logits.
     """
 
     class_names: tuple[str, ...]

@@ -17,6 +17,7 @@ from jax import numpy as jnp
 from inception_jax import files, registry
 from inception_jax.config import Config
 from inception_jax.data.transform import Transform
+from inception_jax.data.words import shown_names
 from inception_jax.errors import UserError, unknown_name
 from inception_jax.experiment import Experiment, Inputs, dtypes
 from inception_jax.inference.predictor import NetworkPredictor
@@ -71,8 +72,8 @@ class Run(NetworkPredictor):
 
     @property
     def class_names(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride] (never assigned)
-        """Class names in the order of the logits."""
-        return self.inputs.class_names
+        """The names of the classes for people, in the order of the logits; `inputs.class_names` are the folders'."""
+        return shown_names(self.inputs.class_names, self.inputs.words)
 
     @property
     def transform(self) -> Transform:

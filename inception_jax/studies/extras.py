@@ -116,7 +116,7 @@ def _cross_evaluate(trained: run.Run, evaluation: CrossEvaluation) -> evaluate.P
     known = {
         theirs: ours
         for theirs, ours in evaluation.class_map.items()
-        if theirs in dataset.class_names and ours in trained.class_names
+        if theirs in dataset.class_names and ours in trained.inputs.class_names
     }
     return evaluate.predictions(trained, dataset, evaluation.split, class_map=known, tta=evaluation.tta)
 

@@ -77,6 +77,7 @@ class TrainingRecord:
                 f"{folder} has a run on different data: its classes, image shape, pixel statistics or number of images "
                 "differ. Choose another --workdir, or restore the data"
             )
+        self.inputs = dataclasses.asdict(experiment.inputs)  # the words of the classes may have changed
 
     def _require_same_pictures(self, folder: Path, dataset: Dataset) -> None:
         before, now = self.fingerprint, dataset.fingerprint

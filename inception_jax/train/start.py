@@ -137,7 +137,7 @@ def _inputs(config: Config, folder: Path, dataset: Dataset, trust_code: bool) ->
         channels = dataset.image_shape[-1]
         if len(values) != channels:
             raise UserError(f"data.{field} has {len(values)} numbers, but the images have {channels} channel(s)")
-    return Inputs(dataset.class_names, dataset.image_shape, tuple(mean), tuple(std)), initial
+    return Inputs(dataset.class_names, dataset.image_shape, tuple(mean), tuple(std), dataset.words), initial
 
 
 def _facts(experiment: Experiment, folder: Path, dataset: Dataset, initial: Initial | None) -> dict[str, Any]:

@@ -52,7 +52,8 @@ def contact_sheet(dataset: Dataset, config: Config, *, split: str = "train", row
         if mix:
             augmented, _ = mix(mix_key, augmented, jnp.asarray(labels))
         columns[f"draw {draw + 1}"] = np.asarray(jnp.clip(jnp.round(augmented * 255), 0, 255).astype(jnp.uint8))
-    names = [dataset.class_names[label] for label in labels]
+    shown = dataset.shown_names
+    names = [shown[label] for label in labels]
     return sheet(names, columns)
 
 

@@ -78,7 +78,8 @@ def predictions(
 
     Args:
       run: a run whose input has the shape of the data set's images, see `load_for`.
-      class_map: the run's class names keyed by the data set's; None: matched by name, see `match_classes`.
+      class_map: the run's class names keyed by the data set's; None: matched by name, see `match_classes`. These are
+        the names of folders; without a map and without such a name in common, what people are shown, as for a synset.
       tta: test-time augmentation. Each view of an image is predicted separately, and the probabilities are averaged.
         "flip": the image and its mirror image. "flip-shift": both, with weight 1/2, and both shifted by one pixel
         to the upper left and to the lower right, with weight 1/4 each (Jordan 2024, arXiv:2404.00498).
@@ -94,7 +95,10 @@ def predictions(
     shape = _stored_shape(run, tta)
     if dataset.image_shape != shape:
         raise UserError(f"the images of {dataset.name} are {dataset.image_shape}, not {shape}")
-    labels_of = match_classes(dataset.class_names, run.class_names, class_map)
+    names = dataset.class_names, run.inputs.class_names
+    if not class_map and set(names[0]).isdisjoint(names[1]):
+        names = dataset.shown_names, run.class_names
+    labels_of = match_classes(*names, class_map)
     part = dataset.splits[split]
     logits, decoded = [], []
     for images, _, mask in eval_batches(part, batch_size):

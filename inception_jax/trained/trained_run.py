@@ -200,8 +200,9 @@ class TrainedRun(Run):
         return sheet(captions, {"image": images, "Grad-CAM": np.stack(seen)})
 
     def _number(self, class_name: str) -> int:
-        check_choice("class", class_name, self.class_names)
-        return self.class_names.index(class_name)
+        names = self.inputs.class_names if class_name in self.inputs.class_names else self.class_names
+        check_choice("class", class_name, names)
+        return names.index(class_name)
 
     def _data(
         self, split: str | None, fields: Mapping[str, Any] | None = None, tta: str = "none"

@@ -16,6 +16,7 @@ from jax.extend.mlir.dialects import chlo, stablehlo
 from inception_jax import files
 from inception_jax.data.images import Format
 from inception_jax.data.transform import Transform
+from inception_jax.data.words import shown_names
 from inception_jax.errors import UserError
 from inception_jax.inference.predictor import Predictor
 
@@ -48,7 +49,7 @@ class Exported(Predictor):
     @property
     def class_names(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride] (never assigned)
         """Class names in the order of the logits."""
-        return tuple(self.about["class_names"])
+        return shown_names(self.about["class_names"])
 
     @property
     def transform(self) -> Transform:
