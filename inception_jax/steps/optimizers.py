@@ -38,6 +38,8 @@ def make_optimizer(
     trunk: Callable[[PyTree], PyTree[bool]] | None = None,
     trunk_rate: float = 1.0,
     frozen_updates: int = 0,
+    own: optax.GradientTransformation | None = None,
+    has_rate: bool = False,
 ) -> optax.GradientTransformation:
     """The optimizer of this name, equivalent to the one in `torch.optim`; options that it does not have are ignored.
 
@@ -65,14 +67,21 @@ def make_optimizer(
       trunk_rate: factor on the lr for the trunk
       frozen_updates: number of updates that leave the trunk unchanged; its momentum and decay begin afterwards, and
         until then its gradients do not count for clipping
+      own: the rule itself, in place of the one of this name
+      has_rate: whether it applies the lr itself
 
     Raises:
-      UserError: an unknown name or mode; Nesterov momentum without momentum; and when the state is made, one of
-        `weight_decay_layers` that matches no layer with a kernel.
+      UserError: an unknown name or mode; Nesterov momentum without momentum; decoupled decay with a rule that applies
+        the lr itself; and when the state is made, one of `weight_decay_layers` that matches no layer with a kernel.
     """
     check_choice("weight decay mode", weight_decay_mode, WEIGHT_DECAY_MODES)
-    rule = _make_rule(name, momentum, nesterov, beta1, beta2, decay, epsilon, centered)
+    rule = own or _make_rule(name, momentum, nesterov, beta1, beta2, decay, epsilon, centered)
     if weight_decay:
+        if has_rate and weight_decay_mode == "decoupled":
+            raise UserError(
+                f"weight_decay_mode='decoupled' is not possible with optimizer {name!r}, which has no argument "
+                "weight_decay and applies the learning rate itself: choose 'coupled'"
+            )
         added = optax.add_decayed_weights(weight_decay, mask=partial(kernels, layers=weight_decay_layers))
         decoupled = weight_decay_mode == "decoupled" or name == "adamw"
         rule = optax.chain(rule, added) if decoupled else optax.chain(added, rule)
@@ -83,7 +92,8 @@ def make_optimizer(
             clip = [_begin_trunk_at(frozen_updates, optax.identity(), trunk), *clip]
     if trunk is not None and trunk_rate != 1:
         rule = optax.chain(rule, optax.masked(optax.scale(trunk_rate), trunk))
-    optimizer = optax.chain(*clip, rule, optax.scale_by_learning_rate(schedule))
+    rate = [] if has_rate else [optax.scale_by_learning_rate(schedule)]
+    optimizer = optax.chain(*clip, rule, *rate)
 
     def init(params):
         _check_layers(params, weight_decay_layers)  # here, since a mask may be given a part of the parameters
