@@ -161,6 +161,8 @@ def _row(args: argparse.Namespace, found: Any, dataset: Any, split: str, network
     """What the command says of the predictions of a network, or of several as one."""
     from inception_jax.trained import evaluate
 
+    with log_to_stderr():
+        own = networks[0].own_metrics()
     labels = dataset.splits[split].all_labels()
     weights = [flags.weights_of(network) for network in networks]
     values = {
@@ -168,7 +170,7 @@ def _row(args: argparse.Namespace, found: Any, dataset: Any, split: str, network
         "data": dataset.name,
         "split": split,
         "tta": args.tta,
-        **evaluate.by_color(found, networks[0].own_metrics()),
+        **evaluate.by_color(found, own),
         "calibration_error": evaluate.calibration_error(found),
         "left_out": int((found.labels < 0).sum()),  # of classes that the network does not have
         "classes_left_out": sorted({dataset.class_names[label] for label in labels[found.labels < 0]}),

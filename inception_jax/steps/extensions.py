@@ -17,7 +17,7 @@ import optax
 from jax import numpy as jnp
 
 from inception_jax import registry
-from inception_jax.errors import UserError
+from inception_jax.errors import UserError, unknown_name
 from inception_jax.steps import losses, metrics
 
 LONGEST = 300  # characters of an exception's message that are shown
@@ -61,14 +61,27 @@ def find(kind: str, name: str, given: Any = None) -> Part:
     if given is None and name.endswith(registry.GIVEN):
         raise UserError(f"the {kind} is {name!r}, which this command does not have: name it as module:Name")
     if given is None:
-        module = f"optax:{name.removeprefix('optax.')}" if name.startswith("optax.") else name
-        given = registry.resolve(kind, module, {})
+        given = _of_optax(kind, name) if name.startswith("optax.") else registry.resolve(kind, name, {})
     part = Part(kind, name, given)
     # Nothing like os.abort is called because somebody has mistyped a name.
     functions = (given, type(given).__call__) if callable(given) and not inspect.isclass(given) else ()
     if kind != METRIC and not any(map(registry.is_function, functions)):
         raise part.error(f"is {_shown(given)}, which is not a function")
     return part
+
+
+def _of_optax(kind: str, name: str) -> Any:
+    """An attribute of Optax. Raises UserError, with those of its kind, if there is none."""
+    found: Any = optax
+    for attribute in name.split(".")[1:]:
+        found = getattr(found, attribute, None)
+    if found is None:
+        public = {key: value for key, value in vars(optax).items() if inspect.isfunction(value) and key[0] != "_"}
+        rates = (key for key, value in public.items() if "learning_rate" in inspect.signature(value).parameters)
+        schedules = (key for key in public if key.endswith(("_schedule", "_decay")))
+        known = {"optimizer": rates, "schedule": schedules}.get(kind, vars(optax.losses).keys() & public.keys())
+        raise unknown_name(kind, name, (f"optax.{key}" for key in known))
+    return found
 
 
 # Losses

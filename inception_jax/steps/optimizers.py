@@ -66,13 +66,15 @@ def make_optimizer(
       trunk: parameters -> a tree of the same structure, True for pretrained ones
       trunk_rate: factor on the lr for the trunk
       frozen_updates: number of updates that leave the trunk unchanged; its momentum and decay begin afterwards, and
-        until then its gradients do not count for clipping
+        until then its gradients do not count for clipping; impossible with a rule that applies the lr itself, whose
+        schedule would begin afterwards, too
       own: the rule itself, in place of the one of this name
       has_rate: whether it applies the lr itself
 
     Raises:
-      UserError: an unknown name or mode; Nesterov momentum without momentum; decoupled decay with a rule that applies
-        the lr itself; and when the state is made, one of `weight_decay_layers` that matches no layer with a kernel.
+      UserError: an unknown name or mode; Nesterov momentum without momentum; decoupled decay or frozen updates with a
+        rule that applies the lr itself; and when the state is made, one of `weight_decay_layers` that matches no layer
+        with a kernel.
     """
     check_choice("weight decay mode", weight_decay_mode, WEIGHT_DECAY_MODES)
     rule = own or _make_rule(name, momentum, nesterov, beta1, beta2, decay, epsilon, centered)
@@ -86,6 +88,11 @@ def make_optimizer(
         decoupled = weight_decay_mode == "decoupled" or name == "adamw"
         rule = optax.chain(rule, added) if decoupled else optax.chain(added, rule)
     clip = [clip_by_global_norm(clip_norm)] if clip_norm else []
+    if trunk is not None and frozen_updates and has_rate:
+        raise UserError(
+            f"finetune.freeze_epochs is not possible with optimizer {name!r}, which applies the learning rate itself: "
+            "choose one without an argument learning_rate, such as optax.scale_by_adam"
+        )
     if trunk is not None and frozen_updates:
         rule = _begin_trunk_at(frozen_updates, rule, trunk)
         if clip:

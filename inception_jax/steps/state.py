@@ -37,7 +37,7 @@ class TrainState(flax.struct.PyTreeNode):
     opt_state: optax.OptState
     plateau: PlateauState
     average: dict[str, Any]
-    metrics: metrics.Sums
+    metrics: dict[str, Any]
 
     @property
     def variables(self) -> dict[str, Any]:
