@@ -1,7 +1,8 @@
 """What a config computes: the network, its optimizer, its inputs and its steps, in one object.
 
 Everything here is pure: nothing is read, written or compiled. Training, studies, benchmarks and tests all build the
-same `Experiment`; loading a run needs its network alone. Only metrics from outside the package are tried out on numbers.
+same `Experiment`; loading a run needs its network alone. Only metrics from outside the package are tried out on
+numbers.
 """
 
 import dataclasses

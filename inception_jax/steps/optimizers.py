@@ -77,22 +77,14 @@ def make_optimizer(
         with a kernel.
     """
     check_choice("weight decay mode", weight_decay_mode, WEIGHT_DECAY_MODES)
+    if has_rate:
+        _check_has_rate(name, weight_decay and weight_decay_mode == "decoupled", trunk is not None and frozen_updates)
     rule = own or _make_rule(name, momentum, nesterov, beta1, beta2, decay, epsilon, centered)
     if weight_decay:
-        if has_rate and weight_decay_mode == "decoupled":
-            raise UserError(
-                f"weight_decay_mode='decoupled' is not possible with optimizer {name!r}, which has no argument "
-                "weight_decay and applies the learning rate itself: choose 'coupled'"
-            )
         added = optax.add_decayed_weights(weight_decay, mask=partial(kernels, layers=weight_decay_layers))
         decoupled = weight_decay_mode == "decoupled" or name == "adamw"
         rule = optax.chain(rule, added) if decoupled else optax.chain(added, rule)
     clip = [clip_by_global_norm(clip_norm)] if clip_norm else []
-    if trunk is not None and frozen_updates and has_rate:
-        raise UserError(
-            f"finetune.freeze_epochs is not possible with optimizer {name!r}, which applies the learning rate itself: "
-            "choose one without an argument learning_rate, such as optax.scale_by_adam"
-        )
     if trunk is not None and frozen_updates:
         rule = _begin_trunk_at(frozen_updates, rule, trunk)
         if clip:
@@ -107,6 +99,17 @@ def make_optimizer(
         return optimizer.init(params)
 
     return optimizer._replace(init=init)
+
+
+def _check_has_rate(name: str, decoupled: float, frozen: int) -> None:
+    """Raises UserError for what cannot be added to a rule that applies the lr itself."""
+    excluded = {"weight_decay_mode='decoupled'": decoupled, "finetune.freeze_epochs": frozen}
+    for what, wanted in excluded.items():
+        if wanted:
+            raise UserError(
+                f"{what} is not possible with optimizer {name!r}, which applies the learning rate itself: choose one "
+                "without an argument learning_rate, such as optax.scale_by_adam"
+            )
 
 
 def _make_rule(
