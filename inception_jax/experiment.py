@@ -271,7 +271,7 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
 
 def own_parts(kind: str, field: str, config: Config, given: Mapping[str, Any]) -> list[Part]:
     """The objects that a field of the config names, or those given in their place, see `Experiment.of`."""
-    names = get_field(config, field)
+    names = tuple(map(str, get_field(config, field)))
     objects = given.get(field, (None,) * len(names))
     return [extensions.find(kind, name, value) for name, value in zip(names, objects, strict=True)]
 

@@ -74,7 +74,7 @@ def check_trusted(kind: str, name: str, folder: Path, trusted: bool) -> None:
     Args:
       trusted: whether the user has allowed it.
     """
-    if ":" in name and not trusted:
+    if is_outside(name) and not trusted:
         module = name.partition(":")[0]
         raise UntrustedError(
             f"{folder} names the {kind} {name!r}, which is code from outside the package. If you trust its module "

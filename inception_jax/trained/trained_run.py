@@ -182,7 +182,7 @@ class TrainedRun(Run):
             raise UserError(f"rows={rows} is not allowed: it must be at least 1")
         augment = self.config.data.augment
         for name in (*augment.before, *augment.after):
-            check_trusted("augmentation", name, self.folder, self.trusts_parts)
+            check_trusted("augmentation", str(name), self.folder, self.trusts_parts)
         _, dataset = self._data("train")
         return contact_sheet(dataset, self.config, rows=rows, draws=draws)
 
