@@ -1,33 +1,39 @@
 """What a config computes: the network, its optimizer, its inputs and its steps, in one object.
 
-Everything here is pure: nothing is read, written or compiled. Training, loading a run, studies, benchmarks and tests
-all build the same `Experiment`.
+Everything here is pure: nothing is read, written or compiled. Training, studies, benchmarks and tests all build the
+same `Experiment`; loading a run needs its network alone. Only metrics from outside the package are tried out on
+numbers.
 """
 
 import dataclasses
 import fnmatch
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
 import jax
 import numpy as np
 import optax
+from clu.metrics import Metric
 from flax import linen as nn
 from jax import numpy as jnp
 
 from inception_jax import ops, steps
-from inception_jax.config import CHOICES, Config
+from inception_jax.config import CHOICES, FIELDS, Config, get_field
+from inception_jax.config.validate import METRICS
 from inception_jax.data import augment
 from inception_jax.data.transform import Transform
 from inception_jax.errors import UserError, check_choice
 from inception_jax.models import create_model
 from inception_jax.models.folding import fold_model
-from inception_jax.steps import optimizers, schedules, state
+from inception_jax.registry import is_outside
+from inception_jax.steps import extensions, losses, optimizers, schedules, state
+from inception_jax.steps.extensions import Part
 
 SCHEDULE_OPTIONS = (
     "learning_rate", "warmup_epochs", "every_epochs", "boundaries", "factor", "final_rate", "decay_rate",
 )  # fmt: skip
+TABLE = {field.name: field for field in FIELDS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,16 +62,34 @@ class Inputs:
         how = (section.resize, section.fit, section.crop_share, section.normalization)
         return Transform(self.image_shape, *how, self.mean, self.std, pad=section.pad)
 
-    def augmenter(self, strengths: dict[str, Any], normalization: str, dtype: Any) -> steps.Prepare:
-        """The counterpart of `Transform.normalizer` for training, with augmentation: (key, images) -> inputs."""
+    def augmenter(
+        self,
+        strengths: dict[str, Any],
+        normalization: str,
+        dtype: Any,
+        before: Sequence[Part] = (),
+        after: Sequence[Part] = (),
+    ) -> steps.Prepare:
+        """The counterpart of `Transform.normalizer` for training, with augmentation: (key, images) -> inputs.
+
+        Args:
+          before, after: functions (key, images) -> images from outside the package, see `own_augmentation`.
+        """
         mean, std = np.asarray(self.mean, dtype), np.asarray(self.std, dtype)
-        elsewhere = {*augment.MIXING, "crop_originals"}  # applied by `mixer`, or when the files were read
+        # Given beside them; applied by `mixer`, or when the files were read.
+        elsewhere = {"before", "after", *augment.MIXING, "crop_originals"}
         if strengths.get("crop_originals"):
             elsewhere.add("random_resized_crop")
         strengths = {name: strength for name, strength in strengths.items() if name not in elsewhere}
 
         def prepare(key, images):
-            images = augment.augment(key, augment.to_unit(images, dtype), **strengths)
+            images = augment.to_unit(images, dtype)
+            # `augment` splits the key, which may draw the same as folding 0 and 1 in.
+            for number, part in enumerate(before):
+                images = part.call(part.value, jax.random.fold_in(key, 2 + 2 * number), images)
+            images = augment.augment(key, images, **strengths)
+            for number, part in enumerate(after):
+                images = part.call(part.value, jax.random.fold_in(key, 3 + 2 * number), images)
             return augment.normalize(images, normalization=normalization, mean=mean, std=std)
 
         return prepare
@@ -88,6 +112,9 @@ class Experiment:
       schedule: step -> learning rate.
       inputs: class names, image shape and normalization.
       steps_per_epoch: updates per epoch.
+      loss: of each head, called like `losses.cross_entropy`.
+      metrics: classes of metrics from outside the package, by name.
+      before, after: augmentation from outside the package, before and after ours.
     """
 
     config: Config
@@ -96,17 +123,35 @@ class Experiment:
     schedule: Callable[[int], Any]
     inputs: Inputs
     steps_per_epoch: int
+    loss: Callable[..., jax.Array] = losses.cross_entropy
+    metrics: Mapping[str, type[Metric]] = dataclasses.field(default_factory=dict)
+    before: tuple[Part, ...] = ()
+    after: tuple[Part, ...] = ()
 
     @classmethod
-    def of(cls, config: Config, inputs: Inputs, steps_per_epoch: int) -> "Experiment":
-        """Builds the network and the optimizer that `config` names.
+    def of(
+        cls, config: Config, inputs: Inputs, steps_per_epoch: int, given: Mapping[str, Any] | None = None
+    ) -> "Experiment":
+        """Builds the network, the optimizer and the other parts that `config` names, and tries them out on shapes.
+
+        Args:
+          given: objects in place of those that `config` names, by the name of the field, such as "loss.name".
 
         Raises:
-          UserError: a network, option or optimizer in the config does not exist or is not applicable.
+          UserError: a network, option or other part in the config does not exist or is not applicable.
         """
-        model = build_model(config, len(inputs.class_names))
-        optimizer, schedule = build_optimizer(config, steps_per_epoch)
-        return cls(config, model, optimizer, schedule, inputs, steps_per_epoch)
+        given = given or {}
+        classes, (_, dtype) = len(inputs.class_names), dtypes(config.compute_dtype)
+        model = build_model(config, classes)
+        optimizer, schedule = build_optimizer(config, steps_per_epoch, given=given)
+        metrics = extensions.metric_classes(own_parts(extensions.METRIC, "metrics", config, given))
+        extensions.check_metrics(metrics, classes, dtype)
+        _check_watched(config, metrics)
+        before, after = own_augmentation(config, given)
+        for part in (*before, *after):
+            extensions.check_augmentation(part, inputs.image_shape, dtype)
+        loss = build_loss(config, classes, dtype, given)
+        return cls(config, model, optimizer, schedule, inputs, steps_per_epoch, loss, metrics, before, after)
 
     @property
     def total_steps(self) -> int:
@@ -142,12 +187,22 @@ class Experiment:
             dtype=self.image_dtype,
             plateau_mode=self.config.schedule.mode,
             with_average=self.config.average_decay > 0,
+            own_metrics=self.metrics,
         )
+
+    def check(self, state: state.TrainState) -> None:
+        """Raises UserError if a part from outside the package does not fit the initial state, which may be abstract."""
+        for name in self.metrics.keys() & state.metrics.keys():  # an auxiliary head's
+            raise UserError(f"metric {name!r} is one of the network's already: give it another name")
+        optimizer = self.config.optimizer.name
+        if is_outside(optimizer):
+            extensions.check_update(Part("optimizer", optimizer, None), self.optimizer, state.params)
 
     @cached_property
     def prepare(self) -> steps.Prepare:
         """(key, uint8 images) -> training inputs, augmented and normalized."""
-        return self.inputs.augmenter(dict(self.config.data.augment), self.config.data.normalization, self.image_dtype)
+        strengths, normalization = dict(self.config.data.augment), self.config.data.normalization
+        return self.inputs.augmenter(strengths, normalization, self.image_dtype, self.before, self.after)
 
     @cached_property
     def normalize(self) -> Callable[[jax.Array], jax.Array]:
@@ -176,13 +231,16 @@ class Experiment:
             aux_weight=self.config.loss.aux_weight,
             accumulation_steps=self.config.accumulation_steps,
             average_decay=self.config.average_decay,
+            loss=self.loss,
+            own_metrics=self.metrics,
         )
 
     def eval_step(
         self, variables: dict[str, Any], images: jax.Array, labels: jax.Array, mask: jax.Array
     ) -> dict[str, jax.Array]:
         """The metric sums of a batch, see `steps.eval_step`; `variables` are for `inference_model`."""
-        return steps.eval_step(variables, images, labels, mask, model=self.inference_model, prepare=self.normalize)
+        options = {"model": self.inference_model, "prepare": self.normalize, "own_metrics": self.metrics}
+        return steps.eval_step(variables, images, labels, mask, **options)
 
 
 def dtypes(compute_dtype: str) -> tuple[Any, Any]:
@@ -213,24 +271,87 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
     return create_model(config.model.name, num_classes=num_classes, dtype=dtype, param_dtype=param_dtype, **options)
 
 
-def build_optimizer(
-    config: Config, steps_per_epoch: int, schedule: Callable[[Any], Any] | None = None
-) -> tuple[optax.GradientTransformation, Callable[[int], Any]]:
-    """The Optax chain and its schedule, step -> learning rate: the given one, or the config's."""
-    schedule = schedule or schedules.make_schedule(
-        config.schedule.name,
-        steps_per_epoch=steps_per_epoch,
-        num_epochs=config.num_epochs,
-        **{field: config.schedule[field] for field in SCHEDULE_OPTIONS},
+def own_parts(kind: str, field: str, config: Config, given: Mapping[str, Any]) -> list[Part]:
+    """The objects that a field of the config names, or those given in their place, see `Experiment.of`."""
+    names = tuple(map(str, get_field(config, field)))
+    objects = given.get(field, (None,) * len(names))
+    return [extensions.find(kind, name, value) for name, value in zip(names, objects, strict=True)]
+
+
+def own_augmentation(config: Config, given: Mapping[str, Any]) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
+    """The augmentation from outside the package that the config names, before and after ours."""
+    before, after = (
+        tuple(own_parts("augmentation", f"data.augment.{place}", config, given)) for place in ("before", "after")
     )
-    options = {key: value for key, value in config.optimizer.items() if key != "name"}
+    return before, after
+
+
+def build_loss(config: Config, num_classes: int, dtype: Any, given: Mapping[str, Any]) -> Callable[..., jax.Array]:
+    """The loss of each head that the config names, called like `losses.cross_entropy`."""
+    if not is_outside(config.loss.name):
+        return losses.cross_entropy
+    mixed = any(config.data.augment[name] for name in augment.MIXING)
+    part = extensions.find("loss", config.loss.name, given.get("loss.name"))
+    return extensions.make_loss(part, num_classes, dtype, probabilities=mixed or config.loss.label_smoothing > 0)
+
+
+def build_schedule(config: Config, steps_per_epoch: int, given: Mapping[str, Any]) -> Callable[[Any], Any]:
+    """The schedule that the config names, step -> learning rate."""
+    section, num_epochs = config.schedule, config.num_epochs
+    options: dict[str, Any] = {field: section[field] for field in SCHEDULE_OPTIONS}
+    if not is_outside(section.name):
+        return schedules.make_schedule(section.name, steps_per_epoch=steps_per_epoch, num_epochs=num_epochs, **options)
+    if options["decay_rate"] == TABLE["schedule.decay_rate"].default:
+        del options["decay_rate"]  # Keras's, not that of optax.exponential_decay, which has to be set
+    facts = {"steps_per_epoch": steps_per_epoch, "total_steps": num_epochs * steps_per_epoch, "num_epochs": num_epochs}
+    part = extensions.find("schedule", section.name, given.get("schedule.name"))
+    schedule = extensions.make_schedule(part, _arguments(section, "schedule"), options, facts)
+    return schedules.after_warmup(schedule, round(section.warmup_epochs * steps_per_epoch))
+
+
+def build_optimizer(
+    config: Config,
+    steps_per_epoch: int,
+    schedule: Callable[[Any], Any] | None = None,
+    given: Mapping[str, Any] | None = None,
+) -> tuple[optax.GradientTransformation, Callable[[int], Any]]:
+    """The Optax chain and its schedule, step -> learning rate: the given one, or the config's.
+
+    Args:
+      given: see `Experiment.of`.
+    """
+    section, given = config.optimizer, given or {}
+    schedule = schedule or build_schedule(config, steps_per_epoch, given)
+    options = {name: section[name] for name in section if name != "name" and f"optimizer.{name}" in TABLE}
+    if is_outside(section.name):
+        part = extensions.find("optimizer", section.name, given.get("optimizer.name"))
+        mask = partial(optimizers.kernels, layers=section.weight_decay_layers)
+        rule = extensions.make_rule(part, schedule, _arguments(section, "optimizer"), options, mask)
+        options |= {"own": rule.transformation, "has_rate": rule.has_rate}
+        if rule.decays:
+            options["weight_decay"] = 0.0
     if config.init_from:
         options |= {
             "trunk": partial(_trunk, head=config.finetune.head),
             "trunk_rate": config.finetune.trunk_rate,
             "frozen_updates": min(round(config.finetune.freeze_epochs * steps_per_epoch), schedules.LARGEST_STEP),
         }
-    return optimizers.make_optimizer(config.optimizer.name, schedule, **options), schedule
+    return optimizers.make_optimizer(section.name, schedule, **options), schedule
+
+
+def _arguments(section: Config, name: str) -> dict[str, Any]:
+    """The fields of a section that are not in the table and set: arguments of code from outside the package."""
+    return {key: value for key, value in section.items() if f"{name}.{key}" not in TABLE and value is not None}
+
+
+def _check_watched(config: Config, metrics: Mapping[str, Any]) -> None:
+    """Raises UserError if a metric that the config watches does not exist; those of the package are known to."""
+    watched = [("evaluate.watch", config.evaluate.watch)] if config.evaluate.splits else []
+    if config.schedule.name == "plateau":
+        watched.append(("schedule.metric", config.schedule.metric))
+    names = [f"{split}_{name}" for split in config.evaluate.splits for name in (*METRICS, *metrics)]
+    for field, metric in watched if config.metrics else ():
+        check_choice(f"metric in {field}", metric, names)
 
 
 def _trunk(params: Any, head: tuple[str, ...]) -> Any:
@@ -239,6 +360,12 @@ def _trunk(params: Any, head: tuple[str, ...]) -> Any:
     if not new:
         raise UserError(f"finetune.head={head} matches none of the network's submodules: {', '.join(params)}")
     return {name: jax.tree.map(lambda _, name=name: name not in new, node) for name, node in params.items()}
+
+
+def variables_of(config: Config, model: nn.Module, inputs: Inputs, key: jax.Array) -> dict[str, Any]:
+    """The network's first variables, {"params", "batch_stats"}, without the optimizer, which only training needs."""
+    dtype = dtypes(config.compute_dtype)[1]
+    return state.create_state(key, model, optax.identity(), inputs.image_shape, dtype=dtype).variables
 
 
 def initial_key(config: Config, named_streams: bool = True) -> jax.Array:

@@ -12,6 +12,8 @@ from typing import Any
 
 from inception_jax.errors import UntrustedError, UserError, check_choice, unknown_name
 
+GIVEN = "given to fit"  # how the description of an object ends that cannot be imported, see `name_of`
+
 
 def resolve(kind: str, name: str, registry: Mapping[str, Any]) -> Any:
     """The object that `name` refers to: an entry of `registry`, or the attribute `Name` of a module, as "module:Name".
@@ -44,13 +46,35 @@ def resolve(kind: str, name: str, registry: Mapping[str, Any]) -> Any:
     return found
 
 
+def is_outside(name: str) -> bool:
+    """Whether a name refers to code outside the package: "module:Name", "optax.NAME", or an object given to `fit`."""
+    return ":" in name or name.startswith("optax.") or name.endswith(GIVEN)
+
+
+def name_of(value: Any) -> str:
+    """The name "module:Name" by which an object can be imported, of its outermost package that has it.
+
+    An object without such a name, such as a lambda, is described: "a function given to fit".
+    """
+    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
+    packages = module.split(".") if isinstance(module, str) and isinstance(name, str) else []
+    for depth in range(1, len(packages) + 1):
+        place = ".".join(packages[:depth])
+        found: Any = sys.modules.get(place)
+        for part in str(name).split("."):
+            found = getattr(found, part, None)
+        if found is value:
+            return f"{place}:{name}"
+    return f"a {'class' if isinstance(value, type) else 'function'} {GIVEN}"
+
+
 def check_trusted(kind: str, name: str, folder: Path, trusted: bool) -> None:
     """Raises UntrustedError if a run's folder names code outside the package, which would be imported and called.
 
     Args:
       trusted: whether the user has allowed it.
     """
-    if ":" in name and not trusted:
+    if is_outside(name) and not trusted:
         module = name.partition(":")[0]
         raise UntrustedError(
             f"{folder} names the {kind} {name!r}, which is code from outside the package. If you trust its module "

@@ -142,6 +142,34 @@ def test_no_command_imports_or_calls_the_data_set_that_a_folder_names(command, r
         assert code == 0 or ("--trust-code" in said and repr(name.partition(":")[0]) in said)
 
 
+@pytest.mark.parametrize("command", ["predict", "evaluate", "report"])
+def test_no_command_imports_or_calls_the_parts_of_training_that_a_folder_names(command, runs, canary, tmp_path, capsys):
+    folder = tmp_path / "run"
+    for name in ("planted:Net", "canary:call", "a function given to fit"):
+        names = dict.fromkeys(("loss__name", "optimizer__name", "schedule__name"), name)
+        lists = {field: [name] for field in ("metrics", "data__augment__before", "data__augment__after")}
+        change(folder, optimizer__b1=0.5, **names, **lists)
+        code, said = answer(READERS[command], runs, folder, capsys)
+        assert code == 0, said
+        assert (f"evaluated without its own metrics, {name}: " in said) == (command == "evaluate")
+    change(folder, data__augment__after=["planted:Net"])
+    with pytest.raises(UntrustedError, match="names the augmentation 'planted:Net'"):
+        inception_jax.load(folder).show_batch()
+
+
+def test_own_metrics_are_evaluated_once_they_are_trusted(runs, tmp_path, capsys):
+    shutil.copytree(runs / "first", tmp_path / "run")
+    change(tmp_path / "run", metrics=["clu.metrics:Accuracy"])
+    assert commands.main(["evaluate", str(tmp_path / "run"), "--json"]) == 0
+    assert "accuracy" not in capsys.readouterr().out
+    assert commands.main(["evaluate", str(tmp_path / "run"), "--json", "--trust-code"]) == 0
+    (row,) = json.loads(capsys.readouterr().out).values()
+    assert row["all"]["accuracy"] == pytest.approx(row["all"]["top1"])
+    assert commands.main(["evaluate", str(tmp_path / "run"), "--trust-code"]) == 0
+    header, *_ = capsys.readouterr().out.splitlines()
+    assert header.split()[5:8] == ["loss", "accuracy", "ECE"]
+
+
 def test_runs_are_listed_whatever_they_name(runs, canary, tmp_path, capsys):
     change(tmp_path / "run", model__name="planted:Net", data__name="planted:data")
     assert commands.main(["runs", str(tmp_path)]) == 0

@@ -8,6 +8,7 @@ from typing import Any
 
 from inception_jax import process
 from inception_jax.commands import flags
+from inception_jax.config.validate import METRICS
 from inception_jax.errors import UserError
 from inception_jax.process import log_to_stderr
 from inception_jax.text import format_table, json_text, printable, say
@@ -37,6 +38,9 @@ Test-time augmentation averages the probabilities of several views of a picture.
 the center only. --ensemble averages the probabilities of several runs. --confusion and --predictions are those of the
 run or the ensemble.
 """
+
+
+SHOWN = (*METRICS, "count")  # in columns of their own
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -157,6 +161,8 @@ def _row(args: argparse.Namespace, found: Any, dataset: Any, split: str, network
     """What the command says of the predictions of a network, or of several as one."""
     from inception_jax.trained import evaluate
 
+    with log_to_stderr():
+        own = networks[0].own_metrics()
     labels, names = dataset.splits[split].all_labels(), dataset.shown_names
     weights = [flags.weights_of(network) for network in networks]
     values = {
@@ -164,7 +170,7 @@ def _row(args: argparse.Namespace, found: Any, dataset: Any, split: str, network
         "data": dataset.name,
         "split": split,
         "tta": args.tta,
-        **evaluate.by_color(found),
+        **evaluate.by_color(found, own),
         "calibration_error": evaluate.calibration_error(found),
         "left_out": int((found.labels < 0).sum()),  # of classes that the network does not have
         "classes_left_out": sorted({names[label] for label in labels[found.labels < 0]}),
@@ -182,9 +188,9 @@ def _require_same_classes(one: Any, other: Any, what: str) -> None:
 
 def _table(rows: dict[str, dict[str, Any]]) -> str:
     """Aligned columns; below, what was left out, and the classes of each row that has them."""
-    header = ["run", "weights", "data", "top-1", "top-5", "loss", "ECE", "examples"]
-    if any("grayscale" in row for row in rows.values()):
-        header += ["grayscale", "color"]
+    own = list(dict.fromkeys(name for row in rows.values() for name in row["all"] if name not in SHOWN))
+    header = ["run", "weights", "data", "top-1", "top-5", "loss", *own, "ECE", "examples"]
+    colors = ["grayscale", "color"] if any("grayscale" in row for row in rows.values()) else []
     formats = {"top1": ".2%", "top5": ".2%", "loss": ".4f"}
     lines, notes, classes_of_rows = [], [], []
     for name, row in rows.items():
@@ -194,10 +200,11 @@ def _table(rows: dict[str, dict[str, Any]]) -> str:
             flags.weights_in_words(*row.get("members", [row])),
             f"{row['data']}, {row['split']}" + (f", {row['tta']}" if row["tta"] != "none" else ""),
             *(f"{means[mean]:{form}}" if means["count"] else "-" for mean, form in formats.items()),
+            *(f"{means[name]:.4f}" if name in means else "-" for name in own),
             _percent(row["calibration_error"]),
             f"{means['count']:,}",
         ]
-        for kind in header[8:]:
+        for kind in colors:
             part = row.get(kind, {"count": 0})
             line.append(f"{part['top1']:.2%} of {part['count']:,}" if part["count"] else "-")
         lines.append(line)
@@ -217,7 +224,7 @@ def _table(rows: dict[str, dict[str, Any]]) -> str:
                 f"{printable(name)}:",
                 format_table(["class", "precision", "recall", "examples"], cells),
             ]
-    return "\n".join([format_table(header, lines, left=3, rule=False), *notes, *classes_of_rows])
+    return "\n".join([format_table([*header, *colors], lines, left=3, rule=False), *notes, *classes_of_rows])
 
 
 def _percent(share: float) -> str:

@@ -159,7 +159,7 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trust-code",
         action="store_true",
-        help="import a network or data set that the run defines in a module outside the package",
+        help="import a network, data set or metrics that the run names in a module outside the package",
     )
 
 

@@ -34,6 +34,7 @@ class Field:
       per_process: whether the processes of one run may have different values.
       source: whether the field says where files or weights come from, so that an empty text is a mistake: usually a
         shell variable that is not set.
+      outside: whether the value may also name code outside the package, see `registry.is_outside`.
       any_name: whether the items of a tuple are names that people choose, so that `1` and `None` are names, too.
     """
 
@@ -46,6 +47,7 @@ class Field:
     may_differ: bool = False
     per_process: bool = False
     source: bool = False
+    outside: bool = False
     any_name: bool = False
 
     @property
@@ -78,9 +80,11 @@ SECTIONS = {
     "data.splits": "Which examples each split has, in the notation of TFDS, by percentage or count. auto is the "
     "published split; an empty string leaves the split out.",
     "data.augment": "Augmentation of training images, inside the jitted step.",
-    "loss": "The training loss: cross-entropy.",
-    "optimizer": "How gradients become updates. Each optimizer ignores the fields that it does not have.",
-    "schedule": "The learning rate over time. Each schedule ignores the fields that it does not have.",
+    "loss": "The training loss.",
+    "optimizer": "How gradients become updates. Each optimizer ignores the fields that it does not have. The arguments "
+    "of an optimizer from outside the package are fields of this section, too: --config.optimizer.ARGUMENT=VALUE.",
+    "schedule": "The learning rate over time. Each schedule ignores the fields that it does not have. The arguments of "
+    "a schedule from outside the package are fields of this section, too: --config.schedule.ARGUMENT=VALUE.",
     "evaluate": "What is evaluated, how often, and which metric decides.",
     "finetune": "Training that starts from the weights in init_from.",
     "checkpoint": "When the run is saved besides at each evaluation, and which checkpoints are kept.",
@@ -105,6 +109,9 @@ FIELDS: tuple[Field, ...] = (
     _row("init_from", str | None, None, source=True,
          meaning="Weights to start from: a run's directory, a file, or published weights such as "
                  "torchvision:googlenet. Unset, they are random."),
+    _row("metrics", tuple[str, ...], (), rule=rules.OUTSIDE,
+         meaning="Additional metrics, module:Name of a clu.metrics.Collection or Metric class: each is evaluated as "
+                 "SPLIT_NAME."),
     _row("deterministic", bool, False,
          meaning="Whether two runs on a GPU give the same bits, which makes them slower. On a CPU they always do."),
     _row("profile", bool, False, may_differ=True,
@@ -226,13 +233,21 @@ FIELDS: tuple[Field, ...] = (
     _row("data.augment.cutmix", float, 0.0, rule=rules.AT_LEAST_0,
          meaning="Alpha of the Beta distribution of the area that CutMix takes from another image; 0 is off. With "
                  "mixup, each batch draws one of the two."),
+    _row("data.augment.before", tuple[str, ...], (), rule=rules.OUTSIDE,
+         meaning="Own functions, module:Name, from a key and images to images, applied before the augmentation above."),
+    _row("data.augment.after", tuple[str, ...], (), rule=rules.OUTSIDE,
+         meaning="Own functions, module:Name, from a key and images to images, applied after the augmentation above, "
+                 "before normalization, mixup and cutmix."),
 
+    _row("loss.name", str, "cross_entropy", choices=("cross_entropy",), outside=True,
+         meaning="The loss of each head."),
     _row("loss.label_smoothing", float, 0.0, rule=rules.PROBABILITY,
          meaning="Share of the target that is spread evenly over all classes (Szegedy et al. 2016, section 7)."),
     _row("loss.aux_weight", float, 0.3, rule=rules.AT_LEAST_0,
          meaning="Weight of the loss of each auxiliary classifier (Szegedy et al. 2015, section 5)."),
 
     _row("optimizer.name", str, "sgd", choices=("sgd", "adam", "adamw", "rmsprop", "rmsprop_tensorflow"),
+         outside=True,
          meaning="The optimizer, as in PyTorch; rmsprop_tensorflow is TensorFlow's, which trained Inception v3."),
     _row("optimizer.momentum", float, 0.9, "Momentum of sgd and rmsprop.", rule=rules.DECAY),
     _row("optimizer.nesterov", bool, False, "Whether sgd uses Nesterov's momentum."),
@@ -257,7 +272,7 @@ FIELDS: tuple[Field, ...] = (
          meaning="Largest global norm of the gradient; 0 does not clip."),
 
     _row("schedule.name", str, "constant", choices=("constant", "step", "plateau", "cosine", "inverse_time"),
-         meaning="The schedule of the learning rate."),
+         outside=True, meaning="The schedule of the learning rate."),
     _row("schedule.learning_rate", float, 0.1, "The highest learning rate.", rule=rules.AT_LEAST_0),
     _row("schedule.warmup_epochs", float, 0.0, rule=rules.AT_LEAST_0,
          meaning="Epochs of linear warm-up to learning_rate, before any schedule."),
@@ -335,11 +350,13 @@ FIELDS: tuple[Field, ...] = (
 # fmt: on
 
 BY_NAME = {field.name: field for field in FIELDS}
+# Sections that take new fields: options of networks, and arguments of optimizers and schedules outside the package.
+OPEN_SECTIONS = ("model", "optimizer", "schedule")
 CHOICES = {field.name: field.choices for field in FIELDS if field.choices}
 
 
 def default_config() -> Config:
-    """A config with all fields at their defaults. Only its section `model` takes new fields: options of networks."""
+    """A config with all fields at their defaults. Only the sections in OPEN_SECTIONS take new fields."""
     tree: dict[str, Any] = {}
     for field in FIELDS:
         *sections, name = field.name.split(".")
@@ -349,7 +366,8 @@ def default_config() -> Config:
         section[name] = placeholder(field.kind) if field.default is None else field.default
     config: Config = ml_collections.ConfigDict(tree)
     config.lock()
-    config.model.unlock()
+    for section in OPEN_SECTIONS:
+        config[section].unlock()
     return config
 
 
@@ -371,8 +389,8 @@ def get_field(config: Config, name: str) -> Any:
 
 
 def may_be_unset(name: str) -> bool:
-    """Whether None is a value of the field: an optional one, or an option that only some networks have."""
-    return BY_NAME[name].optional if name in BY_NAME else name.startswith("model.")
+    """Whether None is a value of the field: an optional one, or one that is not in the table."""
+    return BY_NAME[name].optional if name in BY_NAME else name.partition(".")[0] in OPEN_SECTIONS
 
 
 def may_differ(name: str) -> bool:

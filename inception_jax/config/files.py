@@ -24,8 +24,16 @@ from absl import flags
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
 from inception_jax import files
-from inception_jax.config.fields import BY_NAME, Config, default_config, field_names, get_field, may_be_unset
-from inception_jax.config.validate import KINDS, check_fields
+from inception_jax.config.fields import (
+    BY_NAME,
+    OPEN_SECTIONS,
+    Config,
+    default_config,
+    field_names,
+    get_field,
+    may_be_unset,
+)
+from inception_jax.config.validate import KINDS, check_fields, may_be_new
 from inception_jax.errors import UserError, unknown_name
 
 # Shipped configs are inside the package in a wheel, and beside it in a checkout.
@@ -213,7 +221,8 @@ def override(config: Config, argv: list[str]) -> None:
     """Sets the fields given as --config.FIELD=VALUE. `argv[0]` is the name of the program.
 
     The value None unsets an optional field. Class names are read as text, even if they look like numbers. Another
-    model.name resets all options of the network that are not given as well.
+    model.name resets all options of the network that are not given as well; another optimizer.name or schedule.name
+    removes the arguments of the one before.
 
     Raises:
       UserError: an unknown field or flag, or a value of the wrong type.
@@ -221,12 +230,12 @@ def override(config: Config, argv: list[str]) -> None:
     fields = [match[1] for arg in argv if (match := re.match(r"--?(?:no)?config\.([^=]*)", arg))]
     for field in fields:
         _check_field(config, field)
-    network = config.model.name
+    before = {section: config[section].name for section in OPEN_SECTIONS}
     values = flags.FlagValues()
     values.set_gnu_getopt(True)
     ours, rest = _split_off(config, argv)
     try:
-        # New fields are options of networks from outside the package; _check_field has refused all others.
+        # New fields are for code outside the package; _check_field has refused all others.
         config_flags.DEFINE_config_dict(
             "config", config, flag_values=values, lock_config=False, accept_new_attributes=True, sys_argv=rest
         )
@@ -241,8 +250,10 @@ def override(config: Config, argv: list[str]) -> None:
         raise UserError(f"--config.{field}={' '.join(value.split())} is not allowed: it must be {expected}") from error
     except (flags.Error, ValueError) as error:
         raise UserError(_one_line(error)) from error
-    if config.model.name != network:
-        _forget_options(config, fields)
+    for section, name in before.items():
+        if config[section].name != name:
+            _forget_options(config, section, fields)
+    _check_new(config, fields)
     if unexpected:
         raise UserError(f"unexpected argument {unexpected[0]!r}: flags have the form --name=value")
     for field in fields:
@@ -327,11 +338,24 @@ def _without_brackets(text: str) -> str:
     return text
 
 
-def _forget_options(config: Config, given: list[str]) -> None:
-    """Unsets the options that were meant for the config's own network, except those in `given`."""
-    for name in config.model:
-        if name != "name" and f"model.{name}" not in given:
+def _forget_options(config: Config, section: str, given: list[str]) -> None:
+    """Unsets the options that were meant for the config's own network, optimizer or schedule, except those in `given`.
+
+    Of an optimizer and a schedule these are the fields that are not in the table.
+    """
+    for name in list(config[section]):
+        path = f"{section}.{name}"
+        if section == "model" and name != "name" and path not in given:
             config.model[name] = None
+        elif path not in BY_NAME and path not in given:
+            del config[section][name]
+
+
+def _check_new(config: Config, fields: list[str]) -> None:
+    """Raises UserError for a field that is new, although the network, optimizer or schedule is one of the package."""
+    for field in fields:
+        if field not in BY_NAME and not may_be_new(config, field):
+            raise UserError(f"unknown field --config.{field}{_nearest(field, list(BY_NAME), '--config.')}")
 
 
 def _split_names(values: tuple) -> tuple:

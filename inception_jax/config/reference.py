@@ -79,7 +79,7 @@ def _table(section: str) -> str:
     lines += ["| field | type | default | values | meaning | resume |", "|---|---|---|---|---|---|"]
     for field in _fields_of(section):
         resume = "may differ" if field.may_differ else ""
-        allowed = ", ".join(f"`{choice}`" for choice in field.choices) or _allowed(field)
+        allowed = ", ".join(f"`{choice}`" for choice in _choices(field)) or _allowed(field)
         cells = (f"`{field.name}`", _type(field), f"`{_shown(field.default)}`", allowed, field.meaning, resume)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
@@ -95,10 +95,14 @@ def _type(field: Field) -> str:
     return f"{field.kind.__name__} or None" if field.optional else field.kind.__name__
 
 
+def _choices(field: Field) -> tuple[str, ...]:
+    return (*field.choices, "optax.NAME", "module:Name") if field.outside else field.choices
+
+
 def _allowed(field: Field) -> str:
     """The allowed values beyond the type, "" if there is nothing to say."""
-    if field.choices:
-        return f"one of {', '.join(field.choices)}"
+    if choices := _choices(field):
+        return f"one of {', '.join(choices)}"
     return field.rule.text if field.rule else ""
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from inception_jax.registry import is_outside
+
 
 class Rule(NamedTuple):
     """A condition on a field's value.
@@ -54,4 +56,5 @@ CHANNEL_MEANS = Rule(
 )
 CHANNEL_DEVIATIONS = Rule("a number above 0 for each channel", lambda x: _numbers(x) and all(item > 0 for item in x))
 NAMES = Rule("different names", _distinct_names)
+OUTSIDE = Rule("names such as module:Name", lambda x: all(isinstance(item, str) and is_outside(item) for item in x))
 SPLIT = Rule("a part of the data, such as train[:90%]", bool)

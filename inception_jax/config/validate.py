@@ -6,6 +6,7 @@ from typing import Any
 from inception_jax.config.fields import BY_NAME, FIELDS, Config, field_names, get_field
 from inception_jax.config.rules import SEED
 from inception_jax.errors import UserError, check_choice, unknown_name
+from inception_jax.registry import is_outside
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ METRICS = ("loss", "top1", "top5")  # of every evaluated split
 
 
 def check_types(config: Config, *, others: bool = False) -> None:
-    """Checks that the config has all fields, each of its type, and no others except options of networks.
+    """Checks that the config has all fields, each of its type, and no others except those that `may_be_new`.
 
     Args:
       others: whether it may have other fields nevertheless.
@@ -35,7 +36,7 @@ def check_types(config: Config, *, others: bool = False) -> None:
     """
     if not others:
         for name in sorted(set(field_names(config)) - BY_NAME.keys()):
-            if not name.startswith("model."):
+            if not may_be_new(config, name):
                 raise unknown_name("field", name, BY_NAME)
     check_fields(config)
     for name, field in sorted(BY_NAME.items()):
@@ -44,6 +45,13 @@ def check_types(config: Config, *, others: bool = False) -> None:
             raise UserError(f"{name}={value!r} is not allowed: it must be {KINDS[field.kind]}")
         if field.kind is str and value and min(value) < " ":  # no path has them on purpose, and messages are one line
             raise UserError(f"{name}={value!r} is not allowed: it must be text without control characters")
+
+
+def may_be_new(config: Config, name: str) -> bool:
+    """Whether the config may have a field that is not in the table: an option of a network, or an argument of its
+    optimizer or schedule if that is from outside the package."""
+    section = name.partition(".")[0]
+    return section == "model" or (section in ("optimizer", "schedule") and is_outside(config[section].name))
 
 
 def check_fields(config: Config) -> None:
@@ -71,8 +79,9 @@ def validate(config: Config) -> None:
         _check_size(name, get_field(config, name))
     for field in FIELDS:
         value = get_field(config, field.name)
-        if field.choices and value not in field.choices:
-            raise unknown_name(field.name, str(value), field.choices)
+        if field.choices and value not in field.choices and not (field.outside and is_outside(value)):
+            others = ("optax.NAME", "module:Name") if field.outside else ()
+            raise unknown_name(field.name, str(value), (*field.choices, *others))
     for field in FIELDS:
         value = get_field(config, field.name)
         if field.rule and value is not None and not field.rule.holds(value):
@@ -166,11 +175,13 @@ def _check_watched(config: Config, metrics: list[str]) -> None:
         watched["schedule.metric"] = "schedule.mode"
     for name, mode_name in watched.items():
         metric, mode = get_field(config, name), get_field(config, mode_name)
+        if config.metrics and metric not in metrics:
+            continue  # one of those, perhaps: their names are known once they are imported
         check_choice(f"metric in {name}", metric, metrics)
         better = "min" if metric.endswith("_loss") else "max"
         if mode != better:
             raise UserError(f"{mode_name}={mode!r} is not allowed with {name}={metric!r}: it must be {better!r}")
-    if config.evaluate.stop_at > 1 and not config.evaluate.watch.endswith("_loss"):
+    if config.evaluate.stop_at > 1 and config.evaluate.watch.endswith(("_top1", "_top5")):
         raise UserError(
             f"evaluate.stop_at={config.evaluate.stop_at} is not allowed with evaluate.watch={config.evaluate.watch!r}, "
             "which is from 0 to 1"

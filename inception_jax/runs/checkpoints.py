@@ -222,10 +222,7 @@ class Checkpoints:
             try:
                 return self._read(step, template)
             except _DamagedError as damage:
-                raise UserError(
-                    f"nothing to restore in {self.directory}: the checkpoint of step {step} is damaged: {damage}. "
-                    "Choose another step"
-                ) from damage
+                raise self._damaged_step(step, damage) from damage
         known = set(self._damaged)
         for candidate in self.steps()[::-1]:
             try:
@@ -238,6 +235,28 @@ class Checkpoints:
         if self._damaged:
             raise self._nothing_to_restore()
         raise UserError(f"there is no checkpoint in {self.directory}")
+
+    def restore_part(self, step: int, template: dict[str, PyTree]) -> dict[str, PyTree]:
+        """Some fields of a step's state, verified: for a reader that cannot know the others' shapes.
+
+        Args:
+          template: the fields by name, as in `restore`.
+
+        Raises:
+          UserError: as `restore`.
+        """
+        self.wait()
+        self._require_present(step)
+        try:
+            return self._read(step, template, whole=False)[0]
+        except _DamagedError as damage:
+            raise self._damaged_step(step, damage) from damage
+
+    def _damaged_step(self, step: int, damage: "_DamagedError") -> UserError:
+        return UserError(
+            f"nothing to restore in {self.directory}: the checkpoint of step {step} is damaged: {damage}. "
+            "Choose another step"
+        )
 
     def progress(self, step: int) -> dict[str, Any]:
         """The JSON object saved with `step`, from which a reader learns how to make a template for its state.
@@ -394,18 +413,25 @@ class Checkpoints:
             )
         return records
 
-    def _read(self, step: int, template: PyTree) -> tuple[PyTree, dict[str, Any]]:
+    def _read(self, step: int, template: PyTree, *, whole: bool = True) -> tuple[PyTree, dict[str, Any]]:
+        """`whole`: whether the template has all of the state, and not just some fields of it, by name."""
         records = self._read_records(step)
         shapes = jax.tree.map(abstract, template)
-        require_fit(step, records.leaves, describe(shapes, with_bytes=False))
+        leaves = {path: leaf for path, leaf in records.leaves.items() if whole or path.partition("/")[0] in template}
+        require_fit(step, leaves, describe(shapes, with_bytes=False))
         state, why = None, None
         try:
             # Not by the manager: its processes wait for one another, for ever if one of them could not read.
             folder = self._manager.directory / str(step) / "state"
             with waiting("the checkpoint to be read", SAVE_SECONDS):
-                state = ocp.StandardCheckpointHandler().restore(folder, args=ocp.args.StandardRestore(shapes))
+                if whole:
+                    state = ocp.StandardCheckpointHandler().restore(folder, args=ocp.args.StandardRestore(shapes))
+                else:
+                    targets = ocp.checkpoint_utils.construct_restore_args(shapes)
+                    args = ocp.args.PyTreeRestore(shapes, restore_args=targets, partial_restore=True)
+                    state = ocp.PyTreeCheckpointHandler().restore(folder, args=args)
             found = describe(state, with_bytes=True)
-            changed = [path for path, leaf in records.leaves.items() if found.get(path) != leaf]
+            changed = [path for path, leaf in leaves.items() if found.get(path) != leaf]
             why = f"{listed(changed, LISTED, '; ')} not as saved" if changed else None
         except jax.errors.JaxRuntimeError:
             raise  # the device's fault, such as no memory left

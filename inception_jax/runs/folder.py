@@ -11,6 +11,7 @@ from inception_jax import files
 from inception_jax.config import Config, check_types, default_config, may_differ, per_process
 from inception_jax.errors import UserError, WriteError
 from inception_jax.experiment import Inputs, dtypes
+from inception_jax.registry import is_outside
 from inception_jax.runs.checkpoints import Checkpoints
 
 ENDING = ("cosine",)  # schedules whose rates depend on the number of epochs
@@ -33,7 +34,7 @@ def prepare_folder(folder: Path, config: Config) -> int | None:
             kept = read_config(path)
             differences = config_differences(kept, config)
             if kept.num_epochs < config.num_epochs and len(differences) == 1:
-                if config.schedule.name in ENDING:
+                if _may_end(config.schedule.name):
                     raise UserError(
                         f"{folder} cannot be extended from {kept.num_epochs} to {config.num_epochs} epochs: its "
                         f"{config.schedule.name} schedule was computed for {kept.num_epochs}. Choose another "
@@ -52,6 +53,11 @@ def prepare_folder(folder: Path, config: Config) -> int | None:
         kind = WriteError if files.no_room(error) else UserError
         raise kind(f"cannot write the run's folder {folder}: {error.strerror or error}") from error
     return None
+
+
+def _may_end(schedule: str) -> bool:
+    """Whether a schedule depends on the number of epochs; those of Optax are given steps by the config's own fields."""
+    return schedule in ENDING or (is_outside(schedule) and not schedule.startswith("optax."))
 
 
 def read_config(path: Path) -> Config:

@@ -6,11 +6,13 @@ import logging
 import math
 import operator
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
 import numpy as np
+from clu.metrics import Metric
 from flax import linen as nn
 from jax import numpy as jnp
 
@@ -19,11 +21,13 @@ from inception_jax.config import Config
 from inception_jax.data.transform import Transform
 from inception_jax.data.words import shown_names
 from inception_jax.errors import UserError, unknown_name
-from inception_jax.experiment import Experiment, Inputs, dtypes
+from inception_jax.experiment import Inputs, build_model, dtypes, initial_key, own_parts, variables_of
 from inception_jax.inference.predictor import NetworkPredictor
 from inception_jax.runs import metrics_log
 from inception_jax.runs.checkpoints import Checkpoints
 from inception_jax.runs.folder import open_checkpoints, read_config
+from inception_jax.steps import extensions
+from inception_jax.text import printable
 
 INFERENCE_TYPES = ("float32", "bfloat16")
 logger = logging.getLogger(__name__)
@@ -45,6 +49,7 @@ class Run(NetworkPredictor):
       checkpoint: "best", or "latest" if that was requested or there is no best one.
       named_streams: determines the key from which its initial weights were drawn, see `initial_key`.
       trusts_data: whether its data set may be code from outside the package, see `load_run`.
+      trusts_parts: the same of its metrics and augmentation.
       fingerprint: fingerprint of its training data, see `Dataset.fingerprint`; None if unknown.
       engine: computes logits of uint8 images of the run's own size instead of JAX, see `engines.use`.
     """
@@ -59,6 +64,7 @@ class Run(NetworkPredictor):
     checkpoint: str = "latest"
     named_streams: bool = True
     trusts_data: bool = False
+    trusts_parts: bool = False
     fingerprint: str | None = None
     engine: Callable[[np.ndarray], np.ndarray] | None = None
     any_size: ClassVar[bool] = True
@@ -83,6 +89,21 @@ class Run(NetworkPredictor):
     @property
     def input_dtype(self) -> Any:
         return dtypes(self.config.compute_dtype)[1]
+
+    def own_metrics(self) -> dict[str, type[Metric]]:
+        """Its metrics from outside the package, by name; none, with a warning, if their code is not trusted.
+
+        Raises:
+          UserError: they cannot be imported.
+        """
+        names = tuple(map(str, self.config.metrics))  # a stranger's file may have anything there
+        given = any(name.endswith(registry.GIVEN) for name in names)
+        if names and (given or not self.trusts_parts):
+            why = "they were given to fit as objects" if given else "add --trust-code, in Python trust_code=True"
+            said = ", ".join(map(printable, names))
+            logger.warning("%s: evaluated without its own metrics, %s: %s", self.folder, said, why)
+            return {}
+        return extensions.metric_classes(own_parts(extensions.METRIC, "metrics", self.config, {}))
 
     def compute(self, images: np.ndarray) -> np.ndarray:
         if self.engine is not None and images.shape[1:] == self.inputs.image_shape:
@@ -109,8 +130,9 @@ def load_run(
     Args:
       dtype: "float32" or "bfloat16", or JAX's type of that name, for the network to compute in; None: the type it was
         trained in or, if the config says "auto", what training would use on this machine.
-      trust_code: whether the network and the data set may be code outside the package, "module:Name". Only for folders
-        from people whom you would let run programs here.
+      trust_code: whether the network, the data set, the metrics and the augmentation may be code outside the package,
+        "module:Name". Only for folders from people whom you would let run programs here. Loss, optimizer and schedule
+        are not needed and never imported.
       own: a config from the user who started the program, who thereby trusts the code that it names.
 
     Raises:
@@ -125,6 +147,7 @@ def load_run(
     trusts_model, trusts_data = (
         trust_code or (own is not None and own[section].name == config[section].name) for section in ("model", "data")
     )
+    trusts_parts = trust_code or (own is not None and _parts(own) == _parts(config))
     registry.check_trusted("model", config.model.name, folder, trusts_model)
     with open_checkpoints(folder, config, read_only=True) as checkpoints:
         step = _best_step(folder, config, checkpoints) if checkpoint == "best" else None
@@ -134,17 +157,29 @@ def load_run(
         which = "best" if checkpoint == "best" and step == checkpoints.best_step() else "latest"
         progress = checkpoints.progress(step)
         inputs = Inputs.from_json(progress["inputs"])
-        experiment = Experiment.of(config, inputs, progress["steps_per_epoch"])
-        variables = _restored_variables(experiment, checkpoints, step, checkpoint)
-    model = experiment.model if dtype is None else _computing_in(dtype, experiment.model, config.model.name)
+        model = build_model(config, len(inputs.class_names))
+        template = jax.eval_shape(partial(variables_of, config, model, inputs), initial_key(config))
+        variables = _restored_variables(config, template, checkpoints, step, checkpoint)
+    model = model if dtype is None else _computing_in(dtype, model, config.model.name)
     epoch, named_streams = step / progress["steps_per_epoch"], progress.get("named_streams", False)
     fingerprint = progress.get("fingerprint")
-    return Run(folder, config, model, variables, inputs, step, epoch, which, named_streams, trusts_data, fingerprint)
+    run = Run(folder, config, model, variables, inputs, step, epoch, which, named_streams, trusts_data, trusts_parts)
+    return dataclasses.replace(run, fingerprint=fingerprint)
 
 
-def _restored_variables(experiment: Experiment, checkpoints: Checkpoints, step: int, checkpoint: str) -> dict[str, Any]:
+def _parts(config: Config) -> list[Any]:
+    """The metrics and the augmentation from outside the package that a config names."""
+    return [config.get("metrics"), config.data.augment.get("before"), config.data.augment.get("after")]
+
+
+def _restored_variables(
+    config: Config, template: dict[str, Any], checkpoints: Checkpoints, step: int, checkpoint: str
+) -> dict[str, Any]:
+    """The moving average of the variables if one is kept, else the variables."""
+    averaged = config.average_decay > 0
     try:
-        return checkpoints.restore(step, jax.eval_shape(experiment.initial_state))[0].variables
+        restored = checkpoints.restore_part(step, {"average": template} if averaged else template)
+        return restored["average"] if averaged else restored
     except UserError as error:
         if checkpoint == "latest" or step == checkpoints.latest_step():
             raise

@@ -1,6 +1,6 @@
 """Losses: one number per example, so that callers can mask, weight and sum them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol, TypeAlias, runtime_checkable
 
 import jax
@@ -37,10 +37,19 @@ def cross_entropy(logits: Float[Array, "b k"], labels: Labels, *, label_smoothin
 
 
 def total_loss(
-    outputs: OutputsLike, labels: Labels, *, label_smoothing: float = 0.0, aux_weight: float = 0.0
+    outputs: OutputsLike,
+    labels: Labels,
+    *,
+    label_smoothing: float = 0.0,
+    aux_weight: float = 0.0,
+    loss: Callable[..., Array] = cross_entropy,
 ) -> Float[Array, " b"]:
-    """The training loss: the head's, plus `aux_weight` times each auxiliary head's cross-entropy."""
-    loss = cross_entropy(outputs.logits, labels, label_smoothing=label_smoothing)
+    """The training loss: the head's, plus `aux_weight` times that of each auxiliary head.
+
+    Args:
+      loss: in place of the cross-entropy, and called like it.
+    """
+    total = loss(outputs.logits, labels, label_smoothing=label_smoothing)
     for logits in outputs.aux.values():
-        loss = loss + aux_weight * cross_entropy(logits, labels, label_smoothing=label_smoothing)
-    return loss
+        total = total + aux_weight * loss(logits, labels, label_smoothing=label_smoothing)
+    return total

@@ -38,6 +38,8 @@ def make_optimizer(
     trunk: Callable[[PyTree], PyTree[bool]] | None = None,
     trunk_rate: float = 1.0,
     frozen_updates: int = 0,
+    own: optax.GradientTransformation | None = None,
+    has_rate: bool = False,
 ) -> optax.GradientTransformation:
     """The optimizer of this name, equivalent to the one in `torch.optim`; options that it does not have are ignored.
 
@@ -64,14 +66,20 @@ def make_optimizer(
       trunk: parameters -> a tree of the same structure, True for pretrained ones
       trunk_rate: factor on the lr for the trunk
       frozen_updates: number of updates that leave the trunk unchanged; its momentum and decay begin afterwards, and
-        until then its gradients do not count for clipping
+        until then its gradients do not count for clipping; impossible with a rule that applies the lr itself, whose
+        schedule would begin afterwards, too
+      own: the rule itself, in place of the one of this name
+      has_rate: whether it applies the lr itself
 
     Raises:
-      UserError: an unknown name or mode; Nesterov momentum without momentum; and when the state is made, one of
-        `weight_decay_layers` that matches no layer with a kernel.
+      UserError: an unknown name or mode; Nesterov momentum without momentum; decoupled decay or frozen updates with a
+        rule that applies the lr itself; and when the state is made, one of `weight_decay_layers` that matches no layer
+        with a kernel.
     """
     check_choice("weight decay mode", weight_decay_mode, WEIGHT_DECAY_MODES)
-    rule = _make_rule(name, momentum, nesterov, beta1, beta2, decay, epsilon, centered)
+    if has_rate:
+        _check_has_rate(name, weight_decay and weight_decay_mode == "decoupled", trunk is not None and frozen_updates)
+    rule = own or _make_rule(name, momentum, nesterov, beta1, beta2, decay, epsilon, centered)
     if weight_decay:
         added = optax.add_decayed_weights(weight_decay, mask=partial(kernels, layers=weight_decay_layers))
         decoupled = weight_decay_mode == "decoupled" or name == "adamw"
@@ -83,13 +91,25 @@ def make_optimizer(
             clip = [_begin_trunk_at(frozen_updates, optax.identity(), trunk), *clip]
     if trunk is not None and trunk_rate != 1:
         rule = optax.chain(rule, optax.masked(optax.scale(trunk_rate), trunk))
-    optimizer = optax.chain(*clip, rule, optax.scale_by_learning_rate(schedule))
+    rate = [] if has_rate else [optax.scale_by_learning_rate(schedule)]
+    optimizer = optax.chain(*clip, rule, *rate)
 
     def init(params):
         _check_layers(params, weight_decay_layers)  # here, since a mask may be given a part of the parameters
         return optimizer.init(params)
 
     return optimizer._replace(init=init)
+
+
+def _check_has_rate(name: str, decoupled: float, frozen: int) -> None:
+    """Raises UserError for what cannot be added to a rule that applies the lr itself."""
+    excluded = {"weight_decay_mode='decoupled'": decoupled, "finetune.freeze_epochs": frozen}
+    for what, wanted in excluded.items():
+        if wanted:
+            raise UserError(
+                f"{what} is not possible with optimizer {name!r}, which applies the learning rate itself: choose one "
+                "without an argument learning_rate, such as optax.scale_by_adam"
+            )
 
 
 def _make_rule(

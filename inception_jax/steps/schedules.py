@@ -137,6 +137,18 @@ class PlateauState(flax.struct.PyTreeNode):
     cooldown: Int[Array, ""]  # remaining evaluations that are not counted
 
 
+def after_warmup(schedule: optax.Schedule, warmup_steps: int) -> optax.Schedule:
+    """The schedule, after a linear warm-up to the lr that it has at the warm-up's end."""
+    if not warmup_steps:
+        return schedule
+
+    def warmed_up(step):
+        share = jnp.minimum((jnp.asarray(step, float) + 1) / warmup_steps, 1.0)
+        return share * schedule(jnp.maximum(step, warmup_steps))
+
+    return warmed_up
+
+
 def init_plateau(mode: str) -> PlateauState:
     """The state before the first evaluation; `mode` as in `plateau_update`."""
     return PlateauState(

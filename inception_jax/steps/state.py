@@ -1,15 +1,17 @@
 """Everything that training changes, in one pytree, and its initial value."""
 
 import zlib
+from collections.abc import Mapping
 from typing import Any, no_type_check
 
 import flax.struct
 import jax
 import optax
 from clu import parameter_overview
+from clu.metrics import Metric
 from flax import linen as nn
 from jax import numpy as jnp
-from jaxtyping import Array, Int, PRNGKeyArray, Shaped
+from jaxtyping import Array, Int, PRNGKeyArray
 
 from inception_jax.models.layers import as_outputs
 from inception_jax.steps import metrics
@@ -26,7 +28,7 @@ class TrainState(flax.struct.PyTreeNode):
       opt_state: the Optax chain's.
       plateau: state of the plateau schedule; its scale multiplies every update.
       average: {"params", "batch_stats"}, their moving average; empty if none is kept.
-      metrics: sums over the examples since the last evaluation.
+      metrics: sums over the examples since the last evaluation, see `metrics.metric_sums`.
     """
 
     step: Int[Array, ""]
@@ -35,7 +37,7 @@ class TrainState(flax.struct.PyTreeNode):
     opt_state: optax.OptState
     plateau: PlateauState
     average: dict[str, Any]
-    metrics: dict[str, Shaped[Array, ""]]
+    metrics: dict[str, Any]
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -63,12 +65,14 @@ def create_state(
     dtype: Any = jnp.float32,
     plateau_mode: str = "min",
     with_average: bool = False,
+    own_metrics: Mapping[str, type[Metric]] | None = None,
 ) -> TrainState:
     """The state before the first update; one jitted initialization (`initialization.evaluate` is faster).
 
     Args:
       image_shape: (height, width, channels).
       dtype: of the images, the batch norm statistics and the metric sums.
+      own_metrics: see `metrics.metric_sums`.
     """
 
     def create(key: PRNGKeyArray) -> TrainState:
@@ -77,7 +81,7 @@ def create_state(
         params = variables["params"]
         batch_stats = jax.tree.map(lambda x: x.astype(dtype), variables.get("batch_stats", {}))
         outputs = as_outputs(outputs)
-        sums = metrics.metric_sums(outputs, jnp.zeros(1, jnp.int32), jnp.zeros(1, bool))
+        sums = metrics.metric_sums(outputs, jnp.zeros(1, jnp.int32), jnp.zeros(1, bool), own=own_metrics)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
@@ -85,7 +89,7 @@ def create_state(
             opt_state=optimizer.init(params),
             plateau=init_plateau(plateau_mode),
             average={"params": params, "batch_stats": batch_stats} if with_average else {},
-            metrics=jax.tree.map(jnp.zeros_like, sums),
+            metrics=metrics.reset(sums),
         )
 
     return jax.jit(create)(key)

@@ -1,10 +1,11 @@
 """The pure steps: (state, batch) -> state, and those of evaluation and prediction. Nothing here is jitted."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import optax
+from clu.metrics import Metric
 from flax import linen as nn
 from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
@@ -34,6 +35,8 @@ def train_step(
     aux_weight: float = 0.3,
     accumulation_steps: int = 1,
     average_decay: float = 0.0,
+    loss: Callable[..., Array] = losses.cross_entropy,
+    own_metrics: Mapping[str, type[Metric]] | None = None,
 ) -> tuple[TrainState, Float[Array, ""]]:
     """One update; returns the new state and the loss that was minimized, a scalar.
 
@@ -49,6 +52,8 @@ def train_step(
         then uses the statistics of micro-batches.
       average_decay: of the moving average of params and batch_stats, updated after every step, smaller in the first
         steps; 0: none.
+      loss: of each head, (logits, labels, *, label_smoothing) -> (batch,).
+      own_metrics: see `metrics.metric_sums`.
     """
     step_key = jax.random.fold_in(key, state.step)
 
@@ -65,32 +70,35 @@ def train_step(
             mutable=["batch_stats"],
         )
         outputs = as_outputs(outputs)
-        loss = losses.total_loss(outputs, targets, label_smoothing=label_smoothing, aux_weight=aux_weight).mean()
-        sums = metrics.metric_sums(outputs, targets, jnp.ones(labels.shape, bool), label_smoothing=label_smoothing)
-        return loss, (updated.get("batch_stats", {}), sums)
+        options = {"label_smoothing": label_smoothing, "loss": loss}
+        total = losses.total_loss(outputs, targets, aux_weight=aux_weight, **options).mean()
+        sums = metrics.metric_sums(outputs, targets, jnp.ones(labels.shape, bool), own=own_metrics, **options)
+        return total, (updated.get("batch_stats", {}), sums)
 
     gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
     if accumulation_steps == 1:
-        (loss, (batch_stats, sums)), gradients = gradient_fn(state.params, state.batch_stats, images, labels, step_key)
+        (total, (batch_stats, sums)), gradients = gradient_fn(state.params, state.batch_stats, images, labels, step_key)
     else:
 
         def micro_step(carry, batch):
-            total, batch_stats = carry
+            so_far, sums_so_far, batch_stats = carry
             index, images, labels = batch
             key = jax.random.fold_in(step_key, index)
-            (loss, (batch_stats, sums)), gradients = gradient_fn(state.params, batch_stats, images, labels, key)
-            return (jax.tree.map(jnp.add, total, (loss, gradients, sums)), batch_stats), None
+            (total, (batch_stats, sums)), gradients = gradient_fn(state.params, batch_stats, images, labels, key)
+            so_far = jax.tree.map(jnp.add, so_far, (total, gradients))
+            return (so_far, metrics.add(sums_so_far, sums), batch_stats), None
 
         def split(x):  # every micro-batch takes rows from all devices, so that no data moves between them
             return x.reshape(-1, accumulation_steps, *x.shape[1:]).swapaxes(0, 1)
 
         batches = (jnp.arange(accumulation_steps), split(images), split(labels))
-        (loss, (_, sums)), gradients = jax.eval_shape(
+        (total, (_, sums)), gradients = jax.eval_shape(
             gradient_fn, state.params, state.batch_stats, *jax.tree.map(lambda x: x[0], batches[1:]), step_key
         )
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (loss, gradients, sums))
-        ((loss, gradients, sums), batch_stats), _ = jax.lax.scan(micro_step, (zeros, state.batch_stats), batches)
-        loss, gradients = jax.tree.map(lambda x: x / accumulation_steps, (loss, gradients))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (total, gradients))
+        start = (zeros, metrics.reset(sums), state.batch_stats)
+        ((total, gradients), sums, batch_stats), _ = jax.lax.scan(micro_step, start, batches)
+        total, gradients = jax.tree.map(lambda x: x / accumulation_steps, (total, gradients))
 
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     updates = jax.tree.map(lambda x: x * state.plateau.scale.astype(x.dtype), updates)
@@ -106,7 +114,7 @@ def train_step(
         average=average,
         metrics=metrics.add(state.metrics, sums),
     )
-    return state, loss
+    return state, total
 
 
 def eval_step(
@@ -117,13 +125,14 @@ def eval_step(
     *,
     model: nn.Module,
     prepare: Callable[[Stored], Prepared],
-) -> dict[str, Shaped[Array, ""]]:
+    own_metrics: Mapping[str, type[Metric]] | None = None,
+) -> metrics.Sums:
     """The metric sums over a batch; rows whose mask is False are padding and do not count.
 
     The loss is the plain cross-entropy, without the label smoothing of training.
     """
     outputs = as_outputs(model.apply(variables, prepare(images), train=False))
-    return metrics.metric_sums(outputs, labels, mask)
+    return metrics.metric_sums(outputs, labels, mask, own=own_metrics)
 
 
 def predict_step(

@@ -13,7 +13,7 @@ import numpy as np
 from inception_jax import files, inspection
 from inception_jax.data.scan import Scan
 from inception_jax.errors import UserError
-from inception_jax.experiment import Experiment, initial_key
+from inception_jax.experiment import initial_key, variables_of
 from inception_jax.runs import run
 from inception_jax.studies.definitions import CrossEvaluation
 from inception_jax.studies.plan import matches, read_json
@@ -93,8 +93,8 @@ def _gradients(trained: run.Run) -> dict[str, Any]:
     images, labels = split.gather(np.arange(min(GRADIENT_IMAGES, len(split))))
     inputs, weight = trained.normalize(images), trained.config.loss.aux_weight
     key = initial_key(trained.config, trained.named_streams)
-    initial = Experiment.of(trained.config, trained.inputs, steps_per_epoch=1).initial_state(key)
-    at = {"start": {"params": initial.params, "batch_stats": initial.batch_stats}, "end": trained.variables}
+    initial = variables_of(trained.config, trained.model, trained.inputs, key)
+    at = {"start": initial, "end": trained.variables}
     return {
         "gradient_norms": {
             when: inspection.gradient_norms(trained.model, variables, inputs, labels, aux_weight=weight)

@@ -33,7 +33,12 @@ class Console:
       every_seconds: interval between two lines.
       stream: where to write; by default standard error.
       active: False shows nothing.
+
+    Attributes:
+      metrics: names of the metrics that are shown of each split.
     """
+
+    metrics: tuple[str, ...] = ("loss", "top1")
 
     def __init__(
         self,
@@ -78,9 +83,9 @@ class Console:
         return self._active and now - self._last[0] >= self._wait
 
     def update(self, step: int, row: Mapping[str, float]) -> None:
-        """Shows the state after `step`: `learning_rate`, `train_loss` and `train_top1` of `row`."""
+        """Shows the state after `step`: `learning_rate`, and `metrics` of the training split in `row`."""
         now = time.monotonic()
-        parts = [*_metrics(row, "train"), *_rate(row)]
+        parts = [*self._shown(row, "train"), *_rate(row)]
         seconds, steps = now - self._last[0], step - self._last[1]
         if steps and seconds > 0:
             parts.append(f"{steps * self._batch_size / seconds:.0f} images/s")
@@ -97,10 +102,10 @@ class Console:
             self._print("  ".join([epoch, f"step {step}/{self._total_steps}", *parts]))
 
     def epoch(self, step: int, row: Mapping[str, float]) -> None:
-        """Shows an evaluated epoch: `learning_rate`, and `<split>_loss` and `<split>_top1` of every split in `row`."""
+        """Shows an evaluated epoch: `learning_rate`, and `metrics` of every split in `row`."""
         parts = [f"{self._epoch(step // self._steps_per_epoch)} done"]
         for split in ("train", "validation", "test"):
-            if values := _metrics(row, split):
+            if values := self._shown(row, split):
                 parts.append(" ".join([split, *values]))
         line = "  ".join([*parts, *_rate(row)])
         self._print(line)
@@ -118,6 +123,9 @@ class Console:
 
     def __exit__(self, *exception) -> None:
         self.close()
+
+    def _shown(self, row: Mapping[str, float], split: str) -> list[str]:
+        return [f"{name} {row[f'{split}_{name}']:.4f}" for name in self.metrics if f"{split}_{name}" in row]
 
     def _epoch(self, epoch: int) -> str:
         return f"epoch {epoch}/{-(-self._total_steps // self._steps_per_epoch)}"
@@ -145,10 +153,6 @@ class _Lasting:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
-
-
-def _metrics(row: Mapping[str, float], split: str) -> list[str]:
-    return [f"{name} {row[f'{split}_{name}']:.4f}" for name in ("loss", "top1") if f"{split}_{name}" in row]
 
 
 def _rate(row: Mapping[str, float]) -> list[str]:

@@ -80,7 +80,7 @@ class Evaluator:
         pool.shutdown(wait=False)
 
     def __call__(self, variables: dict[str, Any], split: str) -> dict[str, float]:
-        """The means over the split: loss, top1, top5, and the count."""
+        """The means over the split: loss, top1, top5, metrics from outside the package, and the count."""
         if self._ahead is not None:
             (self._inference_variables, self._eval_step), self._ahead = self._ahead.result(), None
         total, started = None, time.monotonic()

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 
 from inception_jax.distributed import sharding
 from inception_jax.experiment import Experiment
@@ -76,7 +75,7 @@ def end_epoch(experiment: Experiment, evaluate: Evaluator, session: Session, sta
     record.evaluation_seconds += evaluate.seconds - seconds_before
     plateau = _updated_plateau(experiment, state, row)
     watched = _note(experiment, session, row, step)
-    zeros = jax.tree.map(np.zeros_like, jax.device_get(state.metrics))
+    zeros = metrics.reset(jax.device_get(state.metrics))
     plateau, zeros = sharding.own((jax.device_get(plateau), zeros), evaluate.mesh)
     state = state.replace(plateau=plateau, metrics=zeros)
     session.report_epoch(step, row, rate)

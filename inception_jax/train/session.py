@@ -133,6 +133,8 @@ class Session:
                     active=first,
                 )
             )
+            if self.experiment.metrics:
+                self._console.metrics = (*Console.metrics, *self.experiment.metrics)
             self._profiler = exits.enter_context(
                 Profiler(self.folder if self.config.profile and first else None, first_step)
             )

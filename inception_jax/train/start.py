@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -61,8 +61,13 @@ class Start:
         )
 
 
-def prepare(config: Config, folder: Path, dataset: Dataset, trust_code: bool) -> tuple[Start, Initial | None]:
+def prepare(
+    config: Config, folder: Path, dataset: Dataset, trust_code: bool, given: Mapping[str, Any] | None = None
+) -> tuple[Start, Initial | None]:
     """Decides what the config leaves open, validates everything, and creates the run's folder.
+
+    Args:
+      given: see `Experiment.of`.
 
     Returns the start, and the weights of config.init_from: None if there are none, or if the run has already begun.
 
@@ -76,12 +81,13 @@ def prepare(config: Config, folder: Path, dataset: Dataset, trust_code: bool) ->
     config = with_options_of_weights(config, len(dataset.class_names))
     config, why = choose_compute_dtype(config, folder, len(dataset.class_names), dataset.image_shape)
     inputs, initial = _inputs(config, folder, dataset, trust_code)
-    experiment = Experiment.of(config, inputs, steps_per_epoch)
+    experiment = Experiment.of(config, inputs, steps_per_epoch, given)
     # Shapes first: an option that does not fit the images is reported before anything is written.
     key = initial_key(config)
     jax.eval_shape(experiment.prepare, key, jax.ShapeDtypeStruct((1, *dataset.image_shape), np.uint8))
     everywhere = NamedSharding(mesh, PartitionSpec())
     beginning = jax.jit(experiment.initial_state, out_shardings=everywhere).trace(key)
+    experiment.check(beginning.out_info)
     multihost.require_equal(_facts(experiment, folder, dataset, initial))
     with multihost.first_goes_first("folder"):
         epochs = prepare_folder(folder, config)

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from inception_jax import files
 from inception_jax.config import Config
+from inception_jax.config.validate import METRICS
 from inception_jax.distributed import multihost
 from inception_jax.errors import UserError
 from inception_jax.runs.checkpoints import Checkpoints
@@ -133,7 +134,9 @@ def describe_result(summary: dict[str, Any]) -> list[str]:
             parts.append(f"by {best['metric']} {best['value']:.4f}")
         for split in ("train", "validation", "test"):
             if found := means.get(split):
-                parts.append(" ".join([split, *(f"{name} {found[name]:.4f}" for name in ("top1", "top5", "loss"))]))
+                own = [name for name in found if name not in (*METRICS, "count")]
+                shown = [f"{name} {found[name]:.4f}" for name in ("top1", "top5", "loss", *own)]
+                parts.append(" ".join([split, *shown]))
         if which == "last" or best["metric"] is not None:  # otherwise the last ones are the best
             lines.append("  ".join(parts))
     return lines

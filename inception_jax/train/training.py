@@ -1,15 +1,14 @@
 """A run from its config to its summary: for `main`, from a config, and for `fit`, with data given in Python."""
 
-import copy
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
@@ -28,6 +27,7 @@ from inception_jax.steps.state import TrainState
 from inception_jax.train import loop, start, summary
 from inception_jax.train.console import EPOCHS, Console
 from inception_jax.train.evaluator import Evaluator
+from inception_jax.train.extensions import Extensions, record
 from inception_jax.train.initial import Initial, with_network_of_weights
 from inception_jax.train.session import Session
 from inception_jax.train.stopping import EvaluationStopped, Interrupted, NonFiniteLoss, StopRequests, stop_requests
@@ -85,6 +85,7 @@ def fit(
     workdir: str | Path | None = None,
     trust_code: bool = False,
     console: Callable[..., Console] = Console,
+    **extensions: Unpack[Extensions],
 ) -> "TrainedRun":
     """Trains on arrays in memory or on data sources, exactly as the command does, and returns the trained network.
 
@@ -99,15 +100,17 @@ def fit(
       workdir: the run's folder. An existing run on the same data is continued, or loaded if it is complete. None: a
         new folder, runs/fit-1, runs/fit-2, ..., available as the result's `folder`.
       trust_code, console: as for `train_and_evaluate`.
+      extensions: loss, metrics, optimizer, schedule, augment_before and augment_after, in place of those that the
+        config names, see `train.extensions.Extensions`.
 
     Raises:
       UserError: as in `train_and_evaluate`; the data is not images and labels; the folder has a run on other data.
     """
     if config.data.num_workers:
         streaming.end_unguarded_worker()  # before it takes time
-    given = {"train": train, "validation": validation, "test": test}
-    dataset = given_data(config, {split: value for split, value in given.items() if value is not None}, class_names)
-    config = copy.deepcopy(config)
+    splits = {"train": train, "validation": validation, "test": test}
+    dataset = given_data(config, {split: value for split, value in splits.items() if value is not None}, class_names)
+    config, given = record(config, extensions)
     config.data.name = dataset.name
     for split in config.data.splits:
         config.data.splits[split] = "all" if split in dataset.splits else ""
@@ -117,7 +120,7 @@ def fit(
     with _folder_of_fit(workdir) as folder:
         config = ready(config, folder, trust_code)
         with _held(folder):
-            _train(config, folder, dataset, False, trust_code, console)
+            _train(config, folder, dataset, False, trust_code, console, given)
     from inception_jax.trained import trained_run  # not earlier, since Matplotlib would delay the first step
 
     return trained_run.load(folder, own=config, dataset=dataset)
@@ -169,9 +172,10 @@ def _train(
     clear_caches: bool,
     trust_code: bool,
     console: Callable[..., Console],
+    given: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     started = time.monotonic()
-    begun, initial = start.prepare(config, folder, dataset, trust_code)
+    begun, initial = start.prepare(config, folder, dataset, trust_code, given)
     if not multihost.is_first():
         return _train_in_folder(begun, initial, folder, dataset, clear_caches, console, started)
     with process.log_to_file(folder / LOG, "inception_jax", EPOCHS.name):

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from inception_jax.config import Config
 from inception_jax.data import streaming
 from inception_jax.data.dataset import Dataset
-from inception_jax.experiment import Inputs
+from inception_jax.experiment import Inputs, own_augmentation
 from inception_jax.inspection.pictures import Picture
 from inception_jax.steps.state import stream
 
@@ -39,7 +39,7 @@ def contact_sheet(dataset: Dataset, config: Config, *, split: str = "train", row
     images, labels = part.gather(positions)
     inputs = Inputs(dataset.class_names, dataset.image_shape, (0.0,), (1.0,))
     strengths = dict(config.data.augment)
-    prepare = jax.jit(inputs.augmenter(strengths, "unit", jnp.float32))
+    prepare = jax.jit(inputs.augmenter(strengths, "unit", jnp.float32, *own_augmentation(config, {})))
     mix = inputs.mixer(strengths)
     columns = {"image": images}
     for draw in range(draws):

@@ -6,11 +6,13 @@ import dataclasses
 import io
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from clu.metrics import Metric
 from jax import numpy as jnp
 from scipy.special import log_softmax, logsumexp, softmax
 
@@ -171,17 +173,21 @@ def _mean(logits: Sequence[np.ndarray], weights: Sequence[float] | None = None) 
     return logsumexp(stacked, axis=0, b=shares[:, None, None]).astype(np.float32)
 
 
-def metrics(predictions: Predictions, rows: np.ndarray | None = None) -> dict[str, float]:
-    """Means over the examples whose class the network knows: top1, top5, loss (cross-entropy) and count.
+def metrics(
+    predictions: Predictions, rows: np.ndarray | None = None, own: Mapping[str, type[Metric]] | None = None
+) -> dict[str, float]:
+    """Means over the examples whose class the network knows: top1, top5, loss (cross-entropy), `own` and count.
 
     Args:
       rows: bool `(n,)`: which examples; None: all.
+      own: classes of other metrics by name, see `Run.own_metrics`.
     """
     counted = predictions.counted if rows is None else predictions.counted & rows
     with jax.enable_x64(True):  # the sums of training, but in float64
         outputs = Outputs(jnp.asarray(predictions.logits, jnp.float64))
-        means = summarize(_metric_sums(outputs, predictions.labels, counted))
-    return {name: means[name] for name in ("top1", "top5", "loss", "count")}
+        sums = jax.jit(partial(metric_sums, own=own)) if own else _metric_sums
+        means = summarize(sums(outputs, predictions.labels, counted))
+    return {name: means[name] for name in ("top1", "top5", "loss", *(own or ()), "count")}
 
 
 def losses(predictions: Predictions) -> np.ndarray:
@@ -245,9 +251,9 @@ def confidence(logits: np.ndarray) -> np.ndarray:
     return softmax(logits.astype(np.float64), axis=1).max(axis=1)
 
 
-def by_color(predictions: Predictions) -> dict[str, dict[str, float]]:
-    """`metrics` over "all" examples and, if that is known, over "grayscale" and "color" ones."""
-    found = {"all": metrics(predictions)}
+def by_color(predictions: Predictions, own: Mapping[str, type[Metric]] | None = None) -> dict[str, dict[str, float]]:
+    """`metrics` over "all" examples, with `own`, and, if that is known, over "grayscale" and "color" ones."""
+    found = {"all": metrics(predictions, own=own)}
     if predictions.grayscale is not None:
         found["grayscale"] = metrics(predictions, predictions.grayscale)
         found["color"] = metrics(predictions, ~predictions.grayscale)

@@ -14,6 +14,7 @@ from inception_jax.data.images import Picture as PictureLike
 from inception_jax.errors import UserError, check_choice
 from inception_jax.inspection.features import grad_cam
 from inception_jax.inspection.pictures import Picture, overlay
+from inception_jax.registry import check_trusted
 from inception_jax.runs.metrics_log import read_metrics
 from inception_jax.runs.records import read_summary
 from inception_jax.runs.run import Run, load_run
@@ -75,6 +76,7 @@ class Evaluation:
       loss: the mean cross-entropy.
       calibration_error: see `evaluate.calibration_error`.
       count: number of examples.
+      own: the run's metrics from outside the package, by name.
       predictions: of all examples, in the split's order.
     """
 
@@ -86,11 +88,13 @@ class Evaluation:
     calibration_error: float
     count: int
     predictions: evaluate.Predictions
+    own: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def __repr__(self) -> str:
+        own = "".join(f"{name} {value:.4f}, " for name, value in self.own.items())
         return (
             f"Evaluation({self.data}, {self.split}: top-1 {100 * self.top1:.2f} %, top-5 {100 * self.top5:.2f} %, "
-            f"loss {self.loss:.4f}, calibration error {self.calibration_error:.4f}, {self.count:,} examples)"
+            f"loss {self.loss:.4f}, {own}calibration error {self.calibration_error:.4f}, {self.count:,} examples)"
         )
 
 
@@ -135,9 +139,10 @@ class TrainedRun(Run):
         """
         split, dataset = self._data(split, fields, tta)
         found = evaluate.predictions(self, dataset, split, class_map=class_map, batch_size=batch_size, tta=tta)
-        means, error = evaluate.metrics(found), evaluate.calibration_error(found)
+        own = self.own_metrics()
+        means, error = evaluate.metrics(found, own=own), evaluate.calibration_error(found)
         values = (means["top1"], means["top5"], means["loss"], error, int(means["count"]))
-        return Evaluation(dataset.name, split, *values, found)
+        return Evaluation(dataset.name, split, *values, found, {name: means[name] for name in own})
 
     def report(self) -> Path:
         """Writes the run's report.html with the findings on its test split, or why there are none; returns the file."""
@@ -171,9 +176,13 @@ class TrainedRun(Run):
 
         Raises:
           UserError: the data is no longer available.
+          UntrustedError: the augmentation is code from outside the package that is not trusted.
         """
         if rows < 1:
             raise UserError(f"rows={rows} is not allowed: it must be at least 1")
+        augment = self.config.data.augment
+        for name in (*augment.before, *augment.after):
+            check_trusted("augmentation", str(name), self.folder, self.trusts_parts)
         _, dataset = self._data("train")
         return contact_sheet(dataset, self.config, rows=rows, draws=draws)
 

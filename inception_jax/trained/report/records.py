@@ -20,13 +20,21 @@ def percent(value: float | None) -> str:
 
 def measured(name: str, value: float | None) -> str:
     """Formats a result by the name of its metric."""
-    if name != "loss":
+    if name in ("top1", "top5"):
         return percent(value)
     return "-" if value is None else f"{value:.4f}"
 
 
 def _weights(which: str, epoch: float | None) -> str:
     return which if epoch is None else f"{which} (epoch {epoch:g})"
+
+
+def own_measures(record: Record) -> list[str]:
+    """The names of the run's metrics from outside the package: whatever else its evaluated splits have."""
+    columns = dict.fromkeys(name for row in record.rows for name in row) if record.config.get("metrics") else {}
+    split_of = {column: column.partition("_") for column in columns}
+    names = (name for split, _, name in split_of.values() if split in ("validation", "test") and name not in MEASURES)
+    return list(dict.fromkeys(names))
 
 
 def config_notes(config: Mapping[str, Any]) -> list[str]:
@@ -86,7 +94,9 @@ def results(record: Record) -> dict[str, dict[str, Mapping[str, float | None]]]:
         chosen.append(("Best", next(row for row in rows if row["epoch"] == epoch)))
     return {
         _weights(weights, row["epoch"]): {
-            split: {name: row.get(f"{split}_{name}") for name in MEASURES} for split in SPLITS if f"{split}_loss" in row
+            split: {name: row.get(f"{split}_{name}") for name in (*MEASURES, *own_measures(record))}
+            for split in SPLITS
+            if f"{split}_loss" in row
         }
         for weights, row in chosen
     }
@@ -126,13 +136,14 @@ def headline(record: Record) -> Headline | None:
 def results_table(record: Record) -> PageTable:
     """One run's results: one row per split."""
     rows: list[Sequence[str | Cell]] = []
+    measures = MEASURES | {name: name for name in own_measures(record)}
     counted = ["count"] if record.summary else []
     for weights, splits in results(record).items():
         rows += [[weights]] if splits else []
         for split, metrics in splits.items():
             count = ["-" if (number := metrics.get("count")) is None else f"{number:,.0f}" for _ in counted]
-            rows.append([split, *(measured(name, metrics.get(name)) for name in MEASURES), *count])
-    return PageTable("Results", ["Split", *MEASURES.values(), *(["Images"] if counted else [])], rows)
+            rows.append([split, *(measured(name, metrics.get(name)) for name in measures), *count])
+    return PageTable("Results", ["Split", *measures.values(), *(["Images"] if counted else [])], rows)
 
 
 def results_of_runs(records: Sequence[Record]) -> PageTable:

@@ -47,8 +47,9 @@ def curves(record: Record) -> Section:
     """Every quantity over the epochs, with all its splits in one figure."""
     epoch = record.best.get("epoch")
     pictures = []
-    for quantity, title in QUANTITIES.items():
-        split = quantity in MEASURES
+    own = dict.fromkeys(records.own_measures(record))
+    for quantity, title in (QUANTITIES | {name: name for name in own}).items():
+        split = quantity in MEASURES or quantity in own
         columns = {name: f"{name}_{quantity}" for name in SPLITS} if split else {"": quantity}
         lines = {name: record.points(column) for name, column in columns.items()}
         styles = SPLIT_STYLES if split else {"": SPLIT_STYLES["train"]}
@@ -63,8 +64,9 @@ def curves_of_runs(runs: Sequence[Record]) -> Section:
     styles = drawing.line_styles({name: str(model.get("name", "")) for name, model in models.items()})
     marks = {record.name: record.best.get("epoch") for record in runs}
     pictures = []
-    for quantity, title in QUANTITIES.items():
-        for split in SPLITS if quantity in MEASURES else ("",):
+    own = dict.fromkeys(name for record in runs for name in records.own_measures(record))
+    for quantity, title in (QUANTITIES | {name: name for name in own}).items():
+        for split in SPLITS if quantity in MEASURES or quantity in own else ("",):
             column, name = (f"{split}_{quantity}", f"{title}, {split}") if split else (quantity, title)
             lines = {record.name: record.points(column) for record in runs}
             if picture := curve_picture(name, quantity, lines, styles, marks if split else {}):

@@ -1,0 +1,68 @@
+"""What `fit` takes as objects, where a config has names."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypedDict
+
+import clu.metrics
+import jax
+import optax
+
+from inception_jax.config import Config
+from inception_jax.errors import check_choice
+from inception_jax.registry import name_of
+
+Metrics = type[clu.metrics.Collection] | type[clu.metrics.Metric]
+Augmentation = Callable[[jax.Array, jax.Array], jax.Array]
+
+# The fields of the config that the arguments of `fit` stand for; True: a tuple of names.
+FIELDS = {
+    "loss": ("loss.name", False),
+    "metrics": ("metrics", True),
+    "optimizer": ("optimizer.name", False),
+    "schedule": ("schedule.name", False),
+    "augment_before": ("data.augment.before", True),
+    "augment_after": ("data.augment.after", True),
+}
+
+
+class Extensions(TypedDict, total=False):
+    """Parts of training from outside the package, see docs/extending.md; each replaces the field of the config.
+
+    Attributes:
+      loss: (logits (b, k), labels (b,) or (b, k)) -> (b,).
+      metrics: one or several clu.metrics.Collection or Metric classes.
+      optimizer: the factory of an Optax optimizer; further arguments are fields of `config.optimizer`.
+      schedule: step -> learning rate, or the factory of such a function with arguments in `config.schedule`.
+      augment_before, augment_after: one or several functions (key, images) -> images.
+    """
+
+    loss: Callable[..., jax.Array]
+    metrics: Metrics | Sequence[Metrics]
+    optimizer: Callable[..., optax.GradientTransformation]
+    schedule: Callable[..., Any]
+    augment_before: Augmentation | Sequence[Augmentation]
+    augment_after: Augmentation | Sequence[Augmentation]
+
+
+def record(config: Config, extensions: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:
+    """The config with the names of the given objects, see `registry.name_of`, and the objects by field.
+
+    Raises:
+      UserError: an argument of `fit` does not exist.
+    """
+    config, given = copy.deepcopy(config), {}
+    for argument, value in extensions.items():
+        check_choice("argument of fit", argument, Extensions.__annotations__)
+        if argument not in FIELDS or value is None:
+            continue
+        field, several = FIELDS[argument]
+        *sections, last = field.split(".")
+        section = config
+        for name in sections:
+            section = section[name]
+        if several:
+            value = tuple(value) if isinstance(value, list | tuple) else (value,)
+        section[last] = tuple(map(name_of, value)) if several else name_of(value)
+        given[field] = value
+    return config, given
