@@ -51,6 +51,22 @@ def small_config(digits: Path) -> ConfigDict:
     return config
 
 
+class Killed(Exception):  # noqa: N818
+    """A run ends without saving."""
+
+
+def killed_at(step: int) -> type[Console]:
+    """A console for a run that is killed right after a step."""
+
+    class KillingConsole(Console):
+        def due(self, now):
+            if now == step:
+                raise Killed
+            return super().due(now)
+
+    return KillingConsole
+
+
 def stop_after(monkeypatch, *steps):
     """Sends SIGINT to this process right after these steps, as Ctrl-C does."""
 

@@ -75,7 +75,7 @@ class Listeners:
         return Hooks(Writers(CsvWriter(folder), writers, pictures=self.pictures), callbacks)
 
 
-def record(config: Config, given: Mapping[str, Any]) -> None:
+def note(config: Config, given: Mapping[str, Any]) -> None:
     """Notes in the config, which is kept in the run's folder, what was given to `fit`."""
     for section, field, kind in ((config.log, "to", "writers"), (config, "callbacks", "callbacks")):
         section[field] = tuple(dict.fromkeys((*section[field], *map(name_of, given.get(kind, ())))))

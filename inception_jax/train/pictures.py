@@ -8,7 +8,7 @@ import numpy as np
 
 from inception_jax.config import Config
 from inception_jax.data.dataset import Dataset
-from inception_jax.errors import UserError
+from inception_jax.errors import described
 from inception_jax.runs.run import load_run
 
 logger = logging.getLogger(__name__)
@@ -52,6 +52,6 @@ def _examined(folder: Path, dataset: Dataset, split: str, config: Config) -> Ima
 def _or_none(make: Callable[[], Images]) -> Images:
     try:
         return make()
-    except UserError as error:  # the run does not need them
-        logger.warning("pictures for the loggers are left out: %s", error)
+    except Exception as error:  # whatever it is, the run does not need them
+        logger.warning("pictures for the loggers are left out: making them %s", described(error))
         return {}

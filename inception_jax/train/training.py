@@ -29,7 +29,7 @@ from inception_jax.steps.state import TrainState
 from inception_jax.train import loop, pictures, start, summary
 from inception_jax.train.console import EPOCHS, Console
 from inception_jax.train.evaluator import Evaluator
-from inception_jax.train.extensions import Extensions, Hooks, Listeners, record
+from inception_jax.train.extensions import Extensions, Hooks, Listeners, note
 from inception_jax.train.initial import Initial, with_network_of_weights
 from inception_jax.train.session import Session
 from inception_jax.train.stopping import EvaluationStopped, Interrupted, NonFiniteLoss, StopRequests, stop_requests
@@ -121,7 +121,7 @@ def fit(
     with _folder_of_fit(workdir) as folder:
         config = ready(config, folder, trust_code)
         listeners = Listeners.of(config, extensions)
-        record(config, extensions)
+        note(config, extensions)
         with _held(folder):
             _train(config, folder, dataset, listeners, False, trust_code, console)
     from inception_jax.trained import trained_run  # not earlier, since Matplotlib would delay the first step

@@ -14,7 +14,7 @@ from inception_jax.writers.protocol import RunWriter
 
 logger = logging.getLogger(__name__)
 
-CLOSE_SECONDS = 60.0  # that the end of a run waits for the service
+CLOSE_SECONDS = 20.0  # that the end of a run waits for the service; whoever sends SIGTERM often allows 30
 
 
 class Background(RunWriter):

@@ -4,21 +4,19 @@ import contextlib
 import importlib.util
 import json
 import logging
+import os
 import re
+import signal
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
 import jax
-import mlflow
 import numpy as np
 import pytest
-import wandb_files
 from PIL import Image
-from runs import assert_same_run, small_config, stop_after
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from runs import Killed, assert_same_run, killed_at, small_config, stop_after
 
 from inception_jax import train
 from inception_jax.config import default_config
@@ -27,7 +25,6 @@ from inception_jax.runs.folder import fields_of, read_config
 from inception_jax.runs.metrics_log import read_metrics
 from inception_jax.runs.run import load_run
 from inception_jax.train import training
-from inception_jax.train.console import Console
 from inception_jax.train.extensions import Listeners
 from inception_jax.writers import background
 from inception_jax.writers.background import Background
@@ -37,17 +34,6 @@ from inception_jax.writers.mlflow import MlflowWriter
 PAGE = Path(__file__).parents[2] / "docs" / "logging.md"
 STEPS, EVERY = 42, 10
 PICTURES = {"augmented": 0, "mistakes": STEPS, "grad_cam": STEPS}  # by the step at which they are shown
-
-
-class Killed(Exception):  # noqa: N818
-    pass
-
-
-class KilledAtStep33(Console):
-    def due(self, step):
-        if step == 33:
-            raise Killed
-        return super().due(step)
 
 
 def example(name):
@@ -91,7 +77,7 @@ def logged(services, place, digits):
             with pytest.raises(train.Interrupted):
                 train.train_and_evaluate(config, folder)
         with pytest.raises(Killed):
-            train.train_and_evaluate(config, folder, console=KilledAtStep33)
+            train.train_and_evaluate(config, folder, console=killed_at(33))
         train.train_and_evaluate(config, folder)
     return folder
 
@@ -125,27 +111,35 @@ def assert_is_a_picture(path):
 
 
 def client():
+    import mlflow  # which takes seconds, as others below
+
     return mlflow.MlflowClient()
 
 
-def test_mlflow_has_the_config_all_rows_and_the_pictures_once(logged, tmp_path):
+def assert_mlflow_has(folder):
+    """All points, none twice, in one MLflow run, which is returned."""
     ours = client()
     experiment = ours.get_experiment_by_name("inception_jax")
-    (run,) = [run for run in ours.search_runs([experiment.experiment_id]) if run.info.run_name == "run"]
+    (run,) = [run for run in ours.search_runs([experiment.experiment_id]) if run.info.run_name == folder.name]
     assert run.info.status == "FINISHED"
-    assert run.data.params == {
-        name: str(value) for name, value in fields_of(read_config(logged / "config.json")).items()
-    }
     found = [
         ((name, point.step), point.value)
         for name in run.data.metrics
         for point in ours.get_metric_history(run.info.run_id, name)
     ]
-    rows = expected(logged)
-    assert len(found) == len(dict(found))  # no point twice
+    rows = expected(folder)
+    assert len(found) == len(dict(found))
     assert {key: value for key, value in found if key in rows} == rows
     finally_ = {(f"test_{name}", STEPS) for name in ("loss", "top1", "top5")}
     assert dict(found).keys() == rows.keys() | points_between() | finally_
+    return run
+
+
+def test_mlflow_has_the_config_all_rows_and_the_pictures_once(logged, tmp_path):
+    ours, run = client(), assert_mlflow_has(logged)
+    assert run.data.params == {
+        name: str(value) for name, value in fields_of(read_config(logged / "config.json")).items()
+    }
     for name, step in PICTURES.items():
         picture = ours.download_artifacts(run.info.run_id, f"images/{name}-{step}.png", str(tmp_path))
         assert_is_a_picture(picture)
@@ -154,22 +148,31 @@ def test_mlflow_has_the_config_all_rows_and_the_pictures_once(logged, tmp_path):
     assert text.startswith("run: completed after")
 
 
-def test_wandb_has_the_config_all_rows_and_the_pictures_once(logged):
-    files = sorted(logged.glob("wandb/offline-run-*/run-*.wandb"))
-    assert len(files) == 3
-    assert len({path.name for path in files}) == 1  # one run, in three sessions
+def assert_wandb_has(folder):
+    """All points and pictures, none twice, in one W&B run, whose records are returned."""
+    import wandb_files
+
+    files = sorted(folder.glob("wandb/offline-run-*/run-*.wandb"))
+    assert len({path.name for path in files}) == 1 < len(files)  # one run, in several sessions
     found = [record for path in files for record in wandb_files.records(path)]
     history = [wandb_files.rows(record) for record in found if record.WhichOneof("record_type") == "history"]
     points = [((name, row["_step"]), value) for row in history for name, value in row.items() if name[0] != "_"]
-    rows = expected(logged)
+    rows = expected(folder)
     assert len(points) == len(dict(points))
     assert {key: value for key, value in points if key in rows} == rows
     pictures = {name: step for (name, step), value in points if isinstance(value, dict)}
     # A row that is written is closed: the last pictures are behind it.
     assert pictures == {name: step + (step == STEPS) for name, step in PICTURES.items()}
     assert dict(points).keys() == rows.keys() | points_between() | pictures.items()
-    for name in pictures:
-        (picture,) = logged.glob(f"wandb/*/files/media/images/{name}_*.png")
+    return found
+
+
+def test_wandb_has_the_config_all_rows_and_the_pictures_once(logged):
+    import wandb_files
+
+    found = assert_wandb_has(logged)
+    for name in PICTURES:
+        (picture,) = logged.glob(f"wandb/offline-run-*/files/media/images/{name}_*.png")
         assert_is_a_picture(picture)
     config = wandb_files.config(found)
     fields = fields_of(read_config(logged / "config.json"))
@@ -178,6 +181,9 @@ def test_wandb_has_the_config_all_rows_and_the_pictures_once(logged):
 
 
 def test_tensorboard_has_the_config_all_rows_and_the_pictures_once(logged):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
     events = EventAccumulator(str(logged), size_guidance={"scalars": 0, "images": 0}).Reload()
     rows = expected(logged)
     for name in {name for name, _ in rows} - {"epoch"}:
@@ -214,6 +220,35 @@ def test_a_finished_run_is_sent_to_a_logger_that_is_named_later(services, plain,
     run_id = json.loads((plain / "mlflow.json").read_text())["run_id"]
     for (name, step), value in expected(plain).items():
         assert [(p.step, p.value) for p in ours.get_metric_history(run_id, name) if p.step == step] == [(step, value)]
+
+
+class KillingCallback:
+    def on_step(self, step, metrics):
+        if step == 33:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_after_a_sigkill_nothing_is_missing_or_twice(services, digits, tmp_path):
+    config = small_config(digits)
+    config.log.to, config.log.every_steps = ("mlflow", "wandb"), EVERY
+    config.callbacks = (f"{__name__.rpartition('.')[2]}:KillingCallback",)
+    (tmp_path / "config.json").write_text(config.to_json())
+    code = """
+import sys
+from pathlib import Path
+sys.path[:0] = sys.argv[2:]
+from inception_jax import train
+from inception_jax.runs.folder import read_config
+train.train_and_evaluate(read_config(Path(sys.argv[1], "config.json")), Path(sys.argv[1], "killed"))
+"""
+    tests = Path(__file__).parent
+    command = [sys.executable, "-c", code, str(tmp_path), str(tests), str(tests.parent)]
+    assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL
+    config.callbacks = ()
+    train.train_and_evaluate(config, tmp_path / "killed")
+    assert_mlflow_has(tmp_path / "killed")
+    assert_wandb_has(tmp_path / "killed")
 
 
 @pytest.mark.slow
