@@ -69,6 +69,7 @@ def logged(services, place, digits):
     config = small_config(digits)
     config.log.to = ("mlflow", "wandb", "tensorboard", "my_writer:JsonLines")
     config.log.every_steps = EVERY
+    config.callbacks = ("my_callback:LowLoss",)
     folder = place / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "_write_report", lambda folder: (folder / "report.html").write_text("<p>report</p>"))
@@ -244,7 +245,9 @@ train.train_and_evaluate(read_config(Path(sys.argv[1], "config.json")), Path(sys
 """
     tests = Path(__file__).parent
     command = [sys.executable, "-c", code, str(tmp_path), str(tests), str(tests.parent)]
-    assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL
+    # As from a shell: W&B would otherwise share this process's helper, in which the killed run is still open.
+    environment = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+    assert subprocess.run(command, env=environment, capture_output=True).returncode == -signal.SIGKILL
     config.callbacks = ()
     train.train_and_evaluate(config, tmp_path / "killed")
     assert_mlflow_has(tmp_path / "killed")
