@@ -1,6 +1,8 @@
 """Errors that the user can fix: the command line prints their message without a traceback."""
 
 import difflib
+import os
+import traceback
 from collections.abc import Collection, Iterable
 from typing import Any
 
@@ -43,3 +45,10 @@ def check_choice(kind: str, value: Any, allowed: Collection[Any]) -> None:
     if isinstance(value, str):
         raise unknown_name(kind, value, map(str, allowed))
     raise UserError(f"{kind}={value!r} is not allowed: choose one of {', '.join(map(str, allowed))}")
+
+
+def described(error: Exception) -> str:
+    """What somebody else's code raised, and where, on one line: "raised ValueError: no room (mine.py, line 7)"."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    said = " ".join(str(error).split())
+    return f"raised {type(error).__name__}: {said} ({os.path.basename(frame.filename)}, line {frame.lineno})"

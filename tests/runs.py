@@ -1,9 +1,11 @@
 """Runs as training leaves them; runs that are stopped, and what two of them have to have in common."""
 
+import contextlib
 import csv
 import dataclasses
 import json
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -16,6 +18,7 @@ from inception_jax.config import default_config
 from inception_jax.experiment import Experiment, Inputs
 from inception_jax.runs import run
 from inception_jax.runs.folder import open_checkpoints, prepare_folder
+from inception_jax.runs.metrics_log import CsvWriter
 from inception_jax.train.console import Console
 
 TIMINGS = ("images_per_second", "seconds", "training_seconds", "evaluation_seconds")
@@ -48,6 +51,22 @@ def small_config(digits: Path) -> ConfigDict:
     return config
 
 
+class Killed(Exception):  # noqa: N818
+    """A run ends without saving."""
+
+
+def killed_at(step: int) -> type[Console]:
+    """A console for a run that is killed right after a step."""
+
+    class KillingConsole(Console):
+        def due(self, now):
+            if now == step:
+                raise Killed
+            return super().due(now)
+
+    return KillingConsole
+
+
 def stop_after(monkeypatch, *steps):
     """Sends SIGINT to this process right after these steps, as Ctrl-C does."""
 
@@ -59,6 +78,15 @@ def stop_after(monkeypatch, *steps):
         return due(self, step)
 
     monkeypatch.setattr(Console, "due", due_or_stopped)
+
+
+@contextlib.contextmanager
+def metrics_csv(folder: Path, resume_step: int | None = None) -> Iterator[CsvWriter]:
+    """The writer of a run's metrics.csv, of a new run or one that goes on from a step."""
+    writer = CsvWriter(folder)
+    writer.resume(resume_step or 0)
+    yield writer
+    writer.close()
 
 
 def final_state(folder):

@@ -109,14 +109,14 @@ def test_no_other_field_can_be_unset(name):
 
 RESUME = {
     "data.directory", "data.archives", "data.folder", "data.pipeline", "data.memory_gib", "data.num_workers",
-    "num_devices", "profile",
+    "callbacks", "num_devices", "profile",
 }  # fmt: skip
 
 
 def test_what_may_differ_when_a_run_is_resumed():
     """Where files are, what is shown and what happens after a failure, but not what is computed."""
     for name in field_names(default_config()):
-        own = name in RESUME - {"num_devices", "profile"} or name.startswith("log.")
+        own = name in RESUME - {"callbacks", "num_devices", "profile"} or name.startswith("log.")
         assert may_differ(name) == (own or name in RESUME or name.startswith(("checkpoint.", "nonfinite."))), name
         assert per_process(name) == own, name
     # Fields that another version knows.

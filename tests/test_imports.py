@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "inception_jax"
 # From the bottom up; a module imports from its own layer or from those before it.
 LAYERS = (
     {"errors", "files", "downloads", "text", "process", "registry"},
-    {"config", "ops"},
+    {"config", "ops", "writers"},
     {"models", "data", "distributed"},
     {"inference"},
     {"steps", "weights"},
@@ -22,7 +22,7 @@ LAYERS = (
     {"main", "commands", "__main__"},
 )
 MODELS_MAY_IMPORT = {"errors", "registry", "ops", "models"}
-ONLY_IMPORTERS = {"orbax": {"checkpoints.py", "orbax_quirks.py"}, "tensorboardX": {"metrics_log.py"}}
+ONLY_IMPORTERS = {"orbax": {"checkpoints.py", "orbax_quirks.py"}, "tensorboardX": {"tensorboard.py"}}
 
 
 def imports(path):

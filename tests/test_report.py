@@ -12,11 +12,11 @@ import browser
 import pytest
 import scipy.stats
 from PIL import Image
+from runs import metrics_csv
 
 from inception_jax.commands import main
 from inception_jax.config import default_config
 from inception_jax.errors import UserError
-from inception_jax.runs.metrics_log import MetricWriter
 from inception_jax.runs.run import load_run
 from inception_jax.trained import evaluate
 from inception_jax.trained.report import write_report
@@ -61,12 +61,12 @@ def make_run(folder, *, epochs=3, splits=("train", "validation"), summary=None, 
     config.num_epochs = 3
     config.update_from_flattened_dict(fields)
     (folder / "config.json").write_text(config.to_json())
-    with MetricWriter(folder, tensorboard=False) as writer:
+    with metrics_csv(folder) as writer:
         for epoch in range(1, epochs + 1):
             row = {"epoch": float(epoch), "learning_rate": 0.1 / epoch}
             for split in splits:
                 row |= {f"{split}_loss": 2.0 / epoch, f"{split}_top1": 1 - 0.5 / epoch, f"{split}_top5": 0.9}
-            writer.write(10 * epoch, row | {"images_per_second": 600.0, "seconds": 40.0 * epoch})
+            writer.write_scalars(10 * epoch, row | {"images_per_second": 600.0, "seconds": 40.0 * epoch})
     if summary is not None:
         (folder / "summary.json").write_text(json.dumps(summary))
     return Page(write_report(folder))
@@ -255,8 +255,8 @@ def test_text_from_outside_is_no_markup(tmp_path, drawn):
 
 def test_numbers_that_are_not_finite_leave_gaps(tmp_path, drawn):
     make_run(tmp_path, epochs=2)
-    with MetricWriter(tmp_path, resume_step=20, tensorboard=False) as writer:
-        writer.write(
+    with metrics_csv(tmp_path, 20) as writer:
+        writer.write_scalars(
             30, {"epoch": 3.0, "learning_rate": 0.1, "train_loss": float("nan"), "validation_loss": float("inf")}
         )
     page = Page(write_report(tmp_path))

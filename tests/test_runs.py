@@ -8,12 +8,12 @@ import os
 import re
 
 import pytest
+from runs import metrics_csv
 
 import inception_jax
 from inception_jax.commands import main
 from inception_jax.config import default_config
 from inception_jax.errors import UserError
-from inception_jax.runs.metrics_log import MetricWriter
 from inception_jax.runs.records import read_records
 from inception_jax.trained.report import write_report
 from inception_jax.trained.report.records import facts_of_runs, results_of_runs, results_table
@@ -27,9 +27,11 @@ def make(folder, *, epochs=2, rate=0.1, top1=None, model="googlenet"):
     config.schedule.learning_rate = rate
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(config.to_json())
-    with MetricWriter(folder, tensorboard=False) as writer:
+    with metrics_csv(folder) as writer:
         for epoch in range(1, epochs + 1):
-            writer.write(10 * epoch, {"epoch": float(epoch), "validation_top1": 0.1 * epoch, "seconds": 30.0 * epoch})
+            writer.write_scalars(
+                10 * epoch, {"epoch": float(epoch), "validation_top1": 0.1 * epoch, "seconds": 30.0 * epoch}
+            )
     if top1 is not None:
         best = {"metric": "validation_top1", "value": top1 + 0.01, "test": {"top1": top1 + 0.02}}
         summary = {"name": folder.name, "stopped": "early", "seconds": 75.0, "test": {"top1": top1}, "best": best}

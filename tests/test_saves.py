@@ -6,7 +6,7 @@ from runs import assert_same_run, rows, small_config, stop_after, summary
 from inception_jax import main, train
 from inception_jax.distributed import multihost
 from inception_jax.runs import run
-from inception_jax.train import session
+from inception_jax.train import session, stopping
 from inception_jax.train.console import Console
 from inception_jax.train.stopping import Votes
 
@@ -68,11 +68,14 @@ def test_processes_save_after_the_same_step(several, monkeypatch):
     monkeypatch.setattr(multihost, "count", lambda: 2 if several else 1)
     votes = Votes(None, lambda: 0)
     if not several:
+        assert votes.ends(5, True)
         assert votes.saves(5, 0, True)
         assert not votes.saves(5, 0, False)
         return
-    for step, outcome in ((3, 1), (4, 1), (7, 0), (8, 2 * 15 + 1)):
+    for step, outcome in ((3, 1), (4, 1), (7, 0), (8, 2 * 15 + 1), (11, stopping.END)):
         votes.read(step, (0.5, outcome))
+    # Whether to end the run is the word of the first process's callbacks, which come back with the step's result.
+    assert [step for step in range(12) if votes.ends(step, asked=step < 11)] == [11]
     saved = 0
     for step in range(12):
         if votes.saves(step, saved, due=True):  # its own clock does not count

@@ -18,7 +18,7 @@ import pytest
 from flax import linen as nn
 from jax import numpy as jnp
 from loading import load_data
-from runs import assert_same_run, rows, small_config, stop_after, summary
+from runs import Killed, assert_same_run, killed_at, rows, small_config, stop_after, summary
 
 import inception_jax
 from inception_jax import data, main, steps, train
@@ -32,7 +32,6 @@ from inception_jax.runs import checkpoints, run
 from inception_jax.runs import folder as run_folder
 from inception_jax.steps import state
 from inception_jax.train import evaluator, profiling, record, stopping
-from inception_jax.train.console import Console
 from inception_jax.trained.report import write_report
 
 
@@ -87,19 +86,10 @@ def test_a_run_killed_between_checkpoints_repeats_what_was_lost(config, whole, t
             saved.append(step)
             super().save(step, *arguments)
 
-    class Killed(Exception):  # noqa: N818
-        pass
-
-    class KilledAtStep33(Console):
-        def due(self, step):
-            if step == 33:
-                raise Killed
-            return super().due(step)
-
     monkeypatch.setattr(run_folder, "Checkpoints", Checkpoints)
     config.checkpoint.every_steps = 7  # 21 steps are an epoch
     with pytest.raises(Killed):
-        train.train_and_evaluate(config, tmp_path, console=KilledAtStep33)
+        train.train_and_evaluate(config, tmp_path, console=killed_at(33))
     assert run.load_run(tmp_path, "latest").step == 28
     assert saved == [7, 14, 21, 28]
     train.train_and_evaluate(config, tmp_path)

@@ -176,6 +176,13 @@ def test_runs_are_listed_whatever_they_name(runs, canary, tmp_path, capsys):
     assert "planted:Net" in capsys.readouterr().out
 
 
+def test_no_reader_imports_or_calls_a_folders_writers_and_callbacks(runs, canary, tmp_path, capsys):
+    change(tmp_path / "run", log__to=["planted:Net", "canary:call"], callbacks=["planted:Net", "canary:Net"])
+    for command in ("predict", "report"):
+        assert answer(READERS[command], runs, tmp_path / "run", capsys)[0] == 0
+    assert commands.main(["runs", str(tmp_path)]) == 0
+
+
 def text_fields():
     """Those that may hold a text: others are refused by their types."""
     default = default_config()

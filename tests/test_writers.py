@@ -1,5 +1,6 @@
 """metrics.csv by the standard library, events by their record format, progress by a clock that the test moves."""
 
+import contextlib
 import csv
 import importlib.util
 import io
@@ -10,11 +11,16 @@ import sys
 
 import numpy as np
 import pytest
+from runs import metrics_csv
 from tensorboardX.proto.event_pb2 import Event
 
+from inception_jax.config import default_config
+from inception_jax.distributed import multihost
 from inception_jax.errors import UserError
-from inception_jax.runs.metrics_log import MetricWriter, read_metrics
+from inception_jax.runs.metrics_log import read_metrics
 from inception_jax.train.console import Console
+from inception_jax.train.listeners import Listeners
+from inception_jax.writers.tensorboard import TensorBoardWriter
 
 
 def read_csv(folder):
@@ -36,10 +42,10 @@ def read_events(folder):
 
 def test_rows_keep_every_bit_of_their_numbers(tmp_path):
     values = [1 / 3, 1e-300, -0.1, 2.0**60, float("nan"), float("inf")]
-    with MetricWriter(tmp_path, tensorboard=False) as writer:
+    with metrics_csv(tmp_path) as writer:
         for step, value in enumerate(values, start=1):
-            writer.write(step, {"epoch": step, "train_loss": value})
-        writer.write(10, {"epoch": np.float64(2.5), "train_loss": np.float32(0.1)})
+            writer.write_scalars(step, {"epoch": step, "train_loss": value})
+        writer.write_scalars(10, {"epoch": np.float64(2.5), "train_loss": np.float32(0.1)})
     rows = read_csv(tmp_path)
     assert [float(row["train_loss"]) for row in rows[:-1]] == pytest.approx(values, rel=0, abs=0, nan_ok=True)
     assert (rows[-1]["step"], rows[-1]["epoch"]) == ("10", "2.5")
@@ -48,10 +54,10 @@ def test_rows_keep_every_bit_of_their_numbers(tmp_path):
 
 
 def test_a_new_metric_becomes_a_column_and_leaves_earlier_rows_empty(tmp_path):
-    with MetricWriter(tmp_path, tensorboard=False) as writer:
-        writer.write(1, {"train_loss": 1.0})
-        writer.write(2, {"train_loss": 0.5, "validation_top1": 0.75})
-        writer.write(3, {"train_loss": 0.25})
+    with metrics_csv(tmp_path) as writer:
+        writer.write_scalars(1, {"train_loss": 1.0})
+        writer.write_scalars(2, {"train_loss": 0.5, "validation_top1": 0.75})
+        writer.write_scalars(3, {"train_loss": 0.25})
     rows = read_csv(tmp_path)
     assert [row["validation_top1"] for row in rows] == ["", "0.75", ""]
     assert list(rows[0]) == ["step", "train_loss", "validation_top1"]
@@ -61,22 +67,22 @@ def test_a_new_metric_becomes_a_column_and_leaves_earlier_rows_empty(tmp_path):
 
 @pytest.mark.parametrize(("resume_step", "kept"), [(None, []), (0, []), (10, ["10"]), (25, ["10", "20"])])
 def test_going_on_cuts_off_what_came_after(tmp_path, resume_step, kept):
-    with MetricWriter(tmp_path, tensorboard=False) as writer:
+    with metrics_csv(tmp_path) as writer:
         for step in (10, 20, 30):
-            writer.write(step, {"train_loss": 1 / step})
+            writer.write_scalars(step, {"train_loss": 1 / step})
     whole = (tmp_path / "metrics.csv").read_bytes()
-    with MetricWriter(tmp_path, resume_step=resume_step, tensorboard=False) as writer:
+    with metrics_csv(tmp_path, resume_step) as writer:
         assert [row["step"] for row in read_csv(tmp_path)] == kept
         for step in (10, 20, 30):
             if str(step) not in kept:
-                writer.write(step, {"train_loss": 1 / step})
+                writer.write_scalars(step, {"train_loss": 1 / step})
     assert (tmp_path / "metrics.csv").read_bytes() == whole
 
 
 def test_a_line_that_was_cut_short_by_a_kill_is_dropped(tmp_path):
     path = tmp_path / "metrics.csv"
     path.write_text("step,train_loss\n10,0.5\n2")  # of "20,0.25": its step would look like an early one
-    with MetricWriter(tmp_path, resume_step=10, tensorboard=False):
+    with metrics_csv(tmp_path, 10):
         assert path.read_text() == "step,train_loss\n10,0.5\n"
 
 
@@ -104,8 +110,8 @@ def test_every_number_that_is_written_is_read(tmp_path):
         float("inf"),
         float("-inf"),
     ]
-    with MetricWriter(tmp_path, tensorboard=False) as writer:
-        writer.write(1, {f"loss_{place}": number for place, number in enumerate(numbers)})
+    with metrics_csv(tmp_path) as writer:
+        writer.write_scalars(1, {f"loss_{place}": number for place, number in enumerate(numbers)})
     (row,) = read_metrics(tmp_path / "metrics.csv")
     np.testing.assert_array_equal([row[f"loss_{place}"] for place in range(len(numbers))], numbers)
 
@@ -139,9 +145,9 @@ def test_a_run_goes_on_without_a_damaged_file_and_with_its_whole_rows(tmp_path, 
     assert len(str(error.value)) < 500
     assert len(str(error.value).splitlines()) == 1
     (tmp_path / "metrics.csv.damaged").write_text("an earlier one")
-    with MetricWriter(tmp_path, resume_step=30, tensorboard=False) as writer:
+    with metrics_csv(tmp_path, 30) as writer:
         assert [row["step"] for row in read_metrics(path)] == kept
-        writer.write(40, {"epoch": 4.0, "train_loss": 1 / 16})
+        writer.write_scalars(40, {"epoch": 4.0, "train_loss": 1 / 16})
     assert [row["step"] for row in read_metrics(path)] == [*kept, 40]
     assert "10,1.0,0.5\n" in path.read_text() or not kept
     assert (tmp_path / "metrics.csv.damaged").read_text() == "an earlier one"
@@ -157,8 +163,8 @@ def test_what_is_no_file_is_set_aside_as_well(tmp_path, caplog):
         make()
         with pytest.raises(UserError, match="is damaged: it is not a file"):
             read_metrics(path)
-        with MetricWriter(tmp_path, resume_step=10, tensorboard=False) as writer:
-            writer.write(20, {"train_loss": 0.5})
+        with metrics_csv(tmp_path, 10) as writer:
+            writer.write_scalars(20, {"train_loss": 0.5})
         assert read_metrics(path) == [{"step": 20, "train_loss": 0.5}]
         assert len(caplog.messages) == number
 
@@ -167,10 +173,16 @@ def test_no_metrics_yet(tmp_path):
     assert read_metrics(tmp_path / "metrics.csv") == []
 
 
+def tensorboard(folder, resume_step=0):
+    writer = TensorBoardWriter(folder)
+    writer.resume(resume_step, [])
+    return contextlib.closing(writer)
+
+
 def test_scalars_for_tensorboard_are_grouped_by_split(tmp_path):
-    with MetricWriter(tmp_path) as writer:
-        writer.write(5, {"epoch": 1.0, "learning_rate": 0.5, "validation_top1": 0.25})
-        writer.scalars(7, {"train_loss": 2.0})
+    with tensorboard(tmp_path) as writer:
+        writer.write_scalars(5, {"epoch": 1.0, "learning_rate": 0.5, "validation_top1": 0.25})
+        writer.write_scalars(7, {"train_loss": 2.0})
     scalars = [
         (value.tag, value.simple_value, event.step) for event in read_events(tmp_path) for value in event.summary.value
     ]
@@ -178,7 +190,7 @@ def test_scalars_for_tensorboard_are_grouped_by_split(tmp_path):
 
 
 def test_tensorboard_forgets_what_came_after_the_resumed_step(tmp_path):
-    with MetricWriter(tmp_path, resume_step=20):
+    with tensorboard(tmp_path, resume_step=20):
         pass
     started = [event.step for event in read_events(tmp_path) if event.HasField("session_log")]
     assert started == [21]  # TensorBoard drops the steps from a START event's own onward
@@ -187,16 +199,18 @@ def test_tensorboard_forgets_what_came_after_the_resumed_step(tmp_path):
 def test_events_that_find_no_room_are_said_instead_of_waited_for(tmp_path):
     """The file system refuses to write more than 20 kB to a file."""
     script = """
-import resource, signal, sys
+import contextlib, resource, signal, sys
+from pathlib import Path
 from inception_jax.errors import WriteError
-from inception_jax.runs.metrics_log import MetricWriter
+from inception_jax.writers.tensorboard import TensorBoardWriter
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 try:
-    with MetricWriter(sys.argv[1]) as writer:
+    with contextlib.closing(TensorBoardWriter(Path(sys.argv[1]))) as writer:
+        writer.resume(0, [])
         for step in range(10_000):
-            writer.scalars(step, {"train_loss": 1.0})
+            writer.write_scalars(step, {"train_loss": 1.0})
 except WriteError as error:
     print(error)
 """
@@ -206,10 +220,19 @@ except WriteError as error:
     assert ended.stdout == "cannot write TensorBoard's events: File too large\n"
 
 
-def test_only_the_active_process_writes(tmp_path):
-    with MetricWriter(tmp_path, active=False) as writer:
-        writer.write(1, {"train_loss": 1.0})
-        writer.scalars(1, {"train_loss": 1.0})
+def no_writer(folder):
+    raise AssertionError(folder)
+
+
+def test_only_the_first_process_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr(multihost, "is_first", lambda: False)
+    config = default_config()
+    config.log.to = ("tensorboard", f"{__name__}:no_writer")
+    hooks = Listeners.of(config).open(tmp_path)
+    hooks.writers.resume(0)
+    hooks.writers.write_row(1, {"train_loss": 1.0})
+    hooks.writers.write_point(1, {"train_loss": 1.0})
+    hooks.writers.close()
     stream = io.StringIO()
     with Console(10, 5, batch_size=4, active=False, mode="bar", stream=stream) as progress:
         assert not progress.due(1)

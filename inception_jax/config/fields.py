@@ -114,6 +114,9 @@ FIELDS: tuple[Field, ...] = (
                  "SPLIT_NAME."),
     _row("deterministic", bool, False,
          meaning="Whether two runs on a GPU give the same bits, which makes them slower. On a CPU they always do."),
+    _row("callbacks", tuple[str, ...], (), rule=rules.NAMES, may_differ=True, any_name=True,
+         meaning="Objects or classes, each module:Name, that are called after steps and evaluations and at the end, "
+                 "and may end the run."),
     _row("profile", bool, False, may_differ=True,
          meaning="Whether to trace a few steps into the run's directory, for TensorBoard's profiler and Perfetto."),
 
@@ -342,8 +345,15 @@ FIELDS: tuple[Field, ...] = (
          meaning="Seconds between lines on the console where it is not a terminal."),
     _row("log.progress", str, "auto", choices=("auto", "bar", "lines"), may_differ=True, per_process=True,
          meaning="How progress is shown; auto is a bar on a terminal, lines elsewhere."),
+    _row("log.to", tuple[str, ...], (), rule=rules.NAMES, may_differ=True, per_process=True, any_name=True,
+         meaning="Loggers that get the config, the curves, pictures and the report: mlflow, tensorboard, wandb, or "
+                 "module:Name from outside the package."),
+    _row("log.every_steps", int, 100, rule=rules.AT_LEAST_0, may_differ=True, per_process=True,
+         meaning="Steps between two points that loggers get of the training loss and the learning rate; 0 gives them "
+                 "evaluations only."),
     _row("log.tensorboard", bool, True, may_differ=True, per_process=True,
-         meaning="Whether to write TensorBoard events."),
+         meaning="Whether to write TensorBoard events also if log.to does not name tensorboard. Pictures are made only "
+                 "if log.to names a logger."),
     _row("log.watchdog_minutes", float, 30.0, rule=rules.AT_LEAST_0, may_differ=True, per_process=True,
          meaning="Minutes without a step or an evaluated batch after which the process ends; 0 waits forever."),
 )

@@ -95,7 +95,7 @@ def config_differences(kept: Config, given: Config) -> list[str]:
 
     A field missing from the saved config had the current default.
     """
-    default, old, new = (_flatten(json.loads(config.to_json())) for config in (default_config(), kept, given))
+    default, old, new = map(fields_of, (default_config(), kept, given))
     old = {field: default[field] for field in default.keys() & new.keys()} | old
     given = new.get("compute_dtype")
     if old.get("compute_dtype") == "auto" != given and given == jnp.dtype(dtypes("auto")[0]).name:
@@ -107,10 +107,14 @@ def config_differences(kept: Config, given: Config) -> list[str]:
     ]
 
 
+def fields_of(config: Config) -> dict[str, Any]:
+    """All fields, as JSON values by full name."""
+    return _flatten(json.loads(config.to_json()))
+
+
 def common_fields(config: Config) -> dict[str, Any]:
     """The fields, as JSON values by full name, that are the same in all processes of a run."""
-    fields = _flatten(json.loads(config.to_json()))
-    return {field: value for field, value in fields.items() if not per_process(field)}
+    return {field: value for field, value in fields_of(config).items() if not per_process(field)}
 
 
 def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The only writer of metrics: metrics.csv and TensorBoard events."""
+"""metrics.csv: a row per evaluated epoch."""
 
 import contextlib
 import csv
@@ -6,80 +6,44 @@ import io
 import logging
 import os
 import re
-import sys
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from inception_jax import files
-from inception_jax.errors import UserError, WriteError
-
-
-@contextlib.contextmanager
-def _hidden(module: str) -> Iterator[None]:
-    """Within this context, `import module` raises ImportError, unless it has already been imported."""
-    if module in sys.modules:
-        yield
-        return
-    sys.modules[module] = None  # pyright: ignore[reportArgumentType] (documented: "import of ... halted")
-    try:
-        yield
-    finally:
-        del sys.modules[module]
-
-
-# If PyTorch is installed, tensorboardX imports it for a type hint, which would double the startup time.
-with _hidden("torch"):
-    from tensorboardX.event_file_writer import EventsWriter
-    from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
-    from tensorboardX.summary import scalar
+from inception_jax.errors import UserError
+from inception_jax.writers import Writer
 
 logger = logging.getLogger(__name__)
-
-FLUSH_SECONDS = 30.0  # time until TensorBoard sees new values
 
 Row = dict[str, float | int]
 _COLUMN = re.compile(r"[\w./-]+")  # allowed column names: splits and metrics, and a network's own heads
 
 
-class MetricWriter:
-    """Writes a run's metrics: wide rows to `metrics.csv`, one per evaluated epoch, and scalars for TensorBoard.
+class CsvWriter(Writer):
+    """Writes wide rows to `metrics.csv` in a run's folder, each of which is permanent when the call returns.
 
-    A damaged file is set aside with a warning, and its intact rows are kept.
+    `resume` comes first. A damaged file is set aside with a warning, and its intact rows are kept.
 
     Raises:
       WriteError: the disk is full, or permission is denied.
-
-    Args:
-      folder: the run's folder.
-      resume_step: the step that the run resumes from: anything written after it is discarded. 0 or None: a new run.
-      tensorboard: whether to write event files.
-      active: if False, nothing is written: of several processes, only the first writes.
     """
 
-    def __init__(
-        self, folder: str | Path, *, resume_step: int | None = None, tensorboard: bool = True, active: bool = True
-    ):
-        self._active = active
+    def __init__(self, folder: str | Path):
         self._path = Path(folder) / "metrics.csv"
         self._columns: list[str] = []
-        self._events = None
-        if not active:
-            return
-        last_kept = resume_step or 0
+
+    def resume(self, step: int) -> list[Row]:
+        """Discards the rows after `step`, 0 for a new run, and returns the others."""
         with _writing(self._path):
-            rows = [row for row in self._read() if int(row["step"]) <= last_kept]
+            rows = [row for row in self._read() if int(row["step"]) <= step]
             self._columns = list(rows[0]) if rows else []
             self._rewrite(rows)
-            if tensorboard:
-                self._events = _Events(folder, purge_step=last_kept + 1)
+        return [_numbers(row) for row in rows]
 
-    def write(self, step: int, row: Mapping[str, float | int]) -> None:
+    def write_scalars(self, step: int, scalars: Mapping[str, float | int]) -> None:
         """Appends a row; a new metric adds a column, which is empty in earlier rows."""
-        if not self._active:
-            return
         with _writing(self._path):
-            self._write(step, row)
+            self._write(step, scalars)
 
     def _write(self, step: int, row: Mapping[str, float | int]) -> None:
         full = {"step": int(step)} | {name: _number(value) for name, value in row.items() if name != "step"}
@@ -93,25 +57,6 @@ class MetricWriter:
             file.write(_csv_lines(self._columns, [full]))
             file.flush()
             os.fsync(file.fileno())  # the next checkpoint relies on it
-        self.scalars(step, {name: value for name, value in full.items() if name not in ("step", "epoch")})
-
-    def scalars(self, step: int, values: Mapping[str, float | int]) -> None:
-        """Adds scalars for TensorBoard only; `train_loss` is shown as `train/loss`."""
-        if self._events:
-            with _writing("TensorBoard's events"):
-                for name, value in values.items():
-                    self._events.add(re.sub("^(train|validation|test)_", r"\1/", name), _number(value), step)
-
-    def close(self) -> None:
-        if self._events:
-            with _writing("TensorBoard's events"):
-                self._events.close()
-
-    def __enter__(self) -> "MetricWriter":
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self.close()
 
     def _read(self) -> list[dict[str, str]]:
         """Reads the rows; a damaged file is set aside, since a run with intact checkpoints continues without it."""
@@ -130,40 +75,13 @@ class MetricWriter:
         files.write_text(self._path, _csv_lines(self._columns, [header, *rows] if header else []))
 
 
-class _Events:
-    """A TensorBoard event file.
-
-    tensorboardX's SummaryWriter writes in a thread. If the disk is full, that thread ends, and a few events later the
-    run would wait for it forever.
-    """
-
-    def __init__(self, folder: str | Path, purge_step: int):
-        self._file = EventsWriter(str(Path(folder) / "events"))
-        self._flushed = -FLUSH_SECONDS
-        # TensorBoard discards what earlier files have from this step on.
-        self._write(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
-
-    def add(self, name: str, value: float, step: int) -> None:
-        self._write(Event(step=step, summary=scalar(name, value)))
-
-    def _write(self, event: Event) -> None:
-        event.wall_time = time.time()
-        self._file.write_event(event)
-        if time.monotonic() - self._flushed >= FLUSH_SECONDS:
-            self._file.flush()
-            self._flushed = time.monotonic()
-
-    def close(self) -> None:
-        self._file.close()
-
-
 @contextlib.contextmanager
-def _writing(what: Path | str) -> Iterator[None]:
+def _writing(path: Path) -> Iterator[None]:
     """Turns OSError, such as for a full disk, into a one-line WriteError."""
     try:
         yield
     except OSError as error:
-        raise WriteError(f"cannot write {what}: {error.strerror or error}") from error
+        raise files.cannot_write(path, error) from error
 
 
 def read_metrics(path: str | Path) -> list[Row]:
@@ -181,9 +99,11 @@ def read_metrics(path: str | Path) -> list[Row]:
 def read_whole_rows(path: str | Path) -> tuple[list[Row], str]:
     """As `read_metrics`, for a file that may be damaged: the intact rows, and what is wrong ("" if nothing)."""
     texts, problem = _read_text(Path(path))
-    return [
-        {name: int(cell) if name == "step" else float(cell) for name, cell in row.items() if cell} for row in texts
-    ], problem
+    return [_numbers(row) for row in texts], problem
+
+
+def _numbers(row: Mapping[str, str]) -> Row:
+    return {name: int(cell) if name == "step" else float(cell) for name, cell in row.items() if cell}
 
 
 def _read_text(path: Path) -> tuple[list[dict[str, str]], str]:

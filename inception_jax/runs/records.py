@@ -87,7 +87,9 @@ class Record:
 
     @property
     def status(self) -> str:
-        """How the run ended, "completed", "early" (early stopping) or "target"; else "unfinished" or "not begun"."""
+        """How the run ended: "completed", "early" (early stopping), "target" or "callback"; else "unfinished" or "not
+        begun".
+        """
         if self.summary:
             return str(self.summary.get("stopped", "completed"))
         return "unfinished" if self.rows else "not begun"

@@ -326,6 +326,6 @@ def _smoke(found: Sequence[Result], minimum: Minimum) -> str:
 
 def _epochs_meant(result: Result) -> float:
     """The number of epochs, as configured if the run stopped early."""
-    if result.summary.get("stopped") in ("early", "target"):
+    if result.summary.get("stopped") in ("early", "target", "callback"):
         return result.planned.load_config().num_epochs
     return result.summary["epochs"]

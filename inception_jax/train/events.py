@@ -47,12 +47,14 @@ class Events:
         return step > record.evaluated_step and (due or step == self.total_steps)
 
     def ended(self, step: int, record: TrainingRecord) -> str | None:
-        """Why training ends after `step`: "early", "target" or "completed"; None if it continues."""
+        """Why training ends after `step`: "early", "target", "completed" or "callback"; None if it continues."""
         if self.patience and record.evaluations_since_best >= self.patience:
             return "early"
         if self.reached(record.best_value):
             return "target"
-        return "completed" if step >= self.total_steps else None
+        if step >= self.total_steps:
+            return "completed"
+        return "callback" if record.end_step is not None and step >= record.end_step else None
 
     def reached(self, value: float | None) -> bool:
         """Whether a value of the watched metric reaches the target."""

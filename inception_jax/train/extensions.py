@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypedDict
 
 import clu.metrics
@@ -11,11 +12,12 @@ import optax
 from inception_jax.config import Config
 from inception_jax.errors import check_choice
 from inception_jax.registry import name_of
+from inception_jax.writers import Writer
 
 Metrics = type[clu.metrics.Collection] | type[clu.metrics.Metric]
 Augmentation = Callable[[jax.Array, jax.Array], jax.Array]
 
-# The fields of the config that the arguments of `fit` stand for; True: a tuple of names.
+# The fields of the config that arguments of `fit` replace; True: a tuple of names. `listeners` are added, instead.
 FIELDS = {
     "loss": ("loss.name", False),
     "metrics": ("metrics", True),
@@ -27,7 +29,9 @@ FIELDS = {
 
 
 class Extensions(TypedDict, total=False):
-    """Parts of training from outside the package, see docs/extending.md; each replaces the field of the config.
+    """Parts of training from outside the package, see docs/extending.md.
+
+    Writers and callbacks are added to those that the config names; every other part replaces the config's.
 
     Attributes:
       loss: (logits (b, k), labels (b,) or (b, k)) -> (b,).
@@ -35,6 +39,8 @@ class Extensions(TypedDict, total=False):
       optimizer: the factory of an Optax optimizer; further arguments are fields of `config.optimizer`.
       schedule: step -> learning rate, or the factory of such a function with arguments in `config.schedule`.
       augment_before, augment_after: one or several functions (key, images) -> images.
+      writers: each a `writers.Writer`, or a class or function that returns one for the run's folder.
+      callbacks: each with any of the methods of `callbacks.Callback`, or a class that is called without arguments.
     """
 
     loss: Callable[..., jax.Array]
@@ -43,6 +49,8 @@ class Extensions(TypedDict, total=False):
     schedule: Callable[..., Any]
     augment_before: Augmentation | Sequence[Augmentation]
     augment_after: Augmentation | Sequence[Augmentation]
+    writers: Sequence[Writer | Callable[[Path], Writer]]
+    callbacks: Sequence[Any]
 
 
 def record(config: Config, extensions: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:

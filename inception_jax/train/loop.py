@@ -33,7 +33,7 @@ class Programs:
 def run(experiment: Experiment, programs: Programs, session: Session, state: TrainState) -> tuple[TrainState, str]:
     """Trains until the end, early stopping or a request to stop. After an epoch it evaluates, then saves.
 
-    Returns the state, and why training ended: "completed", "early" or "target".
+    Returns the state, and why training ended, see `Events.ended`.
 
     Raises:
       Interrupted: the run was asked to stop, and has saved its state.
@@ -47,6 +47,8 @@ def run(experiment: Experiment, programs: Programs, session: Session, state: Tra
         if when.evaluates(step, session.record):
             state = end_epoch(experiment, programs.evaluate, session, state)
         if ended := when.ended(step, session.record):
+            if ended == "callback" and session.saves(step, True):
+                session.save(state)
             return state, ended
         if session.asked_to_stop(step):
             session.stop(state)
@@ -78,6 +80,7 @@ def end_epoch(experiment: Experiment, evaluate: Evaluator, session: Session, sta
     zeros = metrics.reset(jax.device_get(state.metrics))
     plateau, zeros = sharding.own((jax.device_get(plateau), zeros), evaluate.mesh)
     state = state.replace(plateau=plateau, metrics=zeros)
+    session.rate_scale = float(jax.device_get(plateau.scale))
     session.report_epoch(step, row, rate)
     session.save(state, watched)
     return state

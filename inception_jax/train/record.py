@@ -32,6 +32,8 @@ class TrainingRecord:
     retries: int = 0  # number of times the run went back to a checkpoint because the loss was not finite
     named_streams: bool = False  # derivation of its random numbers, see `experiment.initial_key`
     best_step: int | None = None  # step of best_value; also None if an early version did not store it
+    end_step: int | None = None  # after which the run ends because a callback has asked for it
+    ended_by: str | None = None  # that callback's name
 
     @classmethod
     def of(cls, experiment: Experiment, dataset: Dataset) -> "TrainingRecord":

@@ -19,12 +19,12 @@ from inception_jax.distributed import multihost
 from inception_jax.distributed.watch import moved, waiting
 from inception_jax.experiment import training_key
 from inception_jax.runs.checkpoints import Checkpoints
-from inception_jax.runs.metrics_log import MetricWriter
 from inception_jax.steps.state import TrainState
 from inception_jax.text import format_seconds
 from inception_jax.train.batches import training_batches
 from inception_jax.train.clock import Clock
 from inception_jax.train.console import Console
+from inception_jax.train.listeners import Hooks
 from inception_jax.train.profiling import Profiler
 from inception_jax.train.record import TrainingRecord
 from inception_jax.train.start import Start
@@ -48,11 +48,13 @@ class Session:
       requests: to stop.
       console: factory for the progress display; called like `Console`.
       started: `time.monotonic()` when the command began.
+      hooks: writers and callbacks.
 
     Attributes:
       record: the run's metadata besides its TrainState.
       key: for the training steps' random numbers.
       first_step: where this session, or its last attempt, starts.
+      rate_scale: what the schedule's learning rate is multiplied by, see `PlateauState`.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Session:
         requests: StopRequests,
         console: Callable[..., Console],
         started: float,
+        hooks: Hooks,
     ):
         self.start, self.experiment, self.config = start, start.experiment, start.experiment.config
         self.folder, self.dataset, self.checkpoints = folder, dataset, checkpoints
@@ -71,7 +74,10 @@ class Session:
         self.record = TrainingRecord.of(start.experiment, dataset)
         self.key = training_key(self.config, self.record.named_streams)
         self.first_step = 0
+        self.rate_scale = 1.0
         self.started = started
+        self._writers, self._callbacks = hooks.writers, hooks.callbacks
+        self._point_every = self.config.log.every_steps if hooks.writers else 0
         self._make_console = console
         self._source: Generator[tuple[Any, Any], None, None] | None = None
         self._batches: Iterator[tuple[Any, Any]] = iter(())
@@ -110,18 +116,16 @@ class Session:
         return batch
 
     @contextmanager
-    def attempt(self, first_step: int) -> Iterator[None]:
-        """Opens the log files and the console from `first_step` on."""
-        first = multihost.is_first()
+    def attempt(self, state: TrainState) -> Iterator[None]:
+        """Opens the console and the profiler, to go on from `state`."""
+        first, first_step = multihost.is_first(), int(state.step)
         self.first_step = self._saved_step = first_step
+        self.rate_scale = float(state.plateau.scale)
         self._saved_at = time.monotonic()
         self._in_flight.clear()
         self.seconds_before = self.record.elapsed_seconds
         self.clock = Clock(self.record, self.config.batch_size, self.started)
         with ExitStack() as exits:
-            self._writer = exits.enter_context(
-                MetricWriter(self.folder, resume_step=first_step, tensorboard=self.config.log.tensorboard, active=first)
-            )
             self._console = exits.enter_context(
                 self._make_console(
                     self.experiment.total_steps,
@@ -153,6 +157,24 @@ class Session:
             moved()
             if not math.isfinite(loss):
                 raise self._not_finite(f"the loss of step {finished} is {loss}")
+            self._report_loss(finished, loss)
+
+    def _report_loss(self, step: int, loss: float) -> None:
+        """Gives the loss of a finished step to callbacks and, every log.every_steps, to loggers."""
+        self._note_asking(self._callbacks.on_step(step, {"batch_loss": loss}))
+        if self.votes.ends(step, self.record.ended_by is not None):
+            self._end_after(step + STEPS_IN_FLIGHT)
+        if self._point_every and step % self._point_every == 0:
+            rate = float(self.experiment.schedule(step - 1)) * self.rate_scale
+            self._writers.write_point(step, {"batch_loss": loss, "learning_rate": rate})
+
+    def _note_asking(self, callback: str | None) -> None:
+        """Notes which callback was the first to ask for the run's end."""
+        self.record.ended_by = self.record.ended_by or callback
+
+    def _end_after(self, step: int) -> None:
+        """Ends the run after `step`, unless it ends before."""
+        self.record.end_step = min(step, self.record.end_step or step)
 
     def save(self, state: TrainState, watched: dict[str, float] | None = None) -> None:
         """Saves a checkpoint.
@@ -213,7 +235,8 @@ class Session:
             self.clock.resume(step)
             with waiting("the next batch", alone=True):
                 batch = next(self._batches)
-            state, result = train_step(state, *batch, self.key, *self.votes.cast(self._due_by_clock()))
+            votes = self.votes.cast(self._due_by_clock(), self.record.ended_by is not None)
+            state, result = train_step(state, *batch, self.key, *votes)
             self._in_flight.append((step + 1, result))
             # Wait for the first step: it may compile, and the clock starts after it.
             self.settle(STEPS_IN_FLIGHT if step > self.first_step else 0)
@@ -234,14 +257,17 @@ class Session:
             left = format_seconds(steps_left * self.config.batch_size / rate)
             logger.info("estimate: %s for the %d steps left, at %.0f images/s", left, steps_left, rate)
         if self._console.due(step):
-            row = running()
-            self._console.update(step, row)
-            self._writer.scalars(step, row)
+            self._console.update(step, running())
 
     def report_epoch(self, step: int, row: dict[str, float], rate: float) -> None:
         """Writes and shows an evaluation's metrics; `rate` is the training speed before it, images/s."""
-        self._writer.write(step, row | {"images_per_second": rate, "seconds": self.clock.elapsed()})
+        full = row | {"images_per_second": rate, "seconds": self.clock.elapsed()}
+        self._writers.write_row(step, full)
         self._console.epoch(step, row)
+        asking = self._callbacks.on_evaluation(step, full)
+        self._note_asking(asking)
+        if asking is not None and multihost.count() == 1:  # several processes vote at the next steps
+            self._end_after(step)
 
     def go_back(self, error: NonFiniteLoss) -> TrainState:
         """The last checkpoint's state, with a smaller learning rate from there on; the record counts the retry.
@@ -266,6 +292,7 @@ class Session:
         self.record.elapsed_seconds, self.started = self.seconds_before + now - self.started, now
         self.checkpoints.save(step, state, dataclasses.asdict(self.record), self.checkpoints.metrics(step))
         self.first_step = step
+        self._writers.resume(step)
         self.open_batches()
         return state
 

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from inception_jax.distributed import multihost, sharding
 
 STEPS_IN_FLIGHT = 2  # how far the host may run ahead of the devices
+END = 256  # a vote to end the run, besides the numbers of signals, which are smaller
 SECONDS_OF_PRESSING = 1.0  # a second Ctrl-C within this time counts as the same one
 
 
@@ -117,7 +118,7 @@ def _stopped_at_once(folder: Path, requests: StopRequests) -> BaseException:
 
 
 class Votes:
-    """Requests to stop or to save, on which several processes must agree, since each step needs all of them.
+    """Requests to stop, to save or to end the run, on which processes must agree, since each step needs all of them.
 
     Every process passes its own request to each step, which returns the maximum over all. How many steps' results a
     process has seen depends on its devices, so a vote takes effect a fixed number of steps later, when every process
@@ -128,7 +129,8 @@ class Votes:
         self._mesh = mesh
         self.requests = requests
         self._several = multihost.count() > 1
-        self._outcomes: dict[int, int] = {}  # by the step that returned them: twice the signal, plus 1 to save
+        # By the step that returned them: twice the signal, plus 1 to save, plus END to end the run.
+        self._outcomes: dict[int, int] = {}
 
     def counted(self, train_step: Callable) -> Callable:
         """The step, extended by the arguments from `cast` and a second result for `read`."""
@@ -141,11 +143,16 @@ class Votes:
 
         return step_with_votes
 
-    def cast(self, save: bool = False) -> tuple[jax.Array, ...]:
-        """The additional arguments of the step; `save`: a checkpoint is due by this process's clock."""
+    def cast(self, save: bool = False, end: bool = False) -> tuple[jax.Array, ...]:
+        """The additional arguments of the step.
+
+        Args:
+          save: a checkpoint is due by this process's clock.
+          end: a callback of this process has asked to end the run.
+        """
         if not self._several:
             return ()
-        request = 2 * self.requests() + (save and multihost.is_first())
+        request = 2 * self.requests() + (END * end + save if multihost.is_first() else 0)
         own = np.full(len(self._mesh.local_devices), request, np.int32)
         return (sharding.split_batch(own, self._mesh),)
 
@@ -163,7 +170,16 @@ class Votes:
         self.requests.step = step
         if not self._several:
             return self.requests()
-        return max((request // 2 for at, request in self._outcomes.items() if at <= step - STEPS_IN_FLIGHT), default=0)
+        known = (request for at, request in self._outcomes.items() if at <= step - STEPS_IN_FLIGHT)
+        return max((request % END // 2 for request in known), default=0)
+
+    def ends(self, step: int, asked: bool) -> bool:
+        """Whether the run is to end, by what is known when the result of `step` has been read.
+
+        Args:
+          asked: whether a callback of this process has asked for it.
+        """
+        return self._outcomes.get(step, 0) >= END if self._several else asked
 
     def saves(self, step: int, saved_step: int, due: bool) -> bool:
         """Whether to save a checkpoint after `step`, given that `saved_step` was saved last.

@@ -73,6 +73,8 @@ def write_summary(
         "device": describe_devices(evaluator.mesh),
         "versions": versions(),
     }
+    if stopped == "callback":
+        summary["stopped_by"] = record.ended_by
     if multihost.is_first():
         files.write_json(folder / "summary.json", summary)
     return summary
@@ -122,6 +124,7 @@ def versions() -> dict[str, str]:
 def describe_result(summary: dict[str, Any]) -> list[str]:
     """The results as text: a line for the end of the run, one for the last weights, and one for the best."""
     ends = {"early": "stopped early", "target": "target reached"}
+    ends["callback"] = f"ended by the callback {printable(summary.get('stopped_by') or '')}"
     end = ends.get(summary["stopped"], "completed")
     lines = [f"{printable(summary['name'])}: {end} after {format_seconds(summary['seconds'])}"]
     best = summary["best"]

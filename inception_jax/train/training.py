@@ -21,23 +21,25 @@ from inception_jax.distributed import multihost, sharding
 from inception_jax.errors import UserError
 from inception_jax.experiment import initial_key
 from inception_jax.runs.dataset import Given, given_data, load_data
-from inception_jax.runs.folder import common_fields, open_checkpoints
+from inception_jax.runs.folder import common_fields, fields_of, open_checkpoints
 from inception_jax.steps import initialization
 from inception_jax.steps.state import TrainState
-from inception_jax.train import loop, start, summary
+from inception_jax.train import loop, pictures, start, summary
 from inception_jax.train.console import EPOCHS, Console
 from inception_jax.train.evaluator import Evaluator
 from inception_jax.train.extensions import Extensions, record
 from inception_jax.train.initial import Initial, with_network_of_weights
+from inception_jax.train.listeners import Hooks, Listeners, note
 from inception_jax.train.session import Session
 from inception_jax.train.stopping import EvaluationStopped, Interrupted, NonFiniteLoss, StopRequests, stop_requests
+from inception_jax.writers.group import Writers
 
 if TYPE_CHECKING:
     from inception_jax.trained.trained_run import TrainedRun
 
 logger = logging.getLogger(__name__)
 
-LOG = "log.txt"  # in the run's folder
+LOG, REPORT = "log.txt", "report.html"  # in the run's folder
 RUNS = Path("runs")  # parent of the folders that `fit` creates
 
 
@@ -71,8 +73,9 @@ def train_and_evaluate(
         streaming.end_unguarded_worker()  # before it takes time
     folder = files.expand(workdir, "workdir")
     config = ready(config, folder, trust_code)
+    listeners = Listeners.of(config)
     with _held(folder, wait):
-        return _train(config, folder, load_data(config), clear_caches, trust_code, console)
+        return _train(config, folder, load_data(config), listeners, clear_caches, trust_code, console)
 
 
 def fit(
@@ -101,7 +104,8 @@ def fit(
         new folder, runs/fit-1, runs/fit-2, ..., available as the result's `folder`.
       trust_code, console: as for `train_and_evaluate`.
       extensions: loss, metrics, optimizer, schedule, augment_before and augment_after, in place of those that the
-        config names, see `train.extensions.Extensions`.
+        config names, and `writers` and `callbacks` besides them, see `train.extensions.Extensions`. config.json has
+        their names.
 
     Raises:
       UserError: as in `train_and_evaluate`; the data is not images and labels; the folder has a run on other data.
@@ -119,8 +123,10 @@ def fit(
     evaluate.final_splits = tuple(split for split in evaluate.final_splits if split in dataset.splits)
     with _folder_of_fit(workdir) as folder:
         config = ready(config, folder, trust_code)
+        listeners = Listeners.of(config, extensions)
+        note(config, extensions)
         with _held(folder):
-            _train(config, folder, dataset, False, trust_code, console, given)
+            _train(config, folder, dataset, listeners, False, trust_code, console, given)
     from inception_jax.trained import trained_run  # not earlier, since Matplotlib would delay the first step
 
     return trained_run.load(folder, own=config, dataset=dataset)
@@ -169,6 +175,7 @@ def _train(
     config: Config,
     folder: Path,
     dataset: Dataset,
+    listeners: Listeners,
     clear_caches: bool,
     trust_code: bool,
     console: Callable[..., Console],
@@ -176,13 +183,18 @@ def _train(
 ) -> dict[str, Any]:
     started = time.monotonic()
     begun, initial = start.prepare(config, folder, dataset, trust_code, given)
-    if not multihost.is_first():
-        return _train_in_folder(begun, initial, folder, dataset, clear_caches, console, started)
-    with process.log_to_file(folder / LOG, "inception_jax", EPOCHS.name):
-        result = _train_in_folder(begun, initial, folder, dataset, clear_caches, console, started)
-        _write_report(folder)
-        for line in summary.describe_result(result):
-            logger.info("%s", line)
+    with ExitStack() as exits:
+        if multihost.is_first():
+            exits.enter_context(process.log_to_file(folder / LOG, "inception_jax", EPOCHS.name))
+        hooks = listeners.open(folder)
+        exits.callback(hooks.writers.close)
+        result = _train_in_folder(begun, initial, folder, dataset, clear_caches, console, started, hooks)
+        if multihost.is_first():
+            _write_report(folder)
+            for line in summary.describe_result(result):
+                logger.info("%s", line)
+            _show_result(config, folder, dataset, result, hooks.writers)
+            hooks.callbacks.on_end(result)
     return result
 
 
@@ -194,16 +206,18 @@ def _train_in_folder(
     clear_caches: bool,
     console: Callable[..., Console],
     started: float,
+    hooks: Hooks,
 ) -> dict[str, Any]:
     """Trains from the folder's last checkpoint to the summary; `started`: `time.monotonic()` when the command began."""
     config = begun.experiment.config
     with ExitStack() as exits:
         requests = exits.enter_context(stop_requests(folder))  # until the last save is done
         checkpoints = exits.enter_context(open_checkpoints(folder, config))
-        session = Session(begun, folder, dataset, checkpoints, requests, console, started)
+        session = Session(begun, folder, dataset, checkpoints, requests, console, started, hooks)
         restored = session.restore()
         resumed_step = None if restored is None else session.first_step
         start.log_start(begun, folder, dataset, session.first_step)
+        _show_beginning(config, dataset, session.first_step, hooks.writers)
         session.open_batches()
         exits.callback(session.close_batches)
         train_step, state = _compiled_step(session, restored)
@@ -217,6 +231,29 @@ def _train_in_folder(
         if int(state.step) == resumed_step:
             logger.warning("%s is complete: its network is loaded without training", folder)
         return _summarize(session, state, evaluator, stopped, requests)
+
+
+def _show_beginning(config: Config, dataset: Dataset, first_step: int, writers: Writers) -> None:
+    """Prepares the writers, and gives them the config and, of a new run, augmented images."""
+    writers.resume(first_step)
+    writers.write_hparams(fields_of(config))
+    if writers.pictures and not first_step:
+        writers.write_images(first_step, pictures.of_data(dataset, config))
+
+
+def _show_result(config: Config, folder: Path, dataset: Dataset, result: dict[str, Any], writers: Writers) -> None:
+    """Gives the loggers the results of the last weights that are not in metrics.csv, the report, and pictures."""
+    if not writers:
+        return
+    step = result["steps"]
+    writers.write_texts(step, {"result": "\n".join(summary.describe_result(result))})
+    splits = [split for split in config.evaluate.final_splits if split not in config.evaluate.splits]
+    means = {f"{split}_{name}": value for split in splits for name, value in result.get(split, {}).items()}
+    writers.write_point(step, {name: value for name, value in means.items() if not name.endswith("_count")})
+    if (folder / REPORT).is_file():
+        writers.write_file(folder / REPORT)
+    if writers.pictures and multihost.count() == 1:  # the other processes would wait for the first one's evaluation
+        writers.write_images(step, pictures.of_network(folder, dataset, config))
 
 
 def _write_report(folder: Path) -> None:
@@ -263,7 +300,7 @@ def _run_with_retries(session: Session, programs: loop.Programs, state: TrainSta
     while True:
         state = sharding.own(state, session.start.mesh)  # each step donates it, wherever it comes from
         try:
-            with session.attempt(int(state.step)):
+            with session.attempt(state):
                 return loop.run(session.experiment, programs, session, state)
         except NonFiniteLoss as error:
             if not session.config.nonfinite.retries:

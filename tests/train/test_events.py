@@ -62,6 +62,13 @@ def test_patience_counts_evaluations_and_comes_before_the_end(record):
     assert Events(30, 10).ended(20, record) is None  # 0: any number of them
 
 
+def test_a_callback_ends_the_run_at_its_step_or_before(record):
+    events = Events(30, 10)
+    record.end_step = 17
+    assert [events.ended(step, record) for step in (16, 17, 18)] == [None, "callback", "callback"]
+    assert events.ended(30, record) == "completed"
+
+
 @pytest.mark.parametrize(("maximize", "better"), [(True, 0.6), (False, 0.4)])
 def test_better(maximize, better):
     events = Events(10, 10, maximize=maximize)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from inception_jax.data.dataset import Dataset
 from inception_jax.errors import UserError
 from inception_jax.inspection.features import grad_cam
 from inception_jax.inspection.pictures import overlay
@@ -79,6 +80,11 @@ def examine(
     run = load_run(folder, checkpoint, trust_code=trust_code)
     split, dataset = evaluate.load_split(run, split, {})
     logger.info("%s: %s examples of the %s split", folder, f"{len(dataset.splits[split]):,}", split)
+    return examine_on(run, dataset, split, checkpoint=checkpoint, batch_size=batch_size)
+
+
+def examine_on(run: Run, dataset: Dataset, split: str, *, checkpoint: str = "best", batch_size: int = 128) -> Findings:
+    """As `examine`, for a network and data that are loaded already; `checkpoint` is a name for the weights."""
     found = evaluate.predictions(run, dataset, split, batch_size=batch_size)
     known = np.flatnonzero(found.counted)
     predicted, confidence = found.logits.argmax(axis=1), evaluate.confidence(found.logits)

@@ -60,6 +60,7 @@ def facts(record: Record) -> dict[str, str]:
     last = record.rows[-1] if record.rows else {}
     values = record.summary or {"epochs": last.get("epoch"), "steps": last.get("step"), **last}
     stopped = {"early": "early stopping", "completed": "all epochs", "target": "reaching the target"}
+    stopped["callback"] = f"the callback {values.get('stopped_by', '')}"
     formats = {
         "epochs": ("Epochs", lambda value: f"{value:g}"),
         "steps": ("Updates", lambda value: f"{value:,}"),
