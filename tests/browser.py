@@ -44,6 +44,17 @@ def page(started, address, width):
     assert not found
 
 
+def assert_reachable(shown):
+    """Whatever scrolls in its own box can be scrolled by keyboard, and every chart has its slider."""
+    scrolling = """[...document.querySelectorAll("main *, body > *")].filter(element =>
+        (element.scrollWidth > element.clientWidth + 1 || element.scrollHeight > element.clientHeight + 1)
+        && ["auto", "scroll"].includes(getComputedStyle(element).overflowX) && element.tabIndex < 0
+    ).map(element => element.outerHTML.slice(0, 99))"""
+    assert shown.evaluate(scrolling) == []
+    values = "[...document.querySelectorAll('.chart')].map(chart => chart.querySelector('input').ariaValueText)"
+    assert all(shown.evaluate(values))
+
+
 def assert_fits(shown):
     """Every picture has loaded, and nothing has to be scrolled for sideways."""
     broken = "[...document.images].filter(image => !image.complete || !image.naturalWidth).map(image => image.alt)"

@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from browser import WIDTHS, browser, page
+from browser import WIDTHS, assert_reachable, browser, page
 from fake_runs import fake_plan
 
 from inception_jax.inspection import drawing
@@ -80,3 +80,4 @@ def test_they_fit(texts, tmp_path, width):
                 shown.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true; })")
                 wide, window = shown.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
                 assert wide <= window, name
+                assert_reachable(shown)

@@ -11,7 +11,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from inception_jax import files
+from inception_jax import files, process
 from inception_jax.config import Config
 from inception_jax.distributed import multihost
 from inception_jax.errors import UserError
@@ -72,6 +72,8 @@ def write_summary(
         "device": describe_devices(evaluator.mesh),
         "versions": versions(),
     }
+    if command := process.command():
+        summary["command"] = command
     if multihost.is_first():
         files.write_json(folder / "summary.json", summary)
     return summary
