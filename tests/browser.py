@@ -30,9 +30,13 @@ def browser():
 
 @contextlib.contextmanager
 def page(started, address, width):
-    """The page at an address, in a window of that width; its errors and refused requests fail the test at the end."""
+    """The page at an address, in a window of that width, dark in the narrow one.
+
+    Its errors and refused requests fail the test at the end.
+    """
     found = []
-    shown = started.new_page(viewport={"width": width, "height": 900})
+    scheme = "dark" if width == min(WIDTHS) else "light"
+    shown = started.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     shown.on("console", lambda message: found.append(message.text) if message.type in ("error", "warning") else None)
     shown.on("pageerror", lambda error: found.append(str(error)))
     shown.on("requestfailed", lambda request: found.append(f"{request.url}: {request.failure}"))

@@ -180,7 +180,8 @@ def test_examples_are_of_the_runs_own_test_data(server, run):
         same = (images == decode(content, run.form)).all(axis=(1, 2, 3))
         (label,) = set(labels[same])
         assert f'<img src="examples/{number}" alt="{run.class_names[label]}">' in page
-    assert ask(server, "/examples/3")[0] == 404
+    for missing in ("3", "-1", "9" * 5000):
+        assert ask(server, f"/examples/{missing}")[0] == 404
 
 
 @pytest.mark.parametrize("token", [None, "secret"])
@@ -190,7 +191,7 @@ def test_openapi_describes_the_routes_that_are_there(token):
     document = openapi.description("a <network>", serving.Limits(), token=token is not None)
     openapi_spec_validator.validate(document)
     described = {(path, method.upper()) for path, found in document["paths"].items() for method in found}
-    there = {(route.path.replace(":int}", "}"), method) for route in app.routes for method in route.methods}
+    there = {(route.path, method) for route in app.routes for method in route.methods}
     assert described == there - {(path, "HEAD") for path, _ in there}
     secret = {path for path, found in document["paths"].items() for each in found.values() if "security" in each}
     assert secret == (set(document["paths"]) - set(OPEN_PATHS) if token else set())
@@ -347,7 +348,7 @@ def test_the_page_shows_classes_and_heat_map(server, tmp_path, width):
         assert [line.split("\n")[0] for line in shown.locator("li").all_inner_texts()] == expected
         shown.evaluate("document.querySelector('[data-heat]').decode()")
         assert shown.evaluate("document.querySelector('[data-heat]').naturalWidth") == 192
-        assert re.fullmatch(r"[\d.]+ ms", shown.inner_text(".result p"))
+        assert re.match(r"[\d.]+ ms\b", shown.inner_text(".result p"))
         first = shown.get_attribute("[data-heat]", "src")
         shown.locator("li button").nth(1).press("Enter")
         shown.wait_for_selector(f"[aria-pressed=true][value='{expected[1]}']")

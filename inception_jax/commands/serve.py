@@ -21,7 +21,7 @@ examples:
   inception-jax serve runs/my_pictures --port 0 --max-batch 32 --max-wait-ms 10
   inception-jax serve runs/my_pictures --dtype bfloat16 --engine openvino
 
-Upload a picture on its page, or send one to /predict:
+Try pictures on its page, or send one to /predict:
   curl --data-binary @picture.jpg 'http://127.0.0.1:8000/predict?top=3'
   curl -F picture=@picture.jpg 'http://127.0.0.1:8000/predict?grad_cam=1'
 /live and /ready are health checks, /metrics is for Prometheus. SIGTERM and Ctrl-C stop the server after it has answered

@@ -14,7 +14,7 @@ async function ask(file, query, signal) {
   const response = await fetch("predict?" + new URLSearchParams(query), {method: "POST", body: file, signal{{ ', headers: {Authorization: "Bearer " + element("token").value}'|safe if token }}});
   const answer = await response.json();
   if (!response.ok) throw new Error(answer.error);
-  answer.milliseconds = /dur=([0-9.]+)/.exec(response.headers.get("Server-Timing"))?.[1];
+  answer.milliseconds = /dur=([0-9.]+)/.exec(response.headers.get("Server-Timing"))[1];
   return answer;
 }
 
@@ -49,7 +49,8 @@ function showClasses(card, file, answer, signal) {
     item.append(label, bar);
     return item;
   }));
-  card.querySelector("p").textContent = answer.milliseconds ? `${answer.milliseconds} ms` : "";
+  const took = `${answer.milliseconds} ms`;
+  card.querySelector("p").textContent = gradCam ? `${took}; choose a class to see the evidence for it` : took;
   if (gradCam) showEvidence(card, answer.classes[0].name, answer);
   card.classList.remove("busy");
 }
@@ -57,7 +58,9 @@ function showClasses(card, file, answer, signal) {
 function makeCard(file) {
   const card = document.querySelector("template").content.cloneNode(true).firstElementChild;
   card.querySelector("[data-name]").textContent = file.name;
-  card.querySelector("[data-given]").src = URL.createObjectURL(file);
+  const given = card.querySelector("[data-given]");
+  given.addEventListener("load", () => given.classList.toggle("squares", given.naturalWidth < 64));
+  given.src = URL.createObjectURL(file);
   element("results").append(card);
   return card;
 }

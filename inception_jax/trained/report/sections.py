@@ -89,6 +89,7 @@ def curve_picture(
     if not lines:
         return None
     y_axis = drawing.Y_AXES.get(quantity, "auto")
+    shown = percent if y_axis == "percent" else "{:.4g}".format
 
     def show(value: float) -> str:
         return f"{value:.2%}" if y_axis == "percent" else f"{value:.4g}"
@@ -101,7 +102,7 @@ def curve_picture(
     epochs = sorted({epoch for points in lines.values() for epoch, _ in points})
     span = f"epochs {epochs[0]:g} to {epochs[-1]:g}" if len(epochs) > 1 else f"epoch {epochs[0]:g}"
     alt = f"{title} over {span}; {'; '.join(parts)}"
-    return Figure(title, alt, LineChart(lines, styles, y_axis, {"marks": marks}, show))
+    return Figure(title, alt, LineChart(lines, styles, y_axis, {"marks": marks}, shown))
 
 
 def facts(record: Record) -> Section:

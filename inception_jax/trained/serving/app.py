@@ -133,10 +133,10 @@ class Service:
         return HTMLResponse(page, headers={"Content-Security-Policy": policy})
 
     async def example(self, request: Request) -> Response:
-        number = request.path_params["number"]
-        if number >= len(self.examples):
-            raise HTTPException(404, f"there are {len(self.examples)} examples, numbered from 0")
-        return Response(self.examples[number].png, media_type="image/png")
+        files = {str(number): example.png for number, example in enumerate(self.examples)}
+        if (number := request.path_params["number"]) not in files:
+            raise HTTPException(404, f"there are {len(files)} examples, numbered from 0")
+        return Response(files[number], media_type="image/png")
 
     async def describe(self, request: Request) -> Response:
         return JSONResponse(openapi.description(self.name, self.limits, token=self.access.token is not None))
@@ -348,7 +348,7 @@ def create_app(
         routes=[
             Route("/", service.page),
             Route("/predict", service.predict, methods=["POST"]),
-            Route("/examples/{number:int}", service.example),
+            Route("/examples/{number}", service.example),
             Route("/health", service.health),
             Route("/live", service.live),
             Route("/ready", service.ready),
