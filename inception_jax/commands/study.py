@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -141,14 +141,16 @@ def _dry_run(queue: Queue) -> None:
     hours = gigabytes = 0.0
     plans = queue.plans()
     new = _new_runs(plans)
-    unmeasured = sum(any(state_of(run) != "complete" for run in runs) for own in new for runs in own.values())
-    places = (f"{number} of {unmeasured}" for number in itertools.count(1))
+    unmeasured = sum(not _is_complete(runs) for own in new for runs in own.values())
+    numbers = itertools.count(1)
     for plan, own in zip(plans, new, strict=True):
         if not queue.alone:
             say(f"{plan.name}, form {plan.form_name}:")
         longest = (0.0, 0.0)
         for name, runs in own.items():
-            line, more_hours, more_gigabytes = _estimate(name, runs, places)
+            if not _is_complete(runs):
+                logger.info("measuring %s (%d of %d)", name, next(numbers), unmeasured)
+            line, more_hours, more_gigabytes = _estimate(name, runs)
             hours, gigabytes = hours + more_hours, gigabytes + more_gigabytes
             longest = max(longest, (more_hours / len(runs), more_gigabytes / len(runs)))
             say(printable(line), flush=True)
@@ -171,12 +173,12 @@ def _new_runs(plans: "Sequence[Plan]") -> "list[dict[str, list[PlannedRun]]]":
     return found
 
 
-def _estimate(name: str, runs: "list[PlannedRun]", places: Iterator[str]) -> tuple[str, float, float]:
-    """The line for a variation, and the hours and gigabytes that its missing runs take.
+def _is_complete(runs: "Sequence[PlannedRun]") -> bool:
+    return all(state_of(planned) == "complete" for planned in runs)
 
-    Args:
-      places: of the variations that are measured, such as "3 of 8", in their order.
-    """
+
+def _estimate(name: str, runs: "list[PlannedRun]") -> tuple[str, float, float]:
+    """The line for a variation, and the hours and gigabytes that its missing runs take."""
     from inception_jax.runs.folder import open_checkpoints, read_config
     from inception_jax.studies.runner import measure
 
@@ -184,7 +186,6 @@ def _estimate(name: str, runs: "list[PlannedRun]", places: Iterator[str]) -> tup
     line = f"{name:28} {len(runs)} seed(s), {len(runs) - len(missing)} complete"
     if not missing:
         return line, 0.0, 0.0
-    logger.info("measuring %s (%s)", name, next(places))
     first, folder = measure(missing[0])
     try:
         config = read_config(folder / "config.json")
