@@ -5,6 +5,7 @@ import gc
 import logging
 import os
 import platform
+import shlex
 import signal
 import sys
 import threading
@@ -25,6 +26,12 @@ FINISHED, MISTAKE, NOT_FINITE, NOT_WRITTEN, LOST, NOT_SAVED, TERMINATED, INTERRU
 MALLOC = f"glibc.malloc.hugetlb=1:glibc.malloc.arena_max={os.cpu_count() or 1}"
 GC_THRESHOLD = 100_000  # allocations between two garbage collections; CPython's default is 700 to 2,000
 LEAVE_SECONDS = 30.0
+# How people start the package, by the last parts of the path in sys.argv.
+PROGRAMS = {
+    "inception-jax": "inception-jax",
+    "inception_jax/__main__.py": "python -m inception_jax",
+    "inception_jax/main.py": "python -m inception_jax.main",
+}
 
 
 def tune() -> None:
@@ -45,6 +52,13 @@ def use_huge_pages() -> None:
     if platform.libc_ver()[0] == "glibc" and "GLIBC_TUNABLES" not in os.environ:
         os.environ["GLIBC_TUNABLES"] = MALLOC
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def command() -> str | None:
+    """The command of this package that started this process, as it is typed; None if another program imported it."""
+    path = Path(sys.argv[0])
+    program = PROGRAMS.get(path.name) or PROGRAMS.get("/".join(path.parts[-2:]))
+    return f"{program} {shlex.join(sys.argv[1:])}".strip() if program else None
 
 
 def use_compilation_cache() -> None:

@@ -30,9 +30,13 @@ def browser():
 
 @contextlib.contextmanager
 def page(started, address, width):
-    """The page at an address, in a window of that width; its errors and refused requests fail the test at the end."""
+    """The page at an address, in a window of that width, dark in the narrow one.
+
+    Its errors and refused requests fail the test at the end.
+    """
     found = []
-    shown = started.new_page(viewport={"width": width, "height": 900})
+    scheme = "dark" if width == min(WIDTHS) else "light"
+    shown = started.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     shown.on("console", lambda message: found.append(message.text) if message.type in ("error", "warning") else None)
     shown.on("pageerror", lambda error: found.append(str(error)))
     shown.on("requestfailed", lambda request: found.append(f"{request.url}: {request.failure}"))
@@ -42,6 +46,17 @@ def page(started, address, width):
     finally:
         shown.close()
     assert not found
+
+
+def assert_reachable(shown):
+    """Whatever scrolls in its own box can be scrolled by keyboard, and every chart has its slider."""
+    scrolling = """[...document.querySelectorAll("main *, body > *")].filter(element =>
+        (element.scrollWidth > element.clientWidth + 1 || element.scrollHeight > element.clientHeight + 1)
+        && ["auto", "scroll"].includes(getComputedStyle(element).overflowX) && element.tabIndex < 0
+    ).map(element => element.outerHTML.slice(0, 99))"""
+    assert shown.evaluate(scrolling) == []
+    values = "[...document.querySelectorAll('.chart')].map(chart => chart.querySelector('input').ariaValueText)"
+    assert all(shown.evaluate(values))
 
 
 def assert_fits(shown):

@@ -1,26 +1,29 @@
-"""What reports, studies and the server's page have in common: one stylesheet, one palette, nothing from outside."""
+"""What the pages of reports, studies, queues and the server share: one stylesheet and palette, nothing from outside."""
 
 import asyncio
 import re
 
 import numpy as np
 import pytest
-from browser import WIDTHS, browser, page
+from browser import WIDTHS, assert_reachable, browser, page
 from fake_runs import fake_plan
 
 from inception_jax.inspection import drawing
 from inception_jax.studies.report import write_report as write_study
 from inception_jax.studies.results import read_table
+from inception_jax.studies.status import Status
 from inception_jax.trained import pages
 from inception_jax.trained.report import write_report
 
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory):
-    """The three pages as they are sent and written."""
+    """The pages as they are sent and written."""
     folder = tmp_path_factory.mktemp("pages")
     plan = fake_plan(folder, wide=(0.9, 0.92, 0.91), narrow=(0.8, 0.81, 0.805))
+    Status(folder, ["--form full"], [plan]).write()
     return {
+        "queue": (folder / "queue.html").read_text(),
         "report": write_report(plan.runs[0].folder).read_text(),
         "study": write_study(read_table(plan)).read_text(),
         "serve": served(),
@@ -80,3 +83,4 @@ def test_they_fit(texts, tmp_path, width):
                 shown.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true; })")
                 wide, window = shown.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
                 assert wide <= window, name
+                assert_reachable(shown)

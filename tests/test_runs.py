@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import sys
 
 import pytest
 from runs import metrics_csv
@@ -88,6 +89,36 @@ def test_the_table_has_results_and_what_differs(folder, capsys):
     shown = capsys.readouterr().out
     assert "50.00%" in shown
     assert "1 min 15 s" in shown
+
+
+def on_a_terminal(monkeypatch, columns):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(columns))
+
+
+def test_on_a_terminal_it_has_the_columns_that_fit_the_most_important_ones(folder, capsys, monkeypatch):
+    assert main(["runs", str(folder)]) == 0
+    whole = capsys.readouterr().out
+    assert max(map(len, whole.splitlines())) > 110
+    for width, kept in (
+        (200, ["time", "data"]),
+        (100, ["learning_rate", "network"]),
+        (60, ["status"]),
+    ):
+        on_a_terminal(monkeypatch, width)
+        assert main(["runs", str(folder)]) == 0
+        shown = capsys.readouterr()
+        lines = shown.out.splitlines()
+        assert max(map(len, lines)) <= width
+        assert {"run", "test_top1", *kept} <= set(lines[0].split())
+        assert [line.split()[0] for line in lines[1:]] == ["a/first", "second", "third", "waiting"]
+        left_out = set(whole.split("\n")[0].split()) - set(lines[0].split()) - {"schedule.learning_rate"}
+        assert all(name in shown.err for name in left_out)
+        assert (shown.out == whole) == (width == 200)
+    assert main(["runs", str(folder), "--sort=-time"]) == 0
+    assert "time" in capsys.readouterr().out.splitlines()[0].split()
+    assert main(["runs", str(folder), "--columns", "run,schedule.learning_rate,best.test.top1,model.name,time"]) == 0
+    assert "best.test.top1" in capsys.readouterr().out  # what was asked for is there
 
 
 def test_it_sorts_by_any_column_with_the_unknown_last(folder, capsys):

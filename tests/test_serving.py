@@ -20,7 +20,9 @@ from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
 import browser
+import jsonschema
 import numpy as np
+import openapi_spec_validator
 import pytest
 from PIL import Image
 
@@ -29,15 +31,18 @@ pytest.importorskip("starlette")
 from inception_jax import commands
 from inception_jax.data.images import Format, decode
 from inception_jax.errors import UserError
+from inception_jax.inspection import grad_cam, overlay
 from inception_jax.runs.run import load_run
-from inception_jax.trained import serving
+from inception_jax.trained import evaluate, serving
+from inception_jax.trained.serving import openapi
+from inception_jax.trained.serving.app import OPEN_PATHS
 
 
 @contextlib.contextmanager
-def serving_at(classifier, **limits):
+def serving_at(classifier, examples=(), **limits):
     """The address of a server in a thread of this process."""
     limits = serving.Limits(**limits)
-    app = serving.create_app(classifier, "a <network>", limits)
+    app = serving.create_app(classifier, "a <network>", limits, examples=examples)
     server = serving.make_server(app, limits.timeout_s)
     with serving.listen("127.0.0.1", 0) as listening:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
@@ -95,7 +100,7 @@ def run(trained):
 
 @pytest.fixture(scope="module")
 def server(run):
-    with serving_at(run, max_batch=8, max_mb=0.5, max_megapixels=0.25) as address:
+    with serving_at(run, serving.load_examples(run, 3), max_batch=8, max_mb=0.5, max_megapixels=0.25) as address:
         yield address
 
 
@@ -140,6 +145,69 @@ def test_grad_cam_is_a_png(server):
     assert Image.open(io.BytesIO(base64.b64decode(content))).size == (192, 192)
 
 
+def heat_map(answer):
+    content = base64.b64decode(answer["grad_cam"].partition(",")[2])
+    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"), int)
+
+
+def test_grad_cam_is_for_the_class_that_is_asked_for(server, run):
+    content = picture()
+    image = decode(content, run.form)[None]
+    for label in (3, 7):
+        answer = ask(server, f"/predict?grad_cam=1&class={run.class_names[label]}", content)[2]
+        expected = overlay(image[0], grad_cam(run.model, run.variables, run.normalize(image), classes=label)[0]).array
+        assert np.abs(heat_map(answer) - expected).max() <= 2  # of 255: another program rounds otherwise
+    best = ask(server, "/predict?grad_cam=1&top=1", content)[2]
+    named = ask(server, f"/predict?grad_cam=1&class={best['classes'][0]['name']}", content)[2]
+    assert named["grad_cam"] == best["grad_cam"]
+
+
+def test_the_answer_says_how_long_it_took(server):
+    begun = time.perf_counter()
+    headers = ask(server, "/predict", picture())[1]
+    kind, milliseconds = re.fullmatch(r"(\w+);dur=([\d.]+)", headers["Server-Timing"]).groups()
+    assert kind == "predict"
+    assert 0 < float(milliseconds) < 1000 * (time.perf_counter() - begun)
+
+
+def test_examples_are_of_the_runs_own_test_data(server, run):
+    _, dataset = evaluate.load_split(run, "test", {})
+    images, labels = dataset.splits["test"].gather(np.arange(len(dataset.splits["test"])))
+    page = ask(server, "/")[2].decode()
+    for number in range(3):
+        status, headers, content = ask(server, f"/examples/{number}")
+        assert (status, headers["Content-Type"]) == (200, "image/png")
+        same = (images == decode(content, run.form)).all(axis=(1, 2, 3))
+        (label,) = set(labels[same])
+        assert f'<img src="examples/{number}" alt="{run.class_names[label]}">' in page
+    for missing in ("3", "-1", "9" * 5000):
+        assert ask(server, f"/examples/{missing}")[0] == 404
+
+
+@pytest.mark.parametrize("token", [None, "secret"])
+def test_openapi_describes_the_routes_that_are_there(token):
+    app = serving.create_app(Counting(), "a <network>", serving.Limits(), serving.Access(token=token))
+    app.service.decoders.close()
+    document = openapi.description("a <network>", serving.Limits(), token=token is not None)
+    openapi_spec_validator.validate(document)
+    described = {(path, method.upper()) for path, found in document["paths"].items() for method in found}
+    there = {(route.path, method) for route in app.routes for method in route.methods}
+    assert described == there - {(path, "HEAD") for path, _ in there}
+    secret = {path for path, found in document["paths"].items() for each in found.values() if "security" in each}
+    assert secret == (set(document["paths"]) - set(OPEN_PATHS) if token else set())
+
+
+def test_openapi_describes_the_answers(server):
+    document = ask(server, "/openapi.json")[2]
+    schemas = document["components"]["schemas"]
+    jsonschema.validate(ask(server, "/predict?grad_cam=1", picture())[2], schemas["Answer"])
+    refused = document["paths"]["/predict"]["post"]["responses"]
+    for content, status in REFUSED.values():
+        assert str(status) in refused
+        jsonschema.validate(ask(server, "/predict", content)[2], schemas["Error"])
+    assert document["paths"]["/predict"]["post"]["parameters"][0]["name"] == "top"
+
+
 REFUSED = {
     "text": (b"not a picture at all", 415),
     "empty": (b"", 400),
@@ -176,7 +244,10 @@ def test_a_body_of_unknown_length_is_cut_off(server):
     assert "at most 0.5 MB" in answer["error"]
 
 
-@pytest.mark.parametrize("query", ["top=0", "top=-1", "top=x", "top=1.5", "top=" + "9" * 5000, "grad_cam=yes"])
+WRONG = ("top=0", "top=-1", "top=x", "top=1.5", "top=" + "9" * 5000, "grad_cam=yes", "class=3", "class=no&grad_cam=1")
+
+
+@pytest.mark.parametrize("query", WRONG)
 def test_a_wrong_query_is_named(server, query):
     status, _, answer = ask(server, f"/predict?{query}", picture())
     assert status == 400
@@ -272,14 +343,20 @@ def test_the_page_shows_classes_and_heat_map(server, tmp_path, width):
     (tmp_path / "two.txt").write_bytes(b"no picture")
     with browser.browser() as started, browser.page(started, server, width) as shown:
         shown.set_input_files("#picture", tmp_path / "one.png")
-        shown.wait_for_selector("#result:not([hidden]) li")
-        expected = ask(server, "/predict", picture(1))[2]["classes"]
-        assert [line.split("\n")[0] for line in shown.locator("li").all_inner_texts()] == [
-            entry["name"] for entry in expected
-        ]
-        shown.wait_for_function("document.getElementById('heat').naturalWidth == 192")
+        shown.wait_for_selector(".result:not(.busy) li")
+        expected = [entry["name"] for entry in ask(server, "/predict", picture(1))[2]["classes"]]
+        assert [line.split("\n")[0] for line in shown.locator("li").all_inner_texts()] == expected
+        shown.evaluate("document.querySelector('[data-heat]').decode()")
+        assert shown.evaluate("document.querySelector('[data-heat]').naturalWidth") == 192
+        assert re.match(r"[\d.]+ ms\b", shown.inner_text(".result p"))
+        first = shown.get_attribute("[data-heat]", "src")
+        shown.locator("li button").nth(1).press("Enter")
+        shown.wait_for_selector(f"[aria-pressed=true][value='{expected[1]}']")
+        assert shown.inner_text("[data-of]") == expected[1]
+        assert shown.get_attribute("[data-heat]", "src") != first
         shown.click("summary")
         browser.assert_fits(shown)
+        browser.assert_reachable(shown)
         assert f"curl --data-binary @picture.jpg '{server}predict?top=3'" in shown.inner_text("pre >> nth=0")
         if os.environ.get("SHOTS"):
             shown.screenshot(path=f"{os.environ['SHOTS']}/serve-{width}.png", full_page=True)
@@ -290,7 +367,25 @@ def test_the_page_says_what_is_wrong(server, tmp_path):
     with browser.browser() as started, browser.page(started, server, 400) as shown:
         shown.set_input_files("#picture", tmp_path / "large.png")
         assert "0.6 MB" in shown.inner_text("[role=alert]")
-        assert not shown.is_visible("#result")
+        assert not shown.is_visible(".result")
+
+
+def test_the_page_takes_several_pictures_and_its_own_examples(server, tmp_path):
+    files = [tmp_path / f"{number}.png" for number in range(6)]
+    for number, file in enumerate(files):
+        file.write_bytes(picture(number))
+    (tmp_path / "large.png").write_bytes(bytes(600_000))
+    with browser.browser() as started, browser.page(started, server, 400) as shown:
+        shown.set_input_files("#picture", [*files[:3], tmp_path / "large.png", *files[3:]])
+        shown.wait_for_selector("#results:not(:has(.busy)) .result:nth-child(6)")
+        assert shown.locator("[data-name]").all_inner_texts() == [file.name for file in files]
+        assert "large.png has 0.6 MB" in shown.inner_text("[role=alert]")
+        browser.assert_fits(shown)
+        shown.locator("#examples button").nth(1).press("Enter")
+        shown.wait_for_selector("#results:not(:has(.busy)) .result:only-child")
+        expected = ask(server, "/predict", ask(server, "/examples/1")[2])[2]["classes"][0]["name"]
+        assert shown.locator("li").first.inner_text().split("\n")[0] == expected
+        assert not shown.is_visible("[role=alert]")
 
 
 def test_limits_are_checked():
@@ -309,6 +404,7 @@ def test_the_command_names_mistakes(trained, capsys):
     assert commands.main(["serve", str(trained), "--port=70000"]) == 2
     assert commands.main(["serve", str(trained), "--max-batch=0", "--port=0"]) == 2
     assert commands.main(["serve", str(trained / "nothing"), "--port=0"]) == 2
+    assert commands.main(["serve", str(trained), "--examples=-1", "--port=0"]) == 2
     assert "Traceback" not in capsys.readouterr().err
 
 

@@ -26,7 +26,7 @@ examples:
   inception-jax data tiny_imagenet --config.data.keep=grayscale
   inception-jax data cifar10 --verify
 
---sheet draws some images, each with augmented versions beside it.
+--sheet draws some images, each with augmented versions beside it or, without augmentation, others of its class.
 """
 CLASSES_SHOWN = 12  # with their counts; if there are more, only the largest and the smallest
 NAMES_SHOWN = 3  # images that cannot be decoded

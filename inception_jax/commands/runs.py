@@ -2,13 +2,18 @@
 
 import argparse
 import math
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inception_jax.commands import flags
 from inception_jax.errors import UserError, unknown_name
 from inception_jax.process import log_to_stderr
-from inception_jax.text import csv_line, format_seconds, format_table, json_text, say
+from inception_jax.text import complain, csv_line, format_seconds, format_table, json_text, say, shortened
+from inception_jax.text import width as text_width
 
 if TYPE_CHECKING:
     from inception_jax.runs.records import Record
@@ -24,6 +29,8 @@ A column is one of those shown by default, a config field (schedule.learning_rat
 (best.test.top5, images_per_second) or the last value of a column in metrics.csv. test_top1 and validation_top1 are for
 the last weights; best_value is the watched metric of the best weights.
 """
+LONGEST = 20  # characters of a value where the terminal is too narrow for all
+IMPORTANT = ("test_top1", "validation_top1", "status", "epochs", "network")  # more so than the fields that differ
 COLUMNS = ("run", "status", "epochs", "data", "network", "best_value", "validation_top1", "test_top1", "time")
 
 
@@ -51,7 +58,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints a row for each run."""
-    from inception_jax.runs.records import differing_fields, list_runs, show
+    from inception_jax.runs.records import differing_fields, list_runs
 
     with log_to_stderr():
         records = list_runs(args.folder)
@@ -67,10 +74,7 @@ def run(args: argparse.Namespace) -> int:
     for name in [*columns, sort_by]:
         if not any(name in values for values in known):
             raise unknown_name("column", name, {name for values in known for name in values})
-    # Missing values come last in either order.
-    there = [values for values in known if _is_known(values.get(sort_by))]
-    there.sort(key=lambda values: _order(values[sort_by]), reverse=args.sort.startswith("-"))
-    rows = there + [values for values in known if not _is_known(values.get(sort_by))]
+    rows = _sorted(known, sort_by, largest_first=args.sort.startswith("-"))
     if args.json:
         say(json_text([{name: row.get(name) for name in columns} for row in rows], indent=2))
         return 0
@@ -78,19 +82,72 @@ def run(args: argparse.Namespace) -> int:
         for line in ([*columns], *([row.get(name) for name in columns] for row in rows)):
             say(csv_line(line))
         return 0
-
-    def cell(name: str, value: Any) -> str:
-        if not _is_known(value):
-            return "-"
-        if name == "time":
-            return format_seconds(value)
-        if isinstance(value, float) and name.endswith(("top1", "top5", "best_value")) and 0 <= value <= 1:
-            return f"{value:.2%}"
-        return f"{value:.6g}" if isinstance(value, float) else show(value)
-
-    lines = [[cell(name, row.get(name)) for name in columns] for row in rows]
-    say(format_table(columns, lines, left=len(columns), rule=False))
+    lines = [[_cell(name, row.get(name)) for name in columns] for row in rows]
+    heads = columns
+    if sys.stdout.isatty() and not args.columns:
+        width = shutil.get_terminal_size().columns
+        heads, lines, left_out = _fitted(columns, lines, width, sort_by)
+        if left_out:
+            complain(f"left out for want of room: {', '.join(left_out)} (--columns chooses; a pipe gets all)")
+    say(format_table(heads, lines, left=len(heads), rule=False))
     return 0
+
+
+def _sorted(known: list[dict[str, Any]], column: str, *, largest_first: bool) -> list[dict[str, Any]]:
+    """The runs' values by a column; those without it come last in either order."""
+    there = [values for values in known if _is_known(values.get(column))]
+    there.sort(key=lambda values: _order(values[column]), reverse=largest_first)
+    return there + [values for values in known if not _is_known(values.get(column))]
+
+
+def _cell(name: str, value: Any) -> str:
+    from inception_jax.runs.records import show
+
+    if not _is_known(value):
+        return "-"
+    if name == "time":
+        return format_seconds(value)
+    if isinstance(value, float) and name.endswith(("top1", "top5", "best_value")) and 0 <= value <= 1:
+        return f"{value:.2%}"
+    return f"{value:.6g}" if isinstance(value, float) else show(value)
+
+
+def _fitted(
+    columns: Sequence[str], lines: Sequence[Sequence[str]], width: int, sort_by: str
+) -> tuple[list[str], list[list[str]], list[str]]:
+    """The heads and cells of a table that fits a terminal, and the names of the columns that it has no room for.
+
+    Field names and long values are shortened first. Then columns are left out: those that are the same for all runs,
+    then those of least importance.
+
+    Args:
+      width: of the terminal, in characters.
+      sort_by: a column that stays.
+    """
+    cells = {name: [line[place] for line in lines] for place, name in enumerate(columns)}
+    heads = {name: name for name in columns}
+
+    def too_wide() -> bool:
+        table = format_table(list(heads.values()), list(zip(*cells.values(), strict=True)), left=len(heads), rule=False)
+        return max(map(text_width, table.splitlines())) > width
+
+    if too_wide():
+        last = Counter(name.rpartition(".")[2] for name in columns)
+        for name in columns:
+            short = name.rpartition(".")[2]
+            heads[name] = short if last[short] == 1 else name
+            if name != "run":
+                cells[name] = [shortened(value, LONGEST) for value in cells[name]]
+    fields = [name for name in columns if name not in COLUMNS]
+    by_importance = ["run", sort_by, *IMPORTANT, *fields, *COLUMNS]
+    same = [name for name in columns if len(lines) > 1 and len(set(cells[name])) == 1 and name != sort_by]
+    candidates = [*same, *sorted(set(columns) - {*same, "run"}, key=by_importance.index, reverse=True)]
+    left_out = []
+    while too_wide() and candidates:
+        left_out.append(candidates.pop(0))
+        del heads[left_out[-1]], cells[left_out[-1]]
+    rows = [list(row) for row in zip(*cells.values(), strict=True)]
+    return list(heads.values()), rows, [name for name in columns if name in left_out]
 
 
 def _is_known(value: Any) -> bool:

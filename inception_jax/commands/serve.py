@@ -1,8 +1,10 @@
 """`inception-jax serve`: a trained network on a web page and behind a JSON endpoint."""
 
 import argparse
+import contextlib
 import os
 from pathlib import Path
+from typing import Any
 
 from inception_jax import process
 from inception_jax.commands import flags
@@ -12,13 +14,14 @@ from inception_jax.text import complain, printable, say
 
 TOKEN = "INCEPTION_JAX_TOKEN"
 MOST_TOKEN_BYTES = 4096
+EXAMPLES_SHOWN = 8
 EXAMPLES = """\
 examples:
   inception-jax serve runs/googlenet_digits
   inception-jax serve runs/my_pictures --port 0 --max-batch 32 --max-wait-ms 10
   inception-jax serve runs/my_pictures --dtype bfloat16 --engine openvino
 
-Upload a picture on its page, or send one to /predict:
+Try pictures on its page, or send one to /predict:
   curl --data-binary @picture.jpg 'http://127.0.0.1:8000/predict?top=3'
   curl -F picture=@picture.jpg 'http://127.0.0.1:8000/predict?grad_cam=1'
 /live and /ready are health checks, /metrics is for Prometheus. SIGTERM and Ctrl-C stop the server after it has answered
@@ -74,6 +77,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--max-megapixels", type=float, default=50.0, metavar="MP", help="largest picture, at most 89 (default: 50)"
     )
     parser.add_argument(
+        "--examples",
+        type=int,
+        metavar="N",
+        help="pictures of the run's own test data that the page offers "
+        f"(default: {EXAMPLES_SHOWN} if only this machine can connect, else none)",
+    )
+    parser.add_argument(
         "--timeout-s", type=float, default=10.0, metavar="S", help="longest time to answer (default: 10)"
     )
 
@@ -107,12 +117,33 @@ def run(args: argparse.Namespace) -> int:
                 )
             complain(f"warning: --host={args.host} accepts other machines, without a token")
         classifier = load_classifier(args.source, args.checkpoint, dtype=args.dtype, trust_code=args.trust_code)
+        examples = _examples(classifier, args.examples, serving.is_loopback(listening), token)
         with log_to_stderr():
             classifier = engines.use(classifier, args.engine, batch_size=args.max_batch)
-        app = serving.create_app(classifier, args.source.resolve().name, limits, access)
+        app = serving.create_app(classifier, args.source.resolve().name, limits, access, examples)
         say(printable(f"serving {args.source} on {serving.address_of(listening)} (Ctrl-C ends it)"), flush=True)
         serving.serve(app, listening, args.timeout_s)
     return 0
+
+
+def _examples(classifier: Any, number: int | None, is_loopback: bool, token: str | None) -> Any:
+    """The pictures that the page offers; none by default where other machines can connect, or without the data."""
+    from inception_jax.runs.run import Run
+    from inception_jax.trained import serving
+
+    if number is None:
+        if not is_loopback or token is not None or not isinstance(classifier, Run):
+            return ()
+        with contextlib.suppress(UserError):
+            return serving.load_examples(classifier, EXAMPLES_SHOWN)
+        return ()
+    if number < 0:
+        raise UserError(f"--examples={number} is not allowed: it must be at least 0")
+    if number and token is not None:
+        raise UserError("--examples needs --no-token: the page shows the pictures to everybody who can open it")
+    if number and not isinstance(classifier, Run):
+        raise UserError("--examples needs a run: only that knows its data")
+    return serving.load_examples(classifier, number) if number else ()
 
 
 def _token(path: Path | None) -> str | None:

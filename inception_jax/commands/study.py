@@ -1,22 +1,24 @@
 """`inception-jax study`: trains the variations of studies, compares them with published results, and reports."""
 
 import argparse
+import itertools
 import logging
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from inception_jax.commands import flags
 from inception_jax.errors import UserError
 from inception_jax.process import TERMINATED, Terminated, log_to_stderr, terminable
-from inception_jax.studies.plan import shipped_studies
+from inception_jax.studies.plan import shipped_studies, state_of
 from inception_jax.studies.queue import Queue, add_entry_flags, make_entry, read_entries, work_through
 from inception_jax.text import columns, complain, printable, say
 
 if TYPE_CHECKING:
-    from inception_jax.studies.plan import PlannedRun
+    from inception_jax.studies.plan import Plan, PlannedRun
     from inception_jax.studies.results import StudyResults
 
 logger = logging.getLogger(__name__)
@@ -136,18 +138,18 @@ def _publish(queue: Queue, folder: Path) -> None:
 
 def _dry_run(queue: Queue) -> None:
     """Prints each run and its progress; for the rest, the time and disk space estimated from measured steps."""
-    seen: set[Path] = set()
     hours = gigabytes = 0.0
     plans = queue.plans()
-    for plan in plans:
+    new = _new_runs(plans)
+    unmeasured = sum(not _is_complete(runs) for own in new for runs in own.values())
+    numbers = itertools.count(1)
+    for plan, own in zip(plans, new, strict=True):
         if not queue.alone:
             say(f"{plan.name}, form {plan.form_name}:")
         longest = (0.0, 0.0)
-        for name in plan.variations:
-            runs = [planned for planned in plan.runs_of(name) if planned.folder not in seen]
-            if not runs:  # an earlier line has them
-                continue
-            seen.update(planned.folder for planned in runs)
+        for name, runs in own.items():
+            if not _is_complete(runs):
+                logger.info("measuring %s (%d of %d)", name, next(numbers), unmeasured)
             line, more_hours, more_gigabytes = _estimate(name, runs)
             hours, gigabytes = hours + more_hours, gigabytes + more_gigabytes
             longest = max(longest, (more_hours / len(runs), more_gigabytes / len(runs)))
@@ -160,17 +162,30 @@ def _dry_run(queue: Queue) -> None:
     say(f"all: {hours:.1f} hours without evaluation, one run after the other; {gigabytes:.2f} GB in {folder}")
 
 
+def _new_runs(plans: "Sequence[Plan]") -> "list[dict[str, list[PlannedRun]]]":
+    """The runs of each plan that no earlier plan has, by variation."""
+    seen: set[Path] = set()
+    found = []
+    for plan in plans:
+        own = {name: [run for run in plan.runs_of(name) if run.folder not in seen] for name in plan.variations}
+        found.append({name: runs for name, runs in own.items() if runs})
+        seen.update(run.folder for runs in own.values() for run in runs)
+    return found
+
+
+def _is_complete(runs: "Sequence[PlannedRun]") -> bool:
+    return all(state_of(planned) == "complete" for planned in runs)
+
+
 def _estimate(name: str, runs: "list[PlannedRun]") -> tuple[str, float, float]:
     """The line for a variation, and the hours and gigabytes that its missing runs take."""
     from inception_jax.runs.folder import open_checkpoints, read_config
-    from inception_jax.studies.plan import state_of
     from inception_jax.studies.runner import measure
 
     missing = [planned for planned in runs if state_of(planned) != "complete"]
     line = f"{name:28} {len(runs)} seed(s), {len(runs) - len(missing)} complete"
     if not missing:
         return line, 0.0, 0.0
-    logger.info("measuring %s", name)
     first, folder = measure(missing[0])
     try:
         config = read_config(folder / "config.json")

@@ -59,6 +59,7 @@ FAMILIES: Mapping[str, tuple[str, tuple[str, ...]]] = {
 OTHER = ("other", "violet")  # family and hue of all other networks
 DASHES = ("solid", (0, (5, 2)), (0, (1, 1.5)))  # of lines with the same hue
 WIDTHS = (1.6, 3.0)  # points: of lines with the same hue and dashes
+Y_AXES = {"top1": "percent", "top5": "percent", "error": "percent", "images_per_second": "zero"}  # others: "auto"
 LOG_RATIO = 50  # quantities with a larger ratio of maximum to minimum get a log scale
 MOST_NAMES = 40  # on an axis
 LONGEST_LABEL = 36  # maximum characters of a line's name in the legend
@@ -68,6 +69,7 @@ FILES = (".png", ".pdf", ".svg")  # suffixes of charts in files
 SAME_BYTES: Mapping[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}  # metadata without the time
 
 Points = Sequence[tuple[float, float]]
+Bands = Mapping[str, tuple[Sequence[float], Sequence[float]]]  # by name: lowest and highest y at each point
 
 
 def color(hue: str) -> str:
@@ -155,12 +157,36 @@ def is_steep(values: Sequence[float]) -> bool:
     return bool(finite) and min(finite) > 0 and max(finite) / min(finite) > LOG_RATIO
 
 
+def all_values(lines: Mapping[str, Points], bands: Bands | None = None) -> list[float]:
+    """Every y of the lines and of the bands around them."""
+    values = [value for points in lines.values() for _, value in points]
+    return values + [value for band in (bands or {}).values() for bound in band for value in bound]
+
+
+def other_axis(y_axis: str, values: Sequence[float]) -> str | None:
+    """The y-axis of a second drawing of the same lines: "log" where the first one is linear, or "linear".
+
+    None for shares and speeds, and where a value is not positive.
+    """
+    if y_axis == "log" or (y_axis == "auto" and is_steep(values)):
+        return "linear"
+    finite = [value for value in values if math.isfinite(value)]
+    return "log" if y_axis == "auto" and finite and min(finite) > 0 else None
+
+
+def x_places(figure: Figure, xs: Sequence[float]) -> list[float]:
+    """Where x lies in a figure, as fractions of its width. The figure has been saved, which decides its layout."""
+    axes = figure.axes[0]
+    box, (low, high) = axes.get_position(), axes.get_xlim()
+    return [round(box.x0 + box.width * (x - low) / (high - low), 4) for x in xs]
+
+
 @style()
 def draw_lines(
     lines: Mapping[str, Points],
     *,
     styles: Mapping[str, Mapping[str, Any]],
-    bands: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
+    bands: Bands | None = None,
     marks: Mapping[str, float | None] | None = None,
     y_axis: str = "auto",
     y_label: str = "",
@@ -170,9 +196,10 @@ def draw_lines(
 
     Args:
       styles: Matplotlib's style of each line, see `line_styles`.
-      bands: the lowest and the highest y at each of a line's points.
+      bands: drawn around the lines.
       marks: x of each line's point that gets a dot.
-      y_axis: "percent" for fractions, "zero" to begin at 0, "log", or "auto": log for steep values, see `is_steep`.
+      y_axis: "percent" for fractions, "zero" to begin at 0, "log", "linear", or "auto": log for steep values, see
+        `is_steep`.
       x_names: names of x = 0, 1, ...; None: x is the epoch.
     """
     labels = {name: chart_label(name, LONGEST_LABEL) for name in lines}
@@ -186,9 +213,7 @@ def draw_lines(
         if bands and name in bands:
             epochs = [x for x, _ in points]
             axes.fill_between(epochs, *bands[name], color=styles[name]["color"], alpha=0.15, lw=0)
-    values = [value for points in lines.values() for _, value in points]
-    values += [value for band in (bands or {}).values() for bound in band for value in bound]
-    _scale(axes, y_axis, values)
+    _scale(axes, y_axis, all_values(lines, bands))
     axes.set_ylabel(y_label)
     if x_names:
         named = range(0, len(x_names), math.ceil(len(x_names) / MOST_NAMES))

@@ -13,6 +13,7 @@ from flax import linen as nn
 from flax.errors import ScopeParamShapeError
 from flax.traverse_util import flatten_dict
 from jax import numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from inception_jax.errors import UserError, unknown_name
@@ -127,7 +128,8 @@ def grad_cam(
         if classes is not None:
             classes = jnp.broadcast_to(jnp.asarray(classes), images.shape[:1])
             logits = as_outputs(jax.eval_shape(partial(model.apply, train=False), dict(variables), images)).logits
-            if not bool(((classes >= 0) & (classes < logits.shape[-1])).all()):
+            known = not isinstance(classes, Tracer)  # within jax.jit there is no value yet that could be checked
+            if known and not bool(((classes >= 0) & (classes < logits.shape[-1])).all()):
                 raise UserError(
                     f"classes={classes.tolist()} is not allowed: they must be from 0 to {logits.shape[-1] - 1}"
                 )

@@ -1,6 +1,7 @@
 """Records of runs, read without their networks: one, several, or all below a folder."""
 
 import dataclasses
+import datetime
 import json
 import logging
 import math
@@ -27,7 +28,7 @@ SPLITS: Mapping[str, Any] = dict.fromkeys(("train", "validation", "test"), METRI
 SUMMARY: Mapping[str, Any] = {
     **dict.fromkeys(("steps", "epochs", "images_per_second", "parameters"), float),
     **dict.fromkeys(("seconds", "training_seconds", "evaluation_seconds"), float),
-    **dict.fromkeys(("name", "stopped", "device"), str),
+    **dict.fromkeys(("name", "stopped", "device", "command"), str),
     **SPLITS,
     "best": {**dict.fromkeys(("step", "epoch", "value"), float), **SPLITS},
     "versions": {},
@@ -204,6 +205,15 @@ def read_summary(run_folder: Path) -> dict[str, Any] | None:
     """
     summary = _read_json(run_folder / "summary.json")
     return None if summary is None else _of_type(summary, SUMMARY)
+
+
+def ended(run_folder: Path) -> datetime.datetime | None:
+    """When the run ended, in UTC: when its summary.json was written; None if it has none."""
+    try:
+        seconds = (run_folder / "summary.json").stat().st_mtime
+    except FileNotFoundError:
+        return None
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

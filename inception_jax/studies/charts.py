@@ -4,17 +4,18 @@ import dataclasses
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-
-from matplotlib.figure import Figure
+from functools import partial
+from typing import Any
 
 from inception_jax.inspection import drawing
 from inception_jax.studies.results import StudyResults
 from inception_jax.studies.wording import SHARES, kind_of, label, show
+from inception_jax.trained.pages import LineChart
 
 
 @dataclasses.dataclass(frozen=True)
 class Chart:
-    """A figure.
+    """A chart of lines.
 
     Attributes:
       name: of its file.
@@ -24,7 +25,7 @@ class Chart:
     name: str
     title: str
     words: str
-    figure: Figure
+    lines: LineChart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +42,13 @@ def charts(table: StudyResults) -> list[Chart]:
     drawn = []
     for column in table.plan.study.curves:
         if curves := _curves(table, column):
-            drawn.append(Chart(column, label(column), _described(curves, column), _draw_curves(table, curves, column)))
-    if norms := _gradient_norms(table):
+            drawn.append(Chart(column, label(column), _described(curves, column), _curves_chart(table, curves, column)))
+    norms = _gradient_norms(table)
+    if len(layers := _layers(norms)) > 1:
         words = (
             "The gradient's norm in each layer, before and after training: the median over the seeds, and their range"
         )
-        drawn.append(Chart("gradient_norms", label("gradient_norms"), words, _draw_norms(norms)))
+        drawn.append(Chart("gradient_norms", label("gradient_norms"), words, _norms_chart(norms, layers)))
     return drawn
 
 
@@ -77,14 +79,15 @@ def _described(curves: Mapping[str, Curve], column: str) -> str:
     return f"{label(column)} over the epochs{axis}: {'; '.join(ends)}"
 
 
-def _draw_curves(table: StudyResults, curves: Mapping[str, Curve], column: str) -> Figure:
+def _curves_chart(table: StudyResults, curves: Mapping[str, Curve], column: str) -> LineChart:
     networks = {name: table.results[name][0].planned.load_config().model.name for name in curves}
-    return drawing.draw_lines(
+    bands = {name: (curve.low, curve.high) for name, curve in curves.items() if curve.low != curve.high}
+    return LineChart(
         {name: curve.points for name, curve in curves.items()},
-        styles=drawing.line_styles(networks),
-        bands={name: (curve.low, curve.high) for name, curve in curves.items() if curve.low != curve.high},
-        y_axis="percent" if kind_of(column) in SHARES else "auto",
-        y_label=label(column),
+        drawing.line_styles(networks),
+        drawing.Y_AXES.get(kind_of(column), "auto"),
+        {"bands": bands, "y_label": label(column)},
+        partial(show, column),
     )
 
 
@@ -100,14 +103,16 @@ def _gradient_norms(table: StudyResults) -> dict[str, dict[str, list[float]]]:
     return norms
 
 
-def _draw_norms(norms: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
-    layers = list(dict.fromkeys(layer for by_layer in norms.values() for layer in by_layer))
+def _layers(norms: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(layer for by_layer in norms.values() for layer in by_layer))
+
+
+def _norms_chart(norms: Mapping[str, Mapping[str, Sequence[float]]], layers: Sequence[str]) -> LineChart:
     seeds = {name: [by_layer.get(layer, [math.nan]) for layer in layers] for name, by_layer in norms.items()}
-    return drawing.draw_lines(
+    bands = {name: ([*map(min, values)], [*map(max, values)]) for name, values in seeds.items()}
+    return LineChart(
         {name: list(enumerate(map(statistics.median, values))) for name, values in seeds.items()},
-        styles=drawing.line_styles(dict.fromkeys(norms, "")),
-        bands={name: ([*map(min, values)], [*map(max, values)]) for name, values in seeds.items()},
-        y_axis="log",
-        y_label="norm of the gradient",
-        x_names=layers,
+        drawing.line_styles(dict.fromkeys(norms, "")),
+        "log",
+        {"bands": bands, "y_label": "norm of the gradient", "x_names": layers},
     )

@@ -1,6 +1,5 @@
 """The numbers of a study as JSON: beside its report, and as a small file to keep in a repository."""
 
-import datetime
 import math
 import shlex
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from inception_jax import files
 from inception_jax.config.fields import FIELDS
 from inception_jax.errors import UserError
+from inception_jax.runs.records import ended
 from inception_jax.studies.definitions import Pair, Variation
 from inception_jax.studies.results import Result, StudyResults, Verdict
 
@@ -59,8 +59,7 @@ def publish(table: StudyResults, folder: Path, options: str = "") -> Path:
     content["claims"] = [claim for claim in content["claims"] if kept.issuperset(claim["variations"])]
     words = ["inception-jax", "study", content["study"], "--form", content["form"]]
     content["command"] = shlex.join([*words, *_without_places(options)])
-    last = max((result.planned.folder / "summary.json").stat().st_mtime for result in done)
-    content["date"] = datetime.datetime.fromtimestamp(last, datetime.UTC).date().isoformat()
+    content["date"] = max(filter(None, (ended(result.planned.folder) for result in done))).date().isoformat()
     path = folder / f"{content['study']}-{content['form']}.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)

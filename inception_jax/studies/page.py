@@ -15,7 +15,7 @@ from inception_jax.studies.definitions import Pair, Study, Variation
 from inception_jax.studies.numbers import notes_of
 from inception_jax.studies.plan import load_study, read_json, shipped_studies
 from inception_jax.studies.results import Estimate
-from inception_jax.studies.wording import compared, label, mean, show
+from inception_jax.studies.wording import compared, label, mean, show, size
 from inception_jax.text import format_table
 
 RECIPES = "recipes"  # the study whose rows are the README's table
@@ -160,7 +160,7 @@ def _size(runs: Sequence[Mapping[str, Any]]) -> str:
     if not done:
         return "not run"
     epochs = _estimate(done, "epochs").mean
-    return f"{_seeds(runs)}: {done[0]['images']:,} images, {epochs:.3g} epochs"
+    return f"{_seeds(runs)}: {size(done[0]['images'], epochs)}"
 
 
 def _claim(claim: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from inception_jax.studies.charts import charts
 from inception_jax.studies.definitions import Claim
 from inception_jax.studies.latex import tex, tex_command
 from inception_jax.studies.results import Result, StudyResults, Verdict
-from inception_jax.studies.wording import SELECTED_ON_TEST, compared, difference, label, mean, show
+from inception_jax.studies.wording import SELECTED_ON_TEST, compared, difference, label, mean, show, size
 from inception_jax.trained import pages
 
 
@@ -39,13 +39,12 @@ def write_report(table: StudyResults, failures: Mapping[Path, str] | None = None
         raise files.cannot_write(folder, error) from error
     drawn = charts(table)
     for chart in drawn:
-        drawing.save_figure(chart.figure, folder / "figures" / f"{chart.name}.pdf", transparent=True)
+        drawing.save_figure(chart.lines.draw(), folder / "figures" / f"{chart.name}.pdf", transparent=True)
     environment = pages.environment(autoescape=lambda name: name != "study.tex")
     environment.filters |= {"tex": tex, "tex_command": tex_command}
     content = _content(table, failures or {})
-    shown = [{"title": chart.title, "alt": chart.words, "source": drawing.data_uri(chart.figure)} for chart in drawn]
     page = folder / "report.html"
-    files.write_text(page, environment.get_template("study.html").render(pictures=shown, **content))
+    files.write_text(page, environment.get_template("study.html").render(charts=drawn, **content))
     drawings = [(chart.words, f"figures/{chart.name}.pdf") for chart in drawn]
     text = environment.get_template("study.tex").render(pictures=drawings, **content)
     files.write_text(folder / "report.tex", text)
@@ -60,7 +59,7 @@ def _content(table: StudyResults, failures: Mapping[Path, str]) -> dict[str, Any
         "study": plan.study,
         "form": plan.form,
         "form_name": plan.form_name,
-        "heads": [label(measure, watched) + (", published" if kind else "") for measure, kind in _columns(table)],
+        "heads": ["published" if published else label(measure, watched) for measure, published in _columns(table)],
         "watched_test": watched,
         "selected_on_test": any(SELECTED_ON_TEST in label(measure, watched) for measure in plan.study.measures),
         "rows": [_row(table, name) for name in table.results],
@@ -80,11 +79,11 @@ def _content(table: StudyResults, failures: Mapping[Path, str]) -> dict[str, Any
 
 
 def _columns(table: StudyResults) -> list[tuple[str, bool]]:
-    """(measure, whether it is the published one); published columns exist if some row has a number."""
+    """(measure, whether it is the published one), ours first; published columns exist if some row has a number."""
     study = table.plan.study
     rows = [numbers.row_of(table, name) for name in table.results]
     known = {measure for row in rows for measure in row.published}
-    return [(measure, kind) for measure in study.measures for kind in (True, False) if not kind or measure in known]
+    return [(measure, kind) for measure in study.measures for kind in (False, True) if not kind or measure in known]
 
 
 def _row(table: StudyResults, name: str) -> TableRow:
@@ -98,12 +97,11 @@ def _row(table: StudyResults, name: str) -> TableRow:
             cells.append("" if published is None else show(measure, published))
         else:
             cells.append(mean(measure, estimate) if estimate.values else "")
-    size = ""
+    trained = ""
     if done and name not in study.pairs:
-        epochs = statistics.fmean(result.measure("epochs") for result in done)
-        size = f"{done[0].images:,} images, {epochs:.3g} epochs"
+        trained = size(done[0].images, statistics.fmean(result.measure("epochs") for result in done))
     command = "" if name in study.pairs else results[0].planned.shown()  # a pair's networks have their own commands
-    return TableRow(name, variation.note, cells, size, _state(results, table.smoke.get(name, "")), command)
+    return TableRow(name, variation.note, cells, trained, _state(results, table.smoke.get(name, "")), command)
 
 
 def _state(results: Sequence[Result], smoke: str) -> str:

@@ -68,6 +68,11 @@ def difference(measure: str, value: float) -> str:
     return f"{100 * value:+.2f} points" if kind_of(measure) in SHARES else f"{value:+.4g}"
 
 
+def size(images: int, epochs: float) -> str:
+    """On how many images and for how many epochs the runs of a row were trained."""
+    return f"{images:,} images, {epochs:.3g} epochs"
+
+
 def compared(measure: str, value: float, expected: str) -> str:
     """The value that a claim is about, see `Claim.expected`: a difference, or for "between" the measure itself."""
     if not math.isfinite(value):

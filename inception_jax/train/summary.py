@@ -11,7 +11,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from inception_jax import files
+from inception_jax import files, process
 from inception_jax.config import Config
 from inception_jax.config.validate import METRICS
 from inception_jax.distributed import multihost
@@ -75,6 +75,8 @@ def write_summary(
     }
     if stopped == "callback":
         summary["stopped_by"] = record.ended_by
+    if command := process.command():
+        summary["command"] = command
     if multihost.is_first():
         files.write_json(folder / "summary.json", summary)
     return summary

@@ -9,9 +9,9 @@ import numpy as np
 from jax import numpy as jnp
 from PIL import Image, ImageDraw, ImageFont
 
-from inception_jax.config import Config
+from inception_jax.config import Config, default_config
 from inception_jax.data import streaming
-from inception_jax.data.dataset import Dataset
+from inception_jax.data.dataset import Dataset, Split
 from inception_jax.experiment import Inputs, own_augmentation
 from inception_jax.inspection.pictures import Picture
 from inception_jax.steps.state import stream
@@ -26,7 +26,8 @@ def contact_sheet(dataset: Dataset, config: Config, *, split: str = "train", row
     """One row per example: its class, the image, and `draws` samples of the config's augmentation.
 
     The examples are spread over the classes and determined by config.seed; one in four is grayscale if there are any.
-    Augmentation is the same as in training, without the normalization that follows it.
+    Augmentation is the same as in training, without the normalization that follows it. Without augmentation, further
+    images of the same class take the place of the samples.
 
     Args:
       config: a run's config, of which seed and data.augment matter.
@@ -35,8 +36,13 @@ def contact_sheet(dataset: Dataset, config: Config, *, split: str = "train", row
       UserError: there is no such split.
     """
     part = dataset.splits[split]
-    positions = _chosen(part.all_labels(), part.grayscale(), rows, config.seed)
+    all_labels = part.all_labels()
+    positions = _chosen(all_labels, part.grayscale(), rows, config.seed)
     images, labels = part.gather(positions)
+    names = [dataset.shown_names[label] for label in labels]
+    if config.data.augment == default_config().data.augment:
+        others = _others(all_labels, positions, draws, config.seed)
+        return sheet(names, _columns(part, images, positions, others))
     inputs = Inputs(dataset.class_names, dataset.image_shape, (0.0,), (1.0,))
     strengths = dict(config.data.augment)
     prepare = jax.jit(inputs.augmenter(strengths, "unit", jnp.float32, *own_augmentation(config, {})))
@@ -52,9 +58,24 @@ def contact_sheet(dataset: Dataset, config: Config, *, split: str = "train", row
         if mix:
             augmented, _ = mix(mix_key, augmented, jnp.asarray(labels))
         columns[f"draw {draw + 1}"] = np.asarray(jnp.clip(jnp.round(augmented * 255), 0, 255).astype(jnp.uint8))
-    shown = dataset.shown_names
-    names = [shown[label] for label in labels]
     return sheet(names, columns)
+
+
+def _others(labels: np.ndarray, positions: np.ndarray, number: int, seed: int) -> np.ndarray:
+    """For each example, positions of `number` others of its class, none twice; -1 where there are no more."""
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(np.setdiff1d(np.arange(len(labels)), positions))
+    left = {label: list(order[labels[order] == label]) for label in np.unique(labels[positions])}
+    return np.array([[left[label].pop() if left[label] else -1 for _ in range(number)] for label in labels[positions]])
+
+
+def _columns(part: Split, images: np.ndarray, positions: np.ndarray, others: np.ndarray) -> dict[str, np.ndarray]:
+    """The images, and columns of others, which are blank where there are none."""
+    columns = {"image": images}
+    for number, column in enumerate(others.T, start=2):
+        found, _ = part.gather(np.where(column < 0, positions, column))
+        columns[f"image {number}"] = np.where((column < 0)[:, None, None, None], np.uint8(255), found)
+    return columns
 
 
 def _chosen(labels: np.ndarray, gray: np.ndarray | None, number: int, seed: int) -> np.ndarray:

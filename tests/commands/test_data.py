@@ -96,6 +96,17 @@ def test_a_sheet(fields, capsys, folder, tmp_path):
         assert (tiles[:, :, 0] != tiles[:, :, draw]).mean(axis=(1, 2, 3)).min() > 0.1
 
 
+def test_a_sheet_without_augmentation_shows_more_pictures(capsys, folder, tmp_path):
+    path = tmp_path / "sheet.png"
+    code, _, _ = call(capsys, "image_folder", "--folder", folder, "--image-size", 16, "--sheet", path)
+    assert code == 0
+    sheet = np.asarray(Image.open(path))
+    assert sheet.shape == (24 + 8 * 100, 150 + 6 * 100, 3)
+    tiles = sheet[24:, 150:].reshape(8, 100, 6, 100, 3)[:, :96, :, :96].swapaxes(1, 2).reshape(48, -1)
+    shown = [tile.tobytes() for tile in tiles if tile.min() < 255]
+    assert 24 >= len(shown) == len(set(shown)) > 16  # of the training split's, each once
+
+
 def test_a_config_and_its_fields(capsys, digits):
     code, out, _ = call(
         capsys, "--config=googlenet_digits", "--data-dir", digits, "--config.data.splits.train=train[:50%]"

@@ -85,7 +85,10 @@ def test_a_run_too_short_to_be_measured_is_named(study_file, tmp_path, monkeypat
     monkeypatch.setattr(runner, "measure", measure)
     monkeypatch.setattr("inception_jax.runs.folder.open_checkpoints", lambda folder, config: Checkpoints())
     assert main(["study", str(study_file), "--dry-run", "--workdir", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.count("not measured: it ends after its first step") == 2
+    shown = capsys.readouterr()
+    assert shown.out.count("not measured: it ends after its first step") == 2
+    assert "measuring narrow (1 of 2)\n" in shown.err
+    assert "measuring wide (2 of 2)\n" in shown.err
 
 
 def test_what_is_complete_is_not_trained_again(study_file, tmp_path, monkeypatch, capsys):

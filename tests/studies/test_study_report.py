@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from browser import WIDTHS, assert_fits, browser, page
+from browser import WIDTHS, assert_fits, assert_reachable, browser, page
 from fake_runs import fake_plan, make_study
 
 from inception_jax.studies import Claim, Pair
@@ -33,13 +33,17 @@ def report(tmp_path_factory):
 def test_the_page_fits_and_has_no_errors(report, width, drawn):
     with browser() as started, page(started, report.as_uri(), width) as shown:
         assert_fits(shown)
+        assert_reachable(shown)
+        heads = "[...document.querySelectorAll('thead th')].map(head => head.getClientRects()[0].height)"
+        assert max(shown.evaluate(heads)) < 40  # pixels: of one line, with its padding
         assert "wider is better" in shown.inner_text("body")
 
 
 def test_published_numbers_stand_beside_ours(report):
     text = re.sub(r"<[^>]*>", " ", report.read_text())
     text = " ".join(text.split())
-    assert "wide 90.00 % 91.00 ± 1.00 % 92.00 ± 1.00 % 3" in text
+    assert "test top-1, best by validation published highest test top-1†" in text
+    assert "wide 91.00 ± 1.00 % 90.00 % 92.00 ± 1.00 % 3" in text
     assert "highest test top-1† " in text
     assert "+10.50 points" in text
     assert "exit code 3: &lt;loss&gt; not finite" in text
@@ -136,3 +140,13 @@ def test_the_same_runs_give_the_same_report(tmp_path, drawn):
     plan = fake_plan(tmp_path, wide=(0.9, 0.92, 0.91), narrow=(0.8, 0.81, 0.805))
     first = write_report(read_table(plan)).read_bytes()
     assert write_report(read_table(plan)).read_bytes() == first
+
+
+def test_there_is_no_chart_of_a_single_point(tmp_path):
+    plan = fake_plan(tmp_path, wide=(0.9, 0.92, 0.91), narrow=(0.8, 0.81, 0.805))
+    for planned in plan.runs:
+        lines = (planned.folder / "metrics.csv").read_text().splitlines()
+        (planned.folder / "metrics.csv").write_text("\n".join(lines[:2]) + "\n")
+        norms = {when: {"conv1": 1.0} for when in ("start", "end")}
+        (planned.folder / EXTRAS).write_text(json.dumps({"gradient_norms": norms}))
+    assert "<figure" not in write_report(read_table(plan)).read_text()

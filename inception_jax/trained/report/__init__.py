@@ -72,6 +72,8 @@ def run_page(record: Record, findings: "Findings | UserError | None" = None) -> 
             sections.config(record),
         ],
         records.headline(record),
+        records.origin(record),
+        (record.summary or {}).get("command", ""),
     )
 
 

@@ -90,7 +90,7 @@ def examine_on(run: Run, dataset: Dataset, split: str, *, checkpoint: str = "bes
     predicted, confidence = found.logits.argmax(axis=1), evaluate.confidence(found.logits)
     wrong = known[predicted[known] != found.labels[known]]
     mistakes = wrong[np.argsort(-confidence[wrong], kind="stable")][:MISTAKES]
-    sample = known[_spread(found.labels[known], SAMPLE)]
+    sample = known[spread(found.labels[known], SAMPLE)]
 
     def examples(rows: np.ndarray) -> list[Example]:
         if not len(rows):
@@ -130,7 +130,7 @@ def _with_heat(run: Run, examples: list[Example]) -> list[Example]:
     ]
 
 
-def _spread(labels: np.ndarray, number: int) -> np.ndarray:
+def spread(labels: np.ndarray, number: int) -> np.ndarray:
     """Positions of examples from as many classes as possible; of more classes than `number`, evenly spaced ones."""
     order = np.argsort(labels, kind="stable")
     place_in_class = np.arange(len(labels)) - np.searchsorted(labels[order], labels[order])

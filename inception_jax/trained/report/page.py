@@ -73,35 +73,44 @@ class Figure:
     """A figure or a picture with its caption and alternative text.
 
     Attributes:
-      content: a Matplotlib figure, or uint8 (height, width), (height, width, 1) or (height, width, 3).
+      content: lines, another Matplotlib figure, or uint8 (height, width), (height, width, 1) or (height, width, 3).
     """
 
     caption: str
     alt: str
-    content: matplotlib.figure.Figure | np.ndarray
+    content: pages.LineChart | matplotlib.figure.Figure | np.ndarray
+
+    @property
+    def lines(self) -> pages.LineChart | None:
+        """The content if it is lines, whose values are shown, too."""
+        return self.content if isinstance(self.content, pages.LineChart) else None
 
     @property
     def small(self) -> bool:
         """Whether its pixels are shown as squares."""
-        return not isinstance(self.content, matplotlib.figure.Figure) and max(self.content.shape[:2]) < PHOTO
+        return isinstance(self.content, np.ndarray) and max(self.content.shape[:2]) < PHOTO
 
     @property
     def source(self) -> str:
         """A data URI; the same content gives the same bytes."""
-        if isinstance(self.content, matplotlib.figure.Figure):
-            return drawing.data_uri(self.content)
+        if not isinstance(self.content, np.ndarray):
+            return drawing.data_uri(self._drawn(self.content))
         kind, file = ("png" if self.small else "jpeg"), io.BytesIO()
         _pillow(self.content).save(file, format=kind, quality=JPEG_QUALITY)
         return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
     def png(self) -> bytes:
         """The content of a PNG file."""
-        if isinstance(self.content, matplotlib.figure.Figure):
-            return drawing.png(self.content)
+        if not isinstance(self.content, np.ndarray):
+            return drawing.png(self._drawn(self.content))
         image, file = _pillow(self.content), io.BytesIO()
         times = math.ceil(2 * PHOTO / max(image.size)) if self.small else 1
         image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST).save(file, "PNG")
         return file.getvalue()
+
+    @staticmethod
+    def _drawn(content: pages.LineChart | matplotlib.figure.Figure) -> matplotlib.figure.Figure:
+        return content.draw() if isinstance(content, pages.LineChart) else content
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,12 +167,19 @@ class Headline:
 
 @dataclasses.dataclass(frozen=True)
 class Page:
-    """A title, notes to read first, sections and, above all of them, a result."""
+    """A title, notes to read first, sections and, above all of them, a result and how it came about.
+
+    Attributes:
+      origin: what was computed, when, and by which commit; "": nothing to say.
+      command: with which it was computed; "": not known.
+    """
 
     title: str
     notes: Sequence[str]
     sections: Sequence[Section]
     headline: Headline | None = None
+    origin: str = ""
+    command: str = ""
 
     def write(self, path: Path, style: str = "html") -> Path:
         """Writes the page to an HTML file or, with style="markdown", to a folder as report.md and PNG files.
@@ -205,6 +221,8 @@ class Page:
         parts = [f"# {_plain(self.title)}"]
         if self.headline:
             parts.append(f"**{_plain(self.headline.number)}** {_plain(self.headline.words)}")
+        parts += [_plain(self.origin)] if self.origin else []
+        parts += [f"    {printable(self.command)}"] if self.command else []
         parts += [f"> {_plain(note)}" for note in self.notes]
         numbers = Counter[str]()  # two sections may have the same anchor
         for section in self._filled():

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from inception_jax.runs.records import Record, differing_fields, show
+from inception_jax.runs.records import Record, differing_fields, ended, show
 from inception_jax.text import format_seconds
 from inception_jax.trained.report.page import Cell, Headline, PageTable
 
@@ -132,6 +132,14 @@ def headline(record: Record) -> Headline | None:
         f"{'best' if chosen else 'last'} weights{which}" + (f", selected by {best['metric']}" if chosen else "")
     )
     return Headline(percent(top1), words + (" on the same data" if chosen and split == "validation" else ""))
+
+
+def origin(record: Record) -> str:
+    """What the run trained on what, when it ended, and the commit of the package."""
+    network, data = (record.config.get(section, {}).get("name") for section in ("model", "data"))
+    when, commit = ended(record.folder), (record.summary or {}).get("versions", {}).get("commit")
+    parts = [f"{network} on {data}", when.strftime("%Y-%m-%d") if when else "", f"commit {commit}" if commit else ""]
+    return ", ".join(filter(None, parts))
 
 
 def results_table(record: Record) -> PageTable:

@@ -11,6 +11,7 @@ from inception_jax.inspection import drawing
 from inception_jax.inspection.confusion import confusion_overview
 from inception_jax.runs.records import Record, default_fields, show
 from inception_jax.text import printable
+from inception_jax.trained.pages import LineChart
 from inception_jax.trained.report import records
 from inception_jax.trained.report.page import Block, Cell, Facts, Figure, PageTable, Pictures, Section, Text
 from inception_jax.trained.report.records import MEASURES, SPLITS, percent
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 SPLIT_HUES = {"train": "grey", "validation": "blue", "test": "orange"}
 SPLIT_STYLES = {split: {"color": drawing.color(hue)} for split, hue in SPLIT_HUES.items()}
-Y_AXES = {"top1": "percent", "top5": "percent", "images_per_second": "zero"}  # all others: see `drawing.draw_lines`
 QUANTITIES = {
     "loss": "Loss",
     "top1": "Top-1 accuracy",
@@ -90,9 +90,10 @@ def curve_picture(
     lines = {name: points for name, points in lines.items() if points}
     if not lines:
         return None
-    y_axis = Y_AXES.get(quantity, "auto")
+    y_axis = drawing.Y_AXES.get(quantity, "auto")
+    shown = percent if y_axis == "percent" else "{:.4g}".format
 
-    def show(value):
+    def show(value: float) -> str:
         return f"{value:.2%}" if y_axis == "percent" else f"{value:.4g}"
 
     parts = []
@@ -103,7 +104,7 @@ def curve_picture(
     epochs = sorted({epoch for points in lines.values() for epoch, _ in points})
     span = f"epochs {epochs[0]:g} to {epochs[-1]:g}" if len(epochs) > 1 else f"epoch {epochs[0]:g}"
     alt = f"{title} over {span}; {'; '.join(parts)}"
-    return Figure(title, alt, drawing.draw_lines(lines, styles=styles, marks=marks, y_axis=y_axis))
+    return Figure(title, alt, LineChart(lines, styles, y_axis, {"marks": marks}, shown))
 
 
 def facts(record: Record) -> Section:

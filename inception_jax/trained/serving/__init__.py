@@ -2,6 +2,7 @@
 
 from inception_jax.trained.serving.app import create_app
 from inception_jax.trained.serving.connections import Access, allowed_names
+from inception_jax.trained.serving.examples import load_examples
 from inception_jax.trained.serving.server import address_of, is_loopback, listen, make_server, serve
 from inception_jax.trained.serving.work import Limits
 
@@ -13,6 +14,7 @@ __all__ = [
     "create_app",
     "is_loopback",
     "listen",
+    "load_examples",
     "make_server",
     "serve",
 ]

@@ -7,7 +7,7 @@ import io
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from inception_jax.data import images
 from inception_jax.data.images import FORMATS
@@ -31,13 +31,15 @@ from inception_jax.inference.predictor import Predictor
 from inception_jax.inspection import grad_cam, overlay
 from inception_jax.runs.run import Run
 from inception_jax.trained import pages
+from inception_jax.trained.serving import openapi
 from inception_jax.trained.serving.connections import Access
+from inception_jax.trained.serving.examples import Offered
 from inception_jax.trained.serving.work import Batcher, Bodies, Decoders, Limits
 
 BYTE_EFFORT = 2  # pixels assumed per byte of a file until its head has been read
 BODIES = 8  # maximum number of bodies of the largest size in memory at once
-PATHS = ("/", "/predict", "/health", "/live", "/ready", "/metrics")
-OPEN_PATHS = ("/", "/health", "/live", "/ready")  # accessible without a token
+PATHS = ("/", "/predict", "/health", "/live", "/ready", "/metrics", "/openapi.json")
+OPEN_PATHS = ("/", "/health", "/live", "/ready", "/openapi.json")  # accessible without a token
 
 
 class Metrics:
@@ -63,8 +65,10 @@ class Service:
       draining: whether the server is shutting down and accepts nothing new.
     """
 
-    def __init__(self, classifier: Predictor, name: str, limits: Limits, access: Access):
-        self.classifier, self.name, self.limits, self.access = classifier, name, limits, access
+    def __init__(
+        self, classifier: Predictor, name: str, limits: Limits, access: Access, examples: Sequence[Offered] = ()
+    ):
+        self.classifier, self.name, self.limits, self.access, self.examples = classifier, name, limits, access, examples
         self.accepted = 0
         self.draining = False
         self.bodies = Bodies(int(BODIES * limits.max_mb * 1e6))
@@ -82,10 +86,12 @@ class Service:
         if isinstance(self.classifier, Run):
             run = self.classifier
             # Compiled as a whole, since grad_cam itself searches for the layer at every call.
-            heat = jax.jit(lambda variables, images: grad_cam(run.model, variables, run.normalize(images)))
-            self.heat = lambda image: np.asarray(heat(run.variables, image[None]))[0]
+            heat = jax.jit(
+                lambda variables, images, label: grad_cam(run.model, variables, run.normalize(images), classes=label)
+            )
+            self.heat = lambda image, label: np.asarray(heat(run.variables, image[None], label))[0]
             try:
-                self._overlay(images.convert(Image.new("RGB", (64, 64)), run.form))
+                self._overlay(images.convert(Image.new("RGB", (64, 64)), run.form), 0)
             except UserError:  # a network without feature maps
                 self.heat = None
 
@@ -99,10 +105,11 @@ class Service:
             self.batcher.close()
             self.decoders.close()
 
-    def _overlay(self, image: np.ndarray) -> bytes:
+    def _overlay(self, image: np.ndarray, label: int) -> bytes:
+        """The image with the evidence for a class, as PNG."""
         assert self.heat is not None
         encoded = io.BytesIO()
-        Image.fromarray(overlay(image, self.heat(image)).array).save(encoded, "PNG", compress_level=1)
+        Image.fromarray(overlay(image, self.heat(image, label)).array).save(encoded, "PNG", compress_level=1)
         return encoded.getvalue()
 
     async def page(self, request: Request) -> Response:
@@ -113,16 +120,26 @@ class Service:
             form=self.classifier.form,
             grad_cam=self.heat is not None,
             token=self.access.token is not None,
+            examples=[example.label for example in self.examples],
             limits=self.limits,
             formats=FORMATS,
             address=str(request.base_url),
             nonce=nonce,
         )
         policy = (
-            f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src blob: data:; "
+            f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src 'self' blob: data:; "
             "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
         )
         return HTMLResponse(page, headers={"Content-Security-Policy": policy})
+
+    async def example(self, request: Request) -> Response:
+        files = {str(number): example.png for number, example in enumerate(self.examples)}
+        if (number := request.path_params["number"]) not in files:
+            raise HTTPException(404, f"there are {len(files)} examples, numbered from 0")
+        return Response(files[number], media_type="image/png")
+
+    async def describe(self, request: Request) -> Response:
+        return JSONResponse(openapi.description(self.name, self.limits, token=self.access.token is not None))
 
     async def health(self, request: Request) -> Response:
         about = {"name": self.name, "classes": len(self.classifier.class_names)}
@@ -142,7 +159,7 @@ class Service:
 
     async def predict(self, request: Request) -> Response:
         limits = self.limits
-        top, with_heat = self._options(request)
+        top, heat_of = self._options(request)
         if self.draining:
             raise _come_back("the server is shutting down")
         self._require_room()
@@ -154,7 +171,10 @@ class Service:
                 self._require_room()
                 self.accepted += 1
                 try:
-                    return JSONResponse(await self._answer(content, top, with_heat))
+                    started = time.perf_counter()
+                    answer = await self._answer(content, top, heat_of)
+                    spent = f"predict;dur={1000 * (time.perf_counter() - started):.1f}"
+                    return JSONResponse(answer, headers={"Server-Timing": spent})
                 finally:
                     self.accepted -= 1
         except TimeoutError:
@@ -173,9 +193,9 @@ class Service:
         if self.accepted >= self.limits.max_queue:
             raise _come_back("too many requests are waiting")
 
-    def _options(self, request: Request) -> tuple[int, bool]:
-        """The number of requested classes, and whether a heat map is requested."""
-        classes = len(self.classifier.class_names)
+    def _options(self, request: Request) -> tuple[int, str | None]:
+        """The number of requested classes, and the class of the requested heat map: "" for the most probable one."""
+        names = self.classifier.class_names
         top, with_heat = request.query_params.get("top", "5"), request.query_params.get("grad_cam", "0")
         if not (top.isascii() and top.isdecimal() and len(top) < 10 and int(top) > 0):
             raise HTTPException(400, "top must be a whole number of at least 1")
@@ -183,9 +203,12 @@ class Service:
             raise HTTPException(400, "grad_cam must be 0 or 1")
         if with_heat == "1" and self.heat is None:
             raise HTTPException(400, "grad_cam=1 needs a run whose network has feature maps")
-        return min(int(top), classes), with_heat == "1"
+        heat_of = request.query_params.get("class", "")
+        if heat_of and (with_heat == "0" or heat_of not in names):
+            raise HTTPException(400, "class must be the name of one of the classes, and needs grad_cam=1")
+        return min(int(top), len(names)), heat_of if with_heat == "1" else None
 
-    async def _answer(self, content: bytes, top: int, with_heat: bool) -> dict[str, Any]:
+    async def _answer(self, content: bytes, top: int, heat_of: str | None) -> dict[str, Any]:
         form, max_pixels = self.classifier.form, self.limits.max_pixels
         looking = partial(images.effort, content, max_pixels=max_pixels)
         effort = await self.decoders.run(len(content) * BYTE_EFFORT, looking)
@@ -199,8 +222,9 @@ class Service:
                 for name, probability in zip(names, probabilities, strict=True)
             ]
         }
-        if with_heat:
-            encoded = await self.batcher.on_device(self._overlay, image)
+        if heat_of is not None:
+            label = self.classifier.class_names.index(heat_of) if heat_of else int(logits.argmax())
+            encoded = await self.batcher.on_device(self._overlay, image, label)
             answer["grad_cam"] = f"data:image/png;base64,{base64.b64encode(encoded).decode()}"
         return answer
 
@@ -257,11 +281,13 @@ class Guarded:
 
     Attributes:
       service: the service behind it.
+      routes: its endpoints.
       under_way: number of requests that are not answered yet.
     """
 
-    def __init__(self, app: ASGIApp, service: Service):
+    def __init__(self, app: Starlette, service: Service):
         self._app, self.service, self.under_way = app, service, 0
+        self.routes = app.routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -294,14 +320,21 @@ class Guarded:
                 service.metrics.seconds.observe(time.perf_counter() - started)
 
 
-def create_app(classifier: Predictor, name: str, limits: Limits, access: Access | None = None) -> Guarded:
+def create_app(
+    classifier: Predictor,
+    name: str,
+    limits: Limits,
+    access: Access | None = None,
+    examples: Sequence[Offered] = (),
+) -> Guarded:
     """Creates the ASGI application. Everything is compiled when this returns.
 
     Args:
       name: the network's name, for its page.
       access: which requests are answered; None: those addressed to a loopback name or to the address they arrived at.
+      examples: pictures that the page offers to try the network on.
     """
-    service = Service(classifier, name, limits, access or Access())
+    service = Service(classifier, name, limits, access or Access(), examples)
     service.warm_up()
 
     def refused(request: Request, error: Exception) -> Response:
@@ -315,10 +348,12 @@ def create_app(classifier: Predictor, name: str, limits: Limits, access: Access 
         routes=[
             Route("/", service.page),
             Route("/predict", service.predict, methods=["POST"]),
+            Route("/examples/{number}", service.example),
             Route("/health", service.health),
             Route("/live", service.live),
             Route("/ready", service.ready),
             Route("/metrics", service.show_metrics),
+            Route("/openapi.json", service.describe),
         ],
         exception_handlers={HTTPException: refused, Exception: failed},
         lifespan=service.lifespan,

@@ -1,0 +1,23 @@
+"""What a process knows of itself."""
+
+import sys
+
+import pytest
+
+from inception_jax import process
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        (["/env/bin/inception-jax", "train", "googlenet_digits"], "inception-jax train googlenet_digits"),
+        (["/env/inception_jax/main.py", "--config=a b"], "python -m inception_jax.main '--config=a b'"),
+        (["/env/inception_jax/__main__.py"], "python -m inception_jax"),
+        (["-c", "train"], None),
+        (["/env/bin/pytest"], None),
+        (["/mine/main.py"], None),
+    ],
+)
+def test_its_command_is_as_it_was_typed(arguments, command, monkeypatch):
+    monkeypatch.setattr(sys, "argv", arguments)
+    assert process.command() == command
