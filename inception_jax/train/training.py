@@ -194,6 +194,7 @@ def _train_in_folder(
         checkpoints = exits.enter_context(open_checkpoints(folder, config))
         session = Session(begun, folder, dataset, checkpoints, requests, console, started)
         restored = session.restore()
+        start.extend(begun, folder)
         resumed_step = None if restored is None else session.first_step
         start.log_start(begun, folder, dataset, session.first_step)
         session.open_batches()
