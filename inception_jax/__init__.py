@@ -7,7 +7,15 @@ if TYPE_CHECKING:
     from inception_jax import ops, steps, weights
     from inception_jax.config import default_config
     from inception_jax.errors import UserError
-    from inception_jax.inspection import activations, feature_grid, filters, grad_cam, layer_table, overlay
+    from inception_jax.inspection import (
+        activations,
+        feature_grid,
+        filters,
+        grad_cam,
+        layer_table,
+        network_diagram,
+        overlay,
+    )
     from inception_jax.models import fold_batch_norm, list_models
     from inception_jax.runs.records import list_runs
     from inception_jax.train import fit, train_and_evaluate
@@ -36,6 +44,7 @@ __all__ = [
     "list_models",
     "list_runs",
     "load",
+    "network_diagram",
     "ops",
     "overlay",
     "steps",
@@ -62,6 +71,7 @@ _PLACES = {
     "list_models": "models.list_models",
     "list_runs": "runs.records.list_runs",
     "load": "trained.trained_run.load",
+    "network_diagram": "inspection.network_diagram",
     "overlay": "inspection.overlay",
     "train_and_evaluate": "train.train_and_evaluate",
 }

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import certifi
 from tqdm import tqdm
 
 from inception_jax.errors import UserError
@@ -41,6 +42,13 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
+def _certificates() -> ssl.SSLContext:
+    """The certificates of the system, and Mozilla's: some builds of Python have none."""
+    context = ssl.create_default_context()
+    context.load_verify_locations(certifi.where())
+    return context
+
+
 @contextlib.contextmanager
 def open_url(url: str, *, method: str = "GET", seconds: float = CONNECT_SECONDS) -> Iterator[http.client.HTTPResponse]:
     """The server's response; `seconds` is the longest time without a byte from it.
@@ -48,7 +56,7 @@ def open_url(url: str, *, method: str = "GET", seconds: float = CONNECT_SECONDS)
     Raises:
       one of FAILURES.
     """
-    opener = urllib.request.build_opener(_Redirects)
+    opener = urllib.request.build_opener(_Redirects, urllib.request.HTTPSHandler(context=_certificates()))
     try:
         answer = opener.open(urllib.request.Request(url, method=method), timeout=seconds)
     except urllib.error.HTTPError as error:

@@ -141,11 +141,27 @@ def untrained_run(place: Path, pictures: Path, classes: tuple[str, ...], channel
     config.data.directory = str(place.parent / "prepared")
     config.data.image_size = 16
     config.data.channels = channels
-    inputs = Inputs(classes, (16, 16, channels), config.data.mean, config.data.std)
+    _save_untrained(place, config, Inputs(classes, (16, 16, channels), config.data.mean, config.data.std))
+    return run.load_run(place, own=config)
+
+
+def untrained_resnet(folder: Path) -> Path:
+    """The folder of a run of a ResNet-18, which other libraries have, as training leaves it, with weights from NumPy.
+
+    Its state is the weights alone, a third of what momentum and averages would make of it.
+    """
+    config = default_config()
+    config.model.name = "resnet18"
+    config.optimizer.momentum = config.average_decay = 0.0
+    config.data.mean, config.data.std = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
+    _save_untrained(folder, config, Inputs(("cat", "dog", "owl"), (32, 32, 3), config.data.mean, config.data.std))
+    return folder
+
+
+def _save_untrained(folder: Path, config: ConfigDict, inputs: Inputs) -> None:
     state = jax.eval_shape(Experiment.of(config, inputs, steps_per_epoch=10).initial_state)
     variables = random_variables({"params": state.params, "batch_stats": state.batch_stats}, seed=config.seed)
     state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state).replace(**variables)
-    prepare_folder(place, config)
-    with open_checkpoints(place, config) as checkpoints:
+    prepare_folder(folder, config)
+    with open_checkpoints(folder, config) as checkpoints:
         checkpoints.save(7, state, {"inputs": dataclasses.asdict(inputs), "steps_per_epoch": 10})
-    return run.load_run(place, own=config)

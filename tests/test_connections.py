@@ -165,10 +165,10 @@ def test_bodies_in_memory_are_bounded(monkeypatch):
         assert bodies.total <= bodies.most == 400_000
 
 
-def send_host(address, *hosts):
+def send_host(address, *hosts, version="1.1"):
     lines = b"".join(b"Host: " + host.encode("latin-1") + b"\r\n" for host in hosts)
     with connect(address) as client:
-        client.sendall(b"GET /health HTTP/1.1\r\n" + lines + b"Connection: close\r\n\r\n")
+        client.sendall(f"GET /health HTTP/{version}\r\n".encode() + lines + b"Connection: close\r\n\r\n")
         return int(answer_to(client).split()[1])
 
 
@@ -184,6 +184,8 @@ def test_only_requests_to_this_machine_are_answered():
             assert send_host(address, host) == 421, host
         for hosts in ((), ("localhost", "evil.example"), ("localhost@evil",), ("",), ("a b",), ("\xe9",)):
             assert send_host(address, *hosts) == 400, hosts
+        assert send_host(address, version="1.0") == 200  # none is needed there
+        assert send_host(address, "evil.example", version="1.0") == 421
     assert Access().refusal([(b"host", b"10.1.2.3:80")], "10.1.2.3", secret=False) is None  # the address it came to
     assert host_name("[::1]:80") == "::1"
     for wrong in ("http://a", "a:80", "a/b", "", "a b"):

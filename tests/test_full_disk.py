@@ -1,22 +1,17 @@
 """Every output of every command on a disk without room: code 4, one line, what was there before, and nothing else."""
 
 import contextlib
-import dataclasses
 import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from fake_runs import fake_plan
-from networks import random_variables
 from PIL import Image
+from runs import untrained_resnet
 
 from inception_jax import commands, main, process
-from inception_jax.config import default_config
-from inception_jax.experiment import Experiment, Inputs
-from inception_jax.runs.folder import open_checkpoints, prepare_folder
 
 STUDY = f"""
 import sys
@@ -34,6 +29,7 @@ OUTPUTS = {
     "evaluate {run} --split test --confusion {disk}/c.svg": ["c.svg"],
     "evaluate {run} --split test --confusion {disk}/c.csv": ["c.csv"],
     "compare {run} {run} --split test --images 8 --chart {disk}/layers.pdf": ["layers.pdf"],
+    "inspect simple_cnn --diagram {disk}/network.svg": ["network.svg"],
     "inspect simple_cnn resnet18 --no-latency --chart {disk}/networks.png": ["networks.png"],
     "report {run} --quick --output {disk}/report.html": ["report.html"],
     "report {run} --quick --format markdown --output {disk}/page": ["page/report.md", "page/curves-1.png"],
@@ -72,19 +68,7 @@ PRINTING = (
 
 @pytest.fixture(scope="module")
 def resnet(tmp_path_factory) -> Path:
-    """A run of a network that other libraries have, as training leaves it, with weights from NumPy."""
-    folder = tmp_path_factory.mktemp("runs") / "resnet"
-    config = default_config()
-    config.model.name = "resnet18"
-    config.data.mean, config.data.std = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
-    inputs = Inputs(("cat", "dog", "owl"), (32, 32, 3), config.data.mean, config.data.std)
-    state = jax.eval_shape(Experiment.of(config, inputs, steps_per_epoch=10).initial_state)
-    variables = random_variables({"params": state.params, "batch_stats": state.batch_stats})
-    state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state).replace(**variables)
-    prepare_folder(folder, config)
-    with open_checkpoints(folder, config) as checkpoints:
-        checkpoints.save(7, state, {"inputs": dataclasses.asdict(inputs), "steps_per_epoch": 10})
-    return folder
+    return untrained_resnet(tmp_path_factory.mktemp("runs") / "resnet")
 
 
 @pytest.fixture

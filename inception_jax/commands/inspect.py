@@ -9,7 +9,7 @@ from typing import Any
 from inception_jax import files
 from inception_jax.commands import flags
 from inception_jax.errors import UserError, check_choice
-from inception_jax.text import TABLE_FORMATS, printable, say
+from inception_jax.text import TABLE_FORMATS, human, printable, say
 
 DESCRIPTION = """\
 Shows one network's layers with their sizes and costs, or compares several.
@@ -23,6 +23,7 @@ examples:
   inception-jax inspect googlenet --depth 2 --format csv > layers.csv
   inception-jax inspect googlenet --against paper
   inception-jax inspect googlenet --parameters
+  inception-jax inspect googlenet --diagram googlenet.svg
   inception-jax inspect resnet50 --image-size 256 --xla
   inception-jax inspect googlenet --option norm=lrn --option aux_heads=true
   inception-jax inspect googlenet 'resnet*' 'vgg*' --chart networks.png
@@ -64,6 +65,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="list the parameters instead; for a run with mean and standard deviation",
     )
     one.add_argument("--xla", action="store_true", help="also show XLA's own count of operations")
+    one.add_argument(
+        "--diagram",
+        metavar="FILE",
+        type=flags.path,
+        help="draw it: .svg, whose modules open when they are clicked, .png or .pdf; --depth 2 opens them",
+    )
     several = parser.add_argument_group("several networks")
     several.add_argument(
         "--chart", metavar="FILE", type=flags.path, help="plot top-1 accuracy, if known, against multiply-adds"
@@ -80,7 +87,9 @@ def run(args: argparse.Namespace) -> int:
     names = _names(args.names)
     several = {"--chart": args.chart, "--no-latency": args.no_latency}
     one = {"--depth": args.depth, "--against": args.against, "--parameters": args.parameters, "--xla": args.xla}
+    one["--diagram"] = args.diagram
     layers = {"--depth": args.depth, "--against": args.against, "--xla": args.xla, "--format": args.format != "text"}
+    layers["--diagram"] = args.diagram
     for flag, given in (several if len(names) == 1 else one).items():
         if given:
             wanted = "several networks" if len(names) == 1 else "one network"
@@ -88,6 +97,10 @@ def run(args: argparse.Namespace) -> int:
     for flag, given in layers.items():
         if given and args.parameters:
             raise UserError(f"{flag} cannot be used with --parameters")
+    if args.diagram:
+        from inception_jax.inspection.drawing import check_file
+
+        check_file(args.diagram, "diagram")
     (_show if len(names) == 1 else _compare)(names, args)
     return 0
 
@@ -128,6 +141,10 @@ def _show(names: list[str], args: argparse.Namespace) -> None:
         f"{table.total.multiply_adds:,} multiply-adds"
     )
     _print(title, page, notes, args.format)
+    if args.diagram:
+        told = f"{name}: {human(table.total.parameters)} parameters, {human(table.total.multiply_adds)} multiply-adds"
+        drawn = inspection.network_diagram(model, image_shape[:2], image_shape[2], depth=args.depth or 1, title=told)
+        drawn.save(args.diagram)
 
 
 def _compare(names: list[str], args: argparse.Namespace) -> None:

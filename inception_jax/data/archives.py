@@ -4,23 +4,22 @@ import dataclasses
 import gzip
 import hashlib
 import os
-import ssl
 import tarfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from urllib.parse import urlsplit
 
 import tensorflow_datasets as tfds
-from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
-from tensorflow_datasets.core.download.util import DownloadError
 
 from inception_jax import downloads
 from inception_jax.errors import UserError
-from inception_jax.files import no_room
+from inception_jax.files import whole_file
 
 NAMES = {"md5": "MD5", "sha256": "SHA-256"}
 CONNECT_SECONDS = 10  # until a server counts as unreachable
+MOST_BYTES = 2 * 10**9  # of a download; the largest archive has 332 MB
+MOST_SECONDS = 12 * 3600.0  # of a download: 8 kB/s for the largest archive
 USE_ARCHIVES = "give a folder that has them, by --archives (inception-jax data) or --config.data.archives (training)"
 
 
@@ -73,29 +72,40 @@ def require(folder: Path, names: Sequence[str]) -> Path:
 
 
 def download(dl_manager: tfds.download.DownloadManager, urls: dict[str, str]) -> dict[str, Path]:
-    """The downloaded files, by the keys of `urls`.
+    """The downloaded files, by the keys of `urls`; those that are there already are kept.
+
+    They come through `downloads.download`, not TFDS, which would follow a redirect to an unencrypted address and read
+    whatever a server sends.
 
     Raises:
-      UserError: the server is unreachable (detected in seconds; TFDS itself tries for minutes), redirects to an
-        unencrypted URL, or sent something other than what TFDS expects from that URL.
+      UserError: the server is unreachable (detected in seconds), redirects to an unencrypted URL, or sends more or for
+        longer than allowed.
+      WriteError: the disk is full.
     """
     for url in urls.values():
         try:
             with downloads.open_url(url, method="HEAD", seconds=CONNECT_SECONDS):
                 break  # all files are on one server
         except (OSError, *downloads.FAILURES) as error:
-            if isinstance(getattr(error, "reason", error), ssl.SSLError):
-                break  # TFDS has its own certificates
             reason = downloads.reason(error)
             raise UserError(f"cannot download {url} ({reason}); without network access, {USE_ARCHIVES}") from error
-    try:
-        paths: Any = dl_manager.download(urls)
-        return {key: Path(path) for key, path in paths.items()}
-    except (OSError, DownloadError, NonMatchingChecksumError) as error:
-        if isinstance(error, OSError) and no_room(error):
-            raise
-        reason = str(error).splitlines()[0]
-        raise UserError(f"the download failed ({reason}); try again, or {USE_ARCHIVES}") from error
+    folder = Path(dl_manager.download_dir)
+    return {key: _downloaded(url, folder) for key, url in urls.items()}
+
+
+def _downloaded(url: str, folder: Path) -> Path:
+    """The file of a URL in the folder of downloads. Files of several URLs may have the same name."""
+    path = folder / f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{PurePosixPath(urlsplit(url).path).name}"
+    if path.exists():
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as new:
+        try:
+            downloads.download(url, new, most_bytes=MOST_BYTES, most_seconds=MOST_SECONDS)
+        except downloads.FAILURES as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"the download failed ({reason}); try again, or {USE_ARCHIVES}") from error
+    return path
 
 
 def read(path: Path, content: Content) -> bytes:

@@ -3,6 +3,7 @@
 from inception_jax.inspection.compare import Summary, bubble_chart, comparison, save_chart, summarize
 from inception_jax.inspection.confusion import confusion_chart, save_confusion
 from inception_jax.inspection.cost import latency, xla_multiply_adds
+from inception_jax.inspection.diagram import Diagram, network_diagram
 from inception_jax.inspection.features import activations, grad_cam
 from inception_jax.inspection.gradients import gradient_norms
 from inception_jax.inspection.papers import against_paper
@@ -12,6 +13,7 @@ from inception_jax.inspection.table import LayerTable, layer_table
 from inception_jax.inspection.trace import Row, trace_layers
 
 __all__ = [
+    "Diagram",
     "LayerTable",
     "Picture",
     "Row",
@@ -27,6 +29,7 @@ __all__ = [
     "gradient_norms",
     "latency",
     "layer_table",
+    "network_diagram",
     "overlay",
     "parameter_table",
     "save_chart",

@@ -90,11 +90,14 @@ def palette_css() -> str:
 def style() -> Iterator[None]:
     """Matplotlib's settings for all figures, as a context or a function's decorator.
 
-    Some elements are created only when a figure is rendered, which needs the same settings.
+    A user's own settings, such as a matplotlibrc in the current folder, have no effect. Some elements are created only
+    when a figure is rendered, which needs the same settings.
     """
     inked = ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
     settings: dict[Any, Any] = {"svg.hashsalt": "inception_jax", "font.size": 10, "lines.markersize": 5}
-    with matplotlib.rc_context(settings | dict.fromkeys(inked, color("ink"))):
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(settings | dict.fromkeys(inked, color("ink")))
         yield
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -51,6 +51,27 @@ class Row:
         return self.name.count("/") + 1 if self.name else 0
 
 
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """All calls of a network's modules, and the program in which they are marked.
+
+    Attributes:
+      rows: of the network itself, then of every call in the order of the calls.
+      parents: for each row, the index of the call in which it happens; None for the network.
+      layers: for each row, the number of calls of convolutions and dense layers in it.
+      is_layer: for each row, whether it is itself such a layer.
+      modules: for each row, its module's class in words.
+      program: the network's computation, with marks that `read_mark` reads; its only input is the images.
+    """
+
+    rows: list[Row]
+    parents: list[int | None]
+    layers: list[int]
+    is_layer: list[bool]
+    modules: list[str]
+    program: core.Jaxpr
+
+
 @dataclasses.dataclass
 class _Call:
     """A call during tracing; `layers` are the calls of convolutions and dense layers in it, including itself."""
@@ -58,6 +79,7 @@ class _Call:
     path: tuple[str, ...]
     module: type[nn.Module]
     table: Any
+    parent: int | None
     window: tuple[int, ...] = ()
     strides: tuple[int, ...] = ()
     output: tuple[int, ...] = ()
@@ -78,19 +100,25 @@ def trace_layers(model: nn.Module, image_shape: Sequence[int]) -> list[Row]:
     Raises:
       UserError: the images are smaller than the network's `min_image_size`.
     """
+    return trace(model, image_shape).rows
+
+
+def trace(model: nn.Module, image_shape: Sequence[int]) -> Trace:
+    """Like `trace_layers`, with what connects the calls."""
     images: Any = jax.ShapeDtypeStruct((1, *image_shape), np.float32)
     check_image_size(images, getattr(model, "min_image_size", 1))
     calls: list[_Call] = []
-    stack: list[_Call] = []
+    stack: list[int] = []
 
     def watch(next_fun, args, kwargs, context):
         module = context.module
         # A method and the base class's method that it calls are one call.
-        if context.method_name != "__call__" or (stack and stack[-1].path == module.path):
+        if context.method_name != "__call__" or (stack and calls[stack[-1]].path == module.path):
             return next_fun(*args, **kwargs)
-        index, call = len(calls), _Call(module.path, type(module), getattr(module, "table", None))
+        index, parent = len(calls), stack[-1] if stack else None
+        call = _Call(module.path, type(module), getattr(module, "table", None), parent)
         calls.append(call)
-        stack.append(call)
+        stack.append(index)
         args, kwargs = _mark((args, kwargs), f"enter {index}")
         y = next_fun(*args, **kwargs)
         call.output = tuple(y.shape[1:]) if isinstance(y, jax.Array) else ()
@@ -99,7 +127,7 @@ def trace_layers(model: nn.Module, image_shape: Sequence[int]) -> list[Row]:
         if is_layer:
             kernel = nn.meta.unbox(module.get_variable("params", "kernel"))
             weights = 0 if any(other.path == module.path and other.weights for other in calls) else kernel.size
-            for outer in stack:
+            for outer in (calls[place] for place in stack):
                 outer.weights += weights
                 outer.multiply_adds += _multiply_adds(module, args[0], y, kernel)
                 outer.layers.append(call)
@@ -111,7 +139,17 @@ def trace_layers(model: nn.Module, image_shape: Sequence[int]) -> list[Row]:
             return model.init_with_output(jax.random.key(0), images, train=False)
 
     jaxpr, (_, variables) = jax.make_jaxpr(run, return_shape=True)(images)
-    depths = _depths(jaxpr.jaxpr)
+    return Trace(
+        rows=_rows(calls, _depths(jaxpr.jaxpr), variables),
+        parents=[call.parent for call in calls],
+        layers=[len(call.layers) for call in calls],
+        is_layer=[any(layer is call for layer in call.layers) for call in calls],
+        modules=[_words(call.module) for call in calls],
+        program=jaxpr.jaxpr,
+    )
+
+
+def _rows(calls: Sequence[_Call], depths: Mapping[int, int], variables: Mapping[str, Any]) -> list[Row]:
     paths = {call.path for call in calls}
     params, others = variables.get("params", {}), [tree for name, tree in variables.items() if name != "params"]
     rows, seen = [], set()
@@ -148,7 +186,7 @@ def _words(module: type[nn.Module]) -> str:
         "GlobalAvgPool": "avg pool",
         "InceptionV3AuxHead": "aux head",
     }
-    name = names.get(module.__name__, module.__name__.removesuffix("Module") or "module")
+    name = names.get(module.__name__, module.__name__.strip("_").removesuffix("Module") or "module")
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name).lower()
 
 
@@ -179,32 +217,59 @@ def _mark(tree: Any, name: str) -> Any:
     return jax.tree.map(lambda x: checkpoint_name(x, name) if isinstance(x, jax.Array) else x, tree)
 
 
+def read_mark(equation: core.JaxprEqn) -> tuple[str, int] | None:
+    """("enter", index of a call) at its inputs, "layer" or "leave" at its outputs; None for all other equations."""
+    if equation.primitive.name != "name":
+        return None
+    mark, _, index = equation.params["name"].partition(" ")
+    return (mark, int(index)) if mark in ("enter", "layer", "leave") else None
+
+
+def walk(
+    program: core.Jaxpr,
+    inputs: Sequence[Any],
+    visit: Callable[[core.JaxprEqn, list[Any]], Sequence[Any]],
+    *,
+    constant: Any,
+    enters: Callable[[core.JaxprEqn], bool] = lambda equation: True,
+) -> list[Any]:
+    """Follows a value for each variable through a program, in the order of its equations; returns those of its outputs.
+
+    Args:
+      visit: from an equation and the values of its inputs to those of its outputs.
+      constant: the value of all that does not depend on the inputs.
+      enters: whether to follow the equations inside one that has any, of jitted and rematerialized parts, instead.
+    """
+    values: dict[Any, Any] = dict(zip(program.invars, inputs, strict=True))
+
+    def look_up(variable):
+        return constant if isinstance(variable, core.Literal) else values.get(variable, constant)
+
+    for equation in program.eqns:
+        into = [look_up(variable) for variable in equation.invars]
+        inner = equation.params.get("jaxpr")
+        inner = getattr(inner, "jaxpr", inner)
+        if inner is not None and len(inner.invars) == len(into) and enters(equation):
+            out = walk(inner, into, visit, constant=constant, enters=enters)
+        else:
+            out = visit(equation, into)
+        values.update(zip(equation.outvars, out, strict=False))
+    return [look_up(variable) for variable in program.outvars]
+
+
 def _depths(program: core.Jaxpr) -> dict[int, int]:
     """For every call, the number of layers on the longest path from its marked inputs to its marked outputs."""
     enter: dict[int, int] = {}
     leave: dict[int, int] = {}
 
-    def walk(jaxpr: core.Jaxpr, inputs: Sequence[int]) -> list[int]:
-        depth: dict[Any, int] = dict(zip(jaxpr.invars, inputs, strict=True))
+    def visit(equation: core.JaxprEqn, into: list[int]) -> list[int]:
+        depth, found = max(into, default=0), read_mark(equation)
+        if found:
+            mark, index = found
+            depth += mark == "layer"
+            reached = enter if mark == "enter" else leave
+            reached[index] = max(reached.get(index, 0), depth)
+        return [depth] * len(equation.outvars)
 
-        def look_up(variable):
-            return 0 if isinstance(variable, core.Literal) else depth.get(variable, 0)
-
-        for equation in jaxpr.eqns:
-            into = [look_up(variable) for variable in equation.invars]
-            out = [max(into, default=0)] * len(equation.outvars)
-            inner = equation.params.get("jaxpr")  # of jitted and rematerialized parts
-            inner = getattr(inner, "jaxpr", inner)
-            if equation.primitive.name == "name":
-                mark, _, index = equation.params["name"].partition(" ")
-                if mark in ("enter", "layer", "leave"):
-                    out[0] += mark == "layer"
-                    reached = enter if mark == "enter" else leave
-                    reached[int(index)] = max(reached.get(int(index), 0), out[0])
-            elif inner is not None and len(inner.invars) == len(into):
-                out = walk(inner, into)
-            depth.update(zip(equation.outvars, out, strict=False))
-        return [look_up(variable) for variable in jaxpr.outvars]
-
-    walk(program, [0] * len(program.invars))
+    walk(program, [0] * len(program.invars), visit, constant=0)
     return {index: leave.get(index, 0) - enter.get(index, 0) for index in range(max(leave, default=-1) + 1)}

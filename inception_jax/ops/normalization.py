@@ -148,12 +148,13 @@ def local_response_norm(
     """
     check_choice("implementation", implementation, ("auto", "lax"))
     window_sum = _window_sum if implementation == "auto" else _sum_of_slices
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    scale = k + alpha / size * window_sum(jnp.square(wide), size // 2, (size - 1) // 2)
-    if beta == 0.75:  # the usual value; two roots are six times as fast as a power on CPUs
-        root = lax.rsqrt(scale)
-        return (wide * (root * jnp.sqrt(root))).astype(x.dtype)
-    return (wide * scale**-beta).astype(x.dtype)
+    with jax.named_scope("local_response_norm"):
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        scale = k + alpha / size * window_sum(jnp.square(wide), size // 2, (size - 1) // 2)
+        if beta == 0.75:  # the usual value; two roots are six times as fast as a power on CPUs
+            root = lax.rsqrt(scale)
+            return (wide * (root * jnp.sqrt(root))).astype(x.dtype)
+        return (wide * scale**-beta).astype(x.dtype)
 
 
 def _sum_of_slices(x: Maps, before: int, after: int) -> Maps:

@@ -8,6 +8,7 @@ instead of 6.6 (two cores). Other platforms use `lax.reduce_window`; the choice 
 exported program works on all of them.
 """
 
+import contextlib
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -56,9 +57,10 @@ def max_pool(
     check_choice("implementation", implementation, ("auto", "lax"))
     window, strides = _pair(window), _pair(strides)
     pads = _resolve_padding(x.shape[1:3], window, strides, padding, ceil_mode)
-    if implementation == "lax" or max(window) > _WIDEST_SLICED_WINDOW:
-        return _reduce_window_max(x, window, strides, pads)
-    return _max_pool(x, window, strides, pads)
+    with _scope("max_pool", window, strides):
+        if implementation == "lax" or max(window) > _WIDEST_SLICED_WINDOW:
+            return _reduce_window_max(x, window, strides, pads)
+        return _max_pool(x, window, strides, pads)
 
 
 def avg_pool(
@@ -83,18 +85,19 @@ def avg_pool(
     """
     window, strides = _pair(window), _pair(strides)
     pads = _resolve_padding(x.shape[1:3], window, strides, padding, ceil_mode=False)
-    sums = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    for axis in (2, 1):
-        size, stride, (low, high) = window[axis - 1], strides[axis - 1], pads[axis - 1]
-        padded = _pad_axis(sums, axis, low, high, 0.0)
-        sums = functools.reduce(jnp.add, _window_slices(padded, axis, size, stride))
-        if count_include_pad:
-            sums = sums / size
-        else:
-            ones = jnp.pad(jnp.ones(x.shape[axis], sums.dtype), (low, high))
-            counts = functools.reduce(jnp.add, _window_slices(ones, 0, size, stride))
-            sums = sums / jnp.expand_dims(counts, [a for a in range(4) if a != axis])
-    return sums.astype(x.dtype)
+    with _scope("avg_pool", window, strides):
+        sums = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        for axis in (2, 1):
+            size, stride, (low, high) = window[axis - 1], strides[axis - 1], pads[axis - 1]
+            padded = _pad_axis(sums, axis, low, high, 0.0)
+            sums = functools.reduce(jnp.add, _window_slices(padded, axis, size, stride))
+            if count_include_pad:
+                sums = sums / size
+            else:
+                ones = jnp.pad(jnp.ones(x.shape[axis], sums.dtype), (low, high))
+                counts = functools.reduce(jnp.add, _window_slices(ones, 0, size, stride))
+                sums = sums / jnp.expand_dims(counts, [a for a in range(4) if a != axis])
+        return sums.astype(x.dtype)
 
 
 def adaptive_avg_pool(
@@ -105,17 +108,24 @@ def adaptive_avg_pool(
     Cell i of n averages the pixels from floor(i size / n) to ceil((i + 1) size / n), as in
     `torch.nn.AdaptiveAvgPool2d`: cells overlap if n does not divide the size.
     """
-    means = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    for axis, cells in zip((2, 1), reversed(_pair(output_size)), strict=True):
-        size = x.shape[axis]
-        if size % cells == 0:
-            shape = (*means.shape[:axis], cells, size // cells, *means.shape[axis + 1 :])
-            means = means.reshape(shape).mean(axis + 1)
-        else:
-            bounds = [(i * size // cells, -(-(i + 1) * size // cells)) for i in range(cells)]
-            parts = [lax.slice_in_dim(means, start, stop, axis=axis).mean(axis) for start, stop in bounds]
-            means = jnp.stack(parts, axis)
-    return means.astype(x.dtype)
+    output = _pair(output_size)
+    with _scope("adaptive_avg_pool", output):
+        means = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        for axis, cells in zip((2, 1), reversed(output), strict=True):
+            size = x.shape[axis]
+            if size % cells == 0:
+                shape = (*means.shape[:axis], cells, size // cells, *means.shape[axis + 1 :])
+                means = means.reshape(shape).mean(axis + 1)
+            else:
+                bounds = [(i * size // cells, -(-(i + 1) * size // cells)) for i in range(cells)]
+                parts = [lax.slice_in_dim(means, start, stop, axis=axis).mean(axis) for start, stop in bounds]
+                means = jnp.stack(parts, axis)
+        return means.astype(x.dtype)
+
+
+def _scope(name: str, *sides: Pair) -> contextlib.AbstractContextManager[Any]:
+    """Names the operations in profiles and drawings: max_pool_3x3_1x1 has windows of 3x3 and strides of 1x1."""
+    return jax.named_scope("_".join([name, *(f"{height}x{width}" for height, width in sides)]))
 
 
 def _pair(value: int | Sequence[int]) -> Pair:

@@ -1,6 +1,8 @@
 """A run's folder: its config, which is kept and compared, and its checkpoints."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,8 @@ ENDING = ("cosine",)  # schedules whose rates depend on the number of epochs
 def prepare_folder(folder: Path, config: Config) -> int | None:
     """Creates the run's folder with its config.json, or checks that an existing one has the same config.
 
-    More epochs than the run was started with extend it, unless its schedule has used their number.
+    More epochs than the run was started with extend it, unless its schedule has used their number. Its config.json is
+    then to be replaced by `write_config`, once its data is known to be the same.
 
     Returns the number of epochs until now if they become more, else None.
 
@@ -28,31 +31,43 @@ def prepare_folder(folder: Path, config: Config) -> int | None:
       UserError: the folder cannot be written, or contains a run with another config; the message shows the difference.
     """
     path = folder / "config.json"
-    try:
+    with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            kept = read_config(path)
-            differences = config_differences(kept, config)
-            if kept.num_epochs < config.num_epochs and len(differences) == 1:
-                if _may_end(config.schedule.name):
-                    raise UserError(
-                        f"{folder} cannot be extended from {kept.num_epochs} to {config.num_epochs} epochs: its "
-                        f"{config.schedule.name} schedule was computed for {kept.num_epochs}. Choose another "
-                        "--workdir; with --config.init_from a new run starts from its weights"
-                    )
-                files.write_json(path, json.loads(config.to_json()))
-                return kept.num_epochs
-            if differences:
-                raise UserError(
-                    f"{folder} contains a run with another config: {'; '.join(differences)}. "
-                    "Choose another --workdir, or the same config to resume that run"
-                )
-        else:
-            files.write_json(path, json.loads(config.to_json()))
+        exists = path.exists()
+    if not exists:
+        write_config(folder, config)
+        return None
+    kept = read_config(path)
+    differences = config_differences(kept, config)
+    if kept.num_epochs < config.num_epochs and len(differences) == 1:
+        if _may_end(config.schedule.name):
+            raise UserError(
+                f"{folder} cannot be extended from {kept.num_epochs} to {config.num_epochs} epochs: its "
+                f"{config.schedule.name} schedule was computed for {kept.num_epochs}. Choose another "
+                "--workdir; with --config.init_from a new run starts from its weights"
+            )
+        return kept.num_epochs
+    if differences:
+        raise UserError(
+            f"{folder} contains a run with another config: {'; '.join(differences)}. "
+            "Choose another --workdir, or the same config to resume that run"
+        )
+    return None
+
+
+def write_config(folder: Path, config: Config) -> None:
+    """Writes the run's config.json. Raises UserError or WriteError if that is not possible."""
+    with _writing(folder):
+        files.write_json(folder / "config.json", json.loads(config.to_json()))
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         kind = WriteError if files.no_room(error) else UserError
         raise kind(f"cannot write the run's folder {folder}: {error.strerror or error}") from error
-    return None
 
 
 def _may_end(schedule: str) -> bool:

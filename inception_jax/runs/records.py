@@ -17,7 +17,7 @@ from inception_jax.config import default_config
 from inception_jax.errors import UserError
 from inception_jax.files import read_json
 from inception_jax.runs.metrics_log import Row, read_metrics
-from inception_jax.text import format_table, html_table
+from inception_jax.text import format_table, html_table, printable
 
 MADE_BY_US = {"model", "data", "checkpoint"}  # sections that distinguish a run's config.json from other programs'
 
@@ -56,7 +56,8 @@ class Record:
     summary: Mapping[str, Any] | None
 
     def __repr__(self) -> str:
-        return f"Record({', '.join(f'{name} {value}' if name else value for name, value in self._facts().items())})"
+        facts = (f"{name} {value}" if name else value for name, value in self._facts().items())
+        return printable(f"Record({', '.join(facts)})")
 
     def _facts(self) -> dict[str, str]:
         """What a list of runs shows of it, as text by column; "" is the run itself."""

@@ -22,7 +22,7 @@ from inception_jax.distributed import agreement, multihost, sharding
 from inception_jax.errors import UserError
 from inception_jax.experiment import Experiment, Inputs, build_model, initial_key
 from inception_jax.runs.checkpoints import saved_steps
-from inception_jax.runs.folder import common_fields, kept_inputs, prepare_folder
+from inception_jax.runs.folder import common_fields, kept_inputs, prepare_folder, write_config
 from inception_jax.steps.state import TrainState, count_parameters
 from inception_jax.text import format_seconds
 from inception_jax.train.initial import Initial, load_initial, with_options_of_weights
@@ -45,12 +45,14 @@ class Start:
       mesh: of the devices.
       beginning: `experiment.initial_state`, traced, on the mesh.
       why: the reason for the compute_dtype, "" if the config specifies it.
+      epochs_before: the number of epochs of the run that this one extends; None if it extends none.
     """
 
     experiment: Experiment
     mesh: Mesh
     beginning: Any
     why: str
+    epochs_before: int | None = None
 
     @property
     def template(self) -> TrainState:
@@ -91,14 +93,26 @@ def prepare(
     multihost.require_equal(_facts(experiment, folder, dataset, initial))
     with multihost.first_goes_first("folder"):
         epochs = prepare_folder(folder, config)
-    if epochs:
-        rate = float(experiment.schedule(epochs * steps_per_epoch))
-        at = "with the rate that it has reached" if config.schedule.name == "plateau" else f"with a rate of {rate:.4g}"
-        logger.info(
-            "run: extended from %d to %d epochs; the schedule %s goes on %s",
-            epochs, config.num_epochs, config.schedule.name, at,
-        )  # fmt: skip
-    return Start(experiment, mesh, beginning, why), initial
+    return Start(experiment, mesh, beginning, why, epochs), initial
+
+
+def extend(start: Start, folder: Path) -> None:
+    """Writes the config of a run that extends the one in the folder, whose data was found to be the same.
+
+    Raises:
+      UserError, WriteError: the file cannot be written.
+    """
+    config, epochs = start.experiment.config, start.epochs_before
+    if epochs is None:
+        return
+    with multihost.first_goes_first("config"):
+        write_config(folder, config)
+    rate = float(start.experiment.schedule(epochs * start.experiment.steps_per_epoch))
+    at = "with the rate that it has reached" if config.schedule.name == "plateau" else f"with a rate of {rate:.4g}"
+    logger.info(
+        "run: extended from %d to %d epochs; the schedule %s goes on %s",
+        epochs, config.num_epochs, config.schedule.name, at,
+    )  # fmt: skip
 
 
 def _with_available_splits(config: Config, dataset: Dataset) -> Config:

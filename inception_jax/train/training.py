@@ -215,6 +215,7 @@ def _train_in_folder(
         checkpoints = exits.enter_context(open_checkpoints(folder, config))
         session = Session(begun, folder, dataset, checkpoints, requests, console, started, hooks)
         restored = session.restore()
+        start.extend(begun, folder)
         resumed_step = None if restored is None else session.first_step
         start.log_start(begun, folder, dataset, session.first_step)
         _show_beginning(config, dataset, session.first_step, hooks.writers)

@@ -16,7 +16,7 @@ from inception_jax.data.dataset import Dataset
 from inception_jax.errors import UserError
 from inception_jax.inspection import activations, drawing
 from inception_jax.runs.run import Run
-from inception_jax.text import chart_label
+from inception_jax.text import chart_label, printable
 from inception_jax.trained import evaluate
 from inception_jax.trained.evaluate import Predictions
 
@@ -123,7 +123,7 @@ class Comparison:
     def __repr__(self) -> str:
         low, high = self.pairing.interval
         layers = f", CKA of {' x '.join(map(str, self.similarity.cka.shape))} layers" if self.similarity else ""
-        return (
+        return printable(
             f"Comparison({self.data}, {self.split}: second minus first {100 * self.pairing.difference:+.2f} points "
             f"({100 * low:+.2f} to {100 * high:+.2f}), {self.pairing.count:,} examples, {len(self.classes)} classes"
             f"{layers})"

@@ -18,7 +18,7 @@ from inception_jax.registry import check_trusted
 from inception_jax.runs.metrics_log import read_metrics
 from inception_jax.runs.records import read_summary
 from inception_jax.runs.run import Run, load_run
-from inception_jax.text import html_table, listed
+from inception_jax.text import html_table, listed, printable
 from inception_jax.trained import evaluate
 from inception_jax.trained.contact_sheet import contact_sheet, sheet
 
@@ -92,7 +92,7 @@ class Evaluation:
 
     def __repr__(self) -> str:
         own = "".join(f"{name} {value:.4f}, " for name, value in self.own.items())
-        return (
+        return printable(
             f"Evaluation({self.data}, {self.split}: top-1 {100 * self.top1:.2f} %, top-5 {100 * self.top5:.2f} %, "
             f"loss {self.loss:.4f}, {own}calibration error {self.calibration_error:.4f}, {self.count:,} examples)"
         )

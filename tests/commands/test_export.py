@@ -1,38 +1,21 @@
 """A run's weights, taken out by the command and put into the other library."""
 
-import dataclasses
 import json
 
-import jax
 import numpy as np
 import pytest
-from networks import random_variables
 from peers import import_torchvision
+from runs import untrained_resnet
 
 from inception_jax import commands
-from inception_jax.config import default_config
-from inception_jax.experiment import Experiment, Inputs
 from inception_jax.runs import run
-from inception_jax.runs.folder import open_checkpoints, prepare_folder
 from inception_jax.runs.run import Run
 from inception_jax.weights import from_state_dict, read_state_dict
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Run:
-    """A run of a ResNet-18 as training leaves it, with weights from NumPy."""
-    folder = tmp_path_factory.mktemp("runs") / "resnet"
-    config = default_config()
-    config.model.name = "resnet18"
-    config.data.mean, config.data.std = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
-    inputs = Inputs(("cat", "dog", "owl"), (32, 32, 3), config.data.mean, config.data.std)
-    state = jax.eval_shape(Experiment.of(config, inputs, steps_per_epoch=10).initial_state)
-    variables = random_variables({"params": state.params, "batch_stats": state.batch_stats})
-    state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state).replace(**variables)
-    prepare_folder(folder, config)
-    with open_checkpoints(folder, config) as checkpoints:
-        checkpoints.save(7, state, {"inputs": dataclasses.asdict(inputs), "steps_per_epoch": 10})
-    return run.load_run(folder)
+    return run.load_run(untrained_resnet(tmp_path_factory.mktemp("runs") / "resnet"))
 
 
 def test_the_file_is_the_peers_and_gives_its_logits(trained, capsys):

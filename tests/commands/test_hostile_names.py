@@ -18,6 +18,7 @@ from PIL import Image
 from runs import untrained_run
 
 from inception_jax.commands import main
+from inception_jax.runs.records import list_runs
 from inception_jax.text import printable
 from inception_jax.trained.report import findings, write_report
 
@@ -142,7 +143,8 @@ def test_predict(trained, pictures, call):
 def test_compare_and_inspect(trained, call, tmp_path):
     text = call("compare", trained, trained, "--per-class", "--images", 8, "--chart", tmp_path / "layers$.svg")
     assert all(printable(name) in text for name in CLASSES)
-    rows_of(call("inspect", trained, "--format", "csv"))
+    rows_of(call("inspect", trained, "--format", "csv", "--diagram", tmp_path / "network.svg"))
+    assert printable(RUN) in (tmp_path / "network.svg").read_text()
 
 
 class Tags(HTMLParser):
@@ -185,6 +187,9 @@ def test_runs(trained, call):
     assert printable(RUN) in {name_of(row[0]) for row in rows}
     assert RUN in {row["run"] for row in json.loads(call("runs", folder, "--json"))}
     call("runs", folder, "--columns", "run,\x1b[2J\n", expected=2)
+    (record,) = (record for record in list_runs(folder) if record.name == RUN)
+    assert repr(record).startswith(f"Record({printable(RUN)}")
+    assert repr(record).isprintable()
 
 
 @pytest.mark.slow

@@ -99,6 +99,11 @@ def finished(tmp_path, monkeypatch):
 def test_a_run_has_its_own_images_and_accuracy(capsys, finished):
     code, page, _ = inspect(capsys, finished)
     assert (code, page.split(": ")[0]) == (0, f"{finished}, images of 6x9x1")
+    code, page, _ = inspect(capsys, finished, "--diagram", finished / "network.svg", "--depth", "2")
+    assert code == 0
+    drawn = (finished / "network.svg").read_text()
+    assert "images 6x9x1" in drawn
+    assert f"{finished}: 198 parameters, " in drawn
     code, page, _ = inspect(capsys, finished, "--parameters")
     assert page.splitlines()[1].split()[1::2] == ["Name", "Shape", "Dtype", "Size", "Mean", "Std"]
     assert page.splitlines()[-1] == "Total: 198 -- 792 bytes"
@@ -120,6 +125,8 @@ WRONG = [
     (["googlenet", "--option", "nrom=lrn"], "unknown option of googlenet 'nrom'. Did you mean 'norm'?"),
     (["googlenet", "--option", "dtype=float16"], "dtype is not an option of the network"),
     (["googlenet", "--chart", "x.png"], "--chart needs several networks, got googlenet"),
+    (["googlenet", "resnet18", "--diagram", "x.png"], "--diagram needs one network, got googlenet, resnet18"),
+    (["simple_cnn", "--diagram", "x.gif"], "x.gif is not allowed for a diagram: it must end in .png, .pdf, .svg"),
     (["googlenet", "resnet18", "--xla"], "--xla needs one network, got googlenet, resnet18"),
     (["resnet18", "vgg11", "--parameters"], "--parameters needs one network, got resnet18, vgg11"),
     (["resnet18", "--parameters", "--xla"], "--xla cannot be used with --parameters"),

@@ -24,7 +24,7 @@ from small_archives import write_cifar10
 from tensorflow_datasets.core.registered import skip_registration
 
 from inception_jax import data
-from inception_jax.data import registry
+from inception_jax.data import archives, registry
 from inception_jax.data.archives import Content
 from inception_jax.data.builders import cifar10, cifar100, fashion_mnist, mnist
 from inception_jax.errors import UserError
@@ -325,7 +325,6 @@ def no_proxy(monkeypatch):
 def test_without_a_network_the_answer_is_quick_and_says_what_to_do(name, tmp_path, monkeypatch, no_proxy):
     module = importlib.import_module(f"inception_jax.data.builders.{name}")
     monkeypatch.setattr(module, "URL", "http://127.0.0.1:9/")  # where nothing answers
-    monkeypatch.setattr(tfds.download.DownloadManager, "download", None)  # its retries would take minutes
     with pytest.raises(UserError, match=r"cannot download http.*--archives \(inception-jax data\) or --config\.data\."):
         data.prepare(name, directory=tmp_path)
 
@@ -364,6 +363,18 @@ def test_downloads_are_read_as_archives_are(server, small_mnist, small_cifar10, 
     assert prepared_labels("mnist", tmp_path, None) == list(range(6))
     pack(small_cifar10, folder / "cifar-10-binary.tar.gz")
     assert prepared_labels("cifar10", tmp_path, None, "test") == [5, 4]
+
+
+def test_a_download_is_bounded(server, small_mnist, tmp_path, monkeypatch, no_proxy):
+    address, folder = server
+    monkeypatch.setattr(mnist, "URL", address)
+    monkeypatch.setattr(archives, "MOST_BYTES", 100)
+    monkeypatch.setattr(tfds.download.DownloadManager, "download", None)  # which has no bounds
+    for path in small_mnist.iterdir():
+        shutil.copy(path, folder)
+    with pytest.raises(UserError, match="is larger than 100 bytes, the most that is allowed"):
+        data.prepare("mnist", directory=tmp_path / "data")
+    assert not [path for path in (tmp_path / "data").rglob("*.gz*") if path.is_file()]
 
 
 def test_a_download_of_something_else_is_refused(server, small_mnist, tmp_path, monkeypatch, no_proxy):

@@ -3,6 +3,7 @@
 import re
 from xml.etree import ElementTree
 
+import matplotlib
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex, to_rgb
@@ -81,6 +82,19 @@ def test_drawings_of_pages_follow_the_readers_scheme():
         assert f"var(--{name})" in drawn
     ElementTree.fromstring(content)
     assert content.encode() == drawing.svg(figure)
+
+
+def test_a_users_own_settings_of_matplotlib_change_no_figure(tmp_path, monkeypatch):
+    lines = {"first": [(1, 0.5), (2, 0.25)]}
+    before = drawing.svg(drawing.draw_lines(lines, styles=STYLES))
+    (tmp_path / "matplotlibrc").write_text(
+        "axes.facecolor: black\nfont.size: 30\nlines.linewidth: 9\nsvg.fonttype: none\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    with matplotlib.rc_context(fname=matplotlib.matplotlib_fname()):
+        assert matplotlib.rcParams["font.size"] == 30
+        assert drawing.svg(drawing.draw_lines(lines, styles=STYLES)) == before
+        assert matplotlib.rcParams["font.size"] == 30
 
 
 @pytest.mark.parametrize(

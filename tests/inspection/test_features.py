@@ -121,6 +121,13 @@ def test_where_nothing_speaks_for_a_class_the_heat_is_zero(small):
     np.testing.assert_array_equal(grad_cam(model, silent, images), np.zeros((3, 8, 6)))
 
 
+@pytest.mark.parametrize("function", [activations, grad_cam])
+def test_pictures_that_are_not_normalized_are_refused(small, function):
+    model, variables, images = small
+    with pytest.raises(UserError, match=r"not uint8 \(3, 8, 6, \d\): run\.normalize\(images\) converts uint8 images"):
+        function(model, variables, np.zeros(images.shape, np.uint8))
+
+
 def test_what_grad_cam_cannot_do_is_said(small):
     with pytest.raises(UserError, match=r"layer 'fc' does not return maps"):
         grad_cam(*small, "fc")

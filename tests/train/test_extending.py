@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from runs import assert_same_run, small_config
 
@@ -52,3 +53,15 @@ def test_fewer_epochs_are_another_run(config, tmp_path):
     config.num_epochs = 1
     with pytest.raises(UserError, match="another config: num_epochs was 2, now 1"):
         train.train_and_evaluate(config, tmp_path)
+
+
+def test_a_run_is_not_extended_with_other_data(digits, tmp_path):
+    images, labels = np.zeros((60, 8, 8, 1), np.uint8), np.arange(60) % 10
+    config = small_config(digits)
+    config.schedule.name, config.num_epochs = "constant", 1
+    train.fit(config, (images, labels), workdir=tmp_path)
+    before = (tmp_path / "config.json").read_bytes()
+    config.num_epochs = 2
+    with pytest.raises(UserError, match="has a run on different arrays"):
+        train.fit(config, (images, labels[::-1]), workdir=tmp_path)
+    assert (tmp_path / "config.json").read_bytes() == before

@@ -305,7 +305,8 @@ class Guarded:
         self.under_way += 1
         try:
             local, _ = scope["server"]
-            refusal = service.access.refusal(scope["headers"], local, secret=path not in OPEN_PATHS)
+            secret, version = path not in OPEN_PATHS, scope["http_version"]
+            refusal = service.access.refusal(scope["headers"], local, secret=secret, version=version)
             if refusal:
                 status, why = refusal
                 headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}

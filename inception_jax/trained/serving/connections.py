@@ -145,18 +145,23 @@ class Access:
     names: frozenset[str] = frozenset()
     token: str | None = None
 
-    def refusal(self, headers: Iterable[tuple[bytes, bytes]], local: str, *, secret: bool) -> tuple[int, str] | None:
+    def refusal(
+        self, headers: Iterable[tuple[bytes, bytes]], local: str, *, secret: bool, version: str = "1.1"
+    ) -> tuple[int, str] | None:
         """The status and the reason for refusing a request; None if it is answered.
 
         Args:
           local: the address that it arrived at.
           secret: whether the answer requires the token.
+          version: of HTTP. A request of 1.0 needs no Host header (RFC 9112, section 3.2); browsers, which foreign pages
+            could lead here, send later ones.
         """
         hosts = [value for name, value in headers if name == b"host"]
-        if len(hosts) != 1 or (name := host_name(hosts[0].decode("latin-1"))) is None:
-            return 400, "a request must have exactly one Host header, with a name or an address"
-        if name not in self.names and not _is_here(name, local):
-            return 421, f"the host {name} is not allowed: add it with --allowed-host"
+        if hosts or version != "1.0":
+            if len(hosts) != 1 or (name := host_name(hosts[0].decode("latin-1"))) is None:
+                return 400, "a request must have exactly one Host header, with a name or an address"
+            if name not in self.names and not _is_here(name, local):
+                return 421, f"the host {name} is not allowed: add it with --allowed-host"
         if self.token is None or not secret:
             return None
         given = [value for name, value in headers if name == b"authorization"]
