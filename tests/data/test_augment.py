@@ -79,7 +79,7 @@ def torch_functional():
 
 def test_takes_the_fields_of_the_config():
     fields = default_config().data.augment.to_dict()
-    elsewhere = {"crop_originals", *aug.MIXING}
+    elsewhere = {"crop_originals", "before", "after", *aug.MIXING}
     # quarter_turns needs square images and has tests of its own.
     assert set(fields) == {*STRENGTHS, "aspect_ratio", "randaugment_magnitude", "quarter_turns", *elsewhere}
     fields = {name: fields[name] for name in fields.keys() - elsewhere}

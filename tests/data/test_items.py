@@ -236,7 +236,7 @@ def test_what_other_processes_cannot_read_is_said_before_they_start(tmp_path, mo
         batches(split, num_workers=2)
     main = sys.modules["__main__"]
     monkeypatch.setattr(main, "Mine", type("Mine", (Pairs,), {"__module__": "__main__"}), raising=False)
-    monkeypatch.delattr(main, "__file__")
+    monkeypatch.delattr(main, "__file__", raising=False)
     split = given(tmp_path, train=main.Mine(IMAGES, LABELS)).splits["train"]
     with pytest.raises(UserError, match="'train' was defined interactively"):
         batches(split, num_workers=2)
