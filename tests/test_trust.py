@@ -152,7 +152,7 @@ def test_no_command_imports_or_calls_the_parts_of_training_that_a_folder_names(c
         code, said = answer(READERS[command], runs, folder, capsys)
         assert code == 0, said
         assert (f"evaluated without its own metrics, {name}: " in said) == (command == "evaluate")
-    change(folder, data__augment__after=["planted:Net"])
+    change(folder, data__augment__before=["planted:Net"])
     with pytest.raises(UntrustedError, match="names the augmentation 'planted:Net'"):
         inception_jax.load(folder).show_batch()
 
