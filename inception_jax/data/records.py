@@ -151,8 +151,8 @@ def _as_prepared(source: type[tfds.core.DatasetBuilder], directory: Path) -> typ
         return source
     with skip_registration():
         common = {"__doc__": source.__doc__, "__module__": source.__module__}
-        metaclass: Any = type(source)
-        earlier = metaclass(source.__name__, (source,), {"name": name, **common})
+        # The metaclass makes a class of these arguments, which pyright does not know.
+        earlier = type(source)(source.__name__, (source,), {"name": name, **common})  # pyright: ignore[reportCallIssue]
     folder = _folder_of(earlier, directory)
     return earlier if folder.exists() and not _is_of_tfds(folder) else source
 
