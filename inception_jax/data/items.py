@@ -97,10 +97,7 @@ class ItemSource:
             raise UserError(f"{self.split!r} cannot be sent to other processes ({_said(error)}): {advice}") from error
         if b"__main__" in content and not hasattr(sys.modules["__main__"], "__file__"):  # they would not find them
             raise UserError(f"{self.split!r} was defined interactively, which other processes cannot read: {advice}")
-        return {"split": self.split, "items": content}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(split=state["split"], items=pickle.loads(state["items"]))
+        return {"split": self.split, "items": self.items}
 
 
 def published(name: str, given: Mapping[str, Any], location: Location, selection: Selection) -> Published:
