@@ -19,7 +19,8 @@ from flax import linen as nn
 from jax import numpy as jnp
 
 from inception_jax import ops, steps
-from inception_jax.config import CHOICES, FIELDS, Config, get_field
+from inception_jax.config import CHOICES, Config, get_field
+from inception_jax.config.fields import BY_NAME
 from inception_jax.config.validate import METRICS
 from inception_jax.data import augment
 from inception_jax.data.transform import Transform
@@ -33,7 +34,6 @@ from inception_jax.steps.extensions import Part
 SCHEDULE_OPTIONS = (
     "learning_rate", "warmup_epochs", "every_epochs", "boundaries", "factor", "final_rate", "decay_rate",
 )  # fmt: skip
-TABLE = {field.name: field for field in FIELDS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -301,7 +301,7 @@ def build_schedule(config: Config, steps_per_epoch: int, given: Mapping[str, Any
     options: dict[str, Any] = {field: section[field] for field in SCHEDULE_OPTIONS}
     if not is_outside(section.name):
         return schedules.make_schedule(section.name, steps_per_epoch=steps_per_epoch, num_epochs=num_epochs, **options)
-    if options["decay_rate"] == TABLE["schedule.decay_rate"].default:
+    if options["decay_rate"] == BY_NAME["schedule.decay_rate"].default:
         del options["decay_rate"]  # Keras's, not that of optax.exponential_decay, which has to be set
     facts = {"steps_per_epoch": steps_per_epoch, "total_steps": num_epochs * steps_per_epoch, "num_epochs": num_epochs}
     part = extensions.find("schedule", section.name, given.get("schedule.name"))
@@ -322,7 +322,7 @@ def build_optimizer(
     """
     section, given = config.optimizer, given or {}
     schedule = schedule or build_schedule(config, steps_per_epoch, given)
-    options = {name: section[name] for name in section if name != "name" and f"optimizer.{name}" in TABLE}
+    options = {name: section[name] for name in section if name != "name" and f"optimizer.{name}" in BY_NAME}
     if is_outside(section.name):
         part = extensions.find("optimizer", section.name, given.get("optimizer.name"))
         mask = partial(optimizers.kernels, layers=section.weight_decay_layers)
@@ -341,7 +341,7 @@ def build_optimizer(
 
 def _arguments(section: Config, name: str) -> dict[str, Any]:
     """The fields of a section that are not in the table and set: arguments of code from outside the package."""
-    return {key: value for key, value in section.items() if f"{name}.{key}" not in TABLE and value is not None}
+    return {key: value for key, value in section.items() if f"{name}.{key}" not in BY_NAME and value is not None}
 
 
 def _check_watched(config: Config, metrics: Mapping[str, Any]) -> None:

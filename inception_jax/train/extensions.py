@@ -17,7 +17,7 @@ from inception_jax.writers import Writer
 Metrics = type[clu.metrics.Collection] | type[clu.metrics.Metric]
 Augmentation = Callable[[jax.Array, jax.Array], jax.Array]
 
-# The fields of the config that arguments of `fit` replace; True: a tuple of names. `listeners` are added, instead.
+# The fields of the config that arguments of `fit` replace; True: a tuple of names. For the others see `listeners`.
 FIELDS = {
     "loss": ("loss.name", False),
     "metrics": ("metrics", True),

@@ -70,9 +70,8 @@ def note(config: Config, given: Mapping[str, Any]) -> None:
 
 def name_of(given: Any) -> str:
     """ "module:Name" of a class or function, or of an object's class; UNNAMED if others cannot import it."""
-    named = given if hasattr(given, "__qualname__") else type(given)
-    importable = named.__module__ != "__main__" and "<" not in named.__qualname__
-    return f"{named.__module__}:{named.__qualname__}" if importable else UNNAMED
+    name = registry.name_of(given if hasattr(given, "__qualname__") else type(given))
+    return UNNAMED if name.endswith(registry.GIVEN) or name.startswith("__main__:") else name
 
 
 def _found(kind: str, names: Sequence[str], known: Mapping[str, Any], given: Sequence[Any]) -> list[tuple[str, Any]]:

@@ -112,9 +112,9 @@ def fit(
     """
     if config.data.num_workers:
         streaming.end_unguarded_worker()  # before it takes time
+    config, given = record(config, extensions)
     splits = {"train": train, "validation": validation, "test": test}
     dataset = given_data(config, {split: value for split, value in splits.items() if value is not None}, class_names)
-    config, given = record(config, extensions)
     config.data.name = dataset.name
     for split in config.data.splits:
         config.data.splits[split] = "all" if split in dataset.splits else ""
