@@ -2,7 +2,7 @@
 
 Every run is started by its command, receives SIGKILL at a random time within the duration of an uninterrupted run, and
 is restarted until it completes. Every array of its last checkpoint, its metrics and its summary must then be bitwise
-equal to the uninterrupted run's, except for timings. With --signal TERM it must save each time, report the step, exit
+equal to the uninterrupted run's, except for timings and the name of the folder. With --signal TERM it must save each time, report the step, exit
 with the corresponding code, and resume from exactly that step.
 """
 
@@ -25,7 +25,9 @@ examples:
   python benchmarks/kill_runs.py --runs 50
   python benchmarks/kill_runs.py --runs 5 --kills 20 --signal TERM
 """
-TIMINGS = {"images_per_second", "seconds", "training_seconds", "evaluation_seconds", "name"}
+NOT_COMPARED = {  # timings, and what names the run's folder
+    "images_per_second", "seconds", "training_seconds", "evaluation_seconds", "name", "command",
+}  # fmt: skip
 FIELDS = (
     "num_epochs=4", "batch_size=60", "average_decay=0.9", "model.name=simple_cnn", "model.norm=batch",
     "model.stage_features=(4, 8)", "data.augment.pad_and_crop=1", "schedule.name=plateau", "checkpoint.every_steps=2",
@@ -64,9 +66,9 @@ def outcome(folder: Path) -> dict:
     last = max(int(path.name) for path in (folder / "checkpoints").iterdir() if path.name.isdecimal())
     digest = json.loads((folder / "checkpoints" / str(last) / "digest" / "metadata").read_text())
     with (folder / "metrics.csv").open() as file:
-        rows = [{name: cell for name, cell in row.items() if name not in TIMINGS} for row in csv.DictReader(file)]
+        rows = [{name: cell for name, cell in row.items() if name not in NOT_COMPARED} for row in csv.DictReader(file)]
     summary = json.loads((folder / "summary.json").read_text())
-    summary = {name: value for name, value in summary.items() if name not in TIMINGS}
+    summary = {name: value for name, value in summary.items() if name not in NOT_COMPARED}
     return {"step": last, "arrays": digest["leaves"], "rows": rows, "summary": summary}
 
 
