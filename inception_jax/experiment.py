@@ -111,6 +111,16 @@ class Experiment:
         return self.config.num_epochs * self.steps_per_epoch
 
     @property
+    def frozen_steps(self) -> int:
+        """The number of steps at the beginning in which no gradient of the trunk is needed."""
+        finetune = self.config.finetune
+        if not self.config.init_from:
+            return 0
+        if finetune.trunk_rate == 0 and not self.config.optimizer.clip_norm:  # its gradient counts for clipping alone
+            return schedules.LARGEST_STEP
+        return _frozen_updates(self.config, self.steps_per_epoch)
+
+    @property
     def evaluates(self) -> bool:
         """Whether any split is evaluated, during training or after it."""
         return bool(self.config.evaluate.splits or self.config.evaluate.final_splits)
@@ -158,9 +168,14 @@ class Experiment:
         return fold_model(self.model)
 
     def train_step(
-        self, state: state.TrainState, images: jax.Array, labels: jax.Array, key: jax.Array
+        self, state: state.TrainState, images: jax.Array, labels: jax.Array, key: jax.Array, *, frozen: bool = False
     ) -> tuple[state.TrainState, jax.Array]:
-        """One update, see `steps.train_step`; `key` is `training_key`."""
+        """One update, see `steps.train_step`.
+
+        Args:
+          key: `training_key`.
+          frozen: whether this is one of the `frozen_steps`, which take less time without the trunk's gradient.
+        """
         return steps.train_step(
             state,
             images,
@@ -174,6 +189,7 @@ class Experiment:
             aux_weight=self.config.loss.aux_weight,
             accumulation_steps=self.config.accumulation_steps,
             average_decay=self.config.average_decay,
+            frozen=partial(_trunk, head=self.config.finetune.head) if frozen else None,
         )
 
     def eval_step(
@@ -226,9 +242,13 @@ def build_optimizer(
         options |= {
             "trunk": partial(_trunk, head=config.finetune.head),
             "trunk_rate": config.finetune.trunk_rate,
-            "frozen_updates": min(round(config.finetune.freeze_epochs * steps_per_epoch), schedules.LARGEST_STEP),
+            "frozen_updates": _frozen_updates(config, steps_per_epoch),
         }
     return optimizers.make_optimizer(config.optimizer.name, schedule, **options), schedule
+
+
+def _frozen_updates(config: Config, steps_per_epoch: int) -> int:
+    return min(round(config.finetune.freeze_epochs * steps_per_epoch), schedules.LARGEST_STEP)
 
 
 def _trunk(params: Any, head: tuple[str, ...]) -> Any:

@@ -34,6 +34,7 @@ def train_step(
     aux_weight: float = 0.3,
     accumulation_steps: int = 1,
     average_decay: float = 0.0,
+    frozen: Callable[[Any], Any] | None = None,
 ) -> tuple[TrainState, Float[Array, ""]]:
     """One update; returns the new state and the loss that was minimized, a scalar.
 
@@ -49,10 +50,14 @@ def train_step(
         then uses the statistics of micro-batches.
       average_decay: of the moving average of params and batch_stats, updated after every step, smaller in the first
         steps; 0: none.
+      frozen: parameters -> a tree of the same structure, True for those whose gradient is not computed and counts as
+        0. Batch norm's statistics are updated everywhere.
     """
     step_key = jax.random.fold_in(key, state.step)
 
     def loss_fn(params, batch_stats, images, labels, key):
+        if frozen:
+            params = jax.tree.map(lambda x, kept: jax.lax.stop_gradient(x) if kept else x, params, frozen(params))
         prepare_key, dropout_key = jax.random.split(key)
         inputs, targets = prepare(prepare_key, images), labels
         if mix:
