@@ -26,7 +26,8 @@ from inception_jax.models.folding import fold_model
 from inception_jax.steps import optimizers, schedules, state
 
 SCHEDULE_OPTIONS = (
-    "learning_rate", "warmup_epochs", "every_epochs", "boundaries", "factor", "final_rate", "decay_rate",
+    "learning_rate", "warmup_epochs", "every_epochs", "boundaries", "factor", "final_rate", "cycles", "cycle_factor",
+    "decay_rate",
 )  # fmt: skip
 
 
@@ -109,6 +110,15 @@ class Experiment:
     @property
     def total_steps(self) -> int:
         return self.config.num_epochs * self.steps_per_epoch
+
+    @property
+    def snapshots(self) -> tuple[int, ...]:
+        """The steps at which a cycle of the schedule ends; empty unless it has several."""
+        schedule = self.config.schedule
+        if schedule.name != "cosine" or schedule.cycles == 1:
+            return ()
+        cycles = (schedule.cycles, schedule.cycle_factor)
+        return tuple(map(int, schedules.cycle_ends(self.config.num_epochs, self.steps_per_epoch, *cycles)))
 
     @property
     def frozen_steps(self) -> int:

@@ -564,6 +564,8 @@ def test_without_a_best_checkpoint_it_is_the_latest(trained):
         (["--batch-size", "0"], "--batch-size=0 is not allowed"),
         (["--tta", "5-crop"], "unknown test-time augmentation '5-crop'. Did you mean '1-crop'?"),
         (["--ensemble"], "--ensemble needs at least two runs"),
+        (["--snapshots"], "has no snapshots: they need schedule.name='cosine' with several schedule.cycles"),
+        (["another", "--snapshots"], "--snapshots needs exactly one run"),
         (["another", "--predictions", "p.npz"], "--predictions needs a single run, or --ensemble for several"),
         (["--confusion", "matrix.txt"], "matrix.txt is not allowed for a confusion matrix: it must end in .csv, .png"),
         (["--predictions", "p.json"], "p.json is not allowed for predictions: it must end in .npz or .csv"),

@@ -268,6 +268,11 @@ FIELDS: tuple[Field, ...] = (
     _row("schedule.factor", float, 0.1, rule=rules.POSITIVE,
          meaning="step, plateau: what the rate is multiplied by."),
     _row("schedule.final_rate", float, 0.0, "cosine: the rate at the end.", rule=rules.AT_LEAST_0),
+    _row("schedule.cycles", int, 1, rule=rules.AT_LEAST_1,
+         meaning="cosine: number of cycles, after each of which the rate starts again (Loshchilov and Hutter 2017). "
+                 "The checkpoint at the end of each is kept, for evaluate --snapshots."),
+    _row("schedule.cycle_factor", float, 1.0, rule=rules.POSITIVE,
+         meaning="cosine: length of each cycle, as a multiple of that of the one before it."),
     _row("schedule.decay_rate", float, 1e-6, rule=rules.AT_LEAST_0,
          meaning="inverse_time: the rate is learning_rate / (1 + decay_rate * step), as with the decay of Keras."),
     _row("schedule.metric", str, "validation_loss",

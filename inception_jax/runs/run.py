@@ -41,7 +41,7 @@ class Run(NetworkPredictor):
       inputs: class names, image shape and normalization.
       step: the checkpoint's step.
       epoch: the step in epochs.
-      checkpoint: "best", or "latest" if that was requested or there is no best one.
+      checkpoint: "best"; "latest" if that was requested or there is no best one; "snapshot" if its step was requested.
       named_streams: determines the key from which its initial weights were drawn, see `initial_key`.
       trusts_data: whether its data set may be code from outside the package, see `load_run`.
       fingerprint: fingerprint of its training data, see `Dataset.fingerprint`; None if unknown.
@@ -91,13 +91,14 @@ class Run(NetworkPredictor):
 
 def load_run(
     folder: str | Path,
-    checkpoint: str = "best",
+    checkpoint: str | int = "best",
     *,
     dtype: Any = None,
     trust_code: bool = False,
     own: Config | None = None,
 ) -> Run:
-    """Loads a run's network from its "best" checkpoint (the latest if there is no best one yet) or its "latest" one.
+    """Loads a run's network from its "best" checkpoint (the latest if there is no best one yet), its "latest" one, or
+    that of a step, such as one of `snapshot_steps`.
 
     If the run does not keep the best checkpoint (checkpoint.keep_best=0), the best of the existing ones is used, with a
     warning.
@@ -118,7 +119,7 @@ def load_run(
       UntrustedError: its network is code that is not trusted.
     """
     folder = files.expand(folder, "the run's folder")
-    if checkpoint not in ("best", "latest"):
+    if isinstance(checkpoint, str) and checkpoint not in ("best", "latest"):
         raise UserError(f"checkpoint={checkpoint!r} is not allowed: choose 'best' or 'latest'")
     config = read_config(folder / "config.json")
     trusts_model, trusts_data = (
@@ -126,11 +127,13 @@ def load_run(
     )
     registry.check_trusted("model", config.model.name, folder, trusts_model)
     with open_checkpoints(folder, config, read_only=True) as checkpoints:
-        step = _best_step(folder, config, checkpoints) if checkpoint == "best" else None
+        step = checkpoint if isinstance(checkpoint, int) else None
+        step = _best_step(folder, config, checkpoints) if checkpoint == "best" else step
         step = checkpoints.latest_step() if step is None else step
         if step is None:
             raise UserError(f"{folder} has no checkpoint yet")
         which = "best" if checkpoint == "best" and step == checkpoints.best_step() else "latest"
+        which = "snapshot" if isinstance(checkpoint, int) else which
         progress = checkpoints.progress(step)
         inputs = Inputs.from_json(progress["inputs"])
         experiment = Experiment.of(config, inputs, progress["steps_per_epoch"])
@@ -141,11 +144,41 @@ def load_run(
     return Run(folder, config, model, variables, inputs, step, epoch, which, named_streams, trusts_data, fingerprint)
 
 
-def _restored_variables(experiment: Experiment, checkpoints: Checkpoints, step: int, checkpoint: str) -> dict[str, Any]:
+def snapshot_steps(folder: str | Path, *, trust_code: bool = False) -> list[int]:
+    """The steps at which cycles of a run's schedule have ended, whose checkpoints are kept, for `load_run`.
+
+    Raises:
+      UserError: the folder does not contain a run; its schedule has no cycles, or none has ended yet; or one of the
+        checkpoints is damaged or missing.
+      UntrustedError: its network is code that is not trusted.
+    """
+    folder = files.expand(folder, "the run's folder")
+    config = read_config(folder / "config.json")
+    registry.check_trusted("model", config.model.name, folder, trust_code)
+    with open_checkpoints(folder, config, read_only=True) as checkpoints:
+        latest, there, gone = checkpoints.latest_step(), checkpoints.steps(), checkpoints.lost()
+        if latest is None:
+            raise UserError(f"{folder} has no checkpoint yet")
+        progress = checkpoints.progress(latest)
+    experiment = Experiment.of(config, Inputs.from_json(progress["inputs"]), progress["steps_per_epoch"])
+    if not experiment.snapshots:
+        raise UserError(f"{folder} has no snapshots: they need schedule.name='cosine' with several schedule.cycles")
+    ended = [step for step in experiment.snapshots if step <= latest]
+    if not ended:
+        raise UserError(f"{folder} has no snapshots yet: its first cycle ends at step {experiment.snapshots[0]}")
+    for step in ended:
+        if step not in there:
+            raise UserError(f"{folder}: the checkpoint of step {step} {gone.get(step, 'is missing')}")
+    return ended
+
+
+def _restored_variables(
+    experiment: Experiment, checkpoints: Checkpoints, step: int, checkpoint: str | int
+) -> dict[str, Any]:
     try:
         return checkpoints.restore(step, jax.eval_shape(experiment.initial_state))[0].variables
     except UserError as error:
-        if checkpoint == "latest" or step == checkpoints.latest_step():
+        if checkpoint != "best" or step == checkpoints.latest_step():
             raise
         raise UserError(f"{error}: choose checkpoint 'latest' for step {checkpoints.latest_step()}") from error
 

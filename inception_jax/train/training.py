@@ -191,7 +191,7 @@ def _train_in_folder(
     config = begun.experiment.config
     with ExitStack() as exits:
         requests = exits.enter_context(stop_requests(folder))  # until the last save is done
-        checkpoints = exits.enter_context(open_checkpoints(folder, config))
+        checkpoints = exits.enter_context(open_checkpoints(folder, config, keep_steps=begun.experiment.snapshots))
         session = Session(begun, folder, dataset, checkpoints, requests, console, started)
         restored = session.restore()
         resumed_step = None if restored is None else session.first_step
