@@ -18,6 +18,7 @@ from jax import numpy as jnp
 
 from inception_jax import ops, steps
 from inception_jax.config import CHOICES, Config
+from inception_jax.config.rules import BALANCED
 from inception_jax.data import augment
 from inception_jax.data.transform import Transform
 from inception_jax.errors import UserError, check_choice
@@ -39,12 +40,14 @@ class Inputs:
       class_names: in the order of the logits.
       image_shape: (height, width, channels) as stored.
       mean, std: per channel, of pixels scaled to 0..1.
+      class_counts: numbers of training images, where config.loss.class_weights is "balanced"; else empty.
     """
 
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    class_counts: tuple[int, ...] = ()
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Inputs":
@@ -87,6 +90,7 @@ class Experiment:
       schedule: step -> learning rate.
       inputs: class names, image shape and normalization.
       steps_per_epoch: updates per epoch.
+      class_weights: in the training loss, (classes,); None if it has none.
     """
 
     config: Config
@@ -95,6 +99,7 @@ class Experiment:
     schedule: Callable[[int], Any]
     inputs: Inputs
     steps_per_epoch: int
+    class_weights: np.ndarray | None = None
 
     @classmethod
     def of(cls, config: Config, inputs: Inputs, steps_per_epoch: int) -> "Experiment":
@@ -105,7 +110,8 @@ class Experiment:
         """
         model = build_model(config, len(inputs.class_names))
         optimizer, schedule = build_optimizer(config, steps_per_epoch)
-        return cls(config, model, optimizer, schedule, inputs, steps_per_epoch)
+        weights = class_weights(config.loss.class_weights, inputs)
+        return cls(config, model, optimizer, schedule, inputs, steps_per_epoch, weights)
 
     @property
     def total_steps(self) -> int:
@@ -197,6 +203,7 @@ class Experiment:
             mix=self.inputs.mixer(dict(self.config.data.augment)),
             label_smoothing=self.config.loss.label_smoothing,
             aux_weight=self.config.loss.aux_weight,
+            class_weights=None if self.class_weights is None else self.class_weights.astype(self.image_dtype),
             accumulation_steps=self.config.accumulation_steps,
             average_decay=self.config.average_decay,
             frozen=partial(_trunk, head=self.config.finetune.head) if frozen else None,
@@ -235,6 +242,29 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
         if option in options:
             raise UserError(f"model.{option} cannot be set: it follows from {source}")
     return create_model(config.model.name, num_classes=num_classes, dtype=dtype, param_dtype=param_dtype, **options)
+
+
+def class_weights(given: tuple[Any, ...], inputs: Inputs) -> np.ndarray | None:
+    """The weights of the classes for config.loss.class_weights, float64 (classes,); None if it is empty.
+
+    "balanced" gives each class the same share of an epoch's loss, and the training images weights with the mean 1, as
+    scikit-learn does.
+
+    Raises:
+      UserError: there is not a number for each class; or classes to be balanced have no training images.
+    """
+    if not given:
+        return None
+    names = inputs.class_names
+    if given == BALANCED:
+        counts = np.array(inputs.class_counts)
+        if not counts.all():
+            missing = next(name for name, count in zip(names, counts, strict=True) if not count)
+            raise UserError(f"loss.class_weights=balanced needs training images of all classes; {missing} has none")
+        return counts.sum() / (len(counts) * counts)
+    if len(given) != len(names):
+        raise UserError(f"loss.class_weights has {len(given)} numbers, but the data has {len(names)} classes")
+    return np.array(given, float)
 
 
 def build_optimizer(

@@ -231,6 +231,10 @@ FIELDS: tuple[Field, ...] = (
          meaning="Share of the target that is spread evenly over all classes (Szegedy et al. 2016, section 7)."),
     _row("loss.aux_weight", float, 0.3, rule=rules.AT_LEAST_0,
          meaning="Weight of the loss of each auxiliary classifier (Szegedy et al. 2015, section 5)."),
+    _row("loss.class_weights", tuple[float, ...], (), rule=rules.CLASS_WEIGHTS,
+         meaning="Weight of each class in the training loss, in the order of the classes, as torch's "
+                 "CrossEntropyLoss(weight) has it; or balanced, inversely proportional to its number of training "
+                 "images. Metrics, such as train_loss and validation_loss, are not weighted. Empty is off."),
 
     _row("optimizer.name", str, "sgd", choices=("sgd", "adam", "adamw", "rmsprop", "rmsprop_tensorflow"),
          meaning="The optimizer, as in PyTorch; rmsprop_tensorflow is TensorFlow's, which trained Inception v3."),

@@ -32,6 +32,7 @@ def train_step(
     mix: Mix | None = None,
     label_smoothing: float = 0.0,
     aux_weight: float = 0.3,
+    class_weights: Float[Array, " classes"] | None = None,
     accumulation_steps: int = 1,
     average_decay: float = 0.0,
     frozen: Callable[[Any], Any] | None = None,
@@ -46,6 +47,8 @@ def train_step(
         accumulation it gets one micro-batch at a time. The training top1 and top5 then use the most probable class
         as the label.
       aux_weight: weight of each auxiliary head's loss (Szegedy et al. 2015, section 5: 0.3).
+      class_weights: weights of the classes in the loss, whose mean over the batch is divided by the mean of the labels'
+        weights, except with `mix`: torch's `CrossEntropyLoss(weight)`. The metrics are not weighted.
       accumulation_steps: number of equal micro-batches, processed one after the other, for one update; batch norm
         then uses the statistics of micro-batches.
       average_decay: of the moving average of params and batch_stats, updated after every step, smaller in the first
@@ -54,6 +57,9 @@ def train_step(
         0. Batch norm's statistics are updated everywhere.
     """
     step_key = jax.random.fold_in(key, state.step)
+    mean_weight = None  # of the whole batch, not of a micro-batch
+    if class_weights is not None and not mix:
+        mean_weight = jnp.asarray(class_weights)[labels].mean()
 
     def loss_fn(params, batch_stats, images, labels, key):
         if frozen:
@@ -70,7 +76,11 @@ def train_step(
             mutable=["batch_stats"],
         )
         outputs = as_outputs(outputs)
-        loss = losses.total_loss(outputs, targets, label_smoothing=label_smoothing, aux_weight=aux_weight).mean()
+        loss = losses.total_loss(
+            outputs, targets, label_smoothing=label_smoothing, aux_weight=aux_weight, class_weights=class_weights
+        ).mean()
+        if mean_weight is not None:
+            loss = loss / mean_weight
         sums = metrics.metric_sums(outputs, targets, jnp.ones(labels.shape, bool), label_smoothing=label_smoothing)
         return loss, (updated.get("batch_stats", {}), sums)
 
