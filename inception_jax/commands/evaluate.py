@@ -35,9 +35,10 @@ networks of a pair or an ensemble get the pictures of the first run.
 ECE is the expected calibration error: the average gap between the probability of the predicted class and the accuracy.
 Test-time augmentation averages the probabilities of several views of a picture. flip: the image and its mirror image;
 10-crop: the four corners and the center of an image 256/224 as large as the network's, and their mirror images; 1-crop:
-the center only. --ensemble averages the probabilities of several runs, --snapshots those of one run's weights at the
-end of each cycle of its schedule (Huang et al. 2017). --confusion and --predictions are those of the run or the
-ensemble.
+the center only; 144-crop: crops of each picture at four sizes, from the left, the center and the right (GoogLeNet's
+paper, Szegedy et al. 2015, section 7). --ensemble averages the probabilities of several runs, --snapshots those of one
+run's weights at the end of each cycle of its schedule (Huang et al. 2017). --confusion and --predictions are those of
+the run or the ensemble.
 """
 
 
@@ -64,7 +65,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="evaluate a run's weights at the end of each cycle of its schedule, and the mean of their probabilities",
     )
     parser.add_argument(
-        "--tta", default="none", metavar="NAME", help="none, flip, flip-shift, 1-crop or 10-crop (default: none)"
+        "--tta",
+        default="none",
+        metavar="NAME",
+        help="none, flip, flip-shift, 1-crop, 10-crop or 144-crop (default: none)",
     )
     parser.add_argument(
         "--per-class", action="store_true", help="show precision, recall and number of examples of each class"
