@@ -192,6 +192,7 @@ class Experiment:
           key: `training_key`.
           frozen: whether this is one of the `frozen_steps`, which take less time without the trunk's gradient.
         """
+        weights = self.class_weights
         return steps.train_step(
             state,
             images,
@@ -203,7 +204,7 @@ class Experiment:
             mix=self.inputs.mixer(dict(self.config.data.augment)),
             label_smoothing=self.config.loss.label_smoothing,
             aux_weight=self.config.loss.aux_weight,
-            class_weights=None if self.class_weights is None else self.class_weights.astype(self.image_dtype),
+            class_weights=None if weights is None else jnp.asarray(weights, self.image_dtype),
             accumulation_steps=self.config.accumulation_steps,
             average_decay=self.config.average_decay,
             frozen=partial(_trunk, head=self.config.finetune.head) if frozen else None,

@@ -71,7 +71,7 @@ def test_a_step_is_that_of_torchs_mean(mixed, accumulation_steps, devices):
         prepare=lambda key, images: images,
         mix=soften if mixed else None,
         label_smoothing=0.2,
-        class_weights=WEIGHTS.astype(np.float32),
+        class_weights=jnp.asarray(WEIGHTS, jnp.float32),
         accumulation_steps=accumulation_steps,
     )
     mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])

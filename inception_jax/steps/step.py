@@ -59,7 +59,7 @@ def train_step(
     step_key = jax.random.fold_in(key, state.step)
     mean_weight = None  # of the whole batch, not of a micro-batch
     if class_weights is not None and not mix:
-        mean_weight = jnp.asarray(class_weights)[labels].mean()
+        mean_weight = class_weights[labels].mean()
 
     def loss_fn(params, batch_stats, images, labels, key):
         if frozen:
