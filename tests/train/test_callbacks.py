@@ -138,7 +138,7 @@ def test_objects_given_to_fit_are_used_and_noted_and_no_reader_needs_them(config
 
 
 def test_fit_knows_its_arguments(config):
-    with pytest.raises(UserError, match="unknown argument of fit 'callback'. Did you mean 'callbacks'"):
+    with pytest.raises(UserError, match=r"unknown argument of fit 'callback'. Did you mean 'callbacks'"):
         inception_jax.fit(config, images_and_labels(), callback=[Watcher()])
 
 
