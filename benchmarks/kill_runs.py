@@ -2,8 +2,8 @@
 
 Every run is started by its command, receives SIGKILL at a random time within the duration of an uninterrupted run, and
 is restarted until it completes. Every array of its last checkpoint, its metrics and its summary must then be bitwise
-equal to the uninterrupted run's, except for timings and the name of the folder. With --signal TERM it must save each time, report the step, exit
-with the corresponding code, and resume from exactly that step.
+equal to the uninterrupted run's, except for timings and the folder's name. With --signal TERM it must save each time,
+report the step, exit with the corresponding code, and resume from exactly that step.
 """
 
 import argparse

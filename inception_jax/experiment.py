@@ -21,6 +21,7 @@ from jax import numpy as jnp
 from inception_jax import ops, steps
 from inception_jax.config import CHOICES, Config, get_field
 from inception_jax.config.fields import BY_NAME
+from inception_jax.config.rules import BALANCED
 from inception_jax.config.validate import METRICS
 from inception_jax.data import augment
 from inception_jax.data.transform import Transform
@@ -32,7 +33,8 @@ from inception_jax.steps import extensions, losses, optimizers, schedules, state
 from inception_jax.steps.extensions import Part
 
 SCHEDULE_OPTIONS = (
-    "learning_rate", "warmup_epochs", "every_epochs", "boundaries", "factor", "final_rate", "decay_rate",
+    "learning_rate", "warmup_epochs", "every_epochs", "boundaries", "factor", "final_rate", "cycles", "cycle_factor",
+    "decay_rate",
 )  # fmt: skip
 
 
@@ -45,6 +47,7 @@ class Inputs:
       image_shape: (height, width, channels) as stored.
       mean, std: per channel, of pixels scaled to 0..1.
       words: of the classes, see `Dataset`. They do not tell one data set from another.
+      class_counts: numbers of training images, where config.loss.class_weights is "balanced"; else empty.
     """
 
     class_names: tuple[str, ...]
@@ -52,6 +55,7 @@ class Inputs:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     words: tuple[str, ...] = dataclasses.field(default=(), compare=False)
+    class_counts: tuple[int, ...] = ()
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Inputs":
@@ -115,6 +119,7 @@ class Experiment:
       loss: of each head, called like `losses.cross_entropy`.
       metrics: classes of metrics from outside the package, by name.
       before, after: augmentation from outside the package, before and after ours.
+      class_weights: in the training loss, (classes,); None if it has none.
     """
 
     config: Config
@@ -127,6 +132,7 @@ class Experiment:
     metrics: Mapping[str, type[Metric]] = dataclasses.field(default_factory=dict)
     before: tuple[Part, ...] = ()
     after: tuple[Part, ...] = ()
+    class_weights: np.ndarray | None = None
 
     @classmethod
     def of(
@@ -151,11 +157,27 @@ class Experiment:
         for part in (*before, *after):
             extensions.check_augmentation(part, inputs.image_shape, dtype)
         loss = build_loss(config, classes, dtype, given)
-        return cls(config, model, optimizer, schedule, inputs, steps_per_epoch, loss, metrics, before, after)
+        weights = class_weights(config.loss.class_weights, inputs)
+        return cls(config, model, optimizer, schedule, inputs, steps_per_epoch, loss, metrics, before, after, weights)
 
     @property
     def total_steps(self) -> int:
         return self.config.num_epochs * self.steps_per_epoch
+
+    @property
+    def snapshots(self) -> tuple[int, ...]:
+        """The steps at which a cycle of the schedule ends; empty unless it has several."""
+        return cycle_steps(self.config, self.steps_per_epoch)
+
+    @property
+    def frozen_steps(self) -> int:
+        """The number of steps at the beginning in which no gradient of the trunk is needed."""
+        finetune = self.config.finetune
+        if not self.config.init_from:
+            return 0
+        if finetune.trunk_rate == 0 and not self.config.optimizer.clip_norm:  # its gradient counts for clipping alone
+            return schedules.LARGEST_STEP
+        return _frozen_updates(self.config, self.steps_per_epoch)
 
     @property
     def evaluates(self) -> bool:
@@ -215,9 +237,15 @@ class Experiment:
         return fold_model(self.model)
 
     def train_step(
-        self, state: state.TrainState, images: jax.Array, labels: jax.Array, key: jax.Array
+        self, state: state.TrainState, images: jax.Array, labels: jax.Array, key: jax.Array, *, frozen: bool = False
     ) -> tuple[state.TrainState, jax.Array]:
-        """One update, see `steps.train_step`; `key` is `training_key`."""
+        """One update, see `steps.train_step`.
+
+        Args:
+          key: `training_key`.
+          frozen: whether this is one of the `frozen_steps`, which take less time without the trunk's gradient.
+        """
+        weights = self.class_weights
         return steps.train_step(
             state,
             images,
@@ -229,10 +257,12 @@ class Experiment:
             mix=self.inputs.mixer(dict(self.config.data.augment)),
             label_smoothing=self.config.loss.label_smoothing,
             aux_weight=self.config.loss.aux_weight,
+            class_weights=None if weights is None else jnp.asarray(weights, self.image_dtype),
             accumulation_steps=self.config.accumulation_steps,
             average_decay=self.config.average_decay,
             loss=self.loss,
             own_metrics=self.metrics,
+            frozen=partial(_trunk, head=self.config.finetune.head) if frozen else None,
         )
 
     def eval_step(
@@ -241,6 +271,15 @@ class Experiment:
         """The metric sums of a batch, see `steps.eval_step`; `variables` are for `inference_model`."""
         options = {"model": self.inference_model, "prepare": self.normalize, "own_metrics": self.metrics}
         return steps.eval_step(variables, images, labels, mask, **options)
+
+
+def cycle_steps(config: Config, steps_per_epoch: int) -> tuple[int, ...]:
+    """The steps at which a cycle of the config's schedule ends; empty unless it has several."""
+    schedule = config.schedule
+    if schedule.name != "cosine" or schedule.cycles == 1:
+        return ()
+    ends = schedules.cycle_ends(config.num_epochs, steps_per_epoch, schedule.cycles, schedule.cycle_factor)
+    return tuple(map(int, ends))
 
 
 def dtypes(compute_dtype: str) -> tuple[Any, Any]:
@@ -271,6 +310,29 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
     return create_model(config.model.name, num_classes=num_classes, dtype=dtype, param_dtype=param_dtype, **options)
 
 
+def class_weights(given: tuple[Any, ...], inputs: Inputs) -> np.ndarray | None:
+    """The weights of the classes for config.loss.class_weights, float64 (classes,); None if it is empty.
+
+    "balanced" gives each class the same share of an epoch's loss, and the training images weights with the mean 1, as
+    scikit-learn does.
+
+    Raises:
+      UserError: there is not a number for each class; or classes to be balanced have no training images.
+    """
+    if not given:
+        return None
+    names = inputs.class_names
+    if given == BALANCED:
+        counts = np.array(inputs.class_counts)
+        if not counts.all():
+            missing = next(name for name, count in zip(names, counts, strict=True) if not count)
+            raise UserError(f"loss.class_weights=balanced needs training images of all classes; {missing} has none")
+        return counts.sum() / (len(counts) * counts)
+    if len(given) != len(names):
+        raise UserError(f"loss.class_weights has {len(given)} numbers, but the data has {len(names)} classes")
+    return np.array(given, float)
+
+
 def own_parts(kind: str, field: str, config: Config, given: Mapping[str, Any]) -> list[Part]:
     """The objects that a field of the config names, or those given in their place, see `Experiment.of`."""
     names = tuple(map(str, get_field(config, field)))
@@ -290,6 +352,10 @@ def build_loss(config: Config, num_classes: int, dtype: Any, given: Mapping[str,
     """The loss of each head that the config names, called like `losses.cross_entropy`."""
     if not is_outside(config.loss.name):
         return losses.cross_entropy
+    if config.loss.class_weights:
+        raise UserError(
+            f"loss.class_weights weight the cross-entropy, not loss.name={config.loss.name!r}: leave them out"
+        )
     mixed = any(config.data.augment[name] for name in augment.MIXING)
     part = extensions.find("loss", config.loss.name, given.get("loss.name"))
     return extensions.make_loss(part, num_classes, dtype, probabilities=mixed or config.loss.label_smoothing > 0)
@@ -334,7 +400,7 @@ def build_optimizer(
         options |= {
             "trunk": partial(_trunk, head=config.finetune.head),
             "trunk_rate": config.finetune.trunk_rate,
-            "frozen_updates": min(round(config.finetune.freeze_epochs * steps_per_epoch), schedules.LARGEST_STEP),
+            "frozen_updates": _frozen_updates(config, steps_per_epoch),
         }
     return optimizers.make_optimizer(section.name, schedule, **options), schedule
 
@@ -352,6 +418,10 @@ def _check_watched(config: Config, metrics: Mapping[str, Any]) -> None:
     names = [f"{split}_{name}" for split in config.evaluate.splits for name in (*METRICS, *metrics)]
     for field, metric in watched if config.metrics else ():
         check_choice(f"metric in {field}", metric, names)
+
+
+def _frozen_updates(config: Config, steps_per_epoch: int) -> int:
+    return min(round(config.finetune.freeze_epochs * steps_per_epoch), schedules.LARGEST_STEP)
 
 
 def _trunk(params: Any, head: tuple[str, ...]) -> Any:

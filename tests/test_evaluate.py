@@ -19,7 +19,7 @@ from inception_jax.errors import UserError
 from inception_jax.experiment import Experiment
 from inception_jax.runs.folder import open_checkpoints
 from inception_jax.runs.run import Run
-from inception_jax.trained import evaluate
+from inception_jax.trained import evaluate, views
 from inception_jax.trained.classes import match_classes, read_class_map
 from inception_jax.trained.evaluate import Predictions
 
@@ -173,6 +173,67 @@ def test_the_middle_crop_is_the_trainings_image(trained, tmp_path):
         images[tta], _ = dataset.splits["test"].gather(np.arange(1))
     middle = evaluate.views(images["10-crop"], "10-crop", (16, 16, 3))[4]
     assert np.abs(middle.astype(int) - images["none"]).max() <= 1
+
+
+def test_the_boxes_of_144_crops():
+    """A picture of 500x375 pixels, counted by hand: at 256 pixels it is 341 wide."""
+    assert views.scaled_sides(224) == [256, 288, 320, 352]
+    found = views.boxes(341, 256, 224)
+    for number, left in enumerate((0, 42, 85)):
+        assert found[6 * number : 6 * number + 6] == [
+            (left, 0, left + 224, 224),
+            (left + 32, 0, left + 256, 224),
+            (left, 32, left + 224, 256),
+            (left + 32, 32, left + 256, 256),
+            (left + 16, 16, left + 240, 240),
+            (left, 0, left + 256, 256),
+        ]
+    assert len(found) == 3 * 6  # and at 4 sizes, with their mirror images, 144
+    assert views.boxes(256, 341, 224) == [
+        (left, top, right, bottom)
+        for x in (0, 42, 85)
+        for left, top, right, bottom in [
+            (0, x, 224, x + 224), (32, x, 256, x + 224), (0, x + 32, 224, x + 256), (32, x + 32, 256, x + 256),
+            (16, x + 16, 240, x + 240), (0, x, 256, x + 256),
+        ]
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("width", "height", "channels"), [(41, 30, 3), (30, 41, 1), (24, 24, 3)])
+def test_the_144_crops_are_those_of_torchvision(width, height, channels):
+    functional = import_torchvision().transforms.functional
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, channels), np.uint8)
+    image = Image.fromarray(pixels.squeeze(-1) if channels == 1 else pixels)
+    expected = []
+    for side in (18, 21, 23, 25):  # 16 / 224 of the paper's
+        resized = functional.resize(image, side)
+        rest = max(resized.size) - side
+        for start in (0, round(rest / 2), rest):
+            top, left = (0, start) if width > height else (start, 0)
+            square = functional.crop(resized, top, left, side, side)
+            for crop in (*functional.five_crop(square, 16), functional.resize(square, [16, 16])):
+                expected += [np.asarray(crop), np.asarray(functional.hflip(crop))]
+    found = views.crops(pixels, 16)
+    assert found.shape == (144, 16, 16, channels)
+    np.testing.assert_array_equal(found, np.reshape(expected, found.shape))
+
+
+def test_144_crops_are_cut_out_of_the_pictures(trained, folder, tmp_path, caplog):
+    pictures = shutil.copytree(folder, tmp_path / "pictures")
+    fields = {"name": "image_folder", "folder": str(pictures), "directory": str(tmp_path / "prepared")}
+    dataset = evaluate.load_for(trained, "test", fields, tta="144-crop")
+    split = dataset.splits["test"]
+    paths = [pictures / split.sources[0].name(int(row)) for row in split.rows]
+    paths[1].unlink()
+    found = evaluate.predictions(trained, dataset, "test", batch_size=50, tta="144-crop")
+    assert found.decoded.tolist() == [row != 1 for row in range(len(paths))]
+    assert "left out" in caplog.text
+    for row in (0, 2, len(paths) - 1):
+        crops = views.crops(np.asarray(Image.open(paths[row]).convert("RGB")), 16)
+        np.testing.assert_allclose(np.exp(found.logits[row]), trained.predict(crops).mean(axis=0), rtol=1e-4)
+    arrays = evaluate.load_for(trained, "test", {"name": "image_folder", "folder": str(folder)})
+    with pytest.raises(UserError, match="144 crops are cut out of pictures at their own size, but these are arrays"):
+        evaluate.predictions(trained, arrays, "test", tta="144-crop")
 
 
 def test_an_ensemble_is_the_mean_of_probabilities():
@@ -564,6 +625,8 @@ def test_without_a_best_checkpoint_it_is_the_latest(trained):
         (["--batch-size", "0"], "--batch-size=0 is not allowed"),
         (["--tta", "5-crop"], "unknown test-time augmentation '5-crop'. Did you mean '1-crop'?"),
         (["--ensemble"], "--ensemble needs at least two runs"),
+        (["--snapshots"], "has no snapshots: they need schedule.name='cosine' with several schedule.cycles"),
+        (["another", "--snapshots"], "--snapshots needs exactly one run"),
         (["another", "--predictions", "p.npz"], "--predictions needs a single run, or --ensemble for several"),
         (["--confusion", "matrix.txt"], "matrix.txt is not allowed for a confusion matrix: it must end in .csv, .png"),
         (["--predictions", "p.json"], "p.json is not allowed for predictions: it must end in .npz or .csv"),

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from functools import partial
 
 import jax
 import numpy as np
@@ -9,15 +10,18 @@ import pytest
 import safetensors.numpy
 from networks import random_variables, shapes
 from PIL import Image
+from runs import assert_same_run, final_state, stop_after, untrained_run
 
 import inception_jax
 from inception_jax import main, weights
 from inception_jax.config import default_config
 from inception_jax.config.files import find_config, load_config
 from inception_jax.errors import UserError
-from inception_jax.experiment import build_model
+from inception_jax.experiment import Experiment, Inputs, build_model
 from inception_jax.runs import run
 from inception_jax.train import initial as initial_weights
+from inception_jax.train.precision import equations
+from inception_jax.train.stopping import Interrupted
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (64, 16, 16, 3), np.uint8)
 
@@ -93,6 +97,67 @@ def test_the_trunk_moves_once_its_epochs_are_over_and_the_run_goes_on_without_th
     # What was there when it ended is found again although the source is gone.
     again = inception_jax.fit(config, (IMAGES, labels(3)), workdir=tmp_path / "whole")
     jax.tree.map(np.testing.assert_array_equal, again.variables, whole.variables)
+
+
+@pytest.fixture
+def frozen(config, tmp_path):
+    """Two steps with a frozen trunk, then six without, and whatever the trunk's gradient could have a part in."""
+    classes, model = ("a", "b", "c", "d"), {"stage_features": (4, 8), "norm": "batch"}
+    config.init_from = str(untrained_run(tmp_path / "source", tmp_path / "pictures", classes, **model).folder)
+    config.model.norm = "batch"
+    config.finetune.freeze_epochs, config.finetune.trunk_rate = 0.5, 0.5
+    config.optimizer.clip_norm, config.optimizer.weight_decay = 1.0, 0.01
+    config.accumulation_steps, config.average_decay, config.num_devices = 2, 0.9, 2
+    return config
+
+
+def test_a_frozen_trunk_has_no_gradient_and_the_run_is_the_same(frozen, tmp_path, monkeypatch):
+    """On two devices; compared with the run that computes the gradient and lets the optimizer ignore it."""
+    data = (IMAGES, labels(4))
+    inception_jax.fit(frozen, data, workdir=tmp_path / "run")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1)
+        with pytest.raises(Interrupted):
+            inception_jax.fit(frozen, data, workdir=tmp_path / "resumed")
+    inception_jax.fit(frozen, data, workdir=tmp_path / "resumed")
+    assert_same_run(tmp_path / "resumed", tmp_path / "run")
+    monkeypatch.setattr(Experiment, "frozen_steps", 0)
+    inception_jax.fit(frozen, data, workdir=tmp_path / "computed")
+    (_, ours), (_, expected) = final_state(tmp_path / "run"), final_state(tmp_path / "computed")
+    for (path, leaf), (_, other) in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(leaf, other, rtol=1e-5, atol=1e-6, err_msg=str(path))
+
+
+def test_only_the_heads_gradient_is_computed_while_the_trunk_is_frozen(frozen):
+    experiment = Experiment.of(frozen, Inputs(("a", "b"), (16, 16, 3), (0.5,) * 3, (0.5,) * 3), steps_per_epoch=4)
+    state = jax.eval_shape(experiment.initial_state)
+    batch = (jax.ShapeDtypeStruct((4, 16, 16, 3), np.uint8), jax.ShapeDtypeStruct((4,), np.int32))
+
+    def convolutions(train_step):
+        traced = jax.make_jaxpr(train_step)(state, *batch, jax.random.key(0))
+        return sum(str(equation.primitive) == "conv_general_dilated" for equation in equations(traced.jaxpr))
+
+    model = jax.make_jaxpr(lambda variables, x: experiment.model.apply(variables, x, train=False))
+    forward = model(state.variables, np.zeros((4, 16, 16, 3), np.float32)).jaxpr
+    number = sum(str(equation.primitive) == "conv_general_dilated" for equation in equations(forward))
+    assert convolutions(partial(experiment.train_step, frozen=True)) == number > 0
+    assert convolutions(experiment.train_step) > 2 * number
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps"),
+    [
+        ({}, 2),
+        ({"finetune.freeze_epochs": 0.0}, 0),
+        ({"finetune.trunk_rate": 0.0}, 2),  # afterwards its gradient counts for clipping
+        ({"finetune.trunk_rate": 0.0, "optimizer.clip_norm": 0.0}, 2**31 - 1),
+        ({"init_from": None}, 0),
+    ],
+)
+def test_how_long_the_trunk_has_no_gradient(frozen, changes, steps):
+    frozen.update_from_flattened_dict(changes)
+    inputs = Inputs(("a", "b"), (16, 16, 3), (0.5,) * 3, (0.5,) * 3)
+    assert Experiment.of(frozen, inputs, steps_per_epoch=4).frozen_steps == steps
 
 
 def test_published_weights_bring_options_and_normalisation_with_them(config, tmp_path, monkeypatch):

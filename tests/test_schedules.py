@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from inception_jax.errors import UserError
-from inception_jax.steps.schedules import SCHEDULES, init_plateau, make_schedule, plateau_update
+from inception_jax.steps.schedules import SCHEDULES, cycle_ends, init_plateau, make_schedule, plateau_update
 
 STEPS_PER_EPOCH = 5
 NUM_EPOCHS = 10
@@ -92,6 +92,39 @@ def test_cosine_after_warm_up_equals_torch(warmup_epochs):
     np.testing.assert_allclose(rates("cosine", final_rate=0.01, warmup_epochs=warmup_epochs), expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("cycles", "factor", "num_epochs", "ends"), [(5, 1, 10, [10, 20, 30, 40, 50]), (3, 2, 7, [5, 15, 35])]
+)
+def test_cosine_with_cycles_equals_torch(cycles, factor, num_epochs, ends):
+    schedule = make_schedule(
+        "cosine",
+        learning_rate=RATE,
+        steps_per_epoch=STEPS_PER_EPOCH,
+        num_epochs=num_epochs,
+        final_rate=0.01,
+        cycles=cycles,
+        cycle_factor=factor,
+    )
+    assert cycle_ends(num_epochs, STEPS_PER_EPOCH, cycles, factor) == tuple(ends)
+    expected = torch_rates(
+        lambda torch, optimizer: torch.CosineAnnealingWarmRestarts(optimizer, ends[0], factor, eta_min=0.01)
+    )
+    np.testing.assert_allclose(schedule(jnp.arange(ends[-1])), expected[: ends[-1]], rtol=1e-6)
+
+
+def test_a_warm_up_is_part_of_the_first_cycle():
+    warm = rates("cosine", cycles=5, warmup_epochs=1)
+    np.testing.assert_allclose(warm[:5], RATE * np.arange(1, 6) / 5, rtol=1e-6)
+    np.testing.assert_allclose(warm[5:10], RATE * (1 + np.cos(np.pi * np.arange(5) / 5)) / 2, rtol=1e-6)
+    np.testing.assert_array_equal(warm[10:], rates("cosine", cycles=5)[10:])
+
+
+def test_a_cycle_ends_at_the_same_step_however_many_follow():
+    assert cycle_ends(3, 21, 2) == cycle_ends(6, 21, 4)[:2] == (32, 63)
+    assert cycle_ends(1, 1000, 3, 0.1) == (901, 991, 1000)
+    assert cycle_ends(63, 1, 6, 2.0) == (1, 3, 7, 15, 31, 63)
+
+
 def cosine_after_one_step(torch, optimizer):
     constant = torch.ConstantLR(optimizer, factor=1.0)
     cosine = torch.CosineAnnealingLR(optimizer, STEPS - 1, eta_min=0.01)
@@ -136,6 +169,9 @@ def test_mistakes_are_named():
         rates("cosin")
     with pytest.raises(UserError, match="shorter than a step"):
         rates("step", every_epochs=0.1)
+    for cycles, factor in ((STEPS + 1, 1.0), (2**31 - 1, 1.0), (20, 2.0), (20, 0.5), (1000, 1e30)):
+        with pytest.raises(UserError, match=f"cycles={cycles} is not allowed .* shorter than a step, of which the run"):
+            rates("cosine", cycles=cycles, cycle_factor=factor)
     with pytest.raises(UserError, match="unknown mode 'best'"):
         init_plateau("best")
     with pytest.raises(UserError, match="unknown threshold mode 'rel'"):

@@ -22,6 +22,7 @@ examples:
   inception-jax evaluate runs/mine --per-class --confusion confusion.png --predictions predictions.npz
   inception-jax evaluate runs/mine --tta 10-crop
   inception-jax evaluate runs/seed_0 runs/seed_1 runs/seed_2 --ensemble
+  inception-jax evaluate runs/cycles --snapshots
 
 Grayscale and color pictures: converted, all as one channel, or with a separate network for each:
   inception-jax evaluate runs/plain runs/one_channel --split test
@@ -35,8 +36,10 @@ networks of a pair or an ensemble get the pictures of the first run.
 ECE is the expected calibration error: the average gap between the probability of the predicted class and the accuracy.
 Test-time augmentation averages the probabilities of several views of a picture. flip: the image and its mirror image;
 10-crop: the four corners and the center of an image 256/224 as large as the network's, and their mirror images; 1-crop:
-the center only. --ensemble averages the probabilities of several runs. --confusion and --predictions are those of the
-run or the ensemble.
+the center only; 144-crop: crops of each picture at four sizes, from the left, the center and the right (GoogLeNet's
+paper, Szegedy et al. 2015, section 7). --ensemble averages the probabilities of several runs, --snapshots those of one
+run's weights at the end of each cycle of its schedule (Huang et al. 2017). --confusion and --predictions are those of
+the run or the ensemble.
 """
 
 
@@ -61,7 +64,15 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--ensemble", action="store_true", help="add a row for the mean of the runs' probabilities")
     parser.add_argument(
-        "--tta", default="none", metavar="NAME", help="none, flip, flip-shift, 1-crop or 10-crop (default: none)"
+        "--snapshots",
+        action="store_true",
+        help="evaluate a run's weights at the end of each cycle of its schedule, and the mean of their probabilities",
+    )
+    parser.add_argument(
+        "--tta",
+        default="none",
+        metavar="NAME",
+        help="none, flip, flip-shift, 1-crop, 10-crop or 144-crop (default: none)",
     )
     parser.add_argument(
         "--per-class", action="store_true", help="show precision, recall and number of examples of each class"
@@ -92,9 +103,11 @@ def run(args: argparse.Namespace) -> int:
     if not args.keep and (len(args.run_folders) > 1 or args.grayscale_run):
         fields["keep"] = "all"
 
-    def predict(folder: Path, fields: dict[str, Any], split: str | None) -> tuple[Any, Any, Any, str]:
+    def predict(
+        folder: Path, fields: dict[str, Any], split: str | None, checkpoint: str | int = args.checkpoint
+    ) -> tuple[Any, Any, Any, str]:
         with log_to_stderr():
-            trained = load_run(folder, args.checkpoint, dtype=args.dtype, trust_code=args.trust_code)
+            trained = load_run(folder, checkpoint, dtype=args.dtype, trust_code=args.trust_code)
             split, dataset = evaluate.load_split(trained, split, fields, tta=args.tta)
             found = evaluate.predictions(
                 trained, dataset, split, class_map=class_map, batch_size=args.batch_size, tta=args.tta
@@ -108,12 +121,13 @@ def run(args: argparse.Namespace) -> int:
     rows: dict[str, dict[str, Any]] = {}
     members, split = [], args.split
     networks: list[Any] = []
-    for folder in args.run_folders:
-        same = bool(networks and args.ensemble)
+    together = args.ensemble or args.snapshots
+    for folder, checkpoint in _weights(args):
+        same = bool(networks and together)
         trained, found, dataset, used = predict(
-            folder, same_pictures(networks[0]) if same else fields, split if same else args.split
+            folder, same_pictures(networks[0]) if same else fields, split if same else args.split, checkpoint
         )
-        name, split = str(folder), used
+        name, split = f"{folder}, cycle {len(networks) + 1}" if args.snapshots else str(folder), used
         pair = [trained]
         if args.grayscale_run:
             other, gray, _, _ = predict(args.grayscale_run, same_pictures(trained), split)
@@ -121,11 +135,11 @@ def run(args: argparse.Namespace) -> int:
             found, name = evaluate.routed(found, gray), f"{folder} and, for grayscale, {args.grayscale_run}"
             pair.append(other)
         networks.append(trained)
-        if args.ensemble:
+        if together:
             _require_same_classes(networks[0], trained, "an ensemble")
             members.append(found)
         rows[name] = _row(args, found, dataset, split, pair)
-    if args.ensemble:
+    if together:
         found = evaluate.ensemble(members)
         rows[f"ensemble of {len(members)}"] = _row(args, found, dataset, split, networks)
     if args.confusion:
@@ -134,6 +148,16 @@ def run(args: argparse.Namespace) -> int:
         evaluate.save_predictions(found, trained.class_names, args.predictions)
     say(json_text(rows, indent=2) if args.json else _table(rows))
     return 0
+
+
+def _weights(args: argparse.Namespace) -> list[tuple[Path, str | int]]:
+    """The run and the checkpoint of each network."""
+    from inception_jax.runs.run import snapshot_steps
+
+    if not args.snapshots:
+        return [(folder, args.checkpoint) for folder in args.run_folders]
+    (folder,) = args.run_folders
+    return [(folder, step) for step in snapshot_steps(folder, trust_code=args.trust_code)]
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -146,6 +170,8 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("--grayscale-run needs exactly one other run")
     if args.ensemble and not several:
         raise UserError("--ensemble needs at least two runs")
+    if args.snapshots and (several or args.grayscale_run or args.checkpoint != "best"):
+        raise UserError("--snapshots needs exactly one run, and no --grayscale-run or --checkpoint")
     flags.check_at_least_1(args, "batch_size")
     for flag, path, check in (
         ("--confusion", args.confusion, check_suffix),

@@ -248,6 +248,10 @@ FIELDS: tuple[Field, ...] = (
          meaning="Share of the target that is spread evenly over all classes (Szegedy et al. 2016, section 7)."),
     _row("loss.aux_weight", float, 0.3, rule=rules.AT_LEAST_0,
          meaning="Weight of the loss of each auxiliary classifier (Szegedy et al. 2015, section 5)."),
+    _row("loss.class_weights", tuple[float, ...], (), rule=rules.CLASS_WEIGHTS,
+         meaning="Weight of each class in the training loss, in the order of the classes, as torch's "
+                 "CrossEntropyLoss(weight) has it; or balanced, inversely proportional to its number of training "
+                 "images. Metrics, such as train_loss and validation_loss, are not weighted. Empty is off."),
 
     _row("optimizer.name", str, "sgd", choices=("sgd", "adam", "adamw", "rmsprop", "rmsprop_tensorflow"),
          outside=True,
@@ -286,6 +290,11 @@ FIELDS: tuple[Field, ...] = (
     _row("schedule.factor", float, 0.1, rule=rules.POSITIVE,
          meaning="step, plateau: what the rate is multiplied by."),
     _row("schedule.final_rate", float, 0.0, "cosine: the rate at the end.", rule=rules.AT_LEAST_0),
+    _row("schedule.cycles", int, 1, rule=rules.AT_LEAST_1,
+         meaning="cosine: number of cycles, after each of which the rate starts again (Loshchilov and Hutter 2017). "
+                 "The checkpoint at the end of each is kept, for evaluate --snapshots."),
+    _row("schedule.cycle_factor", float, 1.0, rule=rules.POSITIVE,
+         meaning="cosine: length of each cycle, as a multiple of that of the one before it."),
     _row("schedule.decay_rate", float, 1e-6, rule=rules.AT_LEAST_0,
          meaning="inverse_time: the rate is learning_rate / (1 + decay_rate * step), as with the decay of Keras."),
     _row("schedule.metric", str, "validation_loss",

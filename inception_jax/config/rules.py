@@ -30,6 +30,8 @@ def _ascending(value: tuple) -> bool:
     return len(value) == 2 and _numbers(value) and 0 < value[0] <= value[1]
 
 
+BALANCED = ("balanced",)  # loss.class_weights by the number of training images
+
 AT_LEAST_1 = Rule("at least 1", lambda x: x >= 1)
 AT_LEAST_0 = Rule("0 or more", lambda x: x >= 0)
 POSITIVE = Rule("more than 0", lambda x: x > 0)
@@ -51,6 +53,10 @@ PAD = Rule("from 0 to 1024 pixels", lambda x: 0 <= x <= 1024)
 AREA = Rule("two shares of the area, the smaller first", lambda x: not x or (_ascending(x) and x[1] <= 1))
 RATIOS = Rule("two numbers above 0, the smaller first", _ascending)
 EPOCHS = Rule("numbers above 0, such as (60, 120)", lambda x: _numbers(x) and all(item > 0 for item in x))
+CLASS_WEIGHTS = Rule(
+    "balanced, or a number above 0 for each class",
+    lambda x: x == BALANCED or (_numbers(x) and all(item > 0 for item in x)),
+)
 CHANNEL_MEANS = Rule(
     "a number from 0 to 1 for each channel", lambda x: _numbers(x) and all(0 <= item <= 1 for item in x)
 )

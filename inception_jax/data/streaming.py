@@ -108,6 +108,11 @@ class StreamingSplit:
         """
         return sources.decode(self.sources[self.source_of[position]], int(self.rows[position]), self.form, crop)
 
+    def whole(self, position: int) -> np.ndarray:
+        """One picture at its own size, with the form's channels and padding: uint8 `(height, width, channels)`."""
+        form = dataclasses.replace(self.form, image_size=None)
+        return sources.decode(self.sources[self.source_of[position]], int(self.rows[position]), form)
+
 
 @cache
 def _threads() -> ThreadPoolExecutor:

@@ -41,7 +41,7 @@ class Checkpoints:
 
     Each folder holds three items: `state`, a tree of arrays; `progress`, a JSON object; and `digest`, from which
     the other two are verified. The `keep_latest` latest ones and the `keep_best` best ones are kept, best by the
-    watched metric; of equals, the first; and for good those of every multiple of `keep_every_steps`.
+    watched metric; of equals, the first; and for good `keep_steps` and every multiple of `keep_every_steps`.
 
     A damaged checkpoint is named in a warning and counts as not there, whenever that is found out: of its JSON when
     the folder is opened, of its arrays when they are restored. The next save sets it aside, as `damaged-STEP`.
@@ -55,6 +55,7 @@ class Checkpoints:
       keep_latest: 1 or more
       keep_best: 0 or more
       keep_every_steps: 0: none are kept for good
+      keep_steps: that are kept for good, once they are saved
       watch: the metric, among those given to `save`, that decides which checkpoint is the best
       watch_mode: which is better, "max" or "min" of it
       read_only: leave the folder as it is, which another program's run may be writing
@@ -70,6 +71,7 @@ class Checkpoints:
         keep_latest: int = 1,
         keep_best: int = 1,
         keep_every_steps: int = 0,
+        keep_steps: Sequence[int] = (),
         watch: str = "validation_top1",
         watch_mode: str = "max",
         read_only: bool = False,
@@ -89,7 +91,7 @@ class Checkpoints:
             if not read_only:
                 self._put_back()
             multihost.wait_for_all("checkpoints.opened")
-            policy = Kept(self._best_steps, keep_latest, keep_best, keep_every_steps)
+            policy = Kept(self._best_steps, keep_latest, keep_best, keep_every_steps, keep_steps)
             with waiting("the checkpoint folder to be opened"):
                 self._manager = ocp.CheckpointManager(
                     self.directory, options=ocp.CheckpointManagerOptions(preservation_policy=policy)

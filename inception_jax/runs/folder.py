@@ -2,7 +2,8 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from inception_jax.errors import UserError, WriteError
 from inception_jax.experiment import Inputs, dtypes
 from inception_jax.registry import is_outside
 from inception_jax.runs.checkpoints import Checkpoints
+from inception_jax.steps.schedules import cycle_ends
 
 ENDING = ("cosine",)  # schedules whose rates depend on the number of epochs
 
@@ -22,8 +24,9 @@ ENDING = ("cosine",)  # schedules whose rates depend on the number of epochs
 def prepare_folder(folder: Path, config: Config) -> int | None:
     """Creates the run's folder with its config.json, or checks that an existing one has the same config.
 
-    More epochs than the run was started with extend it, unless its schedule has used their number. Its config.json is
-    then to be replaced by `write_config`, once its data is known to be the same.
+    More epochs than the run was started with extend it, unless its schedule has used their number. A cosine schedule is
+    extended by whole cycles. Its config.json is then to be replaced by `write_config`, once its data is known to be the
+    same.
 
     Returns the number of epochs until now if they become more, else None.
 
@@ -39,12 +42,14 @@ def prepare_folder(folder: Path, config: Config) -> int | None:
         return None
     kept = read_config(path)
     differences = config_differences(kept, config)
-    if kept.num_epochs < config.num_epochs and len(differences) == 1:
-        if _may_end(config.schedule.name):
+    if _is_longer(kept, config, differences):
+        if _may_end(config.schedule.name) and not _has_more_cycles(kept, config):
+            more = "give the number of whole cycles with --config.schedule.cycles, or choose another --workdir"
             raise UserError(
                 f"{folder} cannot be extended from {kept.num_epochs} to {config.num_epochs} epochs: its "
-                f"{config.schedule.name} schedule was computed for {kept.num_epochs}. Choose another "
-                "--workdir; with --config.init_from a new run starts from its weights"
+                f"{config.schedule.name} schedule was computed for {kept.num_epochs}. "
+                f"{more if kept.schedule.cycles > 1 else 'Choose another --workdir'}; with --config.init_from "
+                "a new run starts from its weights"
             )
         return kept.num_epochs
     if differences:
@@ -73,6 +78,24 @@ def _writing(folder: Path) -> Iterator[None]:
 def _may_end(schedule: str) -> bool:
     """Whether a schedule depends on the number of epochs; those of Optax are given steps by the config's own fields."""
     return schedule in ENDING or (is_outside(schedule) and not schedule.startswith("optax."))
+
+
+def _is_longer(kept: Config, given: Config, differences: Sequence[str]) -> bool:
+    """Whether the given config differs only in having more epochs, and, of a cosine schedule, more cycles."""
+    fields = {phrase.partition(" ")[0] for phrase in differences} - {"num_epochs"}
+    return kept.num_epochs < given.num_epochs and (
+        not fields or (fields == {"schedule.cycles"} and given.schedule.name == "cosine")
+    )
+
+
+def _has_more_cycles(kept: Config, given: Config) -> bool:
+    """Whether the cycles of the kept config are the first ones of the given config, which has more."""
+    # In millionths of an epoch.
+    before, now = (
+        cycle_ends(config.num_epochs, 10**6, config.schedule.cycles, config.schedule.cycle_factor)
+        for config in (kept, given)
+    )
+    return len(before) < len(now) and all(math.isclose(*pair, abs_tol=1) for pair in zip(before, now, strict=False))
 
 
 def read_config(path: Path) -> Config:
@@ -148,13 +171,20 @@ def kept_inputs(folder: Path) -> Inputs | None:
         return None if step is None else Inputs.from_json(checkpoints.progress(step)["inputs"])
 
 
-def open_checkpoints(folder: Path, config: Config, *, read_only: bool = False) -> Checkpoints:
-    """Opens the run's checkpoints with its retention rules; `read_only` if the run may be training elsewhere."""
+def open_checkpoints(
+    folder: Path, config: Config, *, keep_steps: Sequence[int] = (), read_only: bool = False
+) -> Checkpoints:
+    """Opens the run's checkpoints with its retention rules; `read_only` if the run may be training elsewhere.
+
+    Args:
+      keep_steps: steps whose checkpoints are never deleted.
+    """
     return Checkpoints(
         folder / "checkpoints",
         keep_latest=config.checkpoint.keep_latest,
         keep_best=config.checkpoint.keep_best,
         keep_every_steps=config.checkpoint.keep_every_steps,
+        keep_steps=keep_steps,
         watch=config.evaluate.watch,
         watch_mode=config.evaluate.watch_mode,
         read_only=read_only,

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Coroutine
+from collections.abc import Collection, Coroutine
 from typing import Any
 
 from orbax.checkpoint.checkpoint_managers import PreservationPolicy
@@ -16,18 +16,21 @@ LEAVING_SECONDS = 60.0  # how long reads and writes that go on when one of them 
 
 
 class Kept(PreservationPolicy):
-    """Orbax's LatestN, BestN and EveryNSteps together, save that BestN prefers the last of equals."""
+    """Orbax's LatestN, BestN and EveryNSteps together, save that BestN prefers the last of equals; and some steps."""
 
-    def __init__(self, best_steps, keep_latest: int, keep_best: int, keep_every_steps: int):
+    def __init__(
+        self, best_steps, keep_latest: int, keep_best: int, keep_every_steps: int, keep_steps: Collection[int]
+    ):
         self._best_steps = best_steps
         self._keep_latest = keep_latest
         self._keep_best = keep_best
         self._keep_every_steps = keep_every_steps
+        self._keep_steps = keep_steps
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
         del context
         steps = sorted(checkpoint.step for checkpoint in checkpoints)
-        kept = {*steps[-self._keep_latest :], *self._best_steps(steps)[: self._keep_best]}
+        kept = {*steps[-self._keep_latest :], *self._best_steps(steps)[: self._keep_best], *self._keep_steps}
         if self._keep_every_steps:
             kept.update(step for step in steps if step % self._keep_every_steps == 0)
         return [checkpoint.step in kept for checkpoint in checkpoints]

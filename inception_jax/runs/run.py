@@ -21,7 +21,7 @@ from inception_jax.config import Config
 from inception_jax.data.transform import Transform
 from inception_jax.data.words import shown_names
 from inception_jax.errors import UserError, unknown_name
-from inception_jax.experiment import Inputs, build_model, dtypes, initial_key, own_parts, variables_of
+from inception_jax.experiment import Inputs, build_model, cycle_steps, dtypes, initial_key, own_parts, variables_of
 from inception_jax.inference.predictor import NetworkPredictor
 from inception_jax.runs import metrics_log
 from inception_jax.runs.checkpoints import Checkpoints
@@ -46,7 +46,7 @@ class Run(NetworkPredictor):
       inputs: class names, image shape and normalization.
       step: the checkpoint's step.
       epoch: the step in epochs.
-      checkpoint: "best", or "latest" if that was requested or there is no best one.
+      checkpoint: "best"; "latest" if that was requested or there is no best one; "snapshot" if its step was requested.
       named_streams: determines the key from which its initial weights were drawn, see `initial_key`.
       trusts_data: whether its data set may be code from outside the package, see `load_run`.
       trusts_parts: the same of its metrics and augmentation.
@@ -113,13 +113,14 @@ class Run(NetworkPredictor):
 
 def load_run(
     folder: str | Path,
-    checkpoint: str = "best",
+    checkpoint: str | int = "best",
     *,
     dtype: Any = None,
     trust_code: bool = False,
     own: Config | None = None,
 ) -> Run:
-    """Loads a run's network from its "best" checkpoint (the latest if there is no best one yet) or its "latest" one.
+    """Loads a run's network from its "best" checkpoint (the latest if there is no best one yet), its "latest" one, or
+    that of a step, such as one of `snapshot_steps`.
 
     If the run does not keep the best checkpoint (checkpoint.keep_best=0), the best of the existing ones is used, with a
     warning.
@@ -141,7 +142,7 @@ def load_run(
       UntrustedError: its network is code that is not trusted.
     """
     folder = files.expand(folder, "the run's folder")
-    if checkpoint not in ("best", "latest"):
+    if isinstance(checkpoint, str) and checkpoint not in ("best", "latest"):
         raise UserError(f"checkpoint={checkpoint!r} is not allowed: choose 'best' or 'latest'")
     config = read_config(folder / "config.json")
     trusts_model, trusts_data = (
@@ -150,11 +151,13 @@ def load_run(
     trusts_parts = trust_code or (own is not None and _parts(own) == _parts(config))
     registry.check_trusted("model", config.model.name, folder, trusts_model)
     with open_checkpoints(folder, config, read_only=True) as checkpoints:
-        step = _best_step(folder, config, checkpoints) if checkpoint == "best" else None
+        step = checkpoint if isinstance(checkpoint, int) else None
+        step = _best_step(folder, config, checkpoints) if checkpoint == "best" else step
         step = checkpoints.latest_step() if step is None else step
         if step is None:
             raise UserError(f"{folder} has no checkpoint yet")
         which = "best" if checkpoint == "best" and step == checkpoints.best_step() else "latest"
+        which = "snapshot" if isinstance(checkpoint, int) else which
         progress = checkpoints.progress(step)
         inputs = Inputs.from_json(progress["inputs"])
         model = build_model(config, len(inputs.class_names))
@@ -172,8 +175,36 @@ def _parts(config: Config) -> list[Any]:
     return [config.get("metrics"), config.data.augment.get("before"), config.data.augment.get("after")]
 
 
+def snapshot_steps(folder: str | Path, *, trust_code: bool = False) -> list[int]:
+    """The steps at which cycles of a run's schedule have ended, whose checkpoints are kept, for `load_run`.
+
+    Raises:
+      UserError: the folder does not contain a run; its schedule has no cycles, or none has ended yet; or one of the
+        checkpoints is damaged or missing.
+      UntrustedError: its network is code that is not trusted.
+    """
+    folder = files.expand(folder, "the run's folder")
+    config = read_config(folder / "config.json")
+    registry.check_trusted("model", config.model.name, folder, trust_code)
+    with open_checkpoints(folder, config, read_only=True) as checkpoints:
+        latest, there, gone = checkpoints.latest_step(), checkpoints.steps(), checkpoints.lost()
+        if latest is None:
+            raise UserError(f"{folder} has no checkpoint yet")
+        progress = checkpoints.progress(latest)
+    snapshots = cycle_steps(config, progress["steps_per_epoch"])
+    if not snapshots:
+        raise UserError(f"{folder} has no snapshots: they need schedule.name='cosine' with several schedule.cycles")
+    ended = [step for step in snapshots if step <= latest]
+    if not ended:
+        raise UserError(f"{folder} has no snapshots yet: its first cycle ends at step {snapshots[0]}")
+    for step in ended:
+        if step not in there:
+            raise UserError(f"{folder}: the checkpoint of step {step} {gone.get(step, 'is missing')}")
+    return ended
+
+
 def _restored_variables(
-    config: Config, template: dict[str, Any], checkpoints: Checkpoints, step: int, checkpoint: str
+    config: Config, template: dict[str, Any], checkpoints: Checkpoints, step: int, checkpoint: str | int
 ) -> dict[str, Any]:
     """The moving average of the variables if one is kept, else the variables."""
     averaged = config.average_decay > 0
@@ -181,7 +212,7 @@ def _restored_variables(
         restored = checkpoints.restore_part(step, {"average": template} if averaged else template)
         return restored["average"] if averaged else restored
     except UserError as error:
-        if checkpoint == "latest" or step == checkpoints.latest_step():
+        if checkpoint != "best" or step == checkpoints.latest_step():
             raise
         raise UserError(f"{error}: choose checkpoint 'latest' for step {checkpoints.latest_step()}") from error
 

@@ -20,13 +20,22 @@ class OutputsLike(Protocol):
     def aux(self) -> Mapping[str, Float[Array, "b k"]]: ...
 
 
-def cross_entropy(logits: Float[Array, "b k"], labels: Labels, *, label_smoothing: float = 0.0) -> Float[Array, " b"]:
+def cross_entropy(
+    logits: Float[Array, "b k"],
+    labels: Labels,
+    *,
+    label_smoothing: float = 0.0,
+    class_weights: Float[Array, " k"] | None = None,
+) -> Float[Array, " b"]:
     """Softmax cross-entropy for class indices (b,) or class probabilities (b, k), computed in at least float32.
 
     With label smoothing (Szegedy et al. 2016, section 7) a target is 1 - label_smoothing at the label plus
-    label_smoothing / k everywhere. Equals torch's `cross_entropy(reduction="none")`; a label of k or more gives NaN.
+    label_smoothing / k everywhere. Equals torch's `cross_entropy(reduction="none")`, also with `class_weights`, which
+    multiply the log-probability of each class; a label of k or more gives NaN.
     """
     log_probabilities = jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
+    if class_weights is not None:
+        log_probabilities = log_probabilities * class_weights.astype(log_probabilities.dtype)
     if labels.ndim == 2:
         loss = -(labels * log_probabilities).sum(axis=-1)
     else:

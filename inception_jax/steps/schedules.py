@@ -36,6 +36,8 @@ def make_schedule(
     boundaries: Sequence[float] = (),
     factor: float = 0.1,
     final_rate: float = 0.0,
+    cycles: int = 1,
+    cycle_factor: float = 1.0,
     decay_rate: float = 1e-6,
 ) -> optax.Schedule:
     """The function `step -> lr` of this name; pure, and in the precision of JAX's default float.
@@ -44,7 +46,9 @@ def make_schedule(
     - `step`: multiplied by `factor` after every `every_epochs`, or at each of the `boundaries` (in epochs) if
       there are any: `torch.optim.lr_scheduler.StepLR` and `MultiStepLR`
     - `cosine`: half a cosine from `learning_rate` to `final_rate` over the steps after the warm-up:
-      `CosineAnnealingLR` (Loshchilov and Hutter 2017, without restarts)
+      `CosineAnnealingLR`. With several `cycles` it starts again at the end of each, see `cycle_ends`:
+      `CosineAnnealingWarmRestarts` (Loshchilov and Hutter 2017), and the schedule of snapshot ensembles (Huang et al.
+      2017)
     - `inverse_time`: `learning_rate / (1 + decay_rate * step)`, the `decay` of Keras's first optimizers
 
     All of them can be preceded by a linear warm-up: update i of its W has lr `learning_rate * i / W`, i from 1,
@@ -53,10 +57,9 @@ def make_schedule(
     ends, as in `SequentialLR`.
 
     Raises:
-      UserError: an unknown name; `every_epochs` shorter than a step; more steps than fit in int32; lrs too large for
-        float32.
+      UserError: an unknown name; `every_epochs` or a cycle shorter than a step; more steps than fit in int32; lrs too
+        large for float32.
     """
-    total_steps = num_epochs * steps_per_epoch
     for field, epochs in (("num_epochs", num_epochs), ("warmup_epochs", warmup_epochs)):
         if epochs * steps_per_epoch > LARGEST_STEP:
             raise UserError(
@@ -82,7 +85,8 @@ def make_schedule(
             boundaries = [every_epochs * i for i in range(1, reductions + 1)]
         schedule = _step(learning_rate, [epoch * steps_per_epoch for epoch in sorted(boundaries)], factor)
     elif name == "cosine":
-        schedule = _cosine(learning_rate, final_rate, warmup_steps, total_steps)
+        ends = cycle_ends(num_epochs, steps_per_epoch, cycles, cycle_factor)
+        schedule = _cosine(learning_rate, final_rate, (warmup_steps, *ends[:-1]), ends)
     elif name == "inverse_time":
         schedule = _inverse_time(learning_rate, decay_rate)
     else:
@@ -114,10 +118,44 @@ def _step(rate: float, boundaries: Sequence[float], factor: float) -> optax.Sche
     return lambda step: jnp.asarray(rates, float)[jnp.sum(jnp.expand_dims(step, -1) >= starts, axis=-1)]
 
 
-def _cosine(rate: float, final_rate: float, first_step: int, last_step: float) -> optax.Schedule:
+def cycle_ends(num_epochs: float, steps_per_epoch: int, cycles: int, factor: float = 1.0) -> tuple[float, ...]:
+    """The steps at which the cycles of `cosine` end, whole numbers if there are several; the last one ends the run.
+
+    The first cycle begins at step 0, and a warm-up is a part of it. Each is `factor` times as long as the one before.
+
+    Raises:
+      UserError: one would be shorter than a step.
+    """
+    total = num_epochs * steps_per_epoch
+    if cycles == 1:
+        return (total,)
+    ends: list[int] = []
+    if cycles <= total:
+        last = cycles - 1 if factor > 1 else 0  # of the exponents, so that the largest length is 1
+        with np.errstate(under="ignore"):
+            lengths = np.power(float(factor), np.arange(cycles) - last)
+        # Rounded twice, so that an end half-way between two steps does not depend on the number of later cycles.
+        ends = [round(end) for end in np.round(np.cumsum(lengths) / lengths.sum() * total, 6).tolist()]
+    if not ends or min(np.diff([0, *ends])) < 1:
+        raise UserError(
+            f"cycles={cycles} is not allowed with cycle_factor={factor:g}: a cycle would be shorter than a step, of "
+            f"which the run has {total:g}; choose fewer cycles, or more epochs"
+        )
+    return tuple(ends)
+
+
+def _cosine(
+    rate: float, final_rate: float, first_steps: Sequence[float], last_steps: Sequence[float]
+) -> optax.Schedule:
+    lengths = [max(last - first, 1) for first, last in zip(first_steps, last_steps, strict=True)]
+
     def schedule(step):
+        last_step, length = last_steps[0], lengths[0]
+        if len(last_steps) > 1:
+            cycle = jnp.sum(jnp.expand_dims(step, -1) >= np.array(last_steps[:-1]), axis=-1)
+            last_step, length = (jnp.asarray(steps, float)[cycle] for steps in (last_steps, lengths))
         # (1 + cos(pi * done)) / 2 as a sine of the remaining fraction: exact near the end, where the cosine cancels.
-        left = jnp.clip((last_step - step) / max(last_step - first_step, 1), 0.0, 1.0)
+        left = jnp.clip((last_step - step) / length, 0.0, 1.0)
         return final_rate + (rate - final_rate) * jnp.sin(0.5 * jnp.pi * left) ** 2
 
     return schedule

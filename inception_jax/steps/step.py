@@ -1,6 +1,7 @@
 """The pure steps: (state, batch) -> state, and those of evaluation and prediction. Nothing here is jitted."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -33,10 +34,12 @@ def train_step(
     mix: Mix | None = None,
     label_smoothing: float = 0.0,
     aux_weight: float = 0.3,
+    class_weights: Float[Array, " classes"] | None = None,
     accumulation_steps: int = 1,
     average_decay: float = 0.0,
     loss: Callable[..., Array] = losses.cross_entropy,
     own_metrics: Mapping[str, type[Metric]] | None = None,
+    frozen: Callable[[Any], Any] | None = None,
 ) -> tuple[TrainState, Float[Array, ""]]:
     """One update; returns the new state and the loss that was minimized, a scalar.
 
@@ -48,16 +51,25 @@ def train_step(
         accumulation it gets one micro-batch at a time. The training top1 and top5 then use the most probable class
         as the label.
       aux_weight: weight of each auxiliary head's loss (Szegedy et al. 2015, section 5: 0.3).
+      class_weights: weights of the classes in the loss, whose mean over the batch is divided by the mean of the labels'
+        weights, except with `mix`: torch's `CrossEntropyLoss(weight)`. The metrics are not weighted.
       accumulation_steps: number of equal micro-batches, processed one after the other, for one update; batch norm
         then uses the statistics of micro-batches.
       average_decay: of the moving average of params and batch_stats, updated after every step, smaller in the first
         steps; 0: none.
       loss: of each head, (logits, labels, *, label_smoothing) -> (batch,).
       own_metrics: see `metrics.metric_sums`.
+      frozen: parameters -> a tree of the same structure, True for those whose gradient is not computed and counts as
+        0. Batch norm's statistics are updated everywhere.
     """
     step_key = jax.random.fold_in(key, state.step)
+    mean_weight = None  # of the whole batch, not of a micro-batch
+    if class_weights is not None and not mix:
+        mean_weight = class_weights[labels].mean()
 
     def loss_fn(params, batch_stats, images, labels, key):
+        if frozen:
+            params = jax.tree.map(lambda x, kept: jax.lax.stop_gradient(x) if kept else x, params, frozen(params))
         prepare_key, dropout_key = jax.random.split(key)
         inputs, targets = prepare(prepare_key, images), labels
         if mix:
@@ -70,9 +82,13 @@ def train_step(
             mutable=["batch_stats"],
         )
         outputs = as_outputs(outputs)
-        options = {"label_smoothing": label_smoothing, "loss": loss}
-        total = losses.total_loss(outputs, targets, aux_weight=aux_weight, **options).mean()
-        sums = metrics.metric_sums(outputs, targets, jnp.ones(labels.shape, bool), own=own_metrics, **options)
+        options = {"label_smoothing": label_smoothing}
+        weighted = loss if class_weights is None else partial(loss, class_weights=class_weights)
+        total = losses.total_loss(outputs, targets, aux_weight=aux_weight, loss=weighted, **options).mean()
+        if mean_weight is not None:
+            total = total / mean_weight
+        ones = jnp.ones(labels.shape, bool)
+        sums = metrics.metric_sums(outputs, targets, ones, loss=loss, own=own_metrics, **options)
         return total, (updated.get("batch_stats", {}), sums)
 
     gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)

@@ -15,6 +15,7 @@ class Events:
       evaluate_every, evaluate_from: steps between evaluations, and the step of the first one. There is always an
         evaluation after the last step.
       save_every: steps between checkpoints, one or more numbers; 0: none.
+      save_at: steps after which a checkpoint is saved, too.
       patience: number of evaluations without improvement after which training ends; 0: never.
       target: value of the watched metric at which training ends; 0: none.
       maximize: whether a larger value of the watched metric is better.
@@ -24,6 +25,7 @@ class Events:
     evaluate_every: int
     evaluate_from: int = 0
     save_every: tuple[int, ...] = ()
+    save_at: tuple[int, ...] = ()
     patience: int = 0
     target: float = 0.0
     maximize: bool = True
@@ -36,6 +38,7 @@ class Events:
             evaluate.every_epochs * experiment.steps_per_epoch,
             evaluate.first_epoch * experiment.steps_per_epoch,
             tuple(every for every in (checkpoint.every_steps, checkpoint.keep_every_steps) if every),
+            experiment.snapshots,
             evaluate.early_stopping_patience,
             evaluate.stop_at,
             evaluate.watch_mode == "max",
@@ -64,7 +67,7 @@ class Events:
 
     def saves(self, step: int) -> bool:
         """Whether a checkpoint is due after `step`, apart from those for evaluations and by time."""
-        return any(step % every == 0 for every in self.save_every)
+        return step in self.save_at or any(step % every == 0 for every in self.save_every)
 
     def better(self, value: float, best: float | None) -> bool:
         """Whether a finite value of the watched metric is better than the best one so far."""

@@ -136,8 +136,7 @@ def find_learning_rate(
         raise UserError("a learning rate is searched for by one process")
     config = copy.deepcopy(config)
     config.evaluate.splits = config.evaluate.final_splits = ()
-    if config.schedule.name == "plateau":  # it would need an evaluation
-        config.schedule.name = "constant"
+    config.schedule.name = "constant"  # others may need an evaluation, or more steps
     dataset = None if train is None else given_data(config, {"train": train})
     if dataset is not None:
         config.data.name = dataset.name

@@ -22,11 +22,12 @@ class Programs:
     """The compiled programs.
 
     Attributes:
-      train_step: (state, images, labels, key, *votes) -> the new state, and a result for `Votes.read`.
+      step_after: number of steps -> the program of the next one: (state, images, labels, key, *votes) -> the new state,
+        and a result for `Votes.read`.
       evaluate: (variables, split) -> metrics.
     """
 
-    train_step: Callable[..., tuple[TrainState, Any]]
+    step_after: Callable[[int], Callable[..., tuple[TrainState, Any]]]
     evaluate: Evaluator
 
 
@@ -54,7 +55,7 @@ def run(experiment: Experiment, programs: Programs, session: Session, state: Tra
             session.stop(state)
         if session.saves(step, when.saves(step)):
             session.save(state)
-        state = session.dispatch(programs.train_step, state, step)
+        state = session.dispatch(programs.step_after(step), state, step)
         step += 1
         session.report_step(step, lambda state=state, step=step: running_metrics(experiment, state, step))
         if step == session.first_step + STEPS_TO_ESTIMATE and experiment.evaluates:

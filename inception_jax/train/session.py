@@ -225,11 +225,15 @@ class Session:
             self.votes.outcome(step),
         )
 
+    def interrupt_timing(self, step: int) -> None:
+        """Leaves what follows `step` out of the speed of training, up to the next step."""
+        self.settle()
+        self.clock.pause(step)
+
     def dispatch(self, train_step: Callable, state: TrainState, step: int) -> TrainState:
         """Starts the step after `step` and returns its state. At most STEPS_IN_FLIGHT losses stay unread."""
         if self._profiler.starts_with(step + 1):
-            self.settle()
-            self.clock.pause(step)
+            self.interrupt_timing(step)
             self._profiler.start()
         with self._profiler.step(step + 1):
             self.clock.resume(step)

@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from inception_jax.config import Config
+from inception_jax.config.rules import BALANCED
 from inception_jax.data import order, streaming
 from inception_jax.data.dataset import Dataset
 from inception_jax.distributed import agreement, multihost, sharding
@@ -157,7 +158,11 @@ def _inputs(config: Config, folder: Path, dataset: Dataset, trust_code: bool) ->
         channels = dataset.image_shape[-1]
         if len(values) != channels:
             raise UserError(f"data.{field} has {len(values)} numbers, but the images have {channels} channel(s)")
-    return Inputs(dataset.class_names, dataset.image_shape, tuple(mean), tuple(std), dataset.words), initial
+    counts: tuple[int, ...] = ()
+    if config.loss.class_weights == BALANCED:
+        labels = dataset.splits["train"].all_labels()
+        counts = tuple(np.bincount(labels, minlength=len(dataset.class_names)).tolist())
+    return Inputs(dataset.class_names, dataset.image_shape, tuple(mean), tuple(std), dataset.words, counts), initial
 
 
 def _facts(experiment: Experiment, folder: Path, dataset: Dataset, initial: Initial | None) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
 
 from inception_jax import files, process
 from inception_jax.config import Config, validate
@@ -31,6 +30,7 @@ from inception_jax.train.extensions import Extensions, record
 from inception_jax.train.initial import Initial, with_network_of_weights
 from inception_jax.train.listeners import Hooks, Listeners, note
 from inception_jax.train.session import Session
+from inception_jax.train.step_programs import TrainStep
 from inception_jax.train.stopping import EvaluationStopped, Interrupted, NonFiniteLoss, StopRequests, stop_requests
 from inception_jax.writers.group import Writers
 
@@ -212,7 +212,7 @@ def _train_in_folder(
     config = begun.experiment.config
     with ExitStack() as exits:
         requests = exits.enter_context(stop_requests(folder))  # until the last save is done
-        checkpoints = exits.enter_context(open_checkpoints(folder, config))
+        checkpoints = exits.enter_context(open_checkpoints(folder, config, keep_steps=begun.experiment.snapshots))
         session = Session(begun, folder, dataset, checkpoints, requests, console, started, hooks)
         restored = session.restore()
         start.extend(begun, folder)
@@ -221,14 +221,15 @@ def _train_in_folder(
         _show_beginning(config, dataset, session.first_step, hooks.writers)
         session.open_batches()
         exits.callback(session.close_batches)
-        train_step, state = _compiled_step(session, restored)
+        train_step = TrainStep(session)
+        state = _beginning(session, restored, train_step)
         if restored is None:
             state = _with_initial(config, state, initial)
             if clear_caches:
                 jax.clear_caches()
         restored = initial = None  # otherwise their arrays would stay in memory besides the state's own
         evaluator = Evaluator(begun.experiment, dataset, begun.mesh, requests)
-        state, stopped = _run_with_retries(session, loop.Programs(train_step, evaluator), state)
+        state, stopped = _run_with_retries(session, loop.Programs(train_step.after, evaluator), state)
         if int(state.step) == resumed_step:
             logger.warning("%s is complete: its network is loaded without training", folder)
         return _summarize(session, state, evaluator, stopped, requests)
@@ -263,27 +264,16 @@ def _write_report(folder: Path) -> None:
     logger.info("report: %s", report.write_report(folder))
 
 
-def _compiled_step(session: Session, restored: TrainState | None) -> tuple[Callable, TrainState]:
-    """The step's program, and the initial state: the restored one, or a new one."""
+def _beginning(session: Session, restored: TrainState | None, train_step: TrainStep) -> TrainState:
+    """The initial state: the restored one, or a new one, drawn while the step's program is compiled or read."""
     begun, experiment = session.start, session.experiment
-    step = jax.jit(
-        session.votes.counted(experiment.train_step),
-        donate_argnames="state",
-        out_shardings=NamedSharding(begun.mesh, PartitionSpec()),
-        compiler_options=experiment.compiler_options,
-    )
     if restored is not None and session.first_step == experiment.total_steps:
-        return step, restored
-    # The weights are drawn while the program is compiled or read from the cache.
+        return restored
     with ThreadPoolExecutor(1) as pool:
         key = initial_key(experiment.config)
         state = pool.submit(lambda: restored or initialization.evaluate(begun.beginning, key))
-        traced = step.trace(begun.template, *session.example(), session.key, *session.votes.cast())
-        with start.saying_that_it_compiles(traced):
-            compiled = traced.lower().compile()
-    # One process may have compiled for minutes while another found its program in the cache.
-    multihost.wait_for_all("compiled")
-    return compiled, state.result()
+        train_step.compile(session.first_step)
+    return state.result()
 
 
 def _with_initial(config: Config, state: TrainState, initial: Initial | None) -> TrainState:

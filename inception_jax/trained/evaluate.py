@@ -5,7 +5,7 @@ import csv
 import dataclasses
 import io
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from scipy.special import log_softmax, logsumexp, softmax
 from inception_jax import data, files, registry
 from inception_jax.config import Config, default_config
 from inception_jax.data import digests
-from inception_jax.data.dataset import Dataset, eval_batches
+from inception_jax.data.dataset import Dataset, Split, eval_batches
 from inception_jax.errors import UserError, check_choice
 from inception_jax.models.layers import Outputs
 from inception_jax.runs.dataset import GIVEN, load_data
@@ -27,13 +27,13 @@ from inception_jax.runs.run import Run
 from inception_jax.steps.metrics import metric_sums, summarize
 from inception_jax.text import csv_cell
 from inception_jax.trained.classes import match_classes
+from inception_jax.trained.views import SHIFT_WEIGHTS, crops_of_pictures, views
 
 logger = logging.getLogger(__name__)
 _metric_sums = jax.jit(metric_sums)
 
 SPLITS = ("test", "validation")  # if no split is named, the first of these that exists
-TTA = ("none", "flip", "flip-shift", "1-crop", "10-crop")
-SHIFT_WEIGHTS = (1 / 4, 1 / 4, 1 / 8, 1 / 8, 1 / 8, 1 / 8)  # of the views of "flip-shift"
+TTA = ("none", "flip", "flip-shift", "1-crop", "10-crop", "144-crop")
 LARGER = 256 / 224  # ratio of the image's side to the crop's: ImageNet's usual sizes
 # Fields of config.data that select the pictures, as opposed to how they are preprocessed.
 SOURCE = (
@@ -86,11 +86,12 @@ def predictions(
         "flip": the image and its mirror image. "flip-shift": both, with weight 1/2, and both shifted by one pixel
         to the upper left and to the lower right, with weight 1/4 each (Jordan 2024, arXiv:2404.00498).
         "10-crop": the corners and center of a larger image, and their mirror images, each of the training size
-        (Krizhevsky et al. 2012, section 4.1). "1-crop": only the center. For crops, the data set must have been loaded
-        with the same `tta`.
+        (Krizhevsky et al. 2012, section 4.1). "1-crop": only the center. "144-crop": crops of the pictures at four
+        sizes, see `views.crops`. For crops, the data set must have been loaded with the same `tta`.
 
     Raises:
-      UserError: the split does not exist, its images have another shape, or it has no class in common with the run.
+      UserError: the split does not exist, its images have another shape, or it has no class in common with the run; or
+        "144-crop" of arrays, which are not pictures at their own size.
     """
     if split not in dataset.splits:
         raise UserError(f"{dataset.name} has no split {split!r}; it has {', '.join(dataset.splits)}")
@@ -103,8 +104,7 @@ def predictions(
     labels_of = match_classes(*names, class_map)
     part = dataset.splits[split]
     logits, decoded = [], []
-    for images, _, mask in eval_batches(part, batch_size):
-        seen = [run.logits(np.ascontiguousarray(view)) for view in views(images, tta, run.inputs.image_shape)]
+    for seen, mask in _seen(run, part, tta, batch_size):
         logits.append(seen[0] if len(seen) == 1 else _mean(seen, SHIFT_WEIGHTS if tta == "flip-shift" else None))
         decoded.append(mask)
     number = len(part)  # the last batch is padded
@@ -116,50 +116,35 @@ def predictions(
     )
 
 
-def views(images: np.ndarray, tta: str, image_shape: tuple[int, int, int]) -> list[np.ndarray]:
-    """The views of uint8 images `(batch, height, width, channels)` for test-time augmentation.
-
-    Args:
-      tta: see `predictions`. The ten crops are those of torchvision's TenCrop, in its order: the corners (top left, top
-        right, bottom left, bottom right), the center, and the same of the mirror image.
-      image_shape: shape of the crops; other views have the shape of the images.
-    """
-    if tta == "none":
-        return [images]
-    mirrored = images[:, :, ::-1]
-    if tta == "flip":
-        return [images, mirrored]
-    if tta == "flip-shift":
-        shifted = (images, _shifted(images, 1), _shifted(images, -1))
-        return [view for whole in shifted for view in (whole, whole[:, :, ::-1])]
-    height, width, _ = image_shape
-    bottom, right = images.shape[1] - height, images.shape[2] - width
-    centre = (round(bottom / 2), round(right / 2))
-    if tta == "1-crop":
-        return [images[:, centre[0] : centre[0] + height, centre[1] : centre[1] + width]]
-    corners = ((0, 0), (0, right), (bottom, 0), (bottom, right), centre)
-    return [whole[:, top : top + height, left : left + width] for whole in (images, mirrored) for top, left in corners]
+def _seen(run: Run, part: Split, tta: str, batch_size: int) -> Iterator[tuple[list[np.ndarray], np.ndarray]]:
+    """The logits (batch, classes) of each view of a batch of examples, and whether each example could be decoded."""
+    shape = run.inputs.image_shape
+    if tta != "144-crop":
+        for images, _, mask in eval_batches(part, batch_size):
+            yield [run.logits(np.ascontiguousarray(view)) for view in views(images, tta, shape)], mask
+        return
+    for crops in crops_of_pictures(part, shape[0]):  # of one picture
+        if crops is None:
+            yield [np.zeros((1, len(run.class_names)), np.float32)], np.zeros(1, bool)
+            continue
+        # Equal parts, so that one size is compiled.
+        at_once = next(size for size in range(min(batch_size, len(crops)), 0, -1) if len(crops) % size == 0)
+        parts = [run.logits(crops[start : start + at_once]) for start in range(0, len(crops), at_once)]
+        yield list(np.concatenate(parts)[:, None]), np.ones(1, bool)
 
 
 def _stored_shape(run: Run, tta: str) -> tuple[int, int, int]:
     """The shape of the images that are loaded: the network's or, for crops, a larger one."""
     check_choice("test-time augmentation", tta, TTA)
     height, width, channels = run.inputs.image_shape
-    if tta not in ("1-crop", "10-crop"):
+    if not tta.endswith("-crop"):
         return height, width, channels
     if height != width:
         raise UserError(f"{run.folder} takes images of {height}x{width} pixels, but crops need square images")
+    if tta == "144-crop":  # cut out of the pictures
+        return height, width, channels
     side = max(height + 1, round(height * LARGER))
     return side, side, channels
-
-
-def _shifted(images: np.ndarray, pixels: int) -> np.ndarray:
-    """The content moved by so many pixels down and to the right; what is uncovered mirrors what is inside."""
-    around = abs(pixels)
-    padded = np.pad(images, ((0, 0), (around, around), (around, around), (0, 0)), mode="reflect")
-    height, width = images.shape[1:3]
-    first = around - pixels
-    return padded[:, first : first + height, first : first + width]
 
 
 def _mean(logits: Sequence[np.ndarray], weights: Sequence[float] | None = None) -> np.ndarray:
@@ -359,7 +344,7 @@ def load_for(run: Run, split: str, fields: Mapping[str, Any], *, tta: str = "non
         "module:Name", is trusted. Another name or folder drops the run's own splits, classes and filters.
       tta: for crops, images are 256/224 times as large as the network's, made anew from the pictures: squashed in the
         same way, or with as much more around the center as there is. The corners are those of that square, not of the
-        whole picture as after torchvision's Resize, which keeps the aspect ratio.
+        whole picture as after torchvision's Resize, which keeps the aspect ratio. "144-crop" reads the pictures later.
 
     Warns if the run's own data is not what it was trained on.
 
@@ -388,6 +373,8 @@ def load_for(run: Run, split: str, fields: Mapping[str, Any], *, tta: str = "non
         section.image_size, section.crop_share = side, min(1.0, section.crop_share * side / height)
     for field, value in fields.items():
         section[field] = copy.deepcopy(value)
+    if tta == "144-crop":
+        section.pipeline = "streaming"
     section.unlock()
     if section.name in GIVEN:
         raise UserError(f"{run.folder} was trained on {GIVEN[section.name]}: give a data set with --data")

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+from networks import shapes
 
 from inception_jax.runs.folder import config_differences
 from inception_jax.studies.plan import load_study, make_plan
@@ -155,6 +156,17 @@ ON_ALL_IMAGES = (
     "tiny_vgg",
     "inception_versions",
 )
+
+
+@pytest.mark.parametrize("form", ["full", "cores", "cpu"])
+def test_the_residual_row_of_finetuning_differs_in_the_shortcuts_alone(tmp_path, form):
+    """And they have no parameters, so that the weights of the plain network fit."""
+    plan = make_plan("finetuning", load_study("finetuning")[1], form, tmp_path)
+    plain, residual = (plan.runs_of(row)[0].load_config() for row in ("finetuned", "finetuned_residual"))
+    assert config_differences(plain, residual) == ["model.residual was None, now 'identity'"]
+    options = {"size": 64, "num_classes": 21, "stem": "small_pooled"}
+    _, ours = shapes("googlenet", residual="identity", **options)
+    assert ours == shapes("googlenet", **options)[1]
 
 
 @pytest.mark.parametrize("form", ["full", "cores"])
