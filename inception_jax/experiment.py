@@ -21,7 +21,6 @@ from jax import numpy as jnp
 from inception_jax import ops, steps
 from inception_jax.config import CHOICES, Config, get_field
 from inception_jax.config.fields import BY_NAME
-from inception_jax.config.rules import BALANCED
 from inception_jax.config.validate import METRICS
 from inception_jax.data import augment
 from inception_jax.data.transform import Transform
@@ -157,7 +156,7 @@ class Experiment:
         for part in (*before, *after):
             extensions.check_augmentation(part, inputs.image_shape, dtype)
         loss = build_loss(config, classes, dtype, given)
-        weights = class_weights(config.loss.class_weights, inputs)
+        weights = losses.class_weights(config.loss.class_weights, inputs.class_names, inputs.class_counts)
         return cls(config, model, optimizer, schedule, inputs, steps_per_epoch, loss, metrics, before, after, weights)
 
     @property
@@ -308,29 +307,6 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
         if option in options:
             raise UserError(f"model.{option} cannot be set: it follows from {source}")
     return create_model(config.model.name, num_classes=num_classes, dtype=dtype, param_dtype=param_dtype, **options)
-
-
-def class_weights(given: tuple[Any, ...], inputs: Inputs) -> np.ndarray | None:
-    """The weights of the classes for config.loss.class_weights, float64 (classes,); None if it is empty.
-
-    "balanced" gives each class the same share of an epoch's loss, and the training images weights with the mean 1, as
-    scikit-learn does.
-
-    Raises:
-      UserError: there is not a number for each class; or classes to be balanced have no training images.
-    """
-    if not given:
-        return None
-    names = inputs.class_names
-    if given == BALANCED:
-        counts = np.array(inputs.class_counts)
-        if not counts.all():
-            missing = next(name for name, count in zip(names, counts, strict=True) if not count)
-            raise UserError(f"loss.class_weights=balanced needs training images of all classes; {missing} has none")
-        return counts.sum() / (len(counts) * counts)
-    if len(given) != len(names):
-        raise UserError(f"loss.class_weights has {len(given)} numbers, but the data has {len(names)} classes")
-    return np.array(given, float)
 
 
 def own_parts(kind: str, field: str, config: Config, given: Mapping[str, Any]) -> list[Part]:
