@@ -4,6 +4,7 @@ import argparse
 import importlib.metadata
 import os
 import sys
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from inception_jax import process
@@ -31,11 +32,36 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the subcommand in `argv` (None: this process's arguments); returns the exit code, see process."""
+    """Runs the subcommand in `argv` (None: this process's arguments); returns the exit code, see `process`."""
     if argv is None:
         if COMPLETING not in os.environ:  # Tab should not wait for a restart
             process.tune()
         process.leave(main(sys.argv[1:]))
+    commands = _commands()
+    parser = _make_parser(commands.values())
+    if COMPLETING in os.environ:
+        commands["completion"].answer(parser)
+    code = process.FINISHED
+    try:
+        with process.printing():
+            if argv and not argv[0].startswith("-") and argv[0] not in commands:
+                raise unknown_name("command", argv[0], commands)
+            args, fields = parser.parse_known_args(argv)
+            if fields and "takes_fields" not in args:
+                parser.error(f"unrecognized arguments: {' '.join(fields)}")
+            args.fields = fields  # --config.FIELD=VALUE
+            code = args.run(args)
+    except UserError as error:
+        # A location that cannot be written to is a user's mistake, a full disk is not.
+        place = isinstance(error, WriteError) and isinstance(error.__cause__, OSError) and not no_room(error.__cause__)
+        code = process.say(f"error: {error}", process.MISTAKE if place else process.exit_code(error))
+    except KeyboardInterrupt:
+        code = process.say("interrupted", process.INTERRUPTED)
+    return code
+
+
+def _commands() -> dict[str, Any]:
+    """The modules of the subcommands by name, in the order of the help text."""
     # Imported only now, so that the restart that tune() may perform costs nothing.
     from inception_jax.commands import (
         compare,
@@ -54,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
         train,
     )
 
-    commands = {
+    return {
         "train": train,
         "find-lr": find_lr,
         "evaluate": evaluate,
@@ -70,6 +96,9 @@ def main(argv: list[str] | None = None) -> int:
         "configs": configs,
         "completion": completion,
     }
+
+
+def _make_parser(commands: Iterable[Any]) -> _Parser:
     parser = _Parser(
         prog="inception-jax",
         description="Train and study the Inception family of image classifiers.",
@@ -80,24 +109,6 @@ def main(argv: list[str] | None = None) -> int:
         "--version", action="version", version=f"inception-jax {importlib.metadata.version('inception-jax')}"
     )
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in commands.values():
+    for module in commands:
         module.add_parser(subparsers)
-    if COMPLETING in os.environ:
-        completion.answer(parser)
-    code = process.FINISHED
-    try:
-        with process.printing():
-            if argv and not argv[0].startswith("-") and argv[0] not in commands:
-                raise unknown_name("command", argv[0], commands)
-            args, fields = parser.parse_known_args(argv)
-            if fields and "takes_fields" not in args:
-                parser.error(f"unrecognized arguments: {' '.join(fields)}")
-            args.fields = fields  # --config.FIELD=VALUE
-            code = args.run(args)
-    except UserError as error:
-        # A location that cannot be written to is a user's mistake, a full disk is not.
-        place = isinstance(error, WriteError) and isinstance(error.__cause__, OSError) and not no_room(error.__cause__)
-        code = process.say(f"error: {error}", process.MISTAKE if place else process.exit_code(error))
-    except KeyboardInterrupt:
-        code = process.say("interrupted", process.INTERRUPTED)
-    return code
+    return parser
