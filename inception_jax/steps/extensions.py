@@ -211,7 +211,7 @@ def _layout(sums: Any) -> str:
 # Optimizers and schedules
 
 
-class Rule(NamedTuple):
+class OptimizerRule(NamedTuple):
     """An optimizer from outside the package.
 
     Attributes:
@@ -225,7 +225,7 @@ class Rule(NamedTuple):
     decays: bool
 
 
-def make_rule(part: Part, schedule: Any, own: Mapping[str, Any], table: Mapping[str, Any], mask: Any) -> Rule:
+def make_rule(part: Part, schedule: Any, own: Mapping[str, Any], table: Mapping[str, Any], mask: Any) -> OptimizerRule:
     """Calls an optimizer's factory, such as `optax.lion`.
 
     Args:
@@ -248,7 +248,7 @@ def make_rule(part: Part, schedule: Any, own: Mapping[str, Any], table: Mapping[
     rule = optax.GradientTransformationExtraArgs(
         partial(part.call, made.init), partial(part.call, optax.with_extra_args_support(made).update)
     )
-    return Rule(rule, "learning_rate" in known, "weight_decay" in known)
+    return OptimizerRule(rule, "learning_rate" in known, "weight_decay" in known)
 
 
 def check_update(part: Part, optimizer: optax.GradientTransformation, params: Any) -> None:
