@@ -96,7 +96,7 @@ class Run(NetworkPredictor):
         Raises:
           UserError: they cannot be imported.
         """
-        names = tuple(map(str, self.config.metrics))  # a stranger's file may have anything there
+        names = tuple(map(str, self.config.metrics))  # the file may be from somebody else, with anything in it
         given = any(name.endswith(registry.GIVEN) for name in names)
         if names and (given or not self.trusts_parts):
             why = "they were given to fit as objects" if given else "add --trust-code, in Python trust_code=True"

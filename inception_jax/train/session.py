@@ -117,7 +117,7 @@ class Session:
 
     @contextmanager
     def attempt(self, state: TrainState) -> Iterator[None]:
-        """Opens the console and the profiler, to go on from `state`."""
+        """Opens the console and the profiler for training that starts from `state`."""
         first, first_step = multihost.is_first(), int(state.step)
         self.first_step = self._saved_step = first_step
         self.rate_scale = float(state.plateau.scale)

@@ -100,7 +100,7 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class TrainedRun(Run):
-    """A run with what one wants to know of it: its history, its results, and pictures that notebooks display.
+    """A run with its history, its results, and pictures that notebooks display.
 
     Attributes:
       dataset: what it was trained on if that was given to `fit`; None: it is loaded when it is needed.
@@ -235,7 +235,21 @@ def load(
     own: Config | None = None,
     dataset: Dataset | None = None,
 ) -> TrainedRun:
-    """`runs.run.load_run` for interactive use; `dataset` is that of `TrainedRun`."""
+    """Loads a run's trained network, with its history and results.
+
+    Args:
+      folder: the run's.
+      checkpoint: "best", or the latest one if there is no best one yet; "latest"; or the step of a kept checkpoint.
+      dtype: "float32" or "bfloat16", for the network to compute in; None: the type it was trained in.
+      trust_code: whether a network, data set, metrics and augmentation from outside the package, which the folder
+        names, may be imported. Only for folders from people whom you would let run programs on your machine.
+      own: a config of your own, whose names are trusted.
+      dataset: what it was trained on, see `TrainedRun`.
+
+    Raises:
+      UserError: the folder does not contain a run or an intact checkpoint, or the best checkpoint is damaged.
+      UntrustedError: the network is code from outside the package, and trust_code is False.
+    """
     run = load_run(folder, checkpoint, dtype=dtype, trust_code=trust_code, own=own)
     fields = {field.name: getattr(run, field.name) for field in dataclasses.fields(run)}
     return TrainedRun(**fields, dataset=dataset)
