@@ -111,7 +111,7 @@ def extend(start: Start, folder: Path) -> None:
     rate = float(start.experiment.schedule(epochs * start.experiment.steps_per_epoch))
     at = "with the rate that it has reached" if config.schedule.name == "plateau" else f"with a rate of {rate:.4g}"
     logger.info(
-        "run: extended from %d to %d epochs; the schedule %s goes on %s",
+        "run: extended from %d to %d epochs; the schedule %s continues %s",
         epochs, config.num_epochs, config.schedule.name, at,
     )  # fmt: skip
 
