@@ -48,12 +48,13 @@ def verify_items(folder: Path, items: list[Any] | str) -> Manifest:
     return manifest
 
 
-def read_state(folder: Path, shapes: PyTree, leaves: dict[str, dict[str, Any]], *, whole: bool) -> tuple[PyTree, str]:
+def read_state(folder: Any, shapes: PyTree, leaves: dict[str, dict[str, Any]], *, whole: bool) -> tuple[PyTree, str]:
     """The state of a checkpoint, and what is wrong with it, "" if nothing.
 
     Not read by Orbax's manager, whose processes would wait forever for one that could not read.
 
     Args:
+      folder: the checkpoint's, a path of the type that Orbax's manager has.
       shapes: the wanted leaves, as `verification.abstract` describes them.
       leaves: the same leaves in the manifest, by path.
       whole: whether these are all leaves of the state.
