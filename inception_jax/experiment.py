@@ -44,7 +44,8 @@ class Inputs:
     Attributes:
       class_names: in the order of the logits.
       image_shape: (height, width, channels) as stored.
-      mean, std: per channel, of pixels scaled to 0..1.
+      mean: per channel, of pixels scaled to 0..1.
+      std: the same, of the standard deviation.
       words: of the classes, see `Dataset`. They do not tell one data set from another.
       class_counts: numbers of training images, where config.loss.class_weights is "balanced"; else empty.
     """
@@ -117,7 +118,8 @@ class Experiment:
       steps_per_epoch: updates per epoch.
       loss: of each head, called like `losses.cross_entropy`.
       metrics: classes of metrics from outside the package, by name.
-      before, after: augmentation from outside the package, before and after ours.
+      before: augmentation from outside the package, before ours.
+      after: the same, after ours.
       class_weights: in the training loss, (classes,); None if it has none.
     """
 

@@ -70,7 +70,10 @@ class Decoding:
     Attributes:
       image_size: the side of the square in pixels; None: as they are.
       channels: 1 or 3; None: as they are.
-      resize, fit, crop_share, pad: see `images.Format`.
+      resize: "bilinear" or "bicubic".
+      fit: how a picture becomes a square, see `images.Format`.
+      crop_share: the square's share of the shorter side, see `images.Format`.
+      pad: pixels of zeros on each side, see `images.Format`.
       pipeline: "memory" decodes everything once, into memory-mapped files; "streaming" decodes while reading; "auto" is
         "memory" if the decoded set has at most `memory_gib` GiB.
       memory_gib: see pipeline.

@@ -28,7 +28,8 @@ class Prediction:
 
     Attributes:
       name: the picture's path, or "-" if its bytes, an array or a Pillow image were given.
-      classes, probabilities: the most probable classes in descending order; empty if there is an error.
+      classes: the most probable classes in descending order; empty if there is an error.
+      probabilities: those of `classes`.
       error: why the picture could not be read; None if it could.
     """
 

@@ -44,7 +44,9 @@ def train_step(
     """One update; returns the new state and the loss that was minimized, a scalar.
 
     Args:
+      state: before the update.
       images: as stored (uint8); `prepare` augments and normalizes them.
+      labels: class indices.
       key: the run's; `state.step` is folded in for the step's own, so that a resumed run draws the same numbers.
       prepare: (key, images) -> inputs (batch, height, width, channels).
       mix: (key, inputs, labels) -> mixed inputs, and their targets, class probabilities (batch, classes). With
@@ -197,9 +199,16 @@ def eval_step(
     prepare: Callable[[Stored], Prepared],
     own_metrics: Mapping[str, type[Metric]] | None = None,
 ) -> metrics.Sums:
-    """The metric sums over a batch; rows whose mask is False are padding and do not count.
+    """The metric sums over a batch.
 
     The loss is the plain cross-entropy, without the label smoothing of training.
+
+    Args:
+      variables: the network's, {"params", "batch_stats"}.
+      images: as stored (uint8).
+      mask: rows where it is False are padding and do not count.
+      prepare: images -> inputs (batch, height, width, channels).
+      own_metrics: see `metrics.metric_sums`.
     """
     outputs = as_outputs(model.apply(variables, prepare(images), train=False))
     return metrics.metric_sums(outputs, labels, mask, own=own_metrics)
@@ -212,6 +221,12 @@ def predict_step(
     model: nn.Module,
     prepare: Callable[[Stored], Prepared],
 ) -> Float[Array, "batch classes"]:
-    """The class probabilities."""
+    """The class probabilities.
+
+    Args:
+      variables: the network's, {"params", "batch_stats"}.
+      images: as stored (uint8).
+      prepare: images -> inputs (batch, height, width, channels).
+    """
     outputs = as_outputs(model.apply(variables, prepare(images), train=False))
     return jax.nn.softmax(outputs.logits)

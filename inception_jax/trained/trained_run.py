@@ -71,8 +71,10 @@ class Evaluation:
     """A network's results on a split.
 
     Attributes:
-      data, split: the name of the data set and of its split.
-      top1, top5: fractions of the examples.
+      data: the name of the data set.
+      split: the name of the split.
+      top1: the share of the examples whose most probable class is correct.
+      top5: the share of the examples whose class is among the five most probable ones.
       loss: the mean cross-entropy.
       calibration_error: see `evaluate.calibration_error`.
       count: number of examples.
