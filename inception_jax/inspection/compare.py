@@ -151,7 +151,7 @@ def bubble_chart(summaries: Sequence[Summary]) -> Figure:
     axes.set_ylabel(f"top-1 accuracy on {chart_label(data[0])}, %")
     unit = 10 ** math.floor(math.log10(largest))
     sizes = (unit / 4, unit)
-    legend = [axes.scatter([], [], _area(size, largest), color=drawing.color("grey"), alpha=0.55) for size in sizes]
+    legend = [axes.scatter([], [], _area(size, largest), color=drawing.color("gray"), alpha=0.55) for size in sizes]
     axes.legend(
         legend,
         [f"{size / 1e6:g} million parameters" for size in sizes],

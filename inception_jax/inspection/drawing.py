@@ -44,7 +44,7 @@ PALETTE: Mapping[str, Shade] = {
     "yellow": Shade("#7d6a00", "#cdb53a"),
     "violet": Shade("#5b66cf", "#8c99f5"),
     "red": Shade("#bf3848", "#f2808b"),
-    "grey": Shade("#686e77", "#9299a3"),
+    "gray": Shade("#686e77", "#9299a3"),
     "ink": Shade("#5c626b", "#a3a9b3"),  # axes, their text, and text of less importance
 }
 HUES = ("blue", "orange", "green", "pink", "yellow", "violet", "red")  # of lines, in this order

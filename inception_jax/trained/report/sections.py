@@ -19,7 +19,7 @@ from inception_jax.trained.report.tables import MEASURES, SPLITS, percent
 if TYPE_CHECKING:
     from inception_jax.trained.report.findings import Example, Findings
 
-SPLIT_HUES = {"train": "grey", "validation": "blue", "test": "orange"}
+SPLIT_HUES = {"train": "gray", "validation": "blue", "test": "orange"}
 SPLIT_STYLES = {split: {"color": drawing.color(hue)} for split, hue in SPLIT_HUES.items()}
 QUANTITIES = {
     "loss": "Loss",
