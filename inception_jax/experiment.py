@@ -327,7 +327,11 @@ def own_augmentation(config: Config, given: Mapping[str, Any]) -> tuple[tuple[Pa
 
 
 def build_loss(config: Config, num_classes: int, dtype: Any, given: Mapping[str, Any]) -> Callable[..., jax.Array]:
-    """The loss of each head that the config names, called like `losses.cross_entropy`."""
+    """The loss of each head that the config names, called like `losses.cross_entropy`.
+
+    Raises:
+      UserError: see `extensions.make_loss`; or class weights are set for another loss than the cross-entropy.
+    """
     if not is_outside(config.loss.name):
         return losses.cross_entropy
     if config.loss.class_weights:
@@ -340,7 +344,11 @@ def build_loss(config: Config, num_classes: int, dtype: Any, given: Mapping[str,
 
 
 def build_schedule(config: Config, steps_per_epoch: int, given: Mapping[str, Any]) -> Callable[[Any], Any]:
-    """The schedule that the config names, step -> learning rate."""
+    """The schedule that the config names, step -> learning rate.
+
+    Raises:
+      UserError: see `schedules.make_schedule` and `extensions.make_schedule`.
+    """
     section, num_epochs = config.schedule, config.num_epochs
     options: dict[str, Any] = {field: section[field] for field in SCHEDULE_OPTIONS}
     if not is_outside(section.name):
@@ -363,6 +371,9 @@ def build_optimizer(
 
     Args:
       given: see `Experiment.of`.
+
+    Raises:
+      UserError: see `build_schedule`, `optimizers.make_optimizer` and `extensions.make_rule`.
     """
     section, given = config.optimizer, given or {}
     schedule = schedule or build_schedule(config, steps_per_epoch, given)

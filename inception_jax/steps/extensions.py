@@ -39,6 +39,7 @@ class Part(NamedTuple):
     value: Any
 
     def error(self, what: str) -> UserError:
+        """The error that names the part and what is wrong with it."""
         return UserError(f"{self.kind} {self.name!r} {what}")
 
     def call(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
