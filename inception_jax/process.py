@@ -62,13 +62,17 @@ def command() -> str | None:
 
 
 def use_compilation_cache() -> None:
-    """Caches compiled programs on disk: later starts with the same network take seconds instead of minutes."""
+    """Caches compiled programs on disk: later starts with the same network take seconds instead of minutes.
+
+    The environment variables of JAX for the cache's folder and the shortest compilation to be kept take precedence.
+    """
     import jax
 
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "inception_jax", "xla")
         jax.config.update("jax_compilation_cache_dir", str(cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if not os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     # Programs with oneDNN's convolutions cannot be cached (JAX 0.12); they are compiled every time.
     warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry for .* std::bad_alloc")
 

@@ -364,6 +364,7 @@ def start_queue(queue, workdir, digits):
 
 
 @pytest.mark.slow
+@pytest.mark.first
 def test_a_queue_that_is_killed_in_its_second_study_ends_with_the_same_results(tmp_path, digits):
     first, second = (write_study(tmp_path / f"{name}.py") for name in ("first", "second"))
     queue = tmp_path / "weekend.txt"
