@@ -276,6 +276,14 @@ class Checkpoints:
         """
         return self._records_of(step).metrics
 
+    def leaves(self, step: int) -> dict[str, dict[str, Any]]:
+        """The shape, dtype and digest of each array saved with `step`, by its path, such as "plateau/scale".
+
+        Raises:
+          UserError: there is no such checkpoint, or it is damaged.
+        """
+        return self._records_of(step).leaves
+
     def _records_of(self, step: int) -> "Records":
         self.wait()
         self._require_present(step)

@@ -24,6 +24,7 @@ from inception_jax.runs.dataset import Given, given_data, load_data
 from inception_jax.steps import initialization
 from inception_jax.train import start
 from inception_jax.train.batches import training_batches
+from inception_jax.train.precision import types_for
 from inception_jax.train.training import ready
 
 LOWEST, HIGHEST, STEPS = 1e-6, 10.0, 100
@@ -144,7 +145,8 @@ def find_learning_rate(
         config = ready(config, Path(folder), trust_code)
         dataset = dataset or load_data(config)
         rates = np.geomspace(lowest, highest, steps)
-        losses = _losses(config, Path(folder), dataset, rates, trust_code)
+        with types_for(config, Path(folder)):
+            losses = _losses(config, Path(folder), dataset, rates, trust_code)
     return RateTest(rates[: len(losses)], np.array(losses))
 
 
