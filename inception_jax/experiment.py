@@ -313,23 +313,15 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
 def class_weights(given: tuple[Any, ...], inputs: Inputs) -> np.ndarray | None:
     """The weights of the classes for config.loss.class_weights, float64 (classes,); None if it is empty.
 
-    "balanced" gives each class the same share of an epoch's loss, and the training images weights with the mean 1, as
-    scikit-learn does.
-
     Raises:
       UserError: there is not a number for each class; or classes to be balanced have no training images.
     """
     if not given:
         return None
-    names = inputs.class_names
     if given == BALANCED:
-        counts = np.array(inputs.class_counts)
-        if not counts.all():
-            missing = next(name for name, count in zip(names, counts, strict=True) if not count)
-            raise UserError(f"loss.class_weights=balanced needs training images of all classes; {missing} has none")
-        return counts.sum() / (len(counts) * counts)
-    if len(given) != len(names):
-        raise UserError(f"loss.class_weights has {len(given)} numbers, but the data has {len(names)} classes")
+        return losses.balanced_weights(inputs.class_names, inputs.class_counts)
+    if (number := len(inputs.class_names)) != len(given):
+        raise UserError(f"loss.class_weights has {len(given)} numbers, but the data has {number} classes")
     return np.array(given, float)
 
 

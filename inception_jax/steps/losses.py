@@ -1,11 +1,14 @@
 """Losses: one number per example, so that callers can mask, weight and sum them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
+
+from inception_jax.errors import UserError
 
 Labels: TypeAlias = Int[Array, " b"] | Float[Array, "b k"]  # class indices, or class probabilities
 
@@ -62,3 +65,21 @@ def total_loss(
     for logits in outputs.aux.values():
         total = total + aux_weight * loss(logits, labels, label_smoothing=label_smoothing)
     return total
+
+
+def balanced_weights(class_names: Sequence[str], class_counts: Sequence[int]) -> np.ndarray:
+    """Weights (classes,), float64, that give each class the same share of an epoch's loss, as scikit-learn does.
+
+    Their mean over the training images is 1.
+
+    Args:
+      class_counts: numbers of training images.
+
+    Raises:
+      UserError: a class has none.
+    """
+    counts = np.array(class_counts)
+    if not counts.all():
+        missing = class_names[int(counts.argmin())]
+        raise UserError(f"loss.class_weights=balanced needs training images of all classes; {missing} has none")
+    return counts.sum() / (len(counts) * counts)
