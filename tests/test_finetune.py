@@ -1,5 +1,6 @@
 """Runs that start from weights: another run's, a file's, published ones; frozen trunks; other classes."""
 
+import contextlib
 import json
 import logging
 from functools import partial
@@ -19,7 +20,9 @@ from inception_jax.config.files import find_config, load_config
 from inception_jax.errors import UserError
 from inception_jax.experiment import Experiment, Inputs, build_model
 from inception_jax.runs import run
+from inception_jax.runs.folder import open_checkpoints
 from inception_jax.train import initial as initial_weights
+from inception_jax.train import training
 from inception_jax.train.precision import equations
 from inception_jax.train.stopping import Interrupted
 
@@ -97,6 +100,38 @@ def test_the_trunk_moves_once_its_epochs_are_over_and_the_run_goes_on_without_th
     # What was there when it ended is found again although the source is gone.
     again = inception_jax.fit(config, (IMAGES, labels(3)), workdir=tmp_path / "whole")
     jax.tree.map(np.testing.assert_array_equal, again.variables, whole.variables)
+
+
+@pytest.mark.parametrize("types", [("float64", "float32"), ("float32", "float64"), ("float64", "bfloat16")])
+def test_a_run_starts_from_one_in_another_type_and_is_resumed_in_its_own(config, tmp_path, monkeypatch, types):
+    data, (before, after) = (IMAGES, labels(4)), types
+    config.compute_dtype, config.num_epochs = before, 1
+    source = inception_jax.fit(config, data, workdir=tmp_path / "source")
+    config.compute_dtype, config.init_from, config.finetune.trunk_rate = after, str(source.folder), 0.0
+    whole = inception_jax.fit(config, data, workdir=tmp_path / "whole")
+    kernel, dtype = "['conv1_1']['conv']['kernel']", "float64" if after == "float64" else "float32"
+    expected = np.asarray(flat(source.variables["params"])[kernel]).astype(dtype)
+    np.testing.assert_array_equal(flat(whole.variables["params"])[kernel], expected)
+    with open_checkpoints(whole.folder, config, read_only=True) as checkpoints:
+        assert {leaf["dtype"] for leaf in checkpoints.leaves(4).values()} == {dtype, "int32"}
+
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(Interrupted):
+            inception_jax.fit(config, data, workdir=tmp_path / "resumed")
+    jax.config.update("jax_enable_x64", False)  # as in a new process
+    inception_jax.fit(config, data, workdir=tmp_path / "resumed")
+    assert_same_run(tmp_path / "resumed", tmp_path / "whole")
+
+
+def test_a_run_that_an_earlier_version_began_with_64_bit_types_goes_on_with_them(config, tmp_path, monkeypatch):
+    jax.config.update("jax_enable_x64", True)
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "types_for", lambda config, folder: contextlib.nullcontext())
+        stop_after(patch, 2)
+        with pytest.raises(Interrupted):
+            inception_jax.fit(config, (IMAGES, labels(4)), workdir=tmp_path / "run")
+    assert inception_jax.fit(config, (IMAGES, labels(4)), workdir=tmp_path / "run").step == 8
 
 
 @pytest.fixture

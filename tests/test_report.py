@@ -57,7 +57,7 @@ class Page(HTMLParser):
         return [attrs for tag, attrs in self.tags if tag == "img"]
 
 
-def make_run(folder, *, epochs=3, splits=("train", "validation"), summary=None, **fields):
+def make_run(folder, *, epochs=3, splits=("train", "validation"), summary=None, own=(), **fields):
     config = default_config()
     config.num_epochs = 3
     config.update_from_flattened_dict(fields)
@@ -67,6 +67,7 @@ def make_run(folder, *, epochs=3, splits=("train", "validation"), summary=None, 
             row = {"epoch": float(epoch), "learning_rate": 0.1 / epoch}
             for split in splits:
                 row |= {f"{split}_loss": 2.0 / epoch, f"{split}_top1": 1 - 0.5 / epoch, f"{split}_top5": 0.9}
+                row |= {f"{split}_{name}": 0.5 / epoch for name in own}
             writer.write_scalars(10 * epoch, row | {"images_per_second": 600.0, "seconds": 40.0 * epoch})
     if summary is not None:
         (folder / "summary.json").write_text(json.dumps(summary))
@@ -352,6 +353,18 @@ def test_no_result_on_test_data_is_in_bold(tmp_path):
     assert [["strong" in cell for cell in re.findall("<td[^>]*>", row)] for row in rows] == [
         [False, True, True, True, False, False, False]
     ] * 4
+
+
+def test_metrics_of_ones_own_are_among_the_results_of_several_runs(tmp_path):
+    folders = [tmp_path / name for name in ("one", "other", "unfinished")]
+    for folder, brier in zip(folders, (0.25, "strange", None), strict=True):
+        folder.mkdir()
+        summary = make_summary("validation", validation=METRICS | {"brier": brier}, best={}) if brier else None
+        make_run(folder, summary=summary, own=("brier",), metrics=("my_metrics:Brier",))
+    page = Page(write_report(folders, tmp_path / "all.html"))
+    place = page.rows[0].index("validation brier")
+    assert [row[place] for row in page.rows[1:4]] == ["0.2500", "-", "0.1667"]
+    assert 'strong">0.1667<' not in page.source  # less may be better
 
 
 def test_several_networks_stand_side_by_side(trained, tmp_path, drawn):

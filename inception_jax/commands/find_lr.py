@@ -15,7 +15,7 @@ examples:
   inception-jax train googlenet_cifar10 --config.schedule.learning_rate=0.05
 
 The suggestion is for the highest rate of a schedule, config.schedule.learning_rate, with the config's optimizer, batch
-size and augmentation. It is the rate at which the smoothed loss has come half-way down to its minimum.
+size and augmentation. It is a tenth of the rate at which the smoothed loss is lowest.
 """
 
 

@@ -259,6 +259,14 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         """
         return self._manifest_of(step).metrics
 
+    def leaves(self, step: int) -> dict[str, dict[str, Any]]:
+        """The shape, dtype and digest of each array saved with `step`, by its path, such as "plateau/scale".
+
+        Raises:
+          UserError: there is no such checkpoint, or it is damaged.
+        """
+        return self._manifest_of(step).leaves
+
     def _manifest_of(self, step: int) -> Manifest:
         self.wait()
         self._require_present(step)

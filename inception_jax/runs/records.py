@@ -22,9 +22,10 @@ from inception_jax.text import format_table, html_table, printable
 MADE_BY_US = {"model", "data", "checkpoint"}  # sections that distinguish a run's config.json from other programs'
 
 LARGEST = 1e300  # a summary's numbers are smaller, so that they fit a float
-METRICS: Mapping[str, Any] = {"top1": float, "top5": float, "loss": float, "count": float}
+OTHERS = ""  # in a table of types: that of all other fields
+METRICS: Mapping[str, Any] = {OTHERS: float}
 SPLITS: Mapping[str, Any] = dict.fromkeys(("train", "validation", "test"), METRICS)
-# The types of a summary's values; other keys may have any type.
+# The types of a summary's values; other fields than these and those of a split may have any type.
 SUMMARY: Mapping[str, Any] = {
     **dict.fromkeys(("steps", "epochs", "images_per_second", "parameters"), float),
     **dict.fromkeys(("seconds", "training_seconds", "evaluation_seconds"), float),
@@ -143,17 +144,18 @@ def read_record(run_folder: str | Path, name: str | None = None) -> Record:
 
 
 def _of_type(values: Mapping[str, Any], types: Mapping[str, Any]) -> dict[str, Any]:
-    """The values without those that do not match `types`: a type, or the types of nested fields."""
+    """The values without those that do not match `types`: a type, or the types of nested fields, or None for any."""
 
     def fits(value: Any, expected: Any) -> bool:
         if expected is float:
             return type(value) in (int, float) and abs(value) < LARGEST  # false for NaN, too
         return isinstance(value, dict if isinstance(expected, dict) else expected)
 
+    expected = {name: types.get(name, types.get(OTHERS)) for name in values}
     return {
-        name: _of_type(value, types[name]) if isinstance(types.get(name), dict) else value
+        name: _of_type(value, expected[name]) if isinstance(expected[name], dict) else value
         for name, value in values.items()
-        if name not in types or fits(value, types[name])
+        if expected[name] is None or fits(value, expected[name])
     }
 
 

@@ -82,6 +82,11 @@ class Console:
             self._start = self._last = (now, step)
         return self._active and now - self._last[0] >= self._wait
 
+    def leave_out(self, seconds: float) -> None:
+        """Leaves the last seconds, in which no step was made, out of the speed and the time left."""
+        self._last = (self._last[0] + seconds, self._last[1])
+        self._start = self._start and (self._start[0] + seconds, self._start[1])
+
     def update(self, step: int, row: Mapping[str, float]) -> None:
         """Shows the state after `step`: `learning_rate`, and `metrics` of the training split in `row`."""
         now = time.monotonic()

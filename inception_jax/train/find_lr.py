@@ -24,11 +24,13 @@ from inception_jax.runs.dataset import Given, given_data, load_data
 from inception_jax.steps import initialization
 from inception_jax.train import start
 from inception_jax.train.batches import training_batches
+from inception_jax.train.precision import types_for
 from inception_jax.train.training import ready
 
 LOWEST, HIGHEST, STEPS = 1e-6, 10.0, 100
 FEWEST_STEPS = 10
 SMOOTHING = 0.9  # decay of the moving average of the losses
+BELOW_MINIMUM = 0.1  # the suggestion as a share of the rate at which the loss is lowest
 TOO_HIGH = 4.0  # times the lowest smoothed loss: the test ends
 
 
@@ -55,14 +57,14 @@ class RateTest:
 
     @property
     def suggestion(self) -> float:
-        """The rate at which the smoothed loss has come half-way down to its minimum.
+        """The rate of the test nearest to a tenth of that at which the smoothed loss is lowest: fastai's `minimum`.
 
-        At the minimum itself the rate is already too high, and where the loss begins to fall it is needlessly low.
+        At the minimum updates begin to undo what was learned, whatever was learned until then. Rates lower on the
+        curve, such as where it is steepest or half-way down (fastai's `steep` and `valley`), depend on how much a
+        hundred steps can teach, and are too low for short trainings.
         """
-        smoothed = self.smoothed
-        falling = smoothed[: int(smoothed.argmin()) + 1]
-        half = (falling.max() + falling[-1]) / 2
-        return float(self.rates[np.flatnonzero(falling >= half)[-1]])
+        best = self.rates[self.smoothed.argmin()]
+        return float(self.rates[np.abs(np.log(self.rates / (BELOW_MINIMUM * best))).argmin()])
 
     def __repr__(self) -> str:
         return (
@@ -144,7 +146,8 @@ def find_learning_rate(
         config = ready(config, Path(folder), trust_code)
         dataset = dataset or load_data(config)
         rates = np.geomspace(lowest, highest, steps)
-        losses = _losses(config, Path(folder), dataset, rates, trust_code)
+        with types_for(config, Path(folder)):
+            losses = _losses(config, Path(folder), dataset, rates, trust_code)
     return RateTest(rates[: len(losses)], np.array(losses))
 
 

@@ -17,6 +17,7 @@ from inception_jax.experiment import build_model
 from inception_jax.runs.folder import kept_inputs, read_config
 from inception_jax.runs.run import load_run
 from inception_jax.steps import initialization
+from inception_jax.train.precision import switched
 from inception_jax.weights.names import naming, nearest_options
 
 
@@ -53,15 +54,17 @@ def load_initial(
     Raises:
       UserError: the weights are unavailable or do not fit the network.
     """
-    if not (files.expand(source, "init_from") / "config.json").is_file():
+    kept_config = files.expand(source, "init_from") / "config.json"
+    if not kept_config.is_file():
         found = weights.init_from(source, model, image_shape=image_shape, key=key)
         known = found.preprocessing
         return Initial(found.variables, known and known.mean, known and known.std, found.left_out)
-    other = load_run(source, trust_code=trust_code, own=own)
+    with switched(read_config(kept_config).compute_dtype == "float64"):  # its own types; this run may have others
+        other = load_run(source, trust_code=trust_code, own=own)
+        kept: dict[tuple[str, ...], Any] = flatten_dict(jax.device_get(dict(other.variables)))
     zeros = jnp.zeros((1, *image_shape))
     beginning = jax.jit(lambda key: model.init(key, zeros, train=False)).trace(key)
     fresh: dict[tuple[str, ...], Any] = flatten_dict(dict(initialization.evaluate(beginning, key)))
-    kept: dict[tuple[str, ...], Any] = flatten_dict(dict(other.variables))
     differing = fresh.keys() ^ kept.keys()
     differing |= {path for path in fresh.keys() & kept.keys() if fresh[path].shape != kept[path].shape}
     classes = len(other.inputs.class_names)

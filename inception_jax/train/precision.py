@@ -1,7 +1,8 @@
-"""The data type that a network computes in if the config does not specify it (compute_dtype="auto")."""
+"""The data type that a network computes in if the config does not specify it, and JAX's 64-bit types."""
 
 import copy
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from jax.extend.core import jaxprs_in_params
 from inception_jax import ops
 from inception_jax.config import Config
 from inception_jax.experiment import build_model
-from inception_jax.runs.folder import read_config
+from inception_jax.runs.folder import open_checkpoints, read_config
 
 # Mean per convolution in a step; below it, bfloat16 is slower even on a CPU with bfloat16 units: the operations around
 # oneDNN's take longer than is saved. GoogLeNet, 64 images: 0.77 times float32's speed with 36 million (32 pixels), 1.27
@@ -79,3 +80,41 @@ def _multiply_adds(equation: Any) -> float:
     kernel, maps = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
     out_features = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
     return float(np.prod(maps, dtype=float) * np.prod(kernel, dtype=float) / out_features)
+
+
+@contextmanager
+def types_for(config: Config, folder: Path) -> Iterator[None]:
+    """While a run trains, 64-bit types are on if it computes in float64, else off; afterwards they are as before.
+
+    JAX's switch is one for the process, and `experiment.dtypes` leaves it on. With it a run in float32 would draw other
+    random numbers and save scalars in float64, and another process could not continue it. A run that began so with an
+    earlier version goes on so, where the switch is on.
+
+    Args:
+      folder: of the run.
+    """
+    with switched(config.compute_dtype == "float64" or (_x64() and _began_with_x64(folder))):
+        yield
+
+
+@contextmanager
+def switched(x64: bool) -> Iterator[None]:
+    """JAX's 64-bit types on or off, in all threads, and afterwards as before."""
+    before = _x64()
+    jax.config.update("jax_enable_x64", x64)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_x64", before)
+
+
+def _x64() -> bool:
+    return jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _began_with_x64(folder: Path) -> bool:
+    if not (folder / "config.json").is_file():
+        return False
+    with open_checkpoints(folder, read_config(folder / "config.json"), read_only=True) as checkpoints:
+        step = checkpoints.latest_step()
+        return step is not None and checkpoints.leaves(step)["plateau/scale"]["dtype"] == "float64"

@@ -230,6 +230,14 @@ class Session:
         self.settle()
         self.clock.pause(step)
 
+    @contextmanager
+    def timing_interrupted(self, step: int) -> Iterator[None]:
+        """Leaves what is done here, after `step`, out of the speed and of the time that is left."""
+        self.interrupt_timing(step)
+        began = time.monotonic()
+        yield
+        self._console.leave_out(time.monotonic() - began)
+
     def dispatch(self, train_step: Callable, state: TrainState, step: int) -> TrainState:
         """Starts the step after `step` and returns its state. At most STEPS_IN_FLIGHT losses stay unread."""
         if self._profiler.starts_with(step + 1):

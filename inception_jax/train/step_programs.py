@@ -26,8 +26,8 @@ class TrainStep:
         """The program of the step after `step`, compiled when it is needed for the first time."""
         frozen = step < self._session.experiment.frozen_steps
         if frozen not in self._programs:
-            self._session.interrupt_timing(step)
-            self.compile(step)
+            with self._session.timing_interrupted(step):
+                self.compile(step)
         return self._programs[frozen]
 
     def compile(self, step: int) -> None:

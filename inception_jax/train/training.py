@@ -29,6 +29,7 @@ from inception_jax.train.evaluator import Evaluator
 from inception_jax.train.extensions import Extensions, record
 from inception_jax.train.initial import Initial, with_network_of_weights
 from inception_jax.train.listeners import Hooks, Listeners, note
+from inception_jax.train.precision import types_for
 from inception_jax.train.session import Session
 from inception_jax.train.step_programs import TrainStep
 from inception_jax.train.stopping import EvaluationStopped, Interrupted, NonFiniteLoss, StopRequests, stop_requests
@@ -74,7 +75,7 @@ def train_and_evaluate(
     folder = files.expand(workdir, "workdir")
     config = ready(config, folder, trust_code)
     listeners = Listeners.of(config)
-    with _held(folder, wait):
+    with _held(folder, wait), types_for(config, folder):
         return _train(config, folder, load_data(config), listeners, clear_caches, trust_code, console)
 
 
@@ -125,7 +126,7 @@ def fit(
         config = ready(config, folder, trust_code)
         listeners = Listeners.of(config, extensions)
         note(config, extensions)
-        with _held(folder):
+        with _held(folder), types_for(config, folder):
             _train(config, folder, dataset, listeners, False, trust_code, console, given)
     from inception_jax.trained import trained_run  # not earlier, since Matplotlib would delay the first step
 

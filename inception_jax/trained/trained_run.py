@@ -230,7 +230,7 @@ class TrainedRun(Run):
 
 def load(
     folder: str | Path,
-    checkpoint: str = "best",
+    checkpoint: str | int = "best",
     *,
     dtype: Any = None,
     trust_code: bool = False,

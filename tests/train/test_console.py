@@ -36,6 +36,20 @@ def test_lines_come_at_intervals_and_leave_the_compilation_out(clock):
     assert lines[3].startswith("epoch 2/10  step 129/900  ")
 
 
+def test_a_compilation_counts_neither_as_training_nor_as_time_left(clock):
+    stream = io.StringIO()
+    progress = Console(40, 10, batch_size=4, mode="lines", stream=stream)
+    for step in range(1, 21):
+        clock[0] += 1
+        progress.due(step)
+    progress.update(20, ROW)
+    clock[0] += 100
+    progress.leave_out(100)
+    clock[0] += 1
+    progress.update(21, ROW)
+    assert stream.getvalue().endswith("4 images/s  19 s left\n")
+
+
 def test_evaluation_does_not_count_as_training_but_as_time_left(clock):
     stream = io.StringIO()
     progress = Console(100, 10, batch_size=10, mode="lines", every_seconds=5.0, stream=stream)

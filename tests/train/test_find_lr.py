@@ -9,6 +9,7 @@ from runs import small_config
 
 import inception_jax
 from inception_jax import commands
+from inception_jax.config.files import find_config, load_config, override
 from inception_jax.errors import UserError
 from inception_jax.train.find_lr import FEWEST_STEPS, SMOOTHING, RateTest, find_learning_rate
 
@@ -53,13 +54,12 @@ def test_smoothing_forgets_its_start():
     assert RateTest(losses, losses).smoothed[-1] == pytest.approx((weights * losses).sum() / weights.sum())
 
 
-def test_the_suggestion_is_half_way_down_to_the_minimum():
+def test_the_suggestion_is_a_tenth_of_the_rate_with_the_lowest_loss():
     rates, losses = np.geomspace(1e-6, 10, 400), np.full(400, 2.3)
     losses[200:300] = np.linspace(2.3, 0.3, 100)
-    losses[300:] = 0.3
-    test = RateTest(rates, losses)
-    lag = SMOOTHING / (1 - SMOOTHING)  # steps by which the average is late
-    assert test.suggestion == pytest.approx(rates[250 + round(lag)], rel=0.1)
+    losses[300:] = np.linspace(0.3, 9, 100)
+    lag = 1  # steps by which the average is late, each 4 % of the rate
+    assert RateTest(rates, losses).suggestion == pytest.approx(rates[300 + lag] / 10, rel=0.1)
     assert RateTest(rates, np.linspace(1, 9, 400)).suggestion == rates[0]  # it only rises
 
 
@@ -104,3 +104,17 @@ def test_the_command(digits, tmp_path, monkeypatch, capsys):
     assert len(content["rates"]) == len(content["losses"]) == 12
     assert content["suggestion"] in content["rates"]
     assert commands.main([*command, "--chart=rates.txt"]) == 2
+
+
+@pytest.mark.slow
+def test_the_suggestion_trains_as_well_as_the_shipped_rate(digits, tmp_path):
+    config = load_config(find_config("googlenet_digits"))
+    fields = {"model.name": "simple_cnn", "model.stage_features": "(8, 16)", "model.norm": "batch", "num_epochs": "6"}
+    fields |= {"data.directory": str(digits), "log.tensorboard": "False"}
+    override(config, ["", *(f"--config.{name}={value}" for name, value in fields.items())])
+    reached = []
+    for rate in (config.schedule.learning_rate, find_learning_rate(config).suggestion):
+        config.schedule.learning_rate = rate
+        reached.append(inception_jax.train_and_evaluate(config, tmp_path / str(rate))["test"]["top1"])
+    shipped, suggested = reached
+    assert suggested > shipped - 0.005

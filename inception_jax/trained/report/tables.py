@@ -158,24 +158,28 @@ def results_table(record: Record) -> PageTable:
 def results_of_runs(records: Sequence[Record]) -> PageTable:
     """Last and best results of several runs on all splits, the best of each column in bold.
 
-    None on test is in bold, so that nobody chooses a network by test data.
+    None on test is in bold, so that nobody chooses a network by test data, and none of a metric from outside the
+    package, of which it is not known whether more is better.
     """
     found = [(record.name, weights, splits) for record in records for weights, splits in results(record).items()]
+    own = dict.fromkeys(name for record in records for name in own_measures(record))
+    titles = {name: title.lower() for name, title in MEASURES.items()} | {name: name for name in own}
     columns = [
         (split, name)
         for split in SPLITS
-        for name in MEASURES
+        for name in titles
         if any(splits.get(split, {}).get(name) is not None for _, _, splits in found)
     ]
-    header = ["Run", "Weights", *(f"{split} {MEASURES[name].lower()}" for split, name in columns)]
+    header = ["Run", "Weights", *(f"{split} {titles[name]}" for split, name in columns)]
     rows: list[list[str | Cell]] = [[run, weights] for run, weights, _ in found]
     for split, name in columns:
         shown = [measured(name, splits.get(split, {}).get(name)) for _, _, splits in found]
         values = [splits.get(split, {}).get(name) for _, _, splits in found]
-        numbers = [value for value in values if value is not None and not math.isnan(value)]
-        record = (min if name == "loss" else max)(numbers, default=None) if split != "test" else None
+        comparable = [value for value in values if value is not None and not math.isnan(value)]
+        comparable = comparable if split != "test" and name not in own else []
+        best = (min if name == "loss" else max)(comparable, default=None)
         for row, value, text in zip(rows, values, shown, strict=True):
-            row.append(Cell(text) if value is not None and value == record else text)
+            row.append(Cell(text) if value is not None and value == best else text)
     return PageTable("Results of the runs", header, rows, left=2)
 
 
