@@ -249,25 +249,14 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         Raises:
           UserError: there is no such checkpoint, or it is damaged.
         """
-        return self._manifest_of(step).progress
+        return self.manifest(step).progress
 
-    def metrics(self, step: int) -> dict[str, float] | None:
-        """The metrics saved with `step`; None if there were none.
-
-        Raises:
-          UserError: there is no such checkpoint, or it is damaged.
-        """
-        return self._manifest_of(step).metrics
-
-    def leaves(self, step: int) -> dict[str, dict[str, Any]]:
-        """The shape, dtype and digest of each array saved with `step`, by its path, such as "plateau/scale".
+    def manifest(self, step: int) -> Manifest:
+        """What was saved with `step`: the metrics, and shape, dtype and digest of each array, beside the progress.
 
         Raises:
           UserError: there is no such checkpoint, or it is damaged.
         """
-        return self._manifest_of(step).leaves
-
-    def _manifest_of(self, step: int) -> Manifest:
         self.wait()
         self._require_present(step)
         try:

@@ -302,7 +302,7 @@ class Session:
         state = state.replace(plateau=state.plateau.replace(scale=scale * np.asarray(factor, scale.dtype)))
         now = time.monotonic()  # the lost time counts, too
         self.record.elapsed_seconds, self.started = self.seconds_before + now - self.started, now
-        self.checkpoints.save(step, state, dataclasses.asdict(self.record), self.checkpoints.metrics(step))
+        self.checkpoints.save(step, state, dataclasses.asdict(self.record), self.checkpoints.manifest(step).metrics)
         self.first_step = step
         self._writers.resume(step)
         self.open_batches()
