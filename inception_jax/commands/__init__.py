@@ -1,6 +1,7 @@
 """The console command `inception-jax`: one module per subcommand, with flags and printing only."""
 
 import argparse
+import importlib
 import importlib.metadata
 import os
 import sys
@@ -17,6 +18,11 @@ examples:
   inception-jax predict runs/googlenet_digits picture.jpg
   inception-jax COMMAND --help
 """
+# Each is a module of this package, with "_" for "-".
+COMMANDS = (
+    "train", "find-lr", "evaluate", "predict", "inspect", "data", "export", "report", "runs", "compare", "serve",
+    "study", "configs", "completion",
+)  # fmt: skip
 COMPLETING = "_ARGCOMPLETE"  # in the environment if a shell asks for completions
 
 
@@ -36,40 +42,6 @@ def main(argv: list[str] | None = None) -> int:
         if COMPLETING not in os.environ:  # Tab should not wait for a restart
             process.tune()
         process.leave(main(sys.argv[1:]))
-    # Imported only now, so that the restart that tune() may perform costs nothing.
-    from inception_jax.commands import (
-        compare,
-        completion,
-        configs,
-        data,
-        evaluate,
-        export,
-        find_lr,
-        inspect,
-        predict,
-        report,
-        runs,
-        serve,
-        study,
-        train,
-    )
-
-    commands = {
-        "train": train,
-        "find-lr": find_lr,
-        "evaluate": evaluate,
-        "predict": predict,
-        "inspect": inspect,
-        "data": data,
-        "export": export,
-        "report": report,
-        "runs": runs,
-        "compare": compare,
-        "serve": serve,
-        "study": study,
-        "configs": configs,
-        "completion": completion,
-    }
     parser = _Parser(
         prog="inception-jax",
         description="Train and study the Inception family of image classifiers.",
@@ -80,15 +52,20 @@ def main(argv: list[str] | None = None) -> int:
         "--version", action="version", version=f"inception-jax {importlib.metadata.version('inception-jax')}"
     )
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in commands.values():
-        module.add_parser(subparsers)
+    # Only the command that is named is imported, and only now, so that help and mistakes are answered at once and the
+    # restart that tune() may perform costs nothing.
+    named = argv[:1] if set(argv[:1]) <= set(COMMANDS) and COMPLETING not in os.environ else []
+    for name in named or COMMANDS:
+        importlib.import_module(f"inception_jax.commands.{name.replace('-', '_')}").add_parser(subparsers)
     if COMPLETING in os.environ:
+        from inception_jax.commands import completion
+
         completion.answer(parser)
     code = process.FINISHED
     try:
         with process.printing():
-            if argv and not argv[0].startswith("-") and argv[0] not in commands:
-                raise unknown_name("command", argv[0], commands)
+            if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
+                raise unknown_name("command", argv[0], COMMANDS)
             args, fields = parser.parse_known_args(argv)
             if fields and "takes_fields" not in args:
                 parser.error(f"unrecognized arguments: {' '.join(fields)}")
