@@ -121,6 +121,16 @@ def test_on_a_terminal_it_has_the_columns_that_fit_the_most_important_ones(folde
     assert "best.test.top1" in capsys.readouterr().out  # what was asked for is there
 
 
+def test_of_the_fields_that_differ_those_with_more_values_stay_longer(tmp_path, capsys, monkeypatch):
+    for number in range(4):
+        make(tmp_path / f"run{number}", rate=0.1 * 2**number, top1=0.5 + 0.1 * number)
+        config = json.loads((tmp_path / f"run{number}" / "config.json").read_text())
+        (tmp_path / f"run{number}" / "config.json").write_text(json.dumps(config | {"batch_size": 32 + number % 2}))
+    on_a_terminal(monkeypatch, 40)
+    assert main(["runs", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[0].split() == ["run", "learning_rate", "test_top1"]
+
+
 def test_it_sorts_by_any_column_with_the_unknown_last(folder, capsys):
     for key, names in (
         ("test_top1", ["a/first", "third", "second", "waiting"]),

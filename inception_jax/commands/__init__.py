@@ -1,10 +1,10 @@
 """The console command `inception-jax`: one module per subcommand, with flags and printing only."""
 
 import argparse
+import importlib
 import importlib.metadata
 import os
 import sys
-from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from inception_jax import process
@@ -18,6 +18,11 @@ examples:
   inception-jax predict runs/googlenet_digits picture.jpg
   inception-jax COMMAND --help
 """
+# Each is a module of this package, with "_" for "-".
+COMMANDS = (
+    "train", "find-lr", "evaluate", "predict", "inspect", "data", "export", "report", "runs", "compare", "serve",
+    "study", "configs", "completion",
+)  # fmt: skip
 COMPLETING = "_ARGCOMPLETE"  # in the environment if a shell asks for completions
 
 
@@ -37,15 +42,16 @@ def main(argv: list[str] | None = None) -> int:
         if COMPLETING not in os.environ:  # Tab should not wait for a restart
             process.tune()
         process.leave(main(sys.argv[1:]))
-    commands = _commands()
-    parser = _make_parser(commands.values())
+    parser = _make_parser(argv)
     if COMPLETING in os.environ:
-        commands["completion"].answer(parser)
+        from inception_jax.commands import completion
+
+        completion.answer(parser)
     code = process.FINISHED
     try:
         with process.printing():
-            if argv and not argv[0].startswith("-") and argv[0] not in commands:
-                raise unknown_name("command", argv[0], commands)
+            if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
+                raise unknown_name("command", argv[0], COMMANDS)
             args, fields = parser.parse_known_args(argv)
             if fields and "takes_fields" not in args:
                 parser.error(f"unrecognized arguments: {' '.join(fields)}")
@@ -60,45 +66,8 @@ def main(argv: list[str] | None = None) -> int:
     return code
 
 
-def _commands() -> dict[str, Any]:
-    """The modules of the subcommands by name, in the order of the help text."""
-    # Imported only now, so that the restart that tune() may perform costs nothing.
-    from inception_jax.commands import (
-        compare,
-        completion,
-        configs,
-        data,
-        evaluate,
-        export,
-        find_lr,
-        inspect,
-        predict,
-        report,
-        runs,
-        serve,
-        study,
-        train,
-    )
-
-    return {
-        "train": train,
-        "find-lr": find_lr,
-        "evaluate": evaluate,
-        "predict": predict,
-        "inspect": inspect,
-        "data": data,
-        "export": export,
-        "report": report,
-        "runs": runs,
-        "compare": compare,
-        "serve": serve,
-        "study": study,
-        "configs": configs,
-        "completion": completion,
-    }
-
-
-def _make_parser(commands: Iterable[Any]) -> _Parser:
+def _make_parser(argv: list[str]) -> _Parser:
+    """The parser with the subcommand that `argv` names, or with all of them."""
     parser = _Parser(
         prog="inception-jax",
         description="Train and study the Inception family of image classifiers.",
@@ -109,6 +78,9 @@ def _make_parser(commands: Iterable[Any]) -> _Parser:
         "--version", action="version", version=f"inception-jax {importlib.metadata.version('inception-jax')}"
     )
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in commands:
-        module.add_parser(subparsers)
+    # Only the command that is named is imported, and only now, so that help and mistakes are answered at once and the
+    # restart that tune() may perform costs nothing.
+    named = argv[:1] if set(argv[:1]) <= set(COMMANDS) and COMPLETING not in os.environ else []
+    for name in named or COMMANDS:
+        importlib.import_module(f"inception_jax.commands.{name.replace('-', '_')}").add_parser(subparsers)
     return parser

@@ -118,7 +118,7 @@ def _fitted(
     """The heads and cells of a table that fits a terminal, and the names of the columns that it has no room for.
 
     Field names and long values are shortened first. Then columns are left out: those that are the same for all runs,
-    then those of least importance.
+    then those of least importance; of the fields, those with fewer different values.
 
     Args:
       width: of the terminal, in characters.
@@ -138,7 +138,7 @@ def _fitted(
             heads[name] = short if last[short] == 1 else name
             if name != "run":
                 cells[name] = [shortened(value, LONGEST) for value in cells[name]]
-    fields = [name for name in columns if name not in COLUMNS]
+    fields = sorted((name for name in columns if name not in COLUMNS), key=lambda name: -len(set(cells[name])))
     by_importance = ["run", sort_by, *IMPORTANT, *fields, *COLUMNS]
     same = [name for name in columns if len(lines) > 1 and len(set(cells[name])) == 1 and name != sort_by]
     candidates = [*same, *sorted(set(columns) - {*same, "run"}, key=by_importance.index, reverse=True)]

@@ -2,6 +2,8 @@
 
 import ast
 import importlib.metadata
+import subprocess
+import sys
 
 import pytest
 
@@ -38,6 +40,14 @@ def test_a_mistake_is_answered_in_one_line(capsys, argv, message):
 def test_help_of_train_is_that_of_the_trainer(capsys):
     assert commands.main(["train", "--help"]) == 0
     assert "usage: inception-jax train --config=NAME_OR_FILE" in capsys.readouterr().out
+
+
+def test_help_does_not_wait_for_what_it_does_not_need():
+    code = "import sys; from inception_jax.commands import main; main(sys.argv[1:]); print(*sys.modules)"
+    command = [sys.executable, "-c", code, "train", "--help", "optimizer"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "optimizer.momentum" in done.stdout
+    assert not {"jax", "numpy", "tensorflow_datasets"} & set(done.stdout.splitlines()[-1].split())
 
 
 def test_version(capsys):
