@@ -13,7 +13,7 @@ from jax import numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Float
 
-from inception_jax import data
+from inception_jax import data, process
 from inception_jax.config import Config
 from inception_jax.data import order
 from inception_jax.data.dataset import Dataset
@@ -140,7 +140,7 @@ def find_learning_rate(
         config.schedule.name = "constant"
     if train is not None:
         config.data.name = "arrays"
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, process.log_in_notebook():
         config = ready(config, Path(folder), trust_code)
         dataset = load_data(config) if train is None else data.from_arrays(train=train)
         rates = np.geomspace(lowest, highest, steps)

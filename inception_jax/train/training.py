@@ -72,7 +72,7 @@ def train_and_evaluate(
         streaming.end_unguarded_worker()  # before it takes time
     folder = files.expand(workdir, "workdir")
     config = ready(config, folder, trust_code)
-    with _held(folder, wait):
+    with _held(folder, wait), process.log_in_notebook():
         return _train(config, folder, load_data(config), clear_caches, trust_code, console)
 
 
@@ -112,7 +112,7 @@ def fit(
     evaluate.final_splits = tuple(split for split in evaluate.final_splits if split in dataset.splits)
     with _folder_of_fit(workdir) as folder:
         config = ready(config, folder, trust_code)
-        with _held(folder):
+        with _held(folder), process.log_in_notebook():
             _train(config, folder, dataset, False, trust_code, console)
     from inception_jax.trained import trained_run  # not earlier, since Matplotlib would delay the first step
 
