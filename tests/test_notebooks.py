@@ -15,6 +15,7 @@ from inception_jax import process
 from inception_jax.errors import UserError
 from inception_jax.train import notebook
 from inception_jax.train.console import Console
+from inception_jax.train.stopping import Interrupted
 
 ROOT = Path(__file__).parent.parent
 SURFACE = ROOT / "tests" / "surface.ipynb"
@@ -97,6 +98,7 @@ def test_a_stream_and_lines_are_as_elsewhere(shown, capsys):
 
 def test_a_mistake_is_one_line():
     assert UserError("no\nsuch run")._render_traceback_() == ["UserError: no such run"]
+    assert Interrupted("stopped after step 3", 2)._render_traceback_() == ["Interrupted: stopped after step 3"]
 
 
 def executed(path, folder, parameters=None):
