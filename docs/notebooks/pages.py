@@ -16,7 +16,7 @@ BUILT = ROOT / "build" / "notebooks"  # those that have run, so that `mkdocs ser
 SECONDS = 600  # the longest that a cell may take
 # The site is built without downloads: values of a notebook's parameters that differ from those that readers get.
 ON_THE_SITE = {
-    "googlenet_on_mnist": {"DATA": "digits", "TRAIN": "train[:-200]", "VALIDATION": "train[-200:]", "EPOCHS": 4}
+    "googlenet_on_mnist": {"DATA": "digits", "TRAIN": "train[:-200]", "VALIDATION": "train[-200:]", "EPOCHS": 3}
 }
 
 
