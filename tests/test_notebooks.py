@@ -155,10 +155,7 @@ def test_the_whole_surface(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("path", DOCUMENTATION, ids=lambda path: path.stem)
 def test_a_notebook_of_the_documentation(path, tmp_path):
-    parameters = SHORT[path.stem]
-    if path.stem == "googlenet_on_mnist" and (archives := os.environ.get("INCEPTION_JAX_TEST_DATA")):
-        parameters = parameters | {"DATA": "mnist", "ARCHIVES": archives}
-    assert check_outputs(executed(path, tmp_path, parameters)) >= 3
+    assert check_outputs(executed(path, tmp_path, SHORT[path.stem])) >= 3
 
 
 @pytest.mark.parametrize("path", [SURFACE, *DOCUMENTATION], ids=lambda path: path.stem)
