@@ -73,6 +73,4 @@ def on_files(files: Any, config: Any) -> Any:
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """MkDocs's event: links to notebooks, which open in a checkout, lead to their pages on the site."""
-    if page.file.src_uri.startswith("notebooks/"):
-        return markdown
-    return re.sub(r"\]\((notebooks/\w+)\.ipynb\)", r"](\1.md)", markdown)
+    return re.sub(r"\]\(((?:notebooks/)?\w+)\.ipynb\)(?!\{)", r"](\1.md)", markdown)  # not that for the download
