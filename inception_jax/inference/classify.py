@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Decoded = np.ndarray | str  # an image, or the reason why it cannot be decoded
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Prediction:
     """A network's prediction for a picture.
 
@@ -36,6 +36,10 @@ class Prediction:
     classes: tuple[str, ...] = ()
     probabilities: tuple[float, ...] = ()
     error: str | None = None
+
+    def __repr__(self) -> str:
+        shares = zip(self.classes, self.probabilities, strict=True)
+        return f"Prediction({self.name}: {self.error or ', '.join(f'{name} {100 * p:.1f} %' for name, p in shares)})"
 
 
 def top_classes(

@@ -74,7 +74,7 @@ def train_and_evaluate(
     folder = files.expand(workdir, "workdir")
     config = ready(config, folder, trust_code)
     listeners = Listeners.of(config)
-    with _held(folder, wait):
+    with _held(folder, wait), process.log_in_notebook():
         return _train(config, folder, load_data(config), listeners, clear_caches, trust_code, console)
 
 
@@ -125,7 +125,7 @@ def fit(
         config = ready(config, folder, trust_code)
         listeners = Listeners.of(config, extensions)
         note(config, extensions)
-        with _held(folder):
+        with _held(folder), process.log_in_notebook():
             _train(config, folder, dataset, listeners, False, trust_code, console, given)
     from inception_jax.trained import trained_run  # not earlier, since Matplotlib would delay the first step
 
