@@ -20,21 +20,25 @@ ON_THE_SITE = {
 }
 
 
-def execute(path: Path, folder: Path, parameters: Mapping[str, Any], **environment: str) -> Any:
-    """Runs a notebook in a folder, where it also keeps its data, on one device; returns it with its outputs.
-
-    Args:
-      parameters: values for variables of the cell with the tag "parameters", set by another cell below it.
-      environment: further variables of the environment.
-
-    Raises:
-      CellExecutionError: a cell raised an exception that its tags do not allow.
-    """
+def read(path: Path, parameters: Mapping[str, Any]) -> Any:
+    """A notebook with values for variables of the cell with the tag "parameters", set by another cell below it."""
     book = nbformat.read(path, as_version=4)
     if parameters:
         (place,) = (n for n, cell in enumerate(book.cells) if "parameters" in cell.metadata.get("tags", ()))
         source = "\n".join(["# For this page.", *(f"{name} = {value!r}" for name, value in parameters.items())])
         book.cells.insert(place + 1, nbformat.v4.new_code_cell(source))
+    return book
+
+
+def execute(book: Any, folder: Path, **environment: str) -> Any:
+    """Runs a notebook in a folder, where it also keeps its data, on one device; returns it with its outputs.
+
+    Args:
+      environment: further variables of the environment.
+
+    Raises:
+      CellExecutionError: a cell raised an exception that its tags do not allow.
+    """
     alone = {name: value for name, value in os.environ.items() if name != "JAX_NUM_CPU_DEVICES"}
     options = {"timeout": SECONDS, "coalesce_streams": True, "resources": {"metadata": {"path": str(folder)}}}
     client = nbclient.NotebookClient(book, **options)
@@ -48,7 +52,7 @@ def _executed(path: Path) -> Any:
     kept = BUILT / f"{path.stem}-{digest}.ipynb"
     if not kept.exists():
         with tempfile.TemporaryDirectory() as folder:
-            book = execute(path, Path(folder), parameters)
+            book = execute(read(path, parameters), Path(folder))
         BUILT.mkdir(parents=True, exist_ok=True)
         nbformat.write(book, kept)
     return nbformat.read(kept, as_version=4)

@@ -15,6 +15,7 @@ from scipy.special import softmax
 from inception_jax.data import images
 from inception_jax.data.images import Picture
 from inception_jax.errors import UserError
+from inception_jax.text import printable
 
 if TYPE_CHECKING:
     from inception_jax.inference.predictor import Predictor
@@ -39,7 +40,8 @@ class Prediction:
 
     def __repr__(self) -> str:
         shares = zip(self.classes, self.probabilities, strict=True)
-        return f"Prediction({self.name}: {self.error or ', '.join(f'{name} {100 * p:.1f} %' for name, p in shares)})"
+        found = self.error or ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares)
+        return printable(f"Prediction({self.name}: {found})")
 
 
 def top_classes(

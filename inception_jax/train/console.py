@@ -115,7 +115,7 @@ class Console:
                 parts.append(" ".join([split, *values]))
         line = "  ".join([*parts, *_rate(row)])
         if self._notebook_bar is not None:
-            self._notebook_bar.epoch(row)
+            self._notebook_bar.epoch(row, self.metrics)
         else:
             self._print(line)
         EPOCHS.info("%s", line)

@@ -1,7 +1,7 @@
 """What training shows in a notebook: a bar, the latest epochs and the curves, updated in place."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -23,22 +23,24 @@ class Bar(tqdm):
 
     def __init__(self, **options: Any):
         self._rows: list[Mapping[str, float]] = []
+        self._metrics: Sequence[str] = ()
         self._shown = None
         self._drawn_rows, self._drawn_at = 0, -CURVES_SECONDS
         super().__init__(gui=True, **options)  # gui: it writes to no stream
         self.refresh()
         self._curves = _show(None, {"text/plain": ""})  # their place, above log messages
 
-    def epoch(self, row: Mapping[str, float]) -> None:
-        """Adds an evaluated epoch's metrics to the table and, if it is time for that, to the curves."""
+    def epoch(self, row: Mapping[str, float], metrics: Sequence[str]) -> None:
+        """Adds an evaluated epoch to the table, with these metrics, and, if it is time for that, to the curves."""
         self._rows.append(row)
+        self._metrics = metrics
         if time.monotonic() - self._drawn_at >= CURVES_SECONDS:
             self._draw()
 
     def display(self, *_: Any, **__: Any) -> None:
         """Shows the current state; tqdm calls it whenever something has changed."""
         values, parts = self.format_dict, [self.desc, self.postfix]
-        header, cells = _table(self._rows[-EPOCHS_SHOWN:])
+        header, cells = _table(self._rows[-EPOCHS_SHOWN:], self._metrics)
         bar = f'<progress value="{self.n}" max="{self.total}" style="width: 16em"></progress>'
         html = f'<div style="margin: 4px 0">{bar} &ensp;{" &ensp; ".join(filter(None, parts))}</div>'
         text = [self.format_meter(**values), *(columns([header, *cells], 0) if cells else ())]
@@ -69,9 +71,9 @@ def _show(handle: Any, bundle: Mapping[str, Any], metadata: Mapping[str, Any] | 
     return handle
 
 
-def _table(rows: list[Mapping[str, float]]) -> tuple[list[str], list[list[str]]]:
-    """Epoch, losses and accuracies of the splits, and the learning rate: column names, and cells."""
-    names = [f"{split}_{metric}" for split in SPLITS for metric in METRICS]
+def _table(rows: list[Mapping[str, float]], metrics: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Epoch, metrics of the splits, and the learning rate: column names, and cells."""
+    names = [f"{split}_{metric}" for split in SPLITS for metric in metrics]
     names = [name for name in names if any(name in row for row in rows)]
     cells = [
         [f"{row['epoch']:g}", *(f"{row[name]:.4f}" for name in names), f"{row['learning_rate']:.3g}"] for row in rows
