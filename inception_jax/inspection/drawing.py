@@ -149,9 +149,14 @@ def new_figure(width: float, height: float, *, dpi: float = DPI, grid: bool = Tr
     figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
     axes = figure.add_subplot()
     if grid:
-        axes.grid(color=color("ink"), alpha=0.25, lw=0.6, zorder=0)
-        axes.spines[["top", "right"]].set_visible(False)
+        add_grid(axes)
     return figure, axes
+
+
+def add_grid(axes: Axes) -> None:
+    """Adds a grid, and removes the lines on the top and on the right."""
+    axes.grid(color=color("ink"), alpha=0.25, lw=0.6, zorder=0)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def is_steep(values: Sequence[float]) -> bool:

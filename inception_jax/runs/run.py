@@ -110,6 +110,10 @@ class Run(NetworkPredictor):
             return self.engine(np.ascontiguousarray(images))
         return super().compute(images)
 
+    def _class_number(self, name: str) -> int:
+        folders = self.inputs.class_names
+        return folders.index(name) if name in folders else super()._class_number(name)
+
 
 def load_run(
     folder: str | Path,

@@ -10,8 +10,7 @@ import numpy as np
 
 from inception_jax.config import Config
 from inception_jax.data.dataset import Dataset
-from inception_jax.data.images import Picture as PictureLike
-from inception_jax.errors import UserError, check_choice
+from inception_jax.errors import UserError
 from inception_jax.inspection.features import grad_cam
 from inception_jax.inspection.pictures import Picture, overlay
 from inception_jax.registry import check_trusted
@@ -157,22 +156,6 @@ class TrainedRun(Run):
             findings = error
         return write_report(self.folder, findings={self.folder: findings})
 
-    def grad_cam(self, picture: PictureLike, class_name: str | None = None, layer: str | None = None) -> Picture:
-        """A picture with the places that support a class, see `inspection.grad_cam`.
-
-        Args:
-          picture: a file, its bytes, a Pillow image or a uint8 array (height, width, channels).
-          class_name: None: the most probable class.
-          layer: None: the last one with maps of at least 4x4 pixels.
-
-        Raises:
-          UserError: it is not a picture; the class or the layer does not exist.
-        """
-        image = self.images([picture])
-        number = None if class_name is None else self._number(class_name)
-        heat = grad_cam(self.model, self.variables, self.normalize(image), layer, number)
-        return overlay(image[0], heat[0])
-
     def show_batch(self, rows: int = 4, draws: int = 4) -> Picture:
         """Training images, each as it is stored and with `draws` samples of the augmentation, beside its class.
 
@@ -209,11 +192,6 @@ class TrainedRun(Run):
         said = zip(found.labels[rows], found.logits[rows].argmax(axis=1), shares, strict=True)
         captions = [f"{names[label]}, predicted {names[guess]} ({100 * share:.0f} %)" for label, guess, share in said]
         return sheet(captions, {"image": images, "Grad-CAM": np.stack(seen)})
-
-    def _number(self, class_name: str) -> int:
-        names = self.inputs.class_names if class_name in self.inputs.class_names else self.class_names
-        check_choice("class", class_name, names)
-        return names.index(class_name)
 
     def _data(
         self, split: str | None, fields: Mapping[str, Any] | None = None, tta: str = "none"
