@@ -80,7 +80,7 @@ def _make_parser(argv: list[str]) -> _Parser:
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     # Only the command that is named is imported, and only now, so that help and mistakes are answered at once and the
     # restart that tune() may perform costs nothing.
-    named = argv[:1] if set(argv[:1]) <= set(COMMANDS) and COMPLETING not in os.environ else []
+    named = [name for name in argv[:1] if name in COMMANDS and COMPLETING not in os.environ]
     for name in named or COMMANDS:
         importlib.import_module(f"inception_jax.commands.{name.replace('-', '_')}").add_parser(subparsers)
     return parser
