@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from tqdm import tqdm
 
 from inception_jax.inspection import drawing
@@ -14,6 +15,7 @@ SPLITS = {"train": "blue", "validation": "orange", "test": "green"}  # with the 
 METRICS = {"loss": "loss", "top1": "top-1 accuracy"}
 EPOCHS_SHOWN = 5  # in the table; the curves have all of them
 CURVES_SECONDS = 1.0  # between two drawings, which take about 0.2 s
+FEW = 12  # epochs that are dots on the curves
 SIZE = (7.2, 2.5)  # of the curves, inches
 WIDTH = 720  # of the curves on the page, pixels
 
@@ -93,8 +95,9 @@ def draw_curves(rows: list[Mapping[str, float]]) -> Figure:
         drawing.add_grid(axes)
         for split, hue in SPLITS.items():
             if points := [(row["epoch"], row[name]) for row in rows if (name := f"{split}_{metric}") in row]:
-                marker = "o" if len(points) == 1 else None
+                marker = "o" if len(points) <= FEW else None
                 axes.plot(*zip(*points, strict=True), color=drawing.color(hue), label=split, marker=marker)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.set_xlabel("epoch")
         axes.set_title(title, fontsize="medium")
         axes.legend(frameon=False)
