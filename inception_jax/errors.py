@@ -17,6 +17,10 @@ class UserError(ValueError):
         lines = str(message).splitlines()
         super().__init__(" ".join(map(str.strip, lines)) if len(lines) > 1 else message)
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows, in place of a traceback."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class UntrustedError(UserError):
     """A folder names code outside the package, and the user has not allowed it to be imported and called."""

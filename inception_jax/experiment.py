@@ -21,7 +21,6 @@ from jax import numpy as jnp
 from inception_jax import ops, steps
 from inception_jax.config import CHOICES, Config, get_field
 from inception_jax.config.fields import BY_NAME
-from inception_jax.config.rules import BALANCED
 from inception_jax.config.validate import METRICS
 from inception_jax.data import augment
 from inception_jax.data.transform import Transform
@@ -45,7 +44,8 @@ class Inputs:
     Attributes:
       class_names: in the order of the logits.
       image_shape: (height, width, channels) as stored.
-      mean, std: per channel, of pixels scaled to 0..1.
+      mean: per channel, of pixels scaled to 0..1.
+      std: the same, of the standard deviation.
       words: of the classes, see `Dataset`. They do not tell one data set from another.
       class_counts: numbers of training images, where config.loss.class_weights is "balanced"; else empty.
     """
@@ -118,7 +118,8 @@ class Experiment:
       steps_per_epoch: updates per epoch.
       loss: of each head, called like `losses.cross_entropy`.
       metrics: classes of metrics from outside the package, by name.
-      before, after: augmentation from outside the package, before and after ours.
+      before: augmentation from outside the package, before ours.
+      after: the same, after ours.
       class_weights: in the training loss, (classes,); None if it has none.
     """
 
@@ -157,7 +158,7 @@ class Experiment:
         for part in (*before, *after):
             extensions.check_augmentation(part, inputs.image_shape, dtype)
         loss = build_loss(config, classes, dtype, given)
-        weights = class_weights(config.loss.class_weights, inputs)
+        weights = losses.class_weights(config.loss.class_weights, inputs.class_names, inputs.class_counts)
         return cls(config, model, optimizer, schedule, inputs, steps_per_epoch, loss, metrics, before, after, weights)
 
     @property
@@ -310,21 +311,6 @@ def build_model(config: Config, num_classes: int) -> nn.Module:
     return create_model(config.model.name, num_classes=num_classes, dtype=dtype, param_dtype=param_dtype, **options)
 
 
-def class_weights(given: tuple[Any, ...], inputs: Inputs) -> np.ndarray | None:
-    """The weights of the classes for config.loss.class_weights, float64 (classes,); None if it is empty.
-
-    Raises:
-      UserError: there is not a number for each class; or classes to be balanced have no training images.
-    """
-    if not given:
-        return None
-    if given == BALANCED:
-        return losses.balanced_weights(inputs.class_names, inputs.class_counts)
-    if (number := len(inputs.class_names)) != len(given):
-        raise UserError(f"loss.class_weights has {len(given)} numbers, but the data has {number} classes")
-    return np.array(given, float)
-
-
 def own_parts(kind: str, field: str, config: Config, given: Mapping[str, Any]) -> list[Part]:
     """The objects that a field of the config names, or those given in their place, see `Experiment.of`."""
     names = tuple(map(str, get_field(config, field)))
@@ -341,7 +327,11 @@ def own_augmentation(config: Config, given: Mapping[str, Any]) -> tuple[tuple[Pa
 
 
 def build_loss(config: Config, num_classes: int, dtype: Any, given: Mapping[str, Any]) -> Callable[..., jax.Array]:
-    """The loss of each head that the config names, called like `losses.cross_entropy`."""
+    """The loss of each head that the config names, called like `losses.cross_entropy`.
+
+    Raises:
+      UserError: see `extensions.make_loss`; or class weights are set for another loss than the cross-entropy.
+    """
     if not is_outside(config.loss.name):
         return losses.cross_entropy
     if config.loss.class_weights:
@@ -354,7 +344,11 @@ def build_loss(config: Config, num_classes: int, dtype: Any, given: Mapping[str,
 
 
 def build_schedule(config: Config, steps_per_epoch: int, given: Mapping[str, Any]) -> Callable[[Any], Any]:
-    """The schedule that the config names, step -> learning rate."""
+    """The schedule that the config names, step -> learning rate.
+
+    Raises:
+      UserError: see `schedules.make_schedule` and `extensions.make_schedule`.
+    """
     section, num_epochs = config.schedule, config.num_epochs
     options: dict[str, Any] = {field: section[field] for field in SCHEDULE_OPTIONS}
     if not is_outside(section.name):
@@ -377,6 +371,9 @@ def build_optimizer(
 
     Args:
       given: see `Experiment.of`.
+
+    Raises:
+      UserError: see `build_schedule`, `optimizers.make_optimizer` and `extensions.make_rule`.
     """
     section, given = config.optimizer, given or {}
     schedule = schedule or build_schedule(config, steps_per_epoch, given)

@@ -62,13 +62,17 @@ def command() -> str | None:
 
 
 def use_compilation_cache() -> None:
-    """Caches compiled programs on disk: later starts with the same network take seconds instead of minutes."""
+    """Caches compiled programs on disk: later starts with the same network take seconds instead of minutes.
+
+    The environment variables of JAX for the cache's folder and the shortest compilation to be kept take precedence.
+    """
     import jax
 
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "inception_jax", "xla")
         jax.config.update("jax_compilation_cache_dir", str(cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if not os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     # Programs with oneDNN's convolutions cannot be cached (JAX 0.12); they are compiled every time.
     warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry for .* std::bad_alloc")
 
@@ -153,9 +157,9 @@ class OneLine(logging.Formatter):
 
 
 @contextlib.contextmanager
-def log_to_stderr(level: int = logging.INFO, prefix: str = "") -> Iterator[None]:
+def log_to(stream: IO[str], level: int = logging.INFO, prefix: str = "") -> Iterator[None]:
     """Shows the package's log messages once, even if other libraries add a handler to the root logger."""
-    logger, handler = logging.getLogger("inception_jax"), logging.StreamHandler()
+    logger, handler = logging.getLogger("inception_jax"), logging.StreamHandler(stream)
     handler.setFormatter(OneLine(f"{prefix}%(message)s"))
     before = logger.level
     logger.addHandler(handler)
@@ -167,6 +171,25 @@ def log_to_stderr(level: int = logging.INFO, prefix: str = "") -> Iterator[None]
         logger.propagate = True
         logger.setLevel(before)
         logger.removeHandler(handler)
+
+
+def log_to_stderr(level: int = logging.INFO, prefix: str = "") -> contextlib.AbstractContextManager[None]:
+    """`log_to` standard error."""
+    return log_to(sys.stderr, level, prefix)
+
+
+def in_notebook() -> bool:
+    """Whether this program is a notebook's kernel, which shows pictures and can update what it has shown."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return getattr(shell, "kernel", None) is not None
+
+
+def log_in_notebook() -> contextlib.AbstractContextManager[None]:
+    """`log_to` the output of a notebook's cell, unless the notebook has set up logging; nothing elsewhere."""
+    logger = logging.getLogger("inception_jax")
+    if not in_notebook() or logger.handlers or logger.level:
+        return contextlib.nullcontext()
+    return log_to(sys.stdout)
 
 
 class _LogFile(logging.FileHandler):

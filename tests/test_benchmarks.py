@@ -217,7 +217,7 @@ def test_the_peer_has_our_networks(train_step, name, side, options):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_peer_trains(train_step, dtype):
     import_torchvision()
-    arguments = {"name": "resnet18", "batch": 2, "side": 32, "small_stem": True, "dtype": dtype, "compiled": False}
+    arguments = {"name": "resnet18", "batch": 2, "side": 16, "small_stem": True, "dtype": dtype, "compiled": False}
     flops = {}
     with train_step.start("eager", "cpu", train_step.parse_arguments([])) as worker:
         for mode in ("train", "inference"):
@@ -227,5 +227,5 @@ def test_the_peer_trains(train_step, dtype):
             assert number == 2
             assert seconds > 0
     # The first convolution needs no gradient of its input; all else costs as much again, twice.
-    first = 2 * 2 * 32 * 32 * 64 * 27
+    first = 2 * 2 * 16 * 16 * 64 * 27
     assert flops["train"] == 3 * flops["inference"] - first

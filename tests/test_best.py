@@ -12,7 +12,7 @@ from inception_jax.commands import main
 from inception_jax.config import default_config
 from inception_jax.errors import UserError
 from inception_jax.runs import run
-from inception_jax.runs.verification import Records
+from inception_jax.runs.verification import Manifest
 from inception_jax.trained import evaluate
 from inception_jax.trained.report.findings import examine
 
@@ -84,9 +84,9 @@ def as_before(folder):
         path = step / "progress" / "metadata"
         progress = {name: value for name, value in json.loads(path.read_text()).items() if name != "best_step"}
         digest = json.loads((step / "digest" / "metadata").read_text())
-        records = Records(digest["leaves"], progress, digest["metrics"])
+        manifest = Manifest(digest["leaves"], progress, digest["metrics"])
         path.write_text(json.dumps(progress))
-        (step / "digest" / "metadata").write_text(json.dumps(records.digest()))
+        (step / "digest" / "metadata").write_text(json.dumps(manifest.digest()))
 
 
 @pytest.mark.parametrize(("damage", "noted"), [*((damage, True) for damage in DAMAGES), ("gone", False)])

@@ -20,6 +20,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGE = DOCS / "inspect.md"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
+NOTEBOOKS = sorted(DOCS.rglob("*.ipynb"))
 # Stands in for the GoogLeNet that the page trains: the same names, a fraction of the time to compile.
 STAND_IN = """
 from functools import partial
@@ -119,7 +120,7 @@ def test_the_network_of_the_page_is_one(tmp_path, monkeypatch):
     assert logits.shape == (2, 10)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", [*PAGES, *NOTEBOOKS], ids=lambda page: str(page.relative_to(ROOT)))
 def test_what_a_page_links_to_and_names_exists(page):
     text = page.read_text()
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
@@ -138,6 +139,6 @@ def test_the_sites_navigation_has_every_page():
         return [leaf for branch in (tree.values() if isinstance(tree, dict) else tree) for leaf in leaves(branch)]
 
     listed = leaves(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"])
-    pages = {page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")}
+    pages = {page.relative_to(DOCS).with_suffix(".md").as_posix() for page in [*DOCS.rglob("*.md"), *NOTEBOOKS]}
     assert len(listed) == len(set(listed))
     assert pages | {"config.md"} == set(listed)

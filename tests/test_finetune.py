@@ -113,7 +113,7 @@ def test_a_run_starts_from_one_in_another_type_and_is_resumed_in_its_own(config,
     expected = np.asarray(flat(source.variables["params"])[kernel]).astype(dtype)
     np.testing.assert_array_equal(flat(whole.variables["params"])[kernel], expected)
     with open_checkpoints(whole.folder, config, read_only=True) as checkpoints:
-        assert {leaf["dtype"] for leaf in checkpoints.leaves(4).values()} == {dtype, "int32"}
+        assert {leaf["dtype"] for leaf in checkpoints.manifest(4).leaves.values()} == {dtype, "int32"}
 
     with monkeypatch.context() as patch:
         stop_after(patch, 2)

@@ -11,18 +11,23 @@ LAYERS = (
     {"errors", "files", "downloads", "text", "process", "registry"},
     {"config", "ops", "writers"},
     {"models", "data", "distributed"},
+    {"steps"},
+    {"inspection"},
     {"inference"},
-    {"steps", "weights"},
+    {"weights"},
     {"experiment"},
     {"runs"},
-    {"inspection"},
     {"trained"},
     {"train"},
     {"studies"},
     {"main", "commands", "__main__"},
 )
 MODELS_MAY_IMPORT = {"errors", "registry", "ops", "models"}
-ONLY_IMPORTERS = {"orbax": {"checkpoints.py", "orbax_quirks.py"}, "tensorboardX": {"tensorboard.py"}}
+ONLY_IMPORTERS = {
+    "orbax": {"checkpoints.py", "checkpoint_reading.py", "orbax_quirks.py"},
+    "jax._src": {"jax_quirks.py"},
+    "tensorboardX": {"tensorboard.py"},
+}
 
 
 def imports(path):
@@ -64,7 +69,9 @@ def test_imports_go_down_only(path):
         assert module != "data" or imported != "models"
     for library, importers in ONLY_IMPORTERS.items():
         if path.name not in importers:
-            assert not any(name.split(".")[0] == library for name, _ in imports(path)), f"{path} imports {library}"
+            assert not any(f"{name}.".startswith(f"{library}.") for name, _ in imports(path)), (
+                f"{path} imports {library}"
+            )
 
 
 def test_configs_import_the_default_config_alone():
@@ -72,21 +79,14 @@ def test_configs_import_the_default_config_alone():
         assert {module for module, _ in imports(path)} == {"inception_jax.config"}
 
 
-# Longer than a screen allows to survey.
-LONG_FILES = {"runs/checkpoints.py"}
-LONG_FUNCTIONS = {"train_step", "read"}  # steps/step.py: half of it is its docstring; weights/pickles.py: its opcodes
-
-
 def test_files_and_functions_can_be_surveyed():
-    """A ground floor of ten files, files of 450 lines, functions of 80."""
+    """A ground floor of ten files, files of 450 lines, functions of 60 besides their docstrings."""
     assert len(list(PACKAGE.glob("*.py"))) <= 10
-    long_files, long_functions = set(), set()
     for path in FILES:
         text = path.read_text()
-        if len(text.splitlines()) > 450:
-            long_files.add(str(path.relative_to(PACKAGE)))
+        assert len(text.splitlines()) <= 450, path
         for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno - node.lineno >= 80:
-                long_functions.add(node.name)
-    assert long_files == LONG_FILES
-    assert long_functions == LONG_FUNCTIONS
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                docstring = ast.get_docstring(node, clean=False) or ""
+                lines = node.end_lineno - node.lineno + 1 - len(docstring.splitlines())
+                assert lines <= 60, f"{path}: {node.name} has {lines} lines"

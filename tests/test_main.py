@@ -203,6 +203,7 @@ def test_a_full_disk_ends_the_run_with_a_clear_line_until_there_is_room(folder, 
 
 
 @pytest.mark.slow
+@pytest.mark.first
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_does_not_grow(folder):
     """After 10,000 steps, with evaluations and checkpoints, at most 5 % more than after 1,000."""

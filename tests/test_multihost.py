@@ -388,14 +388,19 @@ def rows_or_not(positions, part, step):
 batches.rows_of = rows_or_not
 sys.exit(main.main())
 """
-    folder = tmp_path / "run"
-    for processes in (1, 2):
-        fields = {"log.watchdog_minutes": 0.5}
-        with started(folder, digits, processes=processes, program=("-c", hangs), **fields) as running:
-            for index, process in enumerate(running):
+    folders = {processes: tmp_path / f"of_{processes}" for processes in (1, 2)}
+    fields = {"program": ("-c", hangs), "log.watchdog_minutes": 0.5}
+    with contextlib.ExitStack() as stack:  # side by side, since they do nothing for half a minute
+        running = {
+            processes: stack.enter_context(started(folder, digits, processes=processes, **fields))
+            for processes, folder in folders.items()
+        }
+        for processes, folder in folders.items():
+            for index, process in enumerate(running[processes]):
                 assert process.wait(SECONDS) == 5, log(folder, index)
+    for processes, folder in folders.items():
         last = log(folder, processes - 1)
         assert "rows_or_not" in last  # the function that hangs
         assert "no step completed and no batch evaluated for 0.5 minutes" in last
-    train(folder, digits)
-    assert summary(folder)["steps"] == 20
+        train(folder, digits)
+        assert summary(folder)["steps"] == 20

@@ -22,7 +22,7 @@ from inception_jax.runs.run import load_run
 from inception_jax.trained import evaluate
 from inception_jax.trained.report import write_report
 from inception_jax.trained.report.findings import examine
-from inception_jax.trained.report.records import interval
+from inception_jax.trained.report.tables import interval
 
 pytestmark = pytest.mark.usefixtures("empty_figures")
 METRICS = {"top1": 0.93125, "top5": 0.9971, "loss": 0.2513, "count": 5000}

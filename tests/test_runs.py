@@ -17,8 +17,8 @@ from inception_jax.config import default_config
 from inception_jax.errors import UserError
 from inception_jax.runs.records import read_records
 from inception_jax.trained.report import write_report
-from inception_jax.trained.report.records import facts_of_runs, results_of_runs, results_table
 from inception_jax.trained.report.sections import results, versions
+from inception_jax.trained.report.tables import facts_of_runs, results_of_runs, results_table
 
 
 def make(folder, *, epochs=2, rate=0.1, top1=None, model="googlenet"):

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import programs
 import pytest
 from fake_runs import fake_plan
 from PIL import Image
@@ -74,10 +75,11 @@ def check(place, trained):
 def test_neither_damages_what_the_other_does(command, trained, digits, tmp_path):
     (tmp_path / "widths.py").write_text(STUDY)
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "picture.png")
-    code = "import sys; from inception_jax import commands; sys.exit(commands.main(sys.argv[1:]))"
-    program = [sys.executable, "-c", code, *(word.format(run=trained, place=tmp_path) for word in command.split())]
+    words = [word.format(run=trained, place=tmp_path) for word in command.split()]
+    program, *words = [programs.TRAINER, *words[1:]] if words[0] == "train" else [programs.STUDIES, *words]
+    command_line = [sys.executable, "-c", program, *words]
     options = {"env": os.environ | {"INCEPTION_JAX_DATA": str(digits)}, "text": True}
-    two = [subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options) for _ in range(2)]
+    two = [subprocess.Popen(command_line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options) for _ in range(2)]
     said = [process.communicate()[1] for process in two]
     assert sorted(process.returncode for process in two) == COMMANDS[command], said
     assert not any("Traceback" in text for text in said)

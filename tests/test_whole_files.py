@@ -32,7 +32,7 @@ MOVES = ("replace", "rename", "copy", "copyfile", "copytree", "move")
 # What is not written by a library into memory first, or is not replaced as a whole.
 EXCEPTIONS = {
     "files.py",  # the mechanism
-    "runs/checkpoints.py",  # Orbax writes them, whole or not at all; a folder that is set aside is renamed
+    "runs/checkpoint_folders.py",  # Orbax writes them, whole or not at all; one that is set aside is renamed
     "runs/metrics_log.py: _write",  # a row of metrics.csv is appended, and cut off again when a run goes on
     "studies/runner.py: _train_one",  # what a run prints, while it prints it
     "studies/runner.py: measure",

@@ -23,9 +23,9 @@ def get_study():
         title="Auxiliary classifiers in GoogLeNet, CIFAR-10",
         source="Wyatt, Deeper networks for image classification, section 3.2.4: the best test error with and without.",
         text="""
-Two auxiliary heads behind the modules 4a and 4d, whose losses count 0.3. What they give is shown by the accuracy, by
-the heads' own accuracy, and by the norm of the loss's gradient in each layer, at the start and at the end. Network and
-recipe are those of the study `residuals`; in the forms `full` and `cores` so are the runs.
+Two auxiliary heads after the modules 4a and 4d, whose losses have the weight 0.3. Their effect is measured by the
+accuracy, by the heads' own accuracy, and by the norm of the loss's gradient in each layer, at the start and at the end.
+Network and recipe are those of the study `residuals`; in the forms `full` and `cores` so are the runs.
 """,
         config="googlenet_cifar10",
         fields={**WYATT, **WYATT_AUGMENTATION, **WYATT_GOOGLENET, "num_epochs": 160},

@@ -28,8 +28,8 @@ From scratch, batches of 256, momentum 0.9; horizontal flips, rotation, color ji
 strengths are not published: ours are 10 degrees, 0.1 and half of the area. The networks are torchvision's, with
 ImageNet's stem also at 32 pixels, which is why ResNet-18 is far from what it can do. The source watched test
 performance for its plateau schedules and its best epochs; where a validation split is held out it decides, and the
-highest test accuracy stands beside. GoogLeNet is the better one in the source: 14.56 % test error, 10.73 points below
-ResNet-18's.
+highest test accuracy is given in addition. GoogLeNet is the better one in the source: 14.56 % test error, 10.73 points
+below ResNet-18's.
 """,
         config="googlenet_cifar10",
         fields={**WYATT, **WYATT_AUGMENTATION, "num_epochs": 100},
@@ -96,7 +96,7 @@ ResNet-18's.
             ),
             Claim("ResNet-18 converges before VGG-19", "epoch_of_highest_test_top1", "resnet18", "vgg19", "lower"),
             Claim(
-                "ResNet-18's training error goes on falling after its 9th epoch",
+                "ResNet-18's training error continues to fall after its 9th epoch",
                 "change_of_train_top1_after_epoch_9",
                 "resnet18",
                 expected="between",

@@ -31,7 +31,7 @@ The learning rate starts at 0.01 and is divided by 10 after as many evaluations 
 says. The source does not name the data set, nor the augmentation; ours are CIFAR-10 and those of its study of deeper
 networks, with the same strengths. Its VGG-19 is torchvision's, without batch norm. It reports the best test error, with
 test performance watched; where a validation split is held out, the schedule watches that, and the highest test accuracy
-stands beside the selected one.
+is given in addition.
 """,
         config="googlenet_cifar10",
         fields={**WYATT, **WYATT_AUGMENTATION, **WYATT_VGG19, "num_epochs": 100},

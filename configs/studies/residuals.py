@@ -48,8 +48,8 @@ of 256, momentum 0.9, flips, rotation, color jitter and random resized crops, wh
 are 10 degrees, 0.1 and half of the area.
 
 The source reports the best test error over the epochs, of one run each. Where a validation split is held out, it
-selects ours, and the highest test accuracy stands beside it. Runs of the same seed share the order of the data and the
-weights of all layers that they have in common, so their differences are compared in pairs.
+selects ours, and the highest test accuracy is given in addition. Runs of the same seed share the order of the data and
+the weights of all layers that they have in common, so their differences are compared in pairs.
 """,
         config="googlenet_cifar10",
         fields={**WYATT, **WYATT_AUGMENTATION, **WYATT_GOOGLENET, "num_epochs": 160},

@@ -46,12 +46,12 @@ def get_study():
         text="""
 200 classes, 64 pixels; pictures stored as grayscale are left out. The published validation split is our test split; our
 validation split is a tenth of the training images. The source selected by the former and reports it: what it calls
-validation is the highest test accuracy here, and the accuracy that our validation split selected stands beside. Rates
+validation is the highest test accuracy here; the accuracy selected by our validation split is given in addition. Rates
 of A to D are not published; ours are Keras's defaults, 0.01 for SGD without momentum and 0.001 for Adam. So is Glorot's
 initialization of A to C, which the source calls "random unit". E and F, and the experiment before them, have pixels
 minus the mean of each channel instead of pixels divided by 255. L2 is on the last convolution of each stage and the
-dense layers but the last, as in the source's table 2. The decay of F's learning rate is only said to be higher than
-E's 1e-6; ours is 1e-5.
+dense layers but the last, as in the source's table 2. The decay of F's learning rate is only said to be higher than E's
+1e-6; ours is 1e-5.
 """,
         config="googlenet_tiny_imagenet",
         fields=SKAGERSTROM,

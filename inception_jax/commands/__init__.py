@@ -37,26 +37,12 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the subcommand in `argv` (None: this process's arguments); returns the exit code, see process."""
+    """Runs the subcommand in `argv` (None: this process's arguments); returns the exit code, see `process`."""
     if argv is None:
         if COMPLETING not in os.environ:  # Tab should not wait for a restart
             process.tune()
         process.leave(main(sys.argv[1:]))
-    parser = _Parser(
-        prog="inception-jax",
-        description="Train and study the Inception family of image classifiers.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--version", action="version", version=f"inception-jax {importlib.metadata.version('inception-jax')}"
-    )
-    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    # Only the command that is named is imported, and only now, so that help and mistakes are answered at once and the
-    # restart that tune() may perform costs nothing.
-    named = [name for name in argv[:1] if name in COMMANDS and COMPLETING not in os.environ]
-    for name in named or COMMANDS:
-        importlib.import_module(f"inception_jax.commands.{name.replace('-', '_')}").add_parser(subparsers)
+    parser = _make_parser(argv)
     if COMPLETING in os.environ:
         from inception_jax.commands import completion
 
@@ -78,3 +64,23 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         code = process.say("interrupted", process.INTERRUPTED)
     return code
+
+
+def _make_parser(argv: list[str]) -> _Parser:
+    """The parser with the subcommand that `argv` names, or with all of them."""
+    parser = _Parser(
+        prog="inception-jax",
+        description="Train and study the Inception family of image classifiers.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"inception-jax {importlib.metadata.version('inception-jax')}"
+    )
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    # Only the command that is named is imported, and only now, so that help and mistakes are answered at once and the
+    # restart that tune() may perform costs nothing.
+    named = [name for name in argv[:1] if name in COMMANDS and COMPLETING not in os.environ]
+    for name in named or COMMANDS:
+        importlib.import_module(f"inception_jax.commands.{name.replace('-', '_')}").add_parser(subparsers)
+    return parser

@@ -30,6 +30,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Prints the code that a shell evaluates."""
     from argcomplete.shell_integration import shellcode
 
     say(shellcode(["inception-jax"], shell=args.shell))

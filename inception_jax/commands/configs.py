@@ -19,7 +19,8 @@ examples:
 """
 
 
-def add_parser(subparsers) -> None:
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Adds the subcommand to the command line."""
     parser = flags.add_command(
         subparsers,
         "configs",
@@ -34,6 +35,7 @@ def add_parser(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Prints the shipped configs, or one of them, or copies it."""
     shipped = shipped_configs()
     if args.name is None:
         if args.copy:

@@ -47,7 +47,7 @@ SHOWN = (*METRICS, "count")  # in columns of their own
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
-    """Adds the sub-command to the command line."""
+    """Adds the subcommand to the command line."""
     parser = flags.add_command(
         subparsers,
         "evaluate",
@@ -90,7 +90,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints a row for each run: top-1, top-5, loss and ECE, and top-1 on grayscale and color pictures where known."""
-    # Imported only now: help is answered without waiting for JAX.
+    # Imported only now: help is shown without waiting for JAX.
     from inception_jax.inspection.confusion import save_confusion
     from inception_jax.runs.run import load_run
     from inception_jax.trained import evaluate

@@ -127,6 +127,6 @@ def _inputs(trained: "Run", dtype: str, layout: str) -> str:
         "mean_std": f"{scaled}, minus mean {mean}, divided by std {std}",
         "per_image": f"{scaled}, minus each image's mean, divided by its deviation (at least 1 / sqrt(values))",
     }[trained.config.data.normalization]
-    colours = "gray" if channels == 1 else "red, green, blue"
+    colors = "gray" if channels == 1 else "red, green, blue"
     values = normalized if dtype == "float32" else "uint8 pixels from 0 to 255"
-    return f"{height}x{width}, {colours}, {layout}, {values}"
+    return f"{height}x{width}, {colors}, {layout}, {values}"

@@ -42,6 +42,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Prints the suggested learning rate, and writes the chart if it is requested."""
     config = flags.config(args.config)
     override(config, ["", *args.fields])
     from inception_jax.inspection import drawing

@@ -6,7 +6,8 @@ from inception_jax import main
 from inception_jax.commands import completion, flags
 
 
-def add_parser(subparsers) -> None:
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Adds the subcommand to the command line."""
     # Disable option parsing here: every flag, including --help, is passed to main's own parser.
     parser = subparsers.add_parser(
         "train", help="train a network from a config, or resume a stopped run", add_help=False, prefix_chars="\0"
@@ -16,4 +17,5 @@ def add_parser(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Trains; returns the exit code of `main.main`."""
     return main.main(args.flags, program="inception-jax train")

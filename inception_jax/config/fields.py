@@ -375,7 +375,11 @@ CHOICES = {field.name: field.choices for field in FIELDS if field.choices}
 
 
 def default_config() -> Config:
-    """A config with all fields at their defaults. Only the sections in OPEN_SECTIONS take new fields."""
+    """A config with all fields at their defaults, as a `ConfigDict`.
+
+    Only the sections model, optimizer and schedule take new fields: options of a network, and arguments of an optimizer
+    or a schedule from outside the package.
+    """
     tree: dict[str, Any] = {}
     for field in FIELDS:
         *sections, name = field.name.split(".")

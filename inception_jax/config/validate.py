@@ -29,7 +29,7 @@ def check_types(config: Config, *, others: bool = False) -> None:
     """Checks that the config has all fields, each of its type, and no others except those that `may_be_new`.
 
     Args:
-      others: whether it may have other fields nevertheless.
+      others: whether other fields are allowed anyway.
 
     Raises:
       UserError: it does not; the message names the first such field.

@@ -6,6 +6,8 @@ folder of `.npy` files for each image format that was asked for. Pictures in a u
 facts and decoded arrays are kept in `<directory>/folders/<name>-<digest of the path>/`.
 """
 
+import warnings
+
 from inception_jax.data.arrays import from_arrays
 from inception_jax.data.items import Items, is_items
 from inception_jax.data.listings import changes
@@ -31,3 +33,6 @@ __all__ = [
     "prepare",
     "published",
 ]
+
+# In a notebook without ipywidgets, tqdm warns when TFDS imports it. TFDS's bars are only shown on terminals.
+warnings.filterwarnings("ignore", "IProgress not found")

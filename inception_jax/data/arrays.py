@@ -66,10 +66,10 @@ def checked(name: str, arrays: Mapping[str, Any]) -> tuple[tuple[str, ...], dict
 
 
 def by_split(name: str, given: Any) -> dict[str, Any]:
-    """What a data set gives for each split.
+    """The value that a data set gives for each split.
 
     Raises:
-      UserError: it gives none, or by something else than a name.
+      UserError: it gives none, or its keys are not names.
     """
     if not isinstance(given, Mapping) or not any(split != "class_names" for split in given):
         raise UserError(

@@ -113,9 +113,9 @@ def published(name: str, given: Mapping[str, Any], location: Location, selection
       selection: its `keep`.
 
     Raises:
-      UserError: a split is no data source, has no length or no end; an item is not a picture and a label, cannot be
-        read, or is another one when it is read again; the class names are not unique strings, differ between splits, or
-        are fewer than the labels.
+      UserError: a split is not a data source, or has no length or no end; an item is not a picture and a label, cannot
+        be read, or is another one when it is read again; the class names are not unique strings, differ between splits,
+        or are fewer than the labels.
     """
     checked, named = {}, {}
     for split, value in by_split(name, given).items():
@@ -284,9 +284,9 @@ def _label(given: Any) -> int:
     try:
         label = operator.index(given)
     except TypeError as error:
-        raise ValueError(f"has the label {given!r:.40}, which is no whole number") from error
+        raise ValueError(f"has the label {given!r:.40}, which is not a whole number") from error
     if not 0 <= label < MOST_CLASSES:
-        raise ValueError(f"has the label {label}, which is no class: they are counted from 0 on")
+        raise ValueError(f"has the label {label}, which is not a class: they are counted from 0")
     return label
 
 

@@ -39,7 +39,7 @@ class Selection:
         number of pictures, or a share below 1; None for the set's own default.
       split_seed: for pictures that are read in place: determines what is held out and the order in which splits are
         cut.
-      splits: for each split wanted, its examples in TFDS's notation, e.g. {"train": "train[:90%]"}; "" is no split.
+      splits: for each split wanted, its examples in TFDS's notation, e.g. {"train": "train[:90%]"}; "": left out.
         "auto" is the published split; if there is no published validation split, the last 10 % of the training split.
       keep: "color" or "grayscale" leaves out the pictures that are stored without colors, or with them; or "all".
         Splits are cut first: "train[:90%]" is the kept part of the first 90 % of all pictures.
@@ -70,7 +70,10 @@ class Decoding:
     Attributes:
       image_size: the side of the square in pixels; None: as they are.
       channels: 1 or 3; None: as they are.
-      resize, fit, crop_share, pad: see `images.Format`.
+      resize: "bilinear" or "bicubic".
+      fit: how a picture becomes a square, see `images.Format`.
+      crop_share: the square's share of the shorter side, see `images.Format`.
+      pad: pixels of zeros on each side, see `images.Format`.
       pipeline: "memory" decodes everything once, into memory-mapped files; "streaming" decodes while reading; "auto" is
         "memory" if the decoded set has at most `memory_gib` GiB.
       memory_gib: see pipeline.

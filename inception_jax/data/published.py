@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from inception_jax import files
-from inception_jax.data import digests, listings, records, registry, resident, sources, splits, storage
+from inception_jax.data import array_records, digests, listings, registry, resident, sources, splits, storage
 from inception_jax.data.folders import Listing, some
 from inception_jax.data.options import Location, Selection
 from inception_jax.data.sources import FileSource, PictureFacts, RecordSource, Source
@@ -109,7 +109,7 @@ class Published:
             number, size = number + done[0], size + done[1]
         if self.folder == self.cache:
             with resident.required(self.cache, f"rm -r {shlex.quote(str(self.cache))}; {self.command}"):
-                done = digests.verify(self.cache, partial(records.written, self.cache), fully=True)
+                done = digests.verify(self.cache, partial(array_records.written, self.cache), fully=True)
             number, size = number + done[0], size + done[1]
         for path in sorted(self.cache.glob("statistics/*.json")):
             with resident.required(path):
@@ -187,8 +187,8 @@ def _from_builder(name: str, source: Any, location: Location, selection: Selecti
     for field, value in given.items():
         if value:
             raise UserError(f"{field} is for pictures that are read in place, not for data set {name!r}")
-    builder = records.prepared(name, source, location, command)
-    (image_key, image_feature), (label_key, label_feature) = records.image_and_label(builder)
+    builder = array_records.prepared(name, source, location, command)
+    (image_key, image_feature), (label_key, label_feature) = array_records.image_and_label(builder)
     cache = Path(builder.data_dir)
     sources.check_features(cache)
     bases = {}
@@ -197,7 +197,7 @@ def _from_builder(name: str, source: Any, location: Location, selection: Selecti
             stored = RecordSource(cache, split, image_key)
             path = cache / "facts" / f"{split}_labels.json"
             with resident.required(cache, f"rm -r {shlex.quote(str(cache))}; {command}"):
-                labels = records.record_labels(stored, label_key, path, label_feature.num_classes or 0)
+                labels = array_records.record_labels(stored, label_key, path, label_feature.num_classes or 0)
             facts = sources.check(stored, cache / "facts" / f"{split}.json")
             bases[split] = Base(stored, labels, facts, np.arange(len(labels)), split)
     shape: Any = image_feature.shape

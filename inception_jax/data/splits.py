@@ -58,7 +58,7 @@ def resolve(spec: str, sizes: Mapping[str, int]) -> list[RowRange]:
 
 
 def resolve_all(specs: Mapping[str, str], sizes: Mapping[str, int]) -> dict[str, list[RowRange]]:
-    """`resolve` for every split that is wanted; "" is no split.
+    """`resolve` for every split that is wanted; "" leaves a split out.
 
     "auto" is the published split of that name. If there is no published validation split, it is the last 10 % of the
     training split, at least one example, and the training split is the rest; if there is no published test split, there

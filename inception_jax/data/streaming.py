@@ -49,7 +49,7 @@ class StreamingSplit:
       source_of: int `(n,)`: the index of each example's source.
       rows: int64 `(n,)`: each example's row in its source.
       labels: int32 `(n,)`.
-      gray: bool `(n,)`: whether an example is stored without colours.
+      gray: bool `(n,)`: whether an example is stored without colors.
       form: what pictures are converted to; its `image_size` is not None.
       leave_out: whether a picture that cannot be decoded any more is left out with a warning, instead of an error.
     """
@@ -76,7 +76,7 @@ class StreamingSplit:
         return self.labels
 
     def grayscale(self) -> np.ndarray:
-        """bool `(len(self),)`: which examples are stored without colours."""
+        """bool `(len(self),)`: which examples are stored without colors."""
         return self.gray
 
     def gather(self, positions: np.ndarray) -> Arrays:

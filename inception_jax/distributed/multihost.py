@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from inception_jax import files
-from inception_jax.distributed import agreement, meeting, watch
+from inception_jax.distributed import agreement, jax_quirks, meeting, watch
 from inception_jax.distributed.watch import waiting
 from inception_jax.errors import UserError, WriteError
 from inception_jax.process import INTERRUPTED, MISTAKE, NOT_SAVED, TERMINATED, Terminated, exit_code
@@ -110,14 +110,8 @@ def _found(group: Group) -> dict[str, Any]:
         "process_id": group.process_id,
     }
     if not group.coordinator:
-        from jax._src import clusters  # not part of the public API
-
-        names = (*given, "local_device_ids")
         try:
-            found = _of_open_mpi_5()
-            if not found:
-                detect = clusters.ClusterEnv.auto_detect_unset_distributed_params
-                found = dict(zip(names, detect(None, None, None, None, None, JOIN_SECONDS), strict=True))
+            found = _of_open_mpi_5() or jax_quirks.detect_processes(JOIN_SECONDS)
         except Exception as error:  # of many types, since it parses other programs' values
             raise _not_found(error) from error
         if None in [found[name] for name in given]:
@@ -367,7 +361,7 @@ def _gather(what: str, own: str, decide: Callable[[dict[int, str]], str], *, sec
       UserError: some processes did not arrive in time.
     """
     store, place = _store(), f"{PLACES}{next(_places)}/"
-    me, number = _state().process_id, _state().num_processes
+    me, number = jax_quirks.runtime().process_id, jax_quirks.runtime().num_processes
     store.key_value_set(f"{place}in/{me}", own)
     until, pause = time.monotonic() + seconds, 0.01
     with waiting(f"all at {what!r}"):
@@ -415,17 +409,11 @@ def _try_get(store: Any, key: str) -> str | None:
 
 def _several() -> bool:
     """Whether there are several processes; unlike `count`, this does not initialize JAX's devices."""
-    return _store() is not None and _state().num_processes > 1
+    return _store() is not None and jax_quirks.runtime().num_processes > 1
 
 
 def _store() -> Any:
-    return _state().client
-
-
-def _state() -> Any:
-    from jax._src import distributed  # not part of the public API
-
-    return distributed.global_state
+    return jax_quirks.runtime().client
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from scipy.special import softmax
 from inception_jax.data import images
 from inception_jax.data.images import Picture
 from inception_jax.errors import UserError
+from inception_jax.text import printable
 
 if TYPE_CHECKING:
     from inception_jax.inference.predictor import Predictor
@@ -22,13 +23,14 @@ if TYPE_CHECKING:
 Decoded = np.ndarray | str  # an image, or the reason why it cannot be decoded
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Prediction:
     """A network's prediction for a picture.
 
     Attributes:
       name: the picture's path, or "-" if its bytes, an array or a Pillow image were given.
-      classes, probabilities: the most probable classes in descending order; empty if there is an error.
+      classes: the most probable classes in descending order; empty if there is an error.
+      probabilities: those of `classes`.
       error: why the picture could not be read; None if it could.
     """
 
@@ -36,6 +38,11 @@ class Prediction:
     classes: tuple[str, ...] = ()
     probabilities: tuple[float, ...] = ()
     error: str | None = None
+
+    def __repr__(self) -> str:
+        shares = zip(self.classes, self.probabilities, strict=True)
+        found = self.error or ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares)
+        return printable(f"Prediction({self.name}: {found})")
 
 
 def top_classes(

@@ -3,7 +3,7 @@
 import abc
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property, partial
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import numpy as np
@@ -13,9 +13,12 @@ from jaxtyping import Float, UInt8
 
 from inception_jax.data.images import FILES, Format, Picture
 from inception_jax.data.transform import Transform
-from inception_jax.errors import UserError
+from inception_jax.errors import UserError, check_choice
 from inception_jax.inference.classify import Prediction, classify
 from inception_jax.models import folding
+
+if TYPE_CHECKING:
+    from inception_jax.inspection.pictures import Picture as Shown
 
 
 class Predictor(abc.ABC):
@@ -121,6 +124,36 @@ class NetworkPredictor(Predictor):
     def compute(self, images: np.ndarray) -> np.ndarray:
         model, variables = self._folded
         return np.asarray(folding.logits(model, variables, self._normalized(images)), np.float32)
+
+    def activations(
+        self, images: Picture | Sequence[Picture], layers: str | Iterable[str] | None = None
+    ) -> dict[str, jax.Array]:
+        """The outputs of layers for images, by layer, see `inspection.activations`, which also says what it raises."""
+        from inception_jax.inspection import features  # not earlier, since Matplotlib takes a while to import
+
+        return features.activations(self.model, self.variables, self.normalize(images), layers)
+
+    def grad_cam(self, picture: Picture, class_name: str | None = None, layer: str | None = None) -> "Shown":
+        """A picture with the places that support a class, see `inspection.grad_cam`.
+
+        Args:
+          picture: a file, its bytes, a Pillow image or a uint8 array (height, width, channels).
+          class_name: None: the most probable class.
+          layer: None: the last one with maps of at least 4x4 pixels.
+
+        Raises:
+          UserError: it is not a picture; the class or the layer does not exist.
+        """
+        from inception_jax.inspection import features, pictures
+
+        number = None if class_name is None else self._class_number(class_name)
+        image = self.images([picture])
+        heat = features.grad_cam(self.model, self.variables, self.normalize(image), layer, number)
+        return pictures.overlay(image[0], heat[0])
+
+    def _class_number(self, name: str) -> int:
+        check_choice("class", name, self.class_names)
+        return self.class_names.index(name)
 
     @cached_property
     def _folded(self) -> tuple[nn.Module, dict[str, Any]]:

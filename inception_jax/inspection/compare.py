@@ -151,7 +151,7 @@ def bubble_chart(summaries: Sequence[Summary]) -> Figure:
     axes.set_ylabel(f"top-1 accuracy on {chart_label(data[0])}, %")
     unit = 10 ** math.floor(math.log10(largest))
     sizes = (unit / 4, unit)
-    legend = [axes.scatter([], [], _area(size, largest), color=drawing.color("grey"), alpha=0.55) for size in sizes]
+    legend = [axes.scatter([], [], _area(size, largest), color=drawing.color("gray"), alpha=0.55) for size in sizes]
     axes.legend(
         legend,
         [f"{size / 1e6:g} million parameters" for size in sizes],
@@ -194,9 +194,9 @@ def _label(
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw(renderer)  # fixes the position of the axes
     points = figure.dpi / 72  # pixels per point
-    centres = axes.transData.transform(list(zip(x, y, strict=True)))
+    centers = axes.transData.transform(list(zip(x, y, strict=True)))
     radii = [math.sqrt(area / math.pi) * points for area in areas]
-    taken = [Bbox([centre - r, centre + r]) for centre, r in zip(centres, radii, strict=True)]
+    taken = [Bbox([center - r, center + r]) for center, r in zip(centers, radii, strict=True)]
     taken += [child.get_window_extent(renderer) for child in axes.get_children() if isinstance(child, Legend)]
     frame = axes.get_window_extent(renderer)
     for index in sorted(range(len(names)), key=lambda index: areas[index]):
@@ -210,11 +210,11 @@ def _label(
             away = radii[index] + distance * points
             for angle in np.linspace(0, 2 * math.pi, 24, endpoint=False):
                 offset = np.array([math.cos(angle) * (away + width / 2), math.sin(angle) * (away + height / 2)])
-                left, bottom = centres[index] + offset - (width / 2, height / 2)
+                left, bottom = centers[index] + offset - (width / 2, height / 2)
                 box = Bbox.from_bounds(left, bottom, width, height)
                 hidden = sum(_overlap(box, other) for other in taken)
                 outside = width * height - _overlap(box, frame)
-                gaps = [_gap(box, centre) - radius for centre, radius in zip(centres, radii, strict=True)]
+                gaps = [_gap(box, center) - radius for center, radius in zip(centers, radii, strict=True)]
                 ambiguous = width * height * (min(gaps) < gaps[index])  # nearer to another's bubble
                 cost = round(hidden + ambiguous + 10 * outside)
                 candidates.append((cost, distance, len(candidates), offset, box))
@@ -222,9 +222,9 @@ def _label(
         text.xyann = tuple(offset / points)
         taken.append(box)
         if distance > 8:
-            end = np.clip(centres[index], box.min, box.max)  # end of a line to the nearest point of the name
+            end = np.clip(centers[index], box.min, box.max)  # end of a line to the nearest point of the name
             axes.annotate(
-                "", (x[index], y[index]), tuple((end - centres[index]) / points), textcoords="offset points", zorder=1,
+                "", (x[index], y[index]), tuple((end - centers[index]) / points), textcoords="offset points", zorder=1,
                 arrowprops={"arrowstyle": "-", "color": colors[index], "lw": 0.7},
             )  # fmt: skip
 

@@ -28,7 +28,7 @@ from inception_jax.inspection.layout import (
     row_height,
 )
 from inception_jax.inspection.table import image_shape_of
-from inception_jax.text import chart_label, printable, width
+from inception_jax.text import chart_label, printable, times, width
 
 TEMPLATES = Path(__file__).parent.parent / "templates"
 
@@ -44,7 +44,7 @@ HUES = {"convolution": "blue", "conv transpose": "blue", "linear": "orange", "po
 HUES |= dict.fromkeys(JOINS, "green")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Diagram:
     """A network's drawing; a notebook displays it.
 
@@ -103,6 +103,10 @@ class Diagram:
         axes.text(EDGE, EDGE, chart_label(self.title), size=13, color="black", va="top")
         _draw_rows(axes, page.layout, self.depth, page.x, page.y)
         return figure
+
+    def __repr__(self) -> str:
+        images, *blocks = self.graph.blocks
+        return f"Diagram({self.title}, images of {times(images.output)}: {len(blocks)} blocks)"
 
     def _repr_svg_(self) -> str:
         return self.svg()

@@ -44,7 +44,7 @@ PALETTE: Mapping[str, Shade] = {
     "yellow": Shade("#7d6a00", "#cdb53a"),
     "violet": Shade("#5b66cf", "#8c99f5"),
     "red": Shade("#bf3848", "#f2808b"),
-    "grey": Shade("#686e77", "#9299a3"),
+    "gray": Shade("#686e77", "#9299a3"),
     "ink": Shade("#5c626b", "#a3a9b3"),  # axes, their text, and text of less importance
 }
 HUES = ("blue", "orange", "green", "pink", "yellow", "violet", "red")  # of lines, in this order
@@ -149,9 +149,14 @@ def new_figure(width: float, height: float, *, dpi: float = DPI, grid: bool = Tr
     figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
     axes = figure.add_subplot()
     if grid:
-        axes.grid(color=color("ink"), alpha=0.25, lw=0.6, zorder=0)
-        axes.spines[["top", "right"]].set_visible(False)
+        add_grid(axes)
     return figure, axes
+
+
+def add_grid(axes: Axes) -> None:
+    """Adds a grid, and removes the lines on the top and on the right."""
+    axes.grid(color=color("ink"), alpha=0.25, lw=0.6, zorder=0)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def is_steep(values: Sequence[float]) -> bool:

@@ -229,7 +229,7 @@ class _Reader:
         return self._block(index, None if unit else self.graph(index))
 
     def _is_unit(self, call: int) -> bool:
-        """Whether it is one layer, and norms and the like that keep its output's shape."""
+        """Whether it is one layer, possibly with norms and other modules that keep its output's shape."""
         blocks = [
             node.block for node in self.nodes if node.owner >= 0 and call in (node.owner, *self._outer(node.owner))
         ]

@@ -76,7 +76,7 @@ def feature_grid(maps: Any, *, columns: int | None = None, per_channel: bool = T
             "such as maps[0]"
         )
     axes = (0, 1) if per_channel else None
-    tiles = _to_grey(maps, axes).transpose(2, 0, 1)
+    tiles = _to_gray(maps, axes).transpose(2, 0, 1)
     return Picture(_tile(tiles, columns or math.ceil(math.sqrt(len(tiles)))))
 
 
@@ -94,7 +94,7 @@ def filters(variables: Mapping[str, Any], layer: str, *, limit: int = 16) -> Pic
       UserError: there is no such layer, or it does not contain exactly one convolution.
     """
     kernel = np.asarray(_kernel(variables["params"], layer), np.float32)
-    tiles = _to_grey(kernel, (0, 1, 2)).transpose(3, 2, 0, 1)  # outputs, inputs, height, width
+    tiles = _to_gray(kernel, (0, 1, 2)).transpose(3, 2, 0, 1)  # outputs, inputs, height, width
     if tiles.shape[1] == 3:
         return Picture(_tile(tiles.transpose(0, 2, 3, 1), math.ceil(math.sqrt(len(tiles)))))
     if tiles.shape[1] == 1:
@@ -122,16 +122,16 @@ def overlay(image: Any, heat: Any, *, strength: float = 0.6) -> Picture:
             f"image and heat must have the shapes (height, width, 1 or 3) and (height, width), not {image.shape} and "
             f"{heat.shape}: of a batch, give one image's, such as heat[0]"
         )
-    colours = image / 255 if image.dtype == np.uint8 else np.clip(image, 0, 1)
-    colours = _enlarge(colours, (0, 1), IMAGE)
-    height, width = colours.shape[:2]
+    pixels = image / 255 if image.dtype == np.uint8 else np.clip(image, 0, 1)
+    pixels = _enlarge(pixels, (0, 1), IMAGE)
+    height, width = pixels.shape[:2]
     heat = np.asarray(Image.fromarray(heat).resize((width, height), Image.Resampling.BILINEAR))
     opacity = strength * np.clip(heat, 0, 1)[..., None]
-    mixed = (1 - opacity) * colours + opacity * matplotlib.colormaps["turbo"](heat)[..., :3]
+    mixed = (1 - opacity) * pixels + opacity * matplotlib.colormaps["turbo"](heat)[..., :3]
     return Picture(_to_bytes(mixed))
 
 
-def _to_grey(values: np.ndarray, axes: tuple[int, ...] | None) -> np.ndarray:
+def _to_gray(values: np.ndarray, axes: tuple[int, ...] | None) -> np.ndarray:
     """Scales values from 0 (minimum over the axes) to 255 (maximum); constant values become 0."""
     low, high = values.min(axes, keepdims=True), values.max(axes, keepdims=True)
     return _to_bytes((values - low) / np.where(high > low, high - low, 1))

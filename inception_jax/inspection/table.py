@@ -9,7 +9,7 @@ from inception_jax.inspection.trace import Row, trace_layers
 from inception_jax.text import format_table, human, times
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class LayerTable:
     """Rows in the order of the calls, and the whole network as `total`.
 
@@ -58,6 +58,12 @@ class LayerTable:
 
     def __str__(self) -> str:
         return self.format()
+
+    def __repr__(self) -> str:
+        return (
+            f"LayerTable({len(self.rows)} rows, images of {times(self.image_shape)}: {human(self.total.parameters)} "
+            f"parameters, {human(self.total.multiply_adds)} multiply-adds)"
+        )
 
     def _repr_markdown_(self) -> str:
         return self.format("markdown")

@@ -213,7 +213,7 @@ def _count(variables: Mapping[str, Any], path: tuple[str, ...]) -> int:
 
 
 def _mark(tree: Any, name: str) -> Any:
-    """Returns the same arrays, with a name in the jaxpr that `_depths` reads."""
+    """Returns the same arrays, with a name in the jaxpr that `read_mark` reads."""
     return jax.tree.map(lambda x: checkpoint_name(x, name) if isinstance(x, jax.Array) else x, tree)
 
 

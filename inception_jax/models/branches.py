@@ -42,7 +42,7 @@ class Pool(NamedTuple):
     count_include_pad: bool = True
 
 
-Step = Conv | Pool | tuple[Conv, ...]  # convolutions in a tuple stand side by side; their results are concatenated
+Step = Conv | Pool | tuple[Conv, ...]  # convolutions in a tuple are parallel; their results are concatenated
 Branches = tuple[tuple[Step, ...], ...]
 
 

@@ -1,4 +1,4 @@
-"""Batch norm as part of the convolutions before it, and what else inference need not compute at every call."""
+"""Folds batch norm into the convolutions before it, and precomputes what inference would repeat at every call."""
 
 import functools
 from collections.abc import Mapping
@@ -15,11 +15,11 @@ from inception_jax.models.layers import as_outputs
 
 
 def fold_batch_norm(model: nn.Module, variables: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
-    """A network and variables without batch norm that compute the same as these do with `train=False`.
+    """A network and variables without batch norm that compute what these compute with `train=False`.
 
-    The running variance and the scale become part of the kernels, the running mean and the bias the layers' biases. A
-    network that has no field norm="batch", and its variables, are returned as they are; so are the Tiny VGGs and
-    GoogLeNet with norm="stem", whose batch norm stands behind the ReLU.
+    The running variance and the scale are multiplied into the kernels; the running mean and the bias become the
+    layers' biases. Networks without a field norm="batch" are returned unchanged with their variables. So are the Tiny
+    VGGs and GoogLeNet with norm="stem", whose batch norm follows the ReLU.
     """
     return fold_model(model), fold_variables(model, variables)
 
@@ -39,10 +39,10 @@ def fold_variables(model: nn.Module, variables: Mapping[str, Any]) -> dict[str, 
 
 
 def inference_variables(model: nn.Module, variables: Mapping[str, Any]) -> dict[str, Any]:
-    """What `fold_variables` gives, prepared for many calls; can be jitted.
+    """The result of `fold_variables`, prepared for many calls; can be jitted.
 
-    Where the network computes in bfloat16, the convolutions' parameters are that already. In float32 on CPUs there is
-    the collection "transformed": what `ops.transform_kernel` makes of the kernels, two to six times as large.
+    If the network computes in bfloat16, the convolutions' parameters are converted to it. In float32 on CPUs, the
+    collection "transformed" is added: the results of `ops.transform_kernel`, two to six times as large as the kernels.
     """
     folded = fold_variables(model, variables)
     if getattr(model, "dtype", None) == jnp.bfloat16:
@@ -58,7 +58,7 @@ def _narrow(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _transform(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Of every ConvUnit; a tree of the same names, without the others'."""
+    """`ops.transform_kernel` of the kernel of every ConvUnit, in a tree of the same names."""
     if params.keys() == {"conv"} and "kernel" in params["conv"]:
         transformed = ops.transform_kernel(params["conv"]["kernel"])
         return {} if transformed is None else {"kernel": transformed}

@@ -246,7 +246,7 @@ class GoogLeNet(Network):
         return self._halve(x, "pool_2")
 
     def _normalize(self, x: jax.Array, name: str, train: bool) -> jax.Array:
-        """What stands where Table 1 has a local response norm; with batch norm in every unit, nothing."""
+        """The normalization where Table 1 has a local response norm: none if every unit has batch norm."""
         if self.norm == "lrn":
             return ops.local_response_norm(x)
         if self.norm == "stem":

@@ -117,7 +117,7 @@ def table_1(factorized: bool = True, kernel_5x5: int = 5) -> dict[str, Branches]
 def apply_stem(
     x: jax.Array, train: bool, conv: Callable[..., ConvUnit], *, stem: str, factorized_7x7: bool = True
 ) -> jax.Array:
-    """What stands before the first module of Inception v3 and Inception-ResNet v2: images to 192 channels.
+    """The stem of Inception v3 and Inception-ResNet v2: images to maps of 192 channels.
 
     "imagenet" takes 299 pixels to 35; "small" has the same convolutions, padded and at stride 1, and no pools. To be
     called inside the network's compact `__call__`; `conv` makes the convolution units.
@@ -187,7 +187,7 @@ class InceptionV3(Network):
       kernel_5x5: side of the kernels of the other 5x5 branch: 5 as released, or 3 as figure 5.
       factorized_7x7: the stem begins with three 3x3 convolutions; False: with one 7x7 convolution, of the same stride
         and map size.
-      aux_heads: an auxiliary classifier, "aux", behind mixed_6e.
+      aux_heads: whether there is an auxiliary classifier, "aux", after mixed_6e.
       aux_norm: "batch", or "none" for a head whose fully connected layer has no batch norm; its 1x1 convolution has it
         either way, which is what the paper's last rung says.
       stem: "imagenet", or "small" for 32 and 64 pixels, after the CIFAR versions in wide use: the stem's convolutions

@@ -1,8 +1,8 @@
-"""How weights begin: the initialisers, which draw the same numbers inside a traced program and, quickly, outside one.
+"""Initializers, which draw the same numbers inside a traced program and, faster, outside of it.
 
-A program that draws all arrays of a network takes many seconds to compile: each shape is a loop of its own. But
-JAX's generator (threefry, partitionable) numbers its draws, so that an array of any shape is the beginning of a longer,
-flat one. `draw` therefore needs a few short programs, the same ones for every network.
+A program that draws all arrays of a network takes many seconds to compile, since it has a loop for every shape. But
+JAX's generator (threefry, partitionable) draws numbers by their index, so an array of any shape is the beginning of a
+longer, flat one. `draw` therefore needs only a few short programs, the same for every network.
 """
 
 import functools
@@ -16,14 +16,14 @@ import numpy as np
 from flax import linen as nn
 from jax import numpy as jnp
 
-# For jax.jit: a draw runs once, and takes less time to compile with few of LLVM's optimisations. At level 1 it had the
-# same bits as with all of them wherever that was tried, at 0 it had not.
+# For jax.jit: a draw runs once, and compiles faster with few of LLVM's optimizations. In all tests, level 1 gave the
+# same bits as the default; level 0 did not.
 COMPILER_OPTIONS: dict[str, str | bool] = {"xla_backend_optimization_level": "1"}
-PREFIX = "draw_"  # of the names of the initialisers' functions, by which a traced program's draws are found
-_SMALLEST, _LARGEST = 2**12, 2**22  # numbers that a program draws; of more than that each array has its own
+PREFIX = "draw_"  # of the names of the initializers' functions, by which a traced program's draws are found
+_SMALLEST, _LARGEST = 2**12, 2**22  # how many numbers a program draws; larger arrays have a program each
 
 Draw = Callable[..., jax.Array]  # (key, shape, dtype)
-Finish = Callable[[np.ndarray], np.ndarray]  # what was drawn, in the shape and type of the array, to the array
+Finish = Callable[[np.ndarray], np.ndarray]  # (draws of the array's shape and dtype) -> the array
 
 _draws: dict[str, tuple[Draw, Finish | None]] = {}
 
@@ -42,7 +42,7 @@ def _uniform(key, shape, dtype):
 
 
 def _he_deviation(values):
-    # The divisor is the deviation of a standard normal distribution without what lies outside -2 to 2.
+    # The divisor is the standard deviation of a standard normal distribution truncated to -2 to 2.
     variance = np.asarray(2 / math.prod(values.shape[:-1]), values.dtype)
     return values * (np.sqrt(variance) / np.asarray(0.87962566103423978, values.dtype))
 
@@ -54,11 +54,11 @@ def _glorot_deviation(values):
 
 
 def initializer(name: str, whole: Draw, standard: Draw | None = None, finish: Finish | None = None) -> Draw:
-    """An initialiser, (key, shape, dtype) -> array, whose draws `draw` can make by its name.
+    """An initializer, (key, shape, dtype) -> array, that `draw` knows by its name.
 
     Args:
-      whole: the same as a plain function; where `standard` is not given, its numbers do not depend on the shape.
-      standard: draws that `finish` makes the array of; their numbers do not depend on the shape.
+      whole: the same as a plain function. Without `standard`, its numbers must not depend on the shape.
+      standard: draws whose numbers do not depend on the shape, and from which `finish` computes the array.
     """
     _draws[name] = (standard or whole, finish)
 
@@ -88,9 +88,10 @@ INITIALIZERS: Mapping[str, Draw] = MappingProxyType(
 
 @functools.cache
 def identity_first(name: str) -> Draw:
-    """The initialiser of that name for the kernel of a convolution, but that it first hands on its input's channels.
+    """An initializer for convolution kernels whose first filters each copy one channel of the input.
 
-    So far as it has filters for them: each is 1 in the middle, for one channel, and 0 elsewhere. Others are drawn.
+    Each of these filters is 1 in the middle for its channel and 0 elsewhere. If there are more filters than input
+    channels, the initializer of that name draws the others.
     """
     others, (standard, finish) = INITIALIZERS[name], _draws[name]
 
@@ -115,16 +116,16 @@ def _identity(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def is_drawn(function_name: str) -> bool:
-    """Whether a traced function of this name is an initialiser that `draw` knows."""
+    """Whether a traced function of this name is an initializer that `draw` knows."""
     return function_name.startswith(PREFIX) and function_name.removeprefix(PREFIX) in _draws
 
 
 def draw(function_name: str, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """What the initialiser's function of this name draws, bit for bit, without a program of its own for the shape."""
+    """What the initializer's function of this name draws, bit for bit, without compiling a program for the shape."""
     name = function_name.removeprefix(PREFIX)
     count, finish = math.prod(shape), _draws[name][1]
     values = np.asarray(_program(name, _padded(count), np.dtype(dtype))(key))[:count].reshape(shape)
-    return finish(values) if finish else values.copy()  # without what was drawn too much
+    return finish(values) if finish else values.copy()  # a copy, which does not keep the surplus draws in memory
 
 
 def _padded(count: int) -> int:

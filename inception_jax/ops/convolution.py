@@ -105,17 +105,18 @@ def conv(
     """2-D convolution (cross-correlation, as is usual in deep learning) of NHWC maps.
 
     Args:
-        x: maps.
-        kernel: weights, of the same float type.
-        strides: (vertical, horizontal) strides, pixels.
-        padding: "SAME", "VALID" or ((top, bottom), (left, right)) in pixels.
-        precision: of the products, see `jax.lax.Precision`.
-        implementation: "auto" picks by platform and shape; "lax" always uses `lax.conv_general_dilated`, which also
-            supports forward-mode differentiation (`jax.jvp`).
-        transformed: the kernel's `transform_kernel`, if it was computed before: for inference, where no gradient is
-            needed and the kernel is constant.
+      x: maps.
+      kernel: weights, of the same float type.
+      strides: (vertical, horizontal) strides, pixels.
+      padding: "SAME", "VALID" or ((top, bottom), (left, right)) in pixels.
+      precision: of the products, see `jax.lax.Precision`.
+      implementation: "auto" picks by platform and shape; "lax" always uses `lax.conv_general_dilated`, which also
+        supports forward-mode differentiation (`jax.jvp`).
+      transformed: the kernel's `transform_kernel`, if it was computed before: for inference, where no gradient is
+        needed and the kernel is constant.
 
-    Raises UserError for an unknown implementation.
+    Raises:
+      UserError: an unknown implementation.
     """
     check_choice("implementation", implementation, ("auto", "lax"))
     strides = (int(strides[0]), int(strides[1]))

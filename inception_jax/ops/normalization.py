@@ -27,19 +27,20 @@ def batch_norm(
     """Batch normalization in training (Ioffe & Szegedy 2015, Algorithm 1), with the statistics of the batch.
 
     Args:
-        x: maps or features, in any float type.
-        scale: gamma in the paper, one per channel.
-        bias: beta in the paper, one per channel.
-        epsilon: added to the variance.
-        relu: whether to apply a ReLU afterwards, at no extra cost.
-        implementation: "auto" uses a custom gradient; "lax" uses JAX's, which also supports forward-mode
-            differentiation (`jax.jvp`).
+      x: maps or features, in any float type.
+      scale: gamma in the paper, one per channel.
+      bias: beta in the paper, one per channel.
+      epsilon: added to the variance.
+      relu: whether to apply a ReLU afterwards, at no extra cost.
+      implementation: "auto" uses a custom gradient; "lax" uses JAX's, which also supports forward-mode
+        differentiation (`jax.jvp`).
 
     Returns:
-        The normalized maps in x's type, and the mean and the (biased, as in `flax.linen.BatchNorm`) variance of each
-        channel in at least float32, the type of all sums.
+      The normalized maps in x's type, and the mean and the (biased, as in `flax.linen.BatchNorm`) variance of each
+      channel in at least float32, the type of all sums.
 
-    Raises UserError for an unknown implementation.
+    Raises:
+      UserError: an unknown implementation.
     """
     check_choice("implementation", implementation, ("auto", "lax"))
     if implementation == "lax":
@@ -144,7 +145,9 @@ def local_response_norm(
     Krizhevsky et al. 2012, section 3.3, with alpha divided by the size, as in Caffe and `torch.nn.LocalResponseNorm`.
     The window is centered; with an even size it has one more channel before than after. Computed in at least float32.
     `implementation="lax"` uses JAX's gradient: slower, but it also supports forward-mode differentiation (`jax.jvp`).
-    Raises UserError for an unknown implementation.
+
+    Raises:
+      UserError: an unknown implementation.
     """
     check_choice("implementation", implementation, ("auto", "lax"))
     window_sum = _window_sum if implementation == "auto" else _sum_of_slices

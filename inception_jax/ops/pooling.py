@@ -41,18 +41,20 @@ def max_pool(
 ) -> Float[Array, "batch out_height out_width channels"]:
     """The maximum of each window; padding never wins.
 
-    Args:
-        x: maps, in any float type.
-        window: (height, width) of the window, pixels.
-        strides: (vertical, horizontal) distance between windows, pixels.
-        padding: "SAME", "VALID" or ((top, bottom), (left, right)) in pixels.
-        ceil_mode: allow the last window to extend past the end, as in `torch.nn.MaxPool2d(ceil_mode=True)`: it must
-            start inside the input or the leading padding.
-        implementation: "auto" picks by platform; "lax" always uses `lax.reduce_window`, which also supports
-            forward-mode differentiation (`jax.jvp`).
-
     The gradient goes to the first maximum in the window in row-major order, as in `lax.reduce_window`.
-    Raises UserError for an unknown implementation or a padding that fits no window.
+
+    Args:
+      x: maps, in any float type.
+      window: (height, width) of the window, pixels.
+      strides: (vertical, horizontal) distance between windows, pixels.
+      padding: "SAME", "VALID" or ((top, bottom), (left, right)) in pixels.
+      ceil_mode: allow the last window to extend past the end, as in `torch.nn.MaxPool2d(ceil_mode=True)`: it must
+        start inside the input or the leading padding.
+      implementation: "auto" picks by platform; "lax" always uses `lax.reduce_window`, which also supports
+        forward-mode differentiation (`jax.jvp`).
+
+    Raises:
+      UserError: an unknown implementation, or a padding that fits no window.
     """
     check_choice("implementation", implementation, ("auto", "lax"))
     window, strides = _pair(window), _pair(strides)
@@ -74,14 +76,15 @@ def avg_pool(
     """The mean of each window, summed in at least float32.
 
     Args:
-        x: maps, in any float type.
-        window: (height, width) of the window, pixels.
-        strides: (vertical, horizontal) distance between windows, pixels.
-        padding: "SAME", "VALID" or ((top, bottom), (left, right)) in pixels.
-        count_include_pad: divide by the window's full size; otherwise by its number of pixels inside the input.
-            Both as in `torch.nn.AvgPool2d`.
+      x: maps, in any float type.
+      window: (height, width) of the window, pixels.
+      strides: (vertical, horizontal) distance between windows, pixels.
+      padding: "SAME", "VALID" or ((top, bottom), (left, right)) in pixels.
+      count_include_pad: divide by the window's full size; otherwise by its number of pixels inside the input.
+        Both as in `torch.nn.AvgPool2d`.
 
-    Raises UserError for a padding that fits no window.
+    Raises:
+      UserError: a padding that fits no window.
     """
     window, strides = _pair(window), _pair(strides)
     pads = _resolve_padding(x.shape[1:3], window, strides, padding, ceil_mode=False)

@@ -1,67 +1,65 @@
-"""Checkpoints: what a run needs to go on as if it had not been stopped, each verified when it is read.
+"""Checkpoints: everything that a run needs to continue as if it had not stopped, verified when it is read.
 
-Orbax writes them (asynchronously, atomically) and reads them back onto any devices, but it does not notice a
-flipped bit. So each checkpoint carries a digest of every leaf, and a damaged one is named and passed over.
+Orbax writes them, asynchronously and atomically, and reads them back onto any devices, but it does not detect changed
+bits. So each checkpoint has a digest of every array; a damaged one is reported and skipped.
 """
 
 import contextlib
 import json
 import math
 import os
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
-from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from inception_jax.distributed import multihost
+from inception_jax.distributed.collectives import any_process, from_first
 from inception_jax.distributed.watch import waiting
 from inception_jax.errors import UserError, WriteError, check_choice
-from inception_jax.files import no_room, parse_json
-from inception_jax.runs.orbax_quirks import Kept, brief, quieten_orbax, write_failure
-from inception_jax.runs.verification import FORMAT, LISTED, Records, abstract, describe, require_fit
-from inception_jax.text import listed
+from inception_jax.files import no_room
+from inception_jax.runs import checkpoint_folders as folders
+from inception_jax.runs.checkpoint_reading import DamagedError, read_items, read_state, verify_items
+from inception_jax.runs.orbax_quirks import Kept, quieten_orbax, write_failure
+from inception_jax.runs.verification import Manifest, abstract, describe, require_fit
 
-# That a process which was asked to stop still waits for a checkpoint of all: less than schedulers leave it.
+# How long a process that was asked to stop waits for a checkpoint of all processes: less than schedulers allow.
 SAVE_SECONDS = 100.0
-# Folders that are no checkpoints, or not now. Orbax lists only those whose whole name is a number.
-DAMAGED = "damaged-"  # set aside, for its owner to look at
-REPLACED = "replaced-"  # until its successor is complete
 
 
-class Checkpoints:
-    """The checkpoints of one run: a folder per kept step, named by the step, below `directory`.
+class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
+    """The checkpoints of a run: a folder below `directory` for each step that is kept, named by the step.
 
-    Each folder holds three items: `state`, a tree of arrays; `progress`, a JSON object; and `digest`, from which
-    the other two are verified. The `keep_latest` latest ones and the `keep_best` best ones are kept, best by the
-    watched metric; of equals, the first; and for good `keep_steps` and every multiple of `keep_every_steps`.
+    A checkpoint has three items: `state`, a tree of arrays; `progress`, a JSON object; and `digest`, which verifies
+    the other two. The latest `keep_latest` and the best `keep_best` checkpoints are kept (the best by the watched
+    metric, the first one of equals), and permanently those of `keep_steps` and of every multiple of
+    `keep_every_steps`.
 
-    A damaged checkpoint is named in a warning and counts as not there, whenever that is found out: of its JSON when
-    the folder is opened, of its arrays when they are restored. The next save sets it aside, as `damaged-STEP`.
+    A damaged checkpoint is reported in a warning and treated as missing. Damage to its JSON is found when the folder
+    is opened, damage to its arrays when they are restored. The next save renames it to `damaged-STEP`.
 
-    All processes of a run call every method together, save `check` and `close`, and on the same files. What is read
-    and decided is process 0's word, and what is damaged or not written for one process is so for all of them.
-    Other programs may read while a run writes.
+    All processes of a run must call the same methods, except for `check` and `close`, on the same files. A checkpoint
+    that one process cannot read or write is damaged or not written for all. Other programs may read meanwhile.
 
     Args:
-      directory: is made if it is not there
-      keep_latest: 1 or more
-      keep_best: 0 or more
-      keep_every_steps: 0: none are kept for good
-      keep_steps: that are kept for good, once they are saved
-      watch: the metric, among those given to `save`, that decides which checkpoint is the best
-      watch_mode: which is better, "max" or "min" of it
-      read_only: leave the folder as it is, which another program's run may be writing
+      directory: created if it does not exist.
+      keep_latest: 1 or more.
+      keep_best: 0 or more.
+      keep_every_steps: 0: none are kept permanently.
+      keep_steps: steps whose checkpoints are kept permanently, once they are saved.
+      watch: the metric, among those given to `save`, that decides which checkpoint is best.
+      watch_mode: "max" or "min": which values are better.
+      read_only: whether to leave the folder unchanged, since another program may be training in it.
 
     Raises:
-      UserError: the folder cannot be made or read; it has a checkpoint that a later version wrote; an unknown mode.
+      UserError: the folder cannot be created or read, it has a checkpoint from a later version, or the mode is
+        unknown.
     """
 
     def __init__(
@@ -81,15 +79,15 @@ class Checkpoints:
         self.directory = Path(directory).absolute()
         self._watch = watch
         self._sign = 1 if watch_mode == "max" else -1
-        self._watched: dict[int, float] = {}  # by step: the watched metric, times the sign; the greatest is best
-        self._damaged: dict[int, str] = {}  # by step: why
-        self._saving: _Saving | None = None  # until `wait` has found it written
-        self._running = False  # the same for this process alone
-        self._error: Exception | None = None  # of the save, in this process
+        self._watched: dict[int, float] = {}  # by step: the watched metric times the sign, so that the largest is best
+        self._damaged: dict[int, str] = {}  # by step: what is wrong
+        self._saving: _Saving | None = None  # until `wait` has confirmed that it is written
+        self._running = False  # whether this process is writing its part of it
+        self._error: Exception | None = None  # what this process raised while writing it
         self._tidy = False
         try:
             if not read_only:
-                self._put_back()
+                folders.restore_replaced(self.directory)
             multihost.wait_for_all("checkpoints.opened")
             policy = Kept(self._best_steps, keep_latest, keep_best, keep_every_steps, keep_steps)
             with waiting("the checkpoint folder to be opened"):
@@ -101,26 +99,26 @@ class Checkpoints:
             raise kind(f"cannot use the checkpoint folder {self.directory}: {error}") from error
         try:
             for step in self.steps():
-                with contextlib.suppress(_DamagedError):
-                    self._watch_step(step, self._read_records(step).metrics)
+                with contextlib.suppress(DamagedError):
+                    self._watch_step(step, self._read_manifest(step).metrics)
         except UserError:
             self._manager.close()
             raise
         if self._damaged:
-            self._manager.reload()  # a run that goes on may have removed them while they were read
+            self._manager.reload()  # a run in progress may have removed them while they were read
             self._damaged = {step: why for step, why in self._damaged.items() if step in self._all_steps()}
         if self._damaged:
             logging.warning("in %s %s", self.directory, self._damages())
 
     def steps(self) -> list[int]:
-        """The steps of which there is a checkpoint that is not known to be damaged, in order."""
+        """The steps of all checkpoints that are not known to be damaged, in ascending order."""
         return [step for step in self._all_steps() if step not in self._damaged]
 
     def latest_step(self) -> int | None:
-        """None if there is no checkpoint.
+        """The latest step; None if there is no checkpoint.
 
         Raises:
-          UserError: all that there are are damaged.
+          UserError: all checkpoints are damaged.
         """
         steps = self.steps()
         if not steps and self._damaged:
@@ -128,41 +126,40 @@ class Checkpoints:
         return max(steps, default=None)
 
     def best_steps(self) -> list[int]:
-        """The steps of which there is a checkpoint with a watched metric, the best first."""
+        """The steps of all checkpoints that have the watched metric, best first."""
         return self._best_steps(self.steps())
 
     def best_step(self) -> int | None:
-        """The step whose watched metric is best among those that are there; None if no checkpoint has one."""
+        """The step with the best watched metric; None if no checkpoint has it."""
         return next(iter(self.best_steps()), None)
 
     def watched(self, step: int) -> float | None:
-        """The watched metric of a step's checkpoint; None where it has none, or is damaged or not there."""
+        """The watched metric of a step's checkpoint; None if it has none, is damaged, or does not exist."""
         return self._sign * self._watched[step] if step in self.best_steps() else None
 
     def lost(self) -> dict[int, str]:
-        """By step, what is wrong with each checkpoint that is damaged, those that were set aside included."""
-        aside = (path.name.removeprefix(DAMAGED) for path in self.directory.glob(f"{DAMAGED}*"))
-        steps = {int(step): "is damaged, and was set aside" for step in aside if step.isdecimal()}
-        return steps | {step: f"is damaged: {why}" for step, why in self._damaged.items()}
+        """What is wrong with each damaged checkpoint, by step, including those that were set aside."""
+        aside = {step: "is damaged, and was set aside" for step in folders.damaged_steps(self.directory)}
+        return aside | {step: f"is damaged: {why}" for step, why in self._damaged.items()}
 
     def save(
         self, step: int, state: PyTree, progress: Mapping[str, Any], metrics: Mapping[str, float] | None = None
     ) -> None:
-        """Saves in the background, from copies made before this returns, then removes what is not to be kept.
+        """Saves in the background, from copies made before this returns, then removes what is no longer kept.
 
-        A checkpoint of this same step is replaced; if its content is the same, nothing is done. Where the state is
-        the same and no metrics are given, its metrics are kept: so a run may save once more when it is stopped.
+        An existing checkpoint of this step is replaced, unless it has the same content. If the state is the same and
+        no metrics are given, it keeps its metrics, so that a run may save again when it is stopped.
 
         Args:
-          step: the number of updates made
-          state: tree of arrays; random keys may be typed or raw
-          progress: a JSON object, which `restore` gives back
-          metrics: what was measured of this state; if the watched one is not among them, or not finite, the
-            checkpoint is not considered for the best
+          step: number of updates made.
+          state: tree of arrays; random keys may be typed or raw.
+          progress: a JSON object, which `restore` returns.
+          metrics: results for this state. Without a finite watched metric, the checkpoint is not a candidate for the
+            best one.
 
         Raises:
-          UserError: there are checkpoints of later steps, so this is another course of the run.
-          WriteError: this one or the last one could not be written.
+          UserError: there are checkpoints of later steps, so this is another run.
+          WriteError: this checkpoint or the previous one could not be written.
         """
         self.wait()
         self._tidy_up()
@@ -174,62 +171,58 @@ class Checkpoints:
         state = jax.tree.map(jnp.asarray, state)
         metrics = None if metrics is None else {name: float(value) for name, value in metrics.items()}
         progress = json.loads(json.dumps(dict(progress)))
-        # Other processes' timings differ. What is written is process 0's.
-        records = Records(*_from_first(lambda: [describe(state, with_bytes=True), progress, metrics]))
+        # Process 0's values are written, since timings differ between processes.
+        manifest = Manifest(*_from_first(lambda: [describe(state, with_bytes=True), progress, metrics]))
 
         replaces = False
         if step in self.steps():
             try:
-                present = self._read_records(step)
-            except _DamagedError:
+                present = self._read_manifest(step)
+            except DamagedError:
                 self._set_aside_damaged()
             else:
-                if metrics is None and records.leaves == present.leaves:
-                    records = records._replace(metrics=present.metrics)
-                if records.digest() == present.digest():  # NaN is unequal to itself, its JSON is not
+                if metrics is None and manifest.leaves == present.leaves:
+                    manifest = manifest._replace(metrics=present.metrics)
+                if manifest.digest() == present.digest():  # compares JSON, in which NaN equals itself
                     return
-                self._set_aside(step, REPLACED)
+                self._set_aside(step, folders.REPLACED)
                 replaces = True
 
         self._saving = _Saving(step, self._watched.get(step), replaces)
-        self._watch_step(step, records.metrics)
+        self._watch_step(step, manifest.metrics)
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
-            progress=ocp.args.JsonSave(records.progress),
-            digest=ocp.args.JsonSave(records.digest()),
+            progress=ocp.args.JsonSave(manifest.progress),
+            digest=ocp.args.JsonSave(manifest.digest()),
         )
-        self._running = True  # also where Ctrl-C comes while it starts
+        self._running = True  # set first, since Ctrl-C may come while it starts
         try:
             with waiting("the checkpoint to be written", SAVE_SECONDS):
-                self._manager.save(step, args=items, force=True)  # unforced, Orbax may decide, silently, not to
-        except (OSError, ValueError) as error:  # TensorStore's are ValueErrors
+                self._manager.save(step, args=items, force=True)  # otherwise Orbax may skip it silently
+        except (OSError, ValueError) as error:  # TensorStore raises ValueError
             self._running, self._error = False, error
             self._give_up()
 
     def restore(self, step: int | None, template: PyTree) -> tuple[PyTree, dict[str, Any]]:
-        """The verified `(state, progress)` of `step`, or, if that is None, of the latest step that is undamaged.
+        """The verified `(state, progress)` of `step`, or of the latest intact step if that is None.
 
-        Damaged checkpoints that are passed over are named in a warning, and set aside when the run next saves.
+        Damaged checkpoints that are skipped are reported in a warning, and set aside by the next save.
 
         Args:
-          template: a state of the same shapes and dtypes; it may be abstract (`jax.eval_shape`). Each leaf is put
-            where the template's is, however it was laid out when it was saved; by default on the first device.
+          template: a state of the same shapes and dtypes; it may be abstract (`jax.eval_shape`). Each leaf gets the
+            sharding of the template's leaf, whatever it was when it was saved; by default it is on the first device.
 
         Raises:
-          UserError: there is no such checkpoint; it is damaged; or it does not fit the template.
+          UserError: there is no such checkpoint, it is damaged, or it does not fit the template.
         """
         self.wait()
         if step is not None:
-            self._require_present(step)
-            try:
-                return self._read(step, template)
-            except _DamagedError as damage:
-                raise self._damaged_step(step, damage) from damage
+            return self._read_given(step, template)
         known = set(self._damaged)
         for candidate in self.steps()[::-1]:
             try:
                 restored = self._read(candidate, template)
-            except _DamagedError:
+            except DamagedError:
                 continue
             if self._damaged.keys() - known:
                 logging.warning("%s. Continuing from step %d", self._damages(known), candidate)
@@ -239,7 +232,7 @@ class Checkpoints:
         raise UserError(f"there is no checkpoint in {self.directory}")
 
     def restore_part(self, step: int, template: dict[str, PyTree]) -> dict[str, PyTree]:
-        """Some fields of a step's state, verified: for a reader that cannot know the others' shapes.
+        """Some fields of a step's state, verified, for a reader that does not know the shapes of the others.
 
         Args:
           template: the fields by name, as in `restore`.
@@ -248,57 +241,36 @@ class Checkpoints:
           UserError: as `restore`.
         """
         self.wait()
-        self._require_present(step)
-        try:
-            return self._read(step, template, whole=False)[0]
-        except _DamagedError as damage:
-            raise self._damaged_step(step, damage) from damage
-
-    def _damaged_step(self, step: int, damage: "_DamagedError") -> UserError:
-        return UserError(
-            f"nothing to restore in {self.directory}: the checkpoint of step {step} is damaged: {damage}. "
-            "Choose another step"
-        )
+        return self._read_given(step, template, whole=False)[0]
 
     def progress(self, step: int) -> dict[str, Any]:
-        """The JSON object saved with `step`, from which a reader learns how to make a template for its state.
+        """The JSON object saved with `step`. It tells a reader how to create a template for the state.
 
         Raises:
           UserError: there is no such checkpoint, or it is damaged.
         """
-        return self._records_of(step).progress
+        return self.manifest(step).progress
 
-    def metrics(self, step: int) -> dict[str, float] | None:
-        """The metrics saved with `step`; None if there were none.
-
-        Raises:
-          UserError: there is no such checkpoint, or it is damaged.
-        """
-        return self._records_of(step).metrics
-
-    def leaves(self, step: int) -> dict[str, dict[str, Any]]:
-        """The shape, dtype and digest of each array saved with `step`, by its path, such as "plateau/scale".
+    def manifest(self, step: int) -> Manifest:
+        """What was saved with `step`: the metrics, and shape, dtype and digest of each array, beside the progress.
 
         Raises:
           UserError: there is no such checkpoint, or it is damaged.
         """
-        return self._records_of(step).leaves
-
-    def _records_of(self, step: int) -> "Records":
         self.wait()
         self._require_present(step)
         try:
-            return self._read_records(step)
-        except _DamagedError as damage:
+            return self._read_manifest(step)
+        except DamagedError as damage:
             raise UserError(f"the checkpoint of step {step} in {self.directory} is damaged: {damage}") from damage
 
     def check(self) -> None:
-        """Says at once that what was saved in the background could not be written; takes microseconds, never waits.
+        """Raises the error of a save that has failed in the background. Takes microseconds and never waits.
 
-        Of several processes, the one that could not write its part says so alone, and should end.
+        With several processes, only the one that could not write its part raises; it should end.
 
         Raises:
-          WriteError: so it is.
+          WriteError: the last checkpoint could not be written.
         """
         if self._running and not self._manager.is_saving_in_progress():
             self._join()
@@ -306,7 +278,7 @@ class Checkpoints:
                 self._give_up()
 
     def wait(self) -> None:
-        """Returns once what was saved is on disk.
+        """Waits until the last save is on disk.
 
         Raises:
           WriteError: it could not be written.
@@ -317,12 +289,12 @@ class Checkpoints:
         self._end_saving()
 
     def close(self) -> None:
-        """Waits for what was saved, and ends the threads.
+        """Waits for the last save, and ends the threads.
 
         Raises:
           WriteError: it could not be written.
         """
-        # Not `wait`: where one process ends early, by an error of its own, the others do not come here.
+        # Not `wait`: if one process ends early with an error, the others do not get here.
         try:
             self._join()
             if self._error:
@@ -330,9 +302,6 @@ class Checkpoints:
             self._end_saving()
         finally:
             self._manager.close()
-
-    def __enter__(self) -> "Checkpoints":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -345,27 +314,27 @@ class Checkpoints:
         try:
             with waiting("the checkpoint to be written", SAVE_SECONDS):
                 self._manager.wait_until_finished()
-        except Exception as error:  # of many types: the storage library's own, OSError, ValueError
+        except Exception as error:  # of many types: OSError, ValueError, TensorStore's own
             self._error = error
-        self._running = False  # and not where Ctrl-C has ended the waiting
+        self._running = False  # not in a `finally`: after Ctrl-C it is still being written
 
     def _end_saving(self) -> None:
         if self._saving and self._saving.replaces:
-            if (self.directory / str(self._saving.step)).is_dir():  # complete, so its predecessor may go
-                self._remove([self.directory / f"{REPLACED}{self._saving.step}"])
+            if (self.directory / str(self._saving.step)).is_dir():
+                folders.remove_replaced(self.directory, self._saving.step)
             else:  # Ctrl-C came before it had begun
-                self._put_back()
+                folders.restore_replaced(self.directory)
         self._saving = None
 
     def _give_up(self) -> NoReturn:
-        """Raises WriteError for the save that failed, with everything as it was before it."""
+        """Restores what was there before the save that failed, and raises its WriteError."""
         assert self._saving
         step, watched_before, _ = self._saving
         self._watched.pop(step, None)
         if watched_before is not None:
             self._watched[step] = watched_before
-        self._put_back()
-        self._manager.reload()  # Orbax has counted those as removed that were to go after it
+        folders.restore_replaced(self.directory)
+        self._manager.reload()  # Orbax already counts those as removed that the new one would have displaced
         self._tidy = False
         error, self._error, self._saving = self._error, None, None
         kept = max(self.steps(), default=None)
@@ -386,7 +355,7 @@ class Checkpoints:
             raise UserError(f"there is no checkpoint of step {step} in {self.directory}; available: {there}")
 
     def _damages(self, known: Iterable[int] = ()) -> str:
-        """What is wrong with the damaged ones, save those that are `known`."""
+        """What is wrong with the damaged checkpoints, except for the `known` ones."""
         return "; ".join(
             f"the checkpoint of step {step} is damaged: {why}"
             for step, why in self._damaged.items()
@@ -396,62 +365,38 @@ class Checkpoints:
     def _nothing_to_restore(self) -> UserError:
         return UserError(f"nothing to restore in {self.directory}: {self._damages()}. Remove the folder to start over")
 
-    def _damage(self, step: int, why: str) -> "_DamagedError":
-        self._damaged[step] = why
-        return _DamagedError(why)
-
-    def _read_records(self, step: int) -> "Records":
-        def read() -> Any:
-            files = (self.directory / str(step) / item / "metadata" for item in ("digest", "progress"))
-            try:
-                return [parse_json(file.read_bytes()) for file in files]
-            except Exception as error:  # whatever a changed byte can lead to
-                return brief(error)
-
-        content = _from_first(read)
-        if isinstance(content, str):
-            raise self._damage(step, content)
+    def _read_manifest(self, step: int) -> Manifest:
+        folder = self.directory / str(step)
         try:
-            digest, progress = content
-            written_format, records = Records.verified(digest, progress)
-        except Exception as error:
-            raise self._damage(step, "progress and digest do not match") from error
-        if written_format > FORMAT:
+            return verify_items(folder, _from_first(partial(read_items, folder)))
+        except DamagedError as damage:
+            self._damaged[step] = str(damage)
+            raise
+
+    def _read_given(self, step: int, template: PyTree, *, whole: bool = True) -> tuple[PyTree, dict[str, Any]]:
+        self._require_present(step)
+        try:
+            return self._read(step, template, whole=whole)
+        except DamagedError as damage:
             raise UserError(
-                f"the checkpoint of step {step} in {self.directory} was written by a later version of inception_jax "
-                f"(format {written_format}; this one reads up to {FORMAT}): install that version, or use another folder"
-            )
-        return records
+                f"nothing to restore in {self.directory}: the checkpoint of step {step} is damaged: {damage}. "
+                "Choose another step"
+            ) from damage
 
     def _read(self, step: int, template: PyTree, *, whole: bool = True) -> tuple[PyTree, dict[str, Any]]:
-        """`whole`: whether the template has all of the state, and not just some fields of it, by name."""
-        records = self._read_records(step)
+        """As `restore`; `whole` is False if the template has only some fields of the state, by name."""
+        manifest = self._read_manifest(step)
         shapes = jax.tree.map(abstract, template)
-        leaves = {path: leaf for path, leaf in records.leaves.items() if whole or path.partition("/")[0] in template}
+        leaves = {path: leaf for path, leaf in manifest.leaves.items() if whole or path.partition("/")[0] in template}
         require_fit(step, leaves, describe(shapes, with_bytes=False))
-        state, why = None, None
-        try:
-            # Not by the manager: its processes wait for one another, for ever if one of them could not read.
-            folder = self._manager.directory / str(step) / "state"
-            with waiting("the checkpoint to be read", SAVE_SECONDS):
-                if whole:
-                    state = ocp.StandardCheckpointHandler().restore(folder, args=ocp.args.StandardRestore(shapes))
-                else:
-                    targets = ocp.checkpoint_utils.construct_restore_args(shapes)
-                    args = ocp.args.PyTreeRestore(shapes, restore_args=targets, partial_restore=True)
-                    state = ocp.PyTreeCheckpointHandler().restore(folder, args=args)
-            found = describe(state, with_bytes=True)
-            changed = [path for path, leaf in leaves.items() if found.get(path) != leaf]
-            why = f"{listed(changed, LISTED, '; ')} not as saved" if changed else None
-        except jax.errors.JaxRuntimeError:
-            raise  # the device's fault, such as no memory left
-        except Exception as error:
-            why = brief(error)
-        if _any_process(why is not None):
-            raise self._damage(step, why or "another process cannot read it")
-        return state, records.progress
+        with waiting("the checkpoint to be read", SAVE_SECONDS):
+            state, why = read_state(self._manager.directory / str(step), shapes, leaves, whole=whole)
+        if _any_process(bool(why)):
+            self._damaged[step] = why or "another process cannot read it"
+            raise DamagedError(self._damaged[step])
+        return state, manifest.progress
 
-    # Which are kept
+    # Selection of the best
 
     def _watch_step(self, step: int, metrics: Mapping[str, float] | None) -> None:
         self._watched.pop(step, None)
@@ -460,82 +405,43 @@ class Checkpoints:
             self._watched[step] = self._sign * value
 
     def _best_steps(self, steps: Sequence[int]) -> list[int]:
-        """Those of the steps that have a watched metric, the best first."""
+        """The steps that have the watched metric, best first."""
         return sorted((step for step in steps if step in self._watched), key=lambda step: (-self._watched[step], step))
 
     # Folders
 
-    def _put_back(self) -> None:
-        """Undoes a replacement that was cut off before the new checkpoint was complete."""
-        for folder in self.directory.glob(f"{REPLACED}*") if jax.process_index() == 0 else ():
-            final = folder.with_name(folder.name.removeprefix(REPLACED))
-            if not final.exists():
-                folder.rename(final)
-
     def _tidy_up(self) -> None:
-        """Before a save: removes what a killed run left half done, and sets damaged checkpoints aside.
+        """Before a save: removes what a killed run left unfinished, and sets damaged checkpoints aside.
 
         Not when the folder is opened, since a program that only reads must not disturb the run that writes.
         """
         if not self._tidy:
-            self._remove(self.directory.glob("*.orbax-checkpoint-tmp*"))
-            self._remove(self.directory.glob(f"{REPLACED}*"))
+            folders.remove_unfinished(self.directory)
             self._tidy = True
         self._set_aside_damaged()
 
     def _set_aside_damaged(self) -> None:
         for step in sorted(self._damaged):
-            self._set_aside(step, DAMAGED)
+            self._set_aside(step, folders.DAMAGED)
         self._damaged.clear()
 
     def _set_aside(self, step: int, prefix: str) -> None:
-        target = self.directory / f"{prefix}{step}"
-        self._remove([target])
-        if jax.process_index() == 0:
-            with contextlib.suppress(FileNotFoundError):  # somebody has removed it
-                (self.directory / str(step)).rename(target)
+        folders.set_aside(self.directory, step, prefix)
         multihost.wait_for_all("checkpoints.set_aside")
         self._manager.reload()
-
-    @staticmethod
-    def _remove(folders: Iterable[Path]) -> None:
-        for folder in folders if jax.process_index() == 0 else ():
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-class _DamagedError(Exception):
-    """The content of a checkpoint is not what was saved."""
 
 
 class _Saving(NamedTuple):
     """A checkpoint that is being written."""
 
     step: int
-    watched_before: float | None  # of the one that it replaces
+    watched_before: float | None  # the watched metric of the checkpoint that it replaces
     replaces: bool
 
 
-def saved_steps(directory: Path) -> list[int]:
-    """The steps of which there is a checkpoint in the folder, whole or damaged, as this process sees it now."""
-    return sorted(int(path.name) for path in directory.glob("*") if path.name.isdecimal())
-
-
-# Several processes
-
-
 def _any_process(flag: bool) -> bool:
-    """Whether it is set in any of the processes, which all ask together."""
-    with waiting("the checkpoint of all processes", SAVE_SECONDS):
-        return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+    return any_process(flag, "the checkpoint of all processes", SAVE_SECONDS)
 
 
 def _from_first(make: Callable[[], Any]) -> Any:
-    """What `make` returns in process 0, a JSON value, in all processes; it may not raise."""
-    if jax.process_count() == 1:
-        return make()
-    content = json.dumps(make()).encode() if jax.process_index() == 0 else b""
-    with waiting("process 0 to read or write a checkpoint", SAVE_SECONDS):
-        size = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
-        # Of a size that recurs, since each is compiled.
-        padded = np.frombuffer(content.ljust(1 << size.bit_length()), np.uint8)
-        return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes())
+    return from_first(make, "process 0 to read or write a checkpoint", SAVE_SECONDS)

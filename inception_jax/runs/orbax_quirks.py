@@ -1,4 +1,4 @@
-"""What Orbax does otherwise than a run needs, and how it is brought to it."""
+"""Where Orbax's behavior differs from what a run needs. Its private modules are used here alone."""
 
 import asyncio
 import contextlib
@@ -12,11 +12,15 @@ from typing import Any
 
 from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 
-LEAVING_SECONDS = 60.0  # how long reads and writes that go on when one of them has failed are waited for
+LEAVING_SECONDS = 60.0  # after a read or write has failed: how long to wait for the others to end
 
 
 class Kept(PreservationPolicy):
-    """Orbax's LatestN, BestN and EveryNSteps together, save that BestN prefers the last of equals; and some steps."""
+    """Which checkpoints are kept: the latest, the best, every so many steps, and given steps.
+
+    As Orbax's LatestN, BestN and EveryNSteps together. But of equally good checkpoints, BestN keeps the last one; this
+    keeps the first.
+    """
 
     def __init__(
         self, best_steps, keep_latest: int, keep_best: int, keep_every_steps: int, keep_steps: Collection[int]
@@ -37,7 +41,7 @@ class Kept(PreservationPolicy):
 
 
 def brief(error: BaseException) -> str:
-    """The first line of the message, which may run to pages, of an error or of what it came from."""
+    """The type of an error's original cause and the first line of its message, which may be pages long."""
     while error.__cause__:
         error = error.__cause__
     line = (str(error).strip().splitlines() or [""])[0]
@@ -45,6 +49,7 @@ def brief(error: BaseException) -> str:
 
 
 def write_failure(error: Exception) -> str:
+    """Why a checkpoint could not be written, in the operating system's words if it was the cause."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     code = re.search(r"os_error_code='(\d+)'", str(error))  # in TensorStore's long messages
@@ -52,10 +57,12 @@ def write_failure(error: Exception) -> str:
 
 
 def quieten_orbax() -> None:
-    """Orbax logs every stage of every save, through the logger of our own lines. What fails, it also raises.
+    """Hides Orbax's log messages, and waits for its concurrent reads and writes when one of them fails.
 
-    And where one of many reads or writes fails, it forgets the others: each then ends in a traceback of its own, on
-    standard error, as its event loop is closed. They are waited for, if this version of Orbax runs them as we know.
+    Orbax logs every stage of every save, with the logger that prints the run's own lines; failures are also raised.
+    When one of several reads or writes fails, Orbax closes its event loop while the others are running, and each of
+    them prints a traceback. The patch of `run_sync` waits for them; it does nothing if Orbax no longer has that
+    function.
     """
     logger = logging.getLogger("absl")
     if _is_ours not in logger.filters:

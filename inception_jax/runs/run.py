@@ -96,7 +96,7 @@ class Run(NetworkPredictor):
         Raises:
           UserError: they cannot be imported.
         """
-        names = tuple(map(str, self.config.metrics))  # a stranger's file may have anything there
+        names = tuple(map(str, self.config.metrics))  # the file may be from somebody else, with anything in it
         given = any(name.endswith(registry.GIVEN) for name in names)
         if names and (given or not self.trusts_parts):
             why = "they were given to fit as objects" if given else "add --trust-code, in Python trust_code=True"
@@ -109,6 +109,10 @@ class Run(NetworkPredictor):
         if self.engine is not None and images.shape[1:] == self.inputs.image_shape:
             return self.engine(np.ascontiguousarray(images))
         return super().compute(images)
+
+    def _class_number(self, name: str) -> int:
+        folders = self.inputs.class_names
+        return folders.index(name) if name in folders else super()._class_number(name)
 
 
 def load_run(

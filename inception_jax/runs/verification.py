@@ -1,4 +1,4 @@
-"""What a checkpoint holds besides its arrays, and the digests by which all of it is verified."""
+"""The manifest of a checkpoint: what it has besides its arrays, and the digests that verify all of it."""
 
 import hashlib
 import json
@@ -12,28 +12,28 @@ from jaxtyping import PyTree
 from inception_jax.errors import UserError
 from inception_jax.text import listed
 
-# Of what `Records` writes. 1 had no such field, and its checksum did not cover all of the digest.
+# The version of what `Manifest` writes. Version 1 had no such field, and its checksum did not cover all of the digest.
 FORMAT = 2
 LISTED = 3  # leaves named in a message
 
 
-class Records(NamedTuple):
-    """What a checkpoint holds besides its arrays."""
+class Manifest(NamedTuple):
+    """What a checkpoint has besides its arrays."""
 
     leaves: dict[str, dict[str, Any]]  # by path: shape, dtype, digest of the bytes
     progress: dict[str, Any]
     metrics: dict[str, float] | None
 
     def digest(self) -> dict[str, Any]:
-        """The JSON object of that name: all but the progress, with a checksum over both."""
+        """The JSON item `digest`: everything except the progress, with a checksum of both."""
         content = {"format": FORMAT, "leaves": self.leaves, "metrics": self.metrics}
         return content | {"checksum": _checksum([content, self.progress])}
 
     @classmethod
-    def verified(cls, digest: dict[str, Any], progress: dict[str, Any]) -> tuple[int, "Records"]:
-        """The format in which they were written, and the records; some error or other if they are damaged.
+    def verified(cls, digest: dict[str, Any], progress: dict[str, Any]) -> tuple[int, "Manifest"]:
+        """The format that was written, and the manifest. Raises any error if they are damaged.
 
-        A later format is to keep this checksum, which tells it from a damaged field.
+        Later formats must keep this checksum: it tells a later format from a damaged one.
         """
         content = {name: value for name, value in digest.items() if name != "checksum"}
         written_format, signed = content.get("format", 1), [content, progress]
@@ -49,7 +49,7 @@ def _checksum(content: Any) -> str:
 
 
 def describe(tree: PyTree, *, with_bytes: bool) -> dict[str, dict[str, Any]]:
-    """Shape, dtype and, on request, digest of every leaf, by its path."""
+    """The shape and dtype of every leaf, and on request its digest, by path."""
     leaves = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         record = {"shape": list(leaf.shape), "dtype": str(leaf.dtype)}
@@ -63,6 +63,7 @@ def describe(tree: PyTree, *, with_bytes: bool) -> dict[str, dict[str, Any]]:
 
 
 def abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    """The shape, dtype and sharding of a leaf; by default on the first device."""
     if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
         leaf = jnp.asarray(leaf)
     sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -70,6 +71,8 @@ def abstract(leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 def require_fit(step: int, saved: dict[str, dict[str, Any]], wanted: dict[str, dict[str, Any]]) -> None:
+    """Raises UserError unless the leaves of a checkpoint have the shapes and dtypes that are wanted, by path."""
+
     def show(leaves, path):
         return f"{leaves[path]['dtype']}{leaves[path]['shape']}" if path in leaves else "nothing"
 

@@ -39,6 +39,7 @@ class Part(NamedTuple):
     value: Any
 
     def error(self, what: str) -> UserError:
+        """The error that names the part and what is wrong with it."""
         return UserError(f"{self.kind} {self.name!r} {what}")
 
     def call(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
@@ -211,7 +212,7 @@ def _layout(sums: Any) -> str:
 # Optimizers and schedules
 
 
-class Rule(NamedTuple):
+class OptimizerRule(NamedTuple):
     """An optimizer from outside the package.
 
     Attributes:
@@ -225,7 +226,7 @@ class Rule(NamedTuple):
     decays: bool
 
 
-def make_rule(part: Part, schedule: Any, own: Mapping[str, Any], table: Mapping[str, Any], mask: Any) -> Rule:
+def make_rule(part: Part, schedule: Any, own: Mapping[str, Any], table: Mapping[str, Any], mask: Any) -> OptimizerRule:
     """Calls an optimizer's factory, such as `optax.lion`.
 
     Args:
@@ -248,7 +249,7 @@ def make_rule(part: Part, schedule: Any, own: Mapping[str, Any], table: Mapping[
     rule = optax.GradientTransformationExtraArgs(
         partial(part.call, made.init), partial(part.call, optax.with_extra_args_support(made).update)
     )
-    return Rule(rule, "learning_rate" in known, "weight_decay" in known)
+    return OptimizerRule(rule, "learning_rate" in known, "weight_decay" in known)
 
 
 def check_update(part: Part, optimizer: optax.GradientTransformation, params: Any) -> None:

@@ -1,13 +1,14 @@
 """Losses: one number per example, so that callers can mask, weight and sum them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from inception_jax.config.rules import BALANCED
 from inception_jax.errors import UserError
 
 Labels: TypeAlias = Int[Array, " b"] | Float[Array, "b k"]  # class indices, or class probabilities
@@ -67,19 +68,28 @@ def total_loss(
     return total
 
 
-def balanced_weights(class_names: Sequence[str], class_counts: Sequence[int]) -> np.ndarray:
-    """Weights (classes,), float64, that give each class the same share of an epoch's loss, as scikit-learn does.
+def class_weights(given: Sequence[Any], class_names: Sequence[str], counts: Sequence[int]) -> np.ndarray | None:
+    """The weights of the classes for `cross_entropy`, float64 (classes,); None if none are given.
 
-    Their mean over the training images is 1.
+    "balanced" gives every class the same share of an epoch's loss, and the training images weights with the mean 1, as
+    scikit-learn's `compute_class_weight` does.
 
     Args:
-      class_counts: numbers of training images.
+      given: a number for each class, ("balanced",), or ().
+      class_names: in the order of the labels.
+      counts: for "balanced": the number of training images of each class.
 
     Raises:
-      UserError: a class has none.
+      UserError: there is not a number for each class; or a class to be balanced has no training images.
     """
-    counts = np.array(class_counts)
-    if not counts.all():
-        missing = class_names[int(counts.argmin())]
-        raise UserError(f"loss.class_weights=balanced needs training images of all classes; {missing} has none")
-    return counts.sum() / (len(counts) * counts)
+    if not given:
+        return None
+    if tuple(given) == BALANCED:
+        numbers = np.array(counts)
+        if not numbers.all():
+            missing = next(name for name, count in zip(class_names, counts, strict=True) if not count)
+            raise UserError(f"loss.class_weights=balanced needs training images of all classes; {missing} has none")
+        return numbers.sum() / (len(numbers) * numbers)
+    if len(given) != len(class_names):
+        raise UserError(f"loss.class_weights has {len(given)} numbers, but the data has {len(class_names)} classes")
+    return np.array(given, float)

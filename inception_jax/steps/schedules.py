@@ -213,7 +213,7 @@ def plateau_update(
     """The state after an evaluation that gave `metric`: `torch.optim.lr_scheduler.ReduceLROnPlateau`.
 
     After more than `patience` evaluations in a row without improvement, `scale` is multiplied by `factor`, and the next
-    `cooldown` evaluations are not counted. NaN is no improvement.
+    `cooldown` evaluations are not counted. NaN does not count as an improvement.
 
     Args:
       mode: which metric is better: "max" or "min"

@@ -24,7 +24,8 @@ class TrainState(flax.struct.PyTreeNode):
 
     Attributes:
       step: updates made so far, int32.
-      params, batch_stats: the network's variables.
+      params: the network's parameters.
+      batch_stats: the network's running statistics.
       opt_state: the Optax chain's.
       plateau: state of the plateau schedule; its scale multiplies every update.
       average: {"params", "batch_stats"}, their moving average; empty if none is kept.

@@ -35,7 +35,8 @@ class Claim:
 
     Attributes:
       measure: of each run, see `results.measure`.
-      first, second: variations, compared by the difference of their measures, first minus second, for each seed.
+      first: a variation; it is compared with `second` by the difference of their measures for each seed.
+      second: the variation whose measure is subtracted.
       expected: "higher" or "lower": the first than the second; "same": they differ by less than the margin; "between":
         the measure of the first is within the limits, and there is no second.
       margin: for "same", in the measure's unit.

@@ -56,7 +56,7 @@ def _measure(result: Result, table: StudyResults) -> None:
         parts[f"{evaluation.name}_count"] = lambda trained, evaluation=evaluation: _metrics(
             f"{evaluation.name}_", evaluate.metrics(_cross_evaluate(trained, evaluation))
         )
-    pictures = _unlabelled(result, study.predict)
+    pictures = _unlabeled(result, study.predict)
     if pictures:  # otherwise nothing is recorded, so that pictures added later are found
         parts["predicted_pictures"] = lambda trained: _predict(trained, pictures)
     if study.pairs:
@@ -147,7 +147,7 @@ def _by_color(prefix: str, predictions: evaluate.Predictions) -> dict[str, Any]:
     return found
 
 
-def _unlabelled(result: Result, below: str) -> list[Path]:
+def _unlabeled(result: Result, below: str) -> list[Path]:
     """The unlabeled pictures that are available."""
     section = result.planned.load_config().data
     roots = [files.expand(root) / below for root in (section.folder, section.archives) if root and below]

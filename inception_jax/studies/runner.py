@@ -28,10 +28,10 @@ logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.2
 TICK_SECONDS = 15.0  # between two calls of `tick`
 Tick = Callable[[Sequence[PlannedRun], Mapping[Path, str]], None]
-EXIT_SECONDS = 30.0  # until a process that gave no result has to have ended
+EXIT_SECONDS = 30.0  # to wait for a process that gave no result
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
-# If a study is killed, Linux kills its runs, so that none goes on writing. prctl(PR_SET_PDEATHSIG, SIGKILL) stays in
-# force after execv.
+# If a study is killed, Linux kills its runs, so that none continues to write. prctl(PR_SET_PDEATHSIG, SIGKILL)
+# stays in force after execv.
 END_WITH_PARENT = """
 import contextlib, ctypes, os, sys
 with contextlib.suppress(OSError, AttributeError):
@@ -54,7 +54,7 @@ def train(
       jobs: number of runs at the same time.
       seconds: time after which current runs are stopped and saved, and no more are started.
       gpus: their numbers or names, assigned to the jobs in turn; (): all jobs see all devices.
-      tick: called from time to time, and after each run, with the runs that train now and the failures so far.
+      tick: called from time to time, and after each run, with the runs in progress and the failures so far.
 
     Returns:
       Failures, by the run's folder: the exit code and the last line that was printed.
@@ -163,11 +163,11 @@ def measure(planned: PlannedRun, seconds: float = 900.0) -> tuple[float, Path]:
 
 
 def apart(function: Callable[..., Any], *arguments: Any, tick: Callable[[], None]) -> Any:
-    """Calls a function in a process of its own, so that nothing that it allocates, on a GPU for example, stays.
+    """Calls a function in another process, so that nothing that it allocates, such as GPU memory, remains.
 
     Args:
       function: of a module, which the other process imports.
-      arguments: and what it returns can be pickled.
+      arguments: they and the result must be picklable.
       tick: called from time to time.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The status page of a queue of studies: what is done, what runs now, what comes, and the hours that it takes."""
+"""The status page of a queue of studies: what is done, what is running, what is left, and how long it takes."""
 
 import contextlib
 import dataclasses
@@ -22,21 +22,21 @@ from inception_jax.trained import pages
 logger = logging.getLogger(__name__)
 
 PAGE, NUMBERS = "queue.html", "queue.json"
-TAIL_BYTES = 8192  # of a run's log, in which its last line of progress is looked for
+TAIL_BYTES = 8192  # of a run's log that are searched for its last progress line
 UNITS = {"h": 3600, "min": 60, "s": 1}  # of `text.format_seconds`
-SESSION = ("training", "measuring", "reporting")  # stages of the study that is worked on now
+SESSION = ("training", "measuring", "reporting")  # stages of the study in progress
 
 
 @dataclasses.dataclass
-class Item:
-    """A study of the queue.
+class StudyStatus:
+    """The status of a study in the queue.
 
     Attributes:
-      options: how it departs from its form, as on the command line.
+      options: what differs from its form, as on the command line.
       stage: "waiting", "training", "measuring", "reporting" or "ended".
-      complete: whether all runs were found to be complete and whole, once the study has ended.
-      running: the runs that train now.
-      failures: by run, or by "the study" if it failed as a whole.
+      complete: whether all runs were complete and undamaged when the study ended.
+      running: the runs in progress.
+      failures: messages by run, or by "the study" if it failed as a whole.
     """
 
     options: str
@@ -63,7 +63,7 @@ class Item:
 
 
 class Status:
-    """How a queue stands, in memory and as two files in its folder: a page for people, and its numbers as JSON.
+    """The status of a queue, in memory and as two files in its folder: a page for people, and its numbers as JSON.
 
     Args:
       folder: of the queue.
@@ -73,7 +73,7 @@ class Status:
 
     def __init__(self, folder: Path, options: Sequence[str], plans: Sequence[Plan]):
         self.folder = folder
-        self.items = [Item(words, plan) for words, plan in zip(options, plans, strict=True)]
+        self.items = [StudyStatus(words, plan) for words, plan in zip(options, plans, strict=True)]
         self._now = 0
         self._state = "running"
         self._epochs: dict[Path, float] = {}
@@ -81,7 +81,7 @@ class Status:
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
-        """Writes the status at the beginning, and at the end, which a signal may have brought."""
+        """Writes the status at the beginning and at the end, also if a signal or an error ends the block."""
         logger.info("status: %s", self.folder / PAGE)
         self.write()
         try:
@@ -96,7 +96,7 @@ class Status:
 
     @property
     def failures(self) -> list[str]:
-        """What failed, a line each."""
+        """One line for each failure."""
         return [f"{item.name}: {what}: {why}" for item in self.items for what, why in item.failures.items()]
 
     @property
@@ -104,19 +104,19 @@ class Status:
         return all(item.state == "complete" for item in self.items)
 
     def enter(self, number: int, stage: str, failures: Mapping[Path, str] | None = None) -> None:
-        """Notes that a study begins another stage, and the failures of its runs."""
+        """Records that a study enters another stage, and the failures of its runs."""
         self._now, item = number, self.items[number]
         item.stage, item.running = stage, ()
         self._note(failures or {})
         self.write()
 
     def fail(self, number: int, why: str) -> None:
-        """Notes that a study failed as a whole."""
+        """Records that a study failed as a whole."""
         item = self.items[number]
         item.failures = {**item.failures, "the study": why}
 
     def tick(self, running: Sequence[PlannedRun], failures: Mapping[Path, str]) -> None:
-        """Notes which runs of the current study train, and which failed."""
+        """Records which runs of the current study are in progress, and which failed."""
         self.items[self._now].running = running
         self._note(failures)
         self.write()
@@ -127,7 +127,7 @@ class Status:
         item.failures = {**item.failures, **{names[folder]: why for folder, why in failures.items()}}
 
     def write(self) -> None:
-        """Writes both files. That they cannot be written is a warning: the runs matter more."""
+        """Writes both files. A failure is only a warning, since the runs matter more."""
         content = self.as_json()
         template = pages.environment().get_template("queue.html")
         try:
@@ -141,7 +141,7 @@ class Status:
             self._warned = True
 
     def as_json(self) -> dict[str, Any]:
-        """What the page shows. A run that several studies have in common counts where it comes first."""
+        """The content of the page. A run that several studies share is counted in the first of them."""
         seen: set[Path] = set()
         studies = []
         for item in self.items:
@@ -156,10 +156,10 @@ class Status:
             "studies": studies,
         }
 
-    def _study(self, item: Item, seen: Collection[Path]) -> dict[str, Any]:
+    def _study(self, item: StudyStatus, seen: Collection[Path]) -> dict[str, Any]:
         running = {planned.folder for planned in item.running}
-        stands = {planned.folder: self._stand(planned, planned.folder in running) for planned in item.plan.runs}
-        left = _seconds_left(item.plan.runs, stands)
+        progress = {planned.folder: self._progress_of(planned, planned.folder in running) for planned in item.plan.runs}
+        left = _seconds_left(item.plan.runs, progress)
         own = [planned.folder for planned in item.plan.runs if planned.folder not in seen]
         page = item.plan.folder / "report.html"
         return {
@@ -167,16 +167,16 @@ class Status:
             "options": item.options,
             "state": item.state,
             "runs": len(own),
-            "complete_runs": sum(stands[folder].is_complete for folder in own),
-            "seconds_done": sum(stands[folder].seconds for folder in own),
+            "complete_runs": sum(progress[folder].is_complete for folder in own),
+            "seconds_done": sum(progress[folder].seconds for folder in own),
             "seconds_to_go": sum(left[folder] or 0.0 for folder in own),
             "runs_without_estimate": sum(left[folder] is None for folder in own),
             "report": os.path.relpath(page, self.folder) if page.is_file() else None,
             "now": [
                 {
                     "run": run_name(planned),
-                    "epoch": stands[planned.folder].epoch,
-                    "epochs": stands[planned.folder].epochs,
+                    "epoch": progress[planned.folder].epoch,
+                    "epochs": progress[planned.folder].epochs,
                     "seconds_to_go": left[planned.folder],
                 }
                 for planned in item.running
@@ -184,22 +184,22 @@ class Status:
             "failures": dict(item.failures),
         }
 
-    def _stand(self, planned: PlannedRun, is_running: bool) -> "Stand":
-        if planned.folder not in self._epochs:  # the config's file is run for it
+    def _progress_of(self, planned: PlannedRun, is_running: bool) -> "RunProgress":
+        if planned.folder not in self._epochs:  # not every time, since it runs the config file
             self._epochs[planned.folder] = planned.load_config().num_epochs
-        return read_stand(planned, self._epochs[planned.folder], is_running)
+        return read_run_progress(planned, self._epochs[planned.folder], is_running)
 
 
 @dataclasses.dataclass(frozen=True)
-class Stand:
-    """How far a run is.
+class RunProgress:
+    """How far a run has come.
 
     Attributes:
-      epochs: of the whole run; of a complete one, which may have ended early, those that it took.
-      epoch: the last one that is done, with a fraction while the run trains.
-      seconds: that the run took up to the last evaluated epoch.
-      seconds_left: as the run itself estimates while it trains; None: it does not, or not yet.
-      pace: seconds for an epoch; None: not known.
+      epochs: number of epochs of the whole run; if it is complete, how many it took, since it may have ended early.
+      epoch: the last completed epoch, with a fraction while the run trains.
+      seconds: duration up to the last evaluated epoch.
+      seconds_left: the run's own estimate while it trains; None: there is none yet.
+      pace: seconds per epoch; None: unknown.
     """
 
     epochs: float
@@ -210,12 +210,12 @@ class Stand:
     is_complete: bool = False
 
 
-def read_stand(planned: PlannedRun, epochs: float, is_running: bool = False) -> Stand:
-    """How far a run is, from its files; those that are damaged say nothing.
+def read_run_progress(planned: PlannedRun, epochs: float, is_running: bool = False) -> RunProgress:
+    """Reads how far a run has come from its files. Damaged files are ignored.
 
     Args:
       epochs: of the whole run.
-      is_running: whether it trains now, so that its log is of this session.
+      is_running: whether it is training now, so that its log is from this session.
     """
     summary, rows = None, []
     with contextlib.suppress(UserError):
@@ -223,20 +223,20 @@ def read_stand(planned: PlannedRun, epochs: float, is_running: bool = False) -> 
         rows = read_metrics(planned.folder / "metrics.csv")
     if summary is not None:
         took, seconds = summary.get("epochs") or epochs, summary.get("seconds", 0.0)
-        return Stand(took, took, seconds, 0.0, seconds / took if took else None, is_complete=True)
+        return RunProgress(took, took, seconds, 0.0, seconds / took if took else None, is_complete=True)
     last = rows[-1] if rows else {}
     epoch, seconds, left = last.get("epoch", 0.0), last.get("seconds", 0.0), None
     pace = seconds / epoch if epoch else None
-    if is_running and (found := read_progress(planned)):
+    if is_running and (found := read_progress_line(planned)):
         share, left = found
         epoch = max(epoch, share * epochs)
-    return Stand(epochs, epoch, seconds, left, pace)
+    return RunProgress(epochs, epoch, seconds, left, pace)
 
 
-def read_progress(planned: PlannedRun) -> tuple[float, float | None] | None:
-    """The last line of progress in a run's log: the share of the steps that is done, and the seconds left.
+def read_progress_line(planned: PlannedRun) -> tuple[float, float | None] | None:
+    """The share of the steps that are done and the seconds left, from the last progress line in a run's log.
 
-    None: there is no such line yet; None for the seconds: it does not estimate them yet.
+    Returns None if there is no such line yet, and None for the seconds if it has no estimate.
     """
     try:
         with planned.folder.with_suffix(".log").open("rb") as log:
@@ -245,29 +245,33 @@ def read_progress(planned: PlannedRun) -> tuple[float, float | None] | None:
             text = log.read().decode(errors="replace")
     except OSError:
         return None
-    found = re.findall(r"  step (\d+)/([1-9]\d*)  .*?(?:left (.*))?$", text, re.MULTILINE)
+    # As `train.console.Console` prints it: "epoch 2/4  step 30/80  ...  1 min 12 s left".
+    found = re.findall(r"  step (\d+)/([1-9]\d*)  (?:.*  )?(.*)$", text, re.MULTILINE)
     if not found:
         return None
-    step, steps, left = found[-1]
-    parts = re.findall(r"(\d+) (h|min|s)\b", left)
+    step, steps, last = found[-1]
+    parts = re.findall(r"(\d+) (h|min|s)\b", last) if last.endswith(" left") else []
     return int(step) / int(steps), sum(int(number) * UNITS[unit] for number, unit in parts) if parts else None
 
 
-def _seconds_left(runs: Sequence[PlannedRun], stands: Mapping[Path, Stand]) -> dict[Path, float | None]:
-    """Seconds to go by run, from its own pace, or that of its other seeds, or else of the study; None: not known."""
+def _seconds_left(runs: Sequence[PlannedRun], progress: Mapping[Path, RunProgress]) -> dict[Path, float | None]:
+    """The remaining seconds of each run, by its own pace, or else by that of its other seeds or of the study.
+
+    None if no pace is known.
+    """
     paces: dict[str, list[float]] = {}
     for planned in runs:
-        pace = stands[planned.folder].pace
+        pace = progress[planned.folder].pace
         if pace is not None:
             paces.setdefault(planned.variation, []).append(pace)
     means = {variation: statistics.fmean(found) for variation, found in paces.items()}
     overall = statistics.fmean(means.values()) if means else None
     left: dict[Path, float | None] = {}
     for planned in runs:
-        stand = stands[planned.folder]
-        pace = means.get(planned.variation, overall) if stand.pace is None else stand.pace
-        estimated = pace * max(stand.epochs - stand.epoch, 0.0) if pace is not None else None
-        left[planned.folder] = estimated if stand.seconds_left is None else stand.seconds_left
+        run = progress[planned.folder]
+        pace = means.get(planned.variation, overall) if run.pace is None else run.pace
+        estimated = pace * max(run.epochs - run.epoch, 0.0) if pace is not None else None
+        left[planned.folder] = estimated if run.seconds_left is None else run.seconds_left
     return left
 
 

@@ -1,4 +1,4 @@
-"""Callbacks: other people's code that is called while a run trains. It reads, and may ask to end the run."""
+"""Callbacks: user code that is called during training. It observes the run, and may end it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -10,9 +10,9 @@ METHODS = ("on_step", "on_evaluation", "on_end")
 
 
 class Callback(Protocol):
-    """What a callback may have; one of the methods suffices.
+    """The methods that a callback may have; one of them is enough.
 
-    With several processes, the first one calls them. What they keep is not saved with the run.
+    With several processes, the first one calls them. Their state is not saved with the run.
     """
 
     def on_step(self, step: int, metrics: Mapping[str, float]) -> str | None:
@@ -53,7 +53,7 @@ class Callbacks:
       named: (name, callback).
 
     Raises:
-      UserError: one has none of the methods. By every method: one raises, or returns something else than allowed.
+      UserError: one has none of the methods. By every method: a callback raises, or returns another value than allowed.
     """
 
     def __init__(self, named: Sequence[tuple[str, Any]]):

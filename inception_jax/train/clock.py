@@ -30,10 +30,12 @@ class Clock:
         return time.monotonic() - self._started
 
     def resume(self, step: int) -> None:
+        """Begins timing after `step`, unless it is under way."""
         if self._mark is None:
             self.restart(step)
 
     def restart(self, step: int) -> None:
+        """Begins timing after `step`, and drops the timing under way."""
         self._mark = (time.monotonic(), step)
 
     def rate(self, step: int) -> float:

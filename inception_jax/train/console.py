@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any, TextIO
 
 from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
+from inception_jax import process
 from inception_jax.text import format_seconds
 
 FIRST_SECONDS = 2.0  # until the first progress message, which estimates the run's duration
@@ -19,19 +19,22 @@ EPOCHS = logging.getLogger(
 EPOCHS.setLevel(logging.INFO)
 EPOCHS.propagate = False
 BAR_SECONDS = 1.0  # between two updates of the bar, each of which waits for the device
+BAR = "{desc} |{bar:20}| {percentage:3.0f} %{postfix}"
 
 
 class Console:
     """Shows a run's progress: a bar on a terminal, lines otherwise, and a line for every evaluated epoch.
+
+    In a notebook it is a bar with the latest epochs and the curves below it, see `notebook.Bar`.
 
     Args:
       total_steps: of the whole run.
       steps_per_epoch: updates per epoch.
       batch_size: examples per update, for the throughput.
       first_step: where this session starts.
-      mode: "bar", "lines", or "auto": a bar if `stream` is a terminal.
+      mode: "bar", "lines", or "auto": a bar on a terminal and in a notebook.
       every_seconds: interval between two lines.
-      stream: where to write; by default standard error.
+      stream: where to write; by default the notebook's output, elsewhere standard error.
       active: False shows nothing.
 
     Attributes:
@@ -57,15 +60,18 @@ class Console:
         self._batch_size = batch_size
         self._stream: Any = _Lasting(stream or sys.stderr)
         self._active = active
-        self._bar = None
+        self._bar = self._notebook_bar = None
         self._resources = contextlib.ExitStack()
-        if active and (mode == "bar" or (mode == "auto" and self._stream.isatty())):
+        if active and mode != "lines" and stream is None and process.in_notebook():
+            from inception_jax.train import notebook  # not earlier, since Matplotlib takes a while to import
+
+            self._bar = self._notebook_bar = notebook.Bar(total=total_steps, initial=first_step, bar_format=BAR)
+            self._resources.callback(self._bar.close)
+        elif active and (mode == "bar" or (mode == "auto" and self._stream.isatty())):
+            from tqdm.contrib.logging import logging_redirect_tqdm  # not in a notebook, where it warns
+
             self._bar = tqdm(
-                total=total_steps,
-                initial=first_step,
-                file=self._stream,
-                dynamic_ncols=True,
-                bar_format="{desc} |{bar:20}| {percentage:3.0f} %{postfix}",
+                total=total_steps, initial=first_step, file=self._stream, dynamic_ncols=True, bar_format=BAR
             )
             self._resources.callback(self._bar.close)
             # Print other log messages of the package above the bar, not inside it.
@@ -113,7 +119,10 @@ class Console:
             if values := self._shown(row, split):
                 parts.append(" ".join([split, *values]))
         line = "  ".join([*parts, *_rate(row)])
-        self._print(line)
+        if self._notebook_bar is not None:
+            self._notebook_bar.epoch(row, self.metrics)
+        else:
+            self._print(line)
         EPOCHS.info("%s", line)
         if self._bar is not None:
             self._bar.n = step

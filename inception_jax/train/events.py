@@ -32,6 +32,7 @@ class Events:
 
     @classmethod
     def of(cls, experiment: Experiment) -> "Events":
+        """The events of a run, with the config's epochs as steps."""
         evaluate, checkpoint = experiment.config.evaluate, experiment.config.checkpoint
         return cls(
             experiment.total_steps,

@@ -29,7 +29,7 @@ FIELDS = {
 
 
 class Extensions(TypedDict, total=False):
-    """Parts of training from outside the package, see docs/extending.md.
+    """Parts of training from outside the package, see "Extending training".
 
     Writers and callbacks are added to those that the config names; every other part replaces the config's.
 
@@ -38,7 +38,8 @@ class Extensions(TypedDict, total=False):
       metrics: one or several clu.metrics.Collection or Metric classes.
       optimizer: the factory of an Optax optimizer; further arguments are fields of `config.optimizer`.
       schedule: step -> learning rate, or the factory of such a function with arguments in `config.schedule`.
-      augment_before, augment_after: one or several functions (key, images) -> images.
+      augment_before: one or several functions (key, images) -> images, before the package's augmentation.
+      augment_after: the same, after the package's augmentation.
       writers: each a `writers.Writer`, or a class or function that returns one for the run's folder.
       callbacks: each with any of the methods of `callbacks.Callback`, or a class that is called without arguments.
     """

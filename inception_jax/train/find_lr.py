@@ -13,6 +13,7 @@ from jax import numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Float
 
+from inception_jax import process
 from inception_jax.config import Config
 from inception_jax.data import order
 from inception_jax.data.dataset import Dataset
@@ -142,7 +143,7 @@ def find_learning_rate(
     dataset = None if train is None else given_data(config, {"train": train})
     if dataset is not None:
         config.data.name = dataset.name
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, process.log_in_notebook():
         config = ready(config, Path(folder), trust_code)
         dataset = dataset or load_data(config)
         rates = np.geomspace(lowest, highest, steps)

@@ -19,7 +19,7 @@ UNNAMED = "an object given to fit"
 
 @dataclasses.dataclass(frozen=True)
 class Hooks:
-    """What is called while a run trains, besides what computes it."""
+    """The writers and callbacks of a run, created and ready to be called."""
 
     writers: Writers
     callbacks: Callbacks

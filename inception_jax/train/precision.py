@@ -117,4 +117,4 @@ def _began_with_x64(folder: Path) -> bool:
         return False
     with open_checkpoints(folder, read_config(folder / "config.json"), read_only=True) as checkpoints:
         step = checkpoints.latest_step()
-        return step is not None and checkpoints.leaves(step)["plateau/scale"]["dtype"] == "float64"
+        return step is not None and checkpoints.manifest(step).leaves["plateau/scale"]["dtype"] == "float64"

@@ -117,7 +117,7 @@ class Session:
 
     @contextmanager
     def attempt(self, state: TrainState) -> Iterator[None]:
-        """Opens the console and the profiler, to go on from `state`."""
+        """Opens the console and the profiler for training that starts from `state`."""
         first, first_step = multihost.is_first(), int(state.step)
         self.first_step = self._saved_step = first_step
         self.rate_scale = float(state.plateau.scale)
@@ -302,7 +302,7 @@ class Session:
         state = state.replace(plateau=state.plateau.replace(scale=scale * np.asarray(factor, scale.dtype)))
         now = time.monotonic()  # the lost time counts, too
         self.record.elapsed_seconds, self.started = self.seconds_before + now - self.started, now
-        self.checkpoints.save(step, state, dataclasses.asdict(self.record), self.checkpoints.metrics(step))
+        self.checkpoints.save(step, state, dataclasses.asdict(self.record), self.checkpoints.manifest(step).metrics)
         self.first_step = step
         self._writers.resume(step)
         self.open_batches()

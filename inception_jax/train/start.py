@@ -22,7 +22,7 @@ from inception_jax.data.dataset import Dataset
 from inception_jax.distributed import agreement, multihost, sharding
 from inception_jax.errors import UserError
 from inception_jax.experiment import Experiment, Inputs, build_model, initial_key
-from inception_jax.runs.checkpoints import saved_steps
+from inception_jax.runs.checkpoint_folders import saved_steps
 from inception_jax.runs.folder import common_fields, kept_inputs, prepare_folder, write_config
 from inception_jax.steps.state import TrainState, count_parameters
 from inception_jax.text import format_seconds
@@ -111,7 +111,7 @@ def extend(start: Start, folder: Path) -> None:
     rate = float(start.experiment.schedule(epochs * start.experiment.steps_per_epoch))
     at = "with the rate that it has reached" if config.schedule.name == "plateau" else f"with a rate of {rate:.4g}"
     logger.info(
-        "run: extended from %d to %d epochs; the schedule %s goes on %s",
+        "run: extended from %d to %d epochs; the schedule %s continues %s",
         epochs, config.num_epochs, config.schedule.name, at,
     )  # fmt: skip
 

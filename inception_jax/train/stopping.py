@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from inception_jax.distributed import multihost, sharding
+from inception_jax.errors import UserError
 
 STEPS_IN_FLIGHT = 2  # how far the host may run ahead of the devices
 END = 256  # a vote to end the run, besides the numbers of signals, which are smaller
@@ -27,6 +28,8 @@ class Interrupted(Exception):  # noqa: N818 (nothing went wrong)
       signal: the signal received, signal.SIGINT or signal.SIGTERM.
     """
 
+    _render_traceback_ = UserError._render_traceback_  # a notebook shows one line
+
     def __init__(self, message: str, signal: int):
         super().__init__(message)
         self.signal = signal
@@ -38,6 +41,8 @@ class StoppedAtOnce(KeyboardInterrupt):
 
 class NonFiniteLoss(Exception):  # noqa: N818
     """The loss or a weight became NaN or infinite; the last checkpoint is from an earlier step."""
+
+    _render_traceback_ = UserError._render_traceback_
 
 
 class EvaluationStopped(Exception):  # noqa: N818

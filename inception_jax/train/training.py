@@ -75,7 +75,7 @@ def train_and_evaluate(
     folder = files.expand(workdir, "workdir")
     config = ready(config, folder, trust_code)
     listeners = Listeners.of(config)
-    with _held(folder, wait), types_for(config, folder):
+    with _held(folder, wait), process.log_in_notebook(), types_for(config, folder):
         return _train(config, folder, load_data(config), listeners, clear_caches, trust_code, console)
 
 
@@ -126,7 +126,7 @@ def fit(
         config = ready(config, folder, trust_code)
         listeners = Listeners.of(config, extensions)
         note(config, extensions)
-        with _held(folder), types_for(config, folder):
+        with _held(folder), process.log_in_notebook(), types_for(config, folder):
             _train(config, folder, dataset, listeners, False, trust_code, console, given)
     from inception_jax.trained import trained_run  # not earlier, since Matplotlib would delay the first step
 

@@ -16,7 +16,7 @@ from inception_jax.data.dataset import Dataset
 from inception_jax.errors import UserError
 from inception_jax.inspection import activations, drawing
 from inception_jax.runs.run import Run
-from inception_jax.text import chart_label, printable
+from inception_jax.text import chart_label, printable, times
 from inception_jax.trained import evaluate
 from inception_jax.trained.evaluate import Predictions
 
@@ -80,9 +80,9 @@ class ClassPair:
         return self.second - self.first
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Similarity:
-    """The similarity of the layer outputs of two networks.
+    """The similarity of the layer outputs of two networks, which notebooks display as `similarity_chart`.
 
     Attributes:
       cka: linear CKA `(first layers, second layers)`: 1 for outputs equal up to rotation, scale and shift, about 0
@@ -102,6 +102,12 @@ class Similarity:
         return {
             name: float(self.cka[row, columns[name]]) for row, name in enumerate(self.first_layers) if name in columns
         }
+
+    def __repr__(self) -> str:
+        return f"Similarity(CKA of {times(self.cka.shape)} layers on {self.images} images)"
+
+    def _repr_png_(self) -> bytes:
+        return drawing.png(similarity_chart(self, "the first's layers", "the second's layers"))
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

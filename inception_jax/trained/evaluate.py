@@ -41,7 +41,7 @@ SOURCE = (
 )  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Predictions:
     """A network's predictions on a split, in the split's order.
 
@@ -61,6 +61,10 @@ class Predictions:
     def counted(self) -> np.ndarray:
         """bool `(n,)`: the examples that metrics are of, decoded and of a class that the network knows."""
         return (self.labels >= 0) & self.decoded
+
+    def __repr__(self) -> str:
+        examples, classes = self.logits.shape
+        return f"Predictions({examples:,} examples, {classes} classes)"
 
     def known(self) -> tuple[np.ndarray, np.ndarray]:
         """Labels, int64, and logits of the examples that are counted."""

@@ -10,8 +10,7 @@ import numpy as np
 
 from inception_jax.config import Config
 from inception_jax.data.dataset import Dataset
-from inception_jax.data.images import Picture as PictureLike
-from inception_jax.errors import UserError, check_choice
+from inception_jax.errors import UserError
 from inception_jax.inspection.features import grad_cam
 from inception_jax.inspection.pictures import Picture, overlay
 from inception_jax.registry import check_trusted
@@ -71,8 +70,10 @@ class Evaluation:
     """A network's results on a split.
 
     Attributes:
-      data, split: the name of the data set and of its split.
-      top1, top5: fractions of the examples.
+      data: the name of the data set.
+      split: the name of the split.
+      top1: the share of the examples whose most probable class is correct.
+      top5: the share of the examples whose class is among the five most probable ones.
       loss: the mean cross-entropy.
       calibration_error: see `evaluate.calibration_error`.
       count: number of examples.
@@ -100,7 +101,7 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class TrainedRun(Run):
-    """A run with what one wants to know of it: its history, its results, and pictures that notebooks display.
+    """A run with its history, its results, and pictures that notebooks display.
 
     Attributes:
       dataset: what it was trained on if that was given to `fit`; None: it is loaded when it is needed.
@@ -155,22 +156,6 @@ class TrainedRun(Run):
             findings = error
         return write_report(self.folder, findings={self.folder: findings})
 
-    def grad_cam(self, picture: PictureLike, class_name: str | None = None, layer: str | None = None) -> Picture:
-        """A picture with the places that support a class, see `inspection.grad_cam`.
-
-        Args:
-          picture: a file, its bytes, a Pillow image or a uint8 array (height, width, channels).
-          class_name: None: the most probable class.
-          layer: None: the last one with maps of at least 4x4 pixels.
-
-        Raises:
-          UserError: it is not a picture; the class or the layer does not exist.
-        """
-        image = self.images([picture])
-        number = None if class_name is None else self._number(class_name)
-        heat = grad_cam(self.model, self.variables, self.normalize(image), layer, number)
-        return overlay(image[0], heat[0])
-
     def show_batch(self, rows: int = 4, draws: int = 4) -> Picture:
         """Training images, each as it is stored and with `draws` samples of the augmentation, beside its class.
 
@@ -208,11 +193,6 @@ class TrainedRun(Run):
         captions = [f"{names[label]}, predicted {names[guess]} ({100 * share:.0f} %)" for label, guess, share in said]
         return sheet(captions, {"image": images, "Grad-CAM": np.stack(seen)})
 
-    def _number(self, class_name: str) -> int:
-        names = self.inputs.class_names if class_name in self.inputs.class_names else self.class_names
-        check_choice("class", class_name, names)
-        return names.index(class_name)
-
     def _data(
         self, split: str | None, fields: Mapping[str, Any] | None = None, tta: str = "none"
     ) -> tuple[str, Dataset]:
@@ -235,7 +215,21 @@ def load(
     own: Config | None = None,
     dataset: Dataset | None = None,
 ) -> TrainedRun:
-    """`runs.run.load_run` for interactive use; `dataset` is that of `TrainedRun`."""
+    """Loads a run's trained network, with its history and results.
+
+    Args:
+      folder: the run's.
+      checkpoint: "best", or the latest one if there is no best one yet; "latest"; or the step of a kept checkpoint.
+      dtype: "float32" or "bfloat16", for the network to compute in; None: the type it was trained in.
+      trust_code: whether a network, data set, metrics and augmentation from outside the package, which the folder
+        names, may be imported. Only for folders from people whom you would let run programs on your machine.
+      own: a config of your own, whose names are trusted.
+      dataset: what it was trained on, see `TrainedRun`.
+
+    Raises:
+      UserError: the folder does not contain a run or an intact checkpoint, or the best checkpoint is damaged.
+      UntrustedError: the network is code from outside the package, and trust_code is False.
+    """
     run = load_run(folder, checkpoint, dtype=dtype, trust_code=trust_code, own=own)
     fields = {field.name: getattr(run, field.name) for field in dataclasses.fields(run)}
     return TrainedRun(**fields, dataset=dataset)

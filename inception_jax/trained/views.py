@@ -42,10 +42,10 @@ def views(images: np.ndarray, tta: str, image_shape: tuple[int, int, int]) -> li
         return [view for whole in shifted for view in (whole, whole[:, :, ::-1])]
     height, width, _ = image_shape
     bottom, right = images.shape[1] - height, images.shape[2] - width
-    centre = (round(bottom / 2), round(right / 2))
+    center = (round(bottom / 2), round(right / 2))
     if tta == "1-crop":
-        return [images[:, centre[0] : centre[0] + height, centre[1] : centre[1] + width]]
-    corners = ((0, 0), (0, right), (bottom, 0), (bottom, right), centre)
+        return [images[:, center[0] : center[0] + height, center[1] : center[1] + width]]
+    corners = ((0, 0), (0, right), (bottom, 0), (bottom, right), center)
     return [whole[:, top : top + height, left : left + width] for whole in (images, mirrored) for top, left in corners]
 
 

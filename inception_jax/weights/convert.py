@@ -140,7 +140,7 @@ def from_state_dict(
 
     Raises:
       UserError: the tensors belong to another network (which is named), some are missing, unknown or of another shape
-        (these are listed), or the library's network computes something else than this one.
+        (these are listed), or the library's network computes something different.
     """
     leaves = _leaves(model, image_shape)
     format = format or recognize(model, tensors)

@@ -294,7 +294,7 @@ def nearest_options(model: nn.Module, names: Naming) -> dict[str, Any]:
 
 
 def check_options(model: nn.Module, format: str) -> None:
-    """Raises UserError if the network computes something else than the library's."""
+    """Raises UserError if the network does not compute what the library's network does."""
     nearest = nearest_options(model, naming(model, format))
     if nearest:
         different = ", ".join(f"{field}={getattr(model, field)!r}, not {value!r}" for field, value in nearest.items())

@@ -173,6 +173,26 @@ EMPTIES = {"EMPTY_DICT": dict, "EMPTY_LIST": list}
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
+class _Stack:
+    """The state of the machine that executes a pickle: values, the marks between them, and the memo."""
+
+    def __init__(self) -> None:
+        self.values: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: list[Any] = []
+
+    def pop(self, number: int) -> list[Any]:
+        """The last values, in the order in which they were pushed. Raises IndexError if there are fewer."""
+        return [self.values.pop() for _ in range(number)][::-1]
+
+    def pop_to_mark(self) -> list[Any]:
+        """The values since the last mark. Raises IndexError if there is no mark."""
+        mark = self.marks.pop()
+        items = self.values[mark:]
+        del self.values[mark:]
+        return items
+
+
 class Reader:
     """Reads the pickles of one file, one after the other.
 
@@ -195,16 +215,7 @@ class Reader:
           UserError: the pickle has an operation that no state dict needs, or needs too much memory.
           ValueError and others: the pickle cannot be decoded.
         """
-        stack: list[Any] = []
-        marks: list[int] = []
-        memo: list[Any] = []
-
-        def pop_to_mark() -> list:
-            mark = marks.pop()
-            items = stack[mark:]
-            del stack[mark:]
-            return items
-
+        stack = _Stack()
         for opcode, argument, position in _operations(self._file):
             if self._taken > BYTES_PER_BYTE * (position or 0) + HEAD:
                 raise UserError(
@@ -212,69 +223,89 @@ class Reader:
                     "state dict does: it is damaged or malicious"
                 )
             name: str = opcode.name
-            value: Any = argument
             self._taken += CELL  # of the stack or the memo
-            if name in CONSTANTS:
-                self._taken += sys.getsizeof(value)
-                stack.append(value)
-            elif name in VALUES:
-                stack.append(VALUES[name])
-            elif name in EMPTIES:
-                self._taken += OBJECT
-                stack.append(EMPTIES[name]())
-            elif name == "EMPTY_TUPLE":
-                stack.append(())
-            elif name in TUPLES or name == "TUPLE":
-                items = pop_to_mark() if name == "TUPLE" else [stack.pop() for _ in range(TUPLES[name])][::-1]
-                self._taken += OBJECT + CELL * len(items)
-                stack.append(tuple(items))
-            elif name == "EMPTY_SET":
-                stack.append(self._foreign("builtins set"))
-            elif name == "FROZENSET":
-                pop_to_mark()
-                stack.append(self._foreign("builtins frozenset"))
-            elif name == "MARK":
-                self._taken += OBJECT // 2
-                marks.append(len(stack))
-            elif name == "POP":
-                stack.pop()
-            elif name == "POP_MARK":
-                pop_to_mark()
-            elif name == "DUP":
-                stack.append(stack[-1])
-            elif name in ("APPEND", "APPENDS", "ADDITEMS"):
-                items = [stack.pop()] if name == "APPEND" else pop_to_mark()
-                self._extend(stack[-1], items)
-            elif name in ("SETITEM", "SETITEMS"):
-                items = [stack.pop(), stack.pop()][::-1] if name == "SETITEM" else pop_to_mark()
-                self._update(stack[-1], items)
-            elif name in ("BINPUT", "LONG_BINPUT", "MEMOIZE"):
-                self._memoize(memo, len(memo) if name == "MEMOIZE" else value, stack[-1])
-            elif name in ("BINGET", "LONG_BINGET"):
-                stack.append(memo[value])
-            elif name == "GLOBAL":
-                stack.append(self._find(*value.split(" ", 1)))
-            elif name == "STACK_GLOBAL":
-                attribute, module = stack.pop(), stack.pop()
-                stack.append(self._find(module, attribute))
-            elif name == "BINPERSID":
-                stack.append(self._persistent(stack.pop()))
-            elif name in ("REDUCE", "NEWOBJ"):
-                arguments, function = stack.pop(), stack.pop()
-                stack.append(self._make(function, arguments))
-            elif name == "NEWOBJ_EX":
-                _, arguments, function = stack.pop(), stack.pop(), stack.pop()
-                stack.append(self._make(function, arguments))
-            elif name == "BUILD":
-                stack.pop()  # attributes, such as a state dict's _metadata
-            elif name == "STOP":
-                return stack.pop()
-            elif name not in ("PROTO", "FRAME"):
+            if name == "STOP":
+                return stack.values.pop()
+            known = (
+                name in ("PROTO", "FRAME")
+                or self._push_value(name, argument, stack)
+                or self._arrange(name, argument, stack)
+                or self._make_or_fill(name, argument, stack)
+            )
+            if not known:
                 raise UserError(
                     f"{self._path} contains a pickle with the operation {name}, which no state dict needs: in "
                     "PyTorch, save only model.state_dict()"
                 )
         raise EOFError("a pickle without an end")
+
+    def _push_value(self, name: str, argument: Any, stack: "_Stack") -> bool:
+        """Executes an operation that pushes a constant, an empty container, a tuple or a set; False for all others."""
+        if name in CONSTANTS:
+            self._taken += sys.getsizeof(argument)
+            stack.values.append(argument)
+        elif name in VALUES:
+            stack.values.append(VALUES[name])
+        elif name in EMPTIES:
+            self._taken += OBJECT
+            stack.values.append(EMPTIES[name]())
+        elif name == "EMPTY_TUPLE":
+            stack.values.append(())
+        elif name in TUPLES or name == "TUPLE":
+            items = stack.pop_to_mark() if name == "TUPLE" else stack.pop(TUPLES[name])
+            self._taken += OBJECT + CELL * len(items)
+            stack.values.append(tuple(items))
+        elif name == "EMPTY_SET":
+            stack.values.append(self._foreign("builtins set"))
+        elif name == "FROZENSET":
+            stack.pop_to_mark()
+            stack.values.append(self._foreign("builtins frozenset"))
+        else:
+            return False
+        return True
+
+    def _arrange(self, name: str, argument: Any, stack: "_Stack") -> bool:
+        """Executes an operation on the stack itself or on the memo; False for all others."""
+        if name == "MARK":
+            self._taken += OBJECT // 2
+            stack.marks.append(len(stack.values))
+        elif name == "POP":
+            stack.values.pop()
+        elif name == "POP_MARK":
+            stack.pop_to_mark()
+        elif name == "DUP":
+            stack.values.append(stack.values[-1])
+        elif name in ("BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            self._memoize(stack.memo, len(stack.memo) if name == "MEMOIZE" else argument, stack.values[-1])
+        elif name in ("BINGET", "LONG_BINGET"):
+            stack.values.append(stack.memo[argument])
+        else:
+            return False
+        return True
+
+    def _make_or_fill(self, name: str, argument: Any, stack: "_Stack") -> bool:
+        """Executes an operation that adds to a container, or makes an object; False for all others."""
+        if name in ("APPEND", "APPENDS", "ADDITEMS"):
+            items = stack.pop(1) if name == "APPEND" else stack.pop_to_mark()
+            self._extend(stack.values[-1], items)
+        elif name in ("SETITEM", "SETITEMS"):
+            items = stack.pop(2) if name == "SETITEM" else stack.pop_to_mark()
+            self._update(stack.values[-1], items)
+        elif name == "GLOBAL":
+            stack.values.append(self._find(*argument.split(" ", 1)))
+        elif name == "STACK_GLOBAL":
+            module, attribute = stack.pop(2)
+            stack.values.append(self._find(module, attribute))
+        elif name == "BINPERSID":
+            stack.values.append(self._persistent(*stack.pop(1)))
+        elif name in ("REDUCE", "NEWOBJ", "NEWOBJ_EX"):
+            function, arguments, *_ = stack.pop(3 if name == "NEWOBJ_EX" else 2)
+            stack.values.append(self._make(function, arguments))
+        elif name == "BUILD":
+            stack.values.pop()  # attributes, such as a state dict's _metadata
+        else:
+            return False
+        return True
 
     def _foreign(self, name: str) -> Foreign:
         self._taken += OBJECT

@@ -22,7 +22,8 @@ class Preprocessing:
     Attributes:
       resize: the shorter side, pixels; the longer one is scaled alike and rounded down.
       crop: side of the center crop, pixels; at most `resize`.
-      mean, std: per channel (red, green, blue), of pixels scaled to 0..1.
+      mean: per channel (red, green, blue), of pixels scaled to 0..1.
+      std: the same, of the standard deviation.
       interpolation: "bilinear" or "bicubic", as in Pillow, whose filters widen when downsampling (antialiasing).
 
     Raises:

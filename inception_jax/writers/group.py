@@ -14,20 +14,20 @@ logger = logging.getLogger(__name__)
 
 
 class Table(Writer, Protocol):
-    """What keeps the rows of metrics.csv."""
+    """The writer of metrics.csv."""
 
     def resume(self, step: int) -> Sequence[Mapping[str, float]]:
-        """Cuts the rows back to those until `step`, and returns them."""
+        """Discards the rows after `step`, and returns the others."""
         ...
 
 
 class Writers:
-    """metrics.csv and the loggers of a run. A logger that fails is named in a warning and not used any more.
+    """metrics.csv and the loggers of a run. A logger that fails is reported in a warning and no longer used.
 
     Args:
       table: metrics.csv; None in all processes but the first, which alone writes.
       loggers: (name, writer).
-      pictures: whether they shall have pictures, which take a moment to make.
+      pictures: whether loggers get pictures, which take time to make.
 
     Raises:
       WriteError: by every method, if a file of the run cannot be written.

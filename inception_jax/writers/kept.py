@@ -1,4 +1,4 @@
-"""What a service's writer keeps in the run's folder, so that a run that is started again goes on in the same place."""
+"""What a service's writer stores in the run's folder, so that a restarted run continues in the same place."""
 
 import re
 from pathlib import Path
@@ -9,9 +9,9 @@ from inception_jax.errors import UserError
 
 
 def read(path: Path, key: str) -> dict[str, Any]:
-    """The content of a file that a writer has kept; empty if there is none, or if `key` is not an identifier in it.
+    """The content of a file that a writer stored; empty if there is none, or if its `key` is not an identifier.
 
-    A folder may come from somebody else, and identifiers become parts of paths and addresses.
+    The folder may be from somebody else, and identifiers become parts of paths and URLs.
     """
     try:
         content = files.read_json(path)

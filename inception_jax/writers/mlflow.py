@@ -23,7 +23,7 @@ TIMINGS = ("seconds", "images_per_second")  # which differ when steps are repeat
 class MlflowWriter(RunWriter):
     """Writes to the server of MLFLOW_TRACKING_URI or, without one, to MLflow's default or the folder `mlruns`.
 
-    MLflow keeps every point that it is given, so points that it has already are not written again.
+    MLflow stores every point that it receives, so points that it already has are not written again.
     """
 
     def __init__(self, folder: Path):
@@ -37,7 +37,7 @@ class MlflowWriter(RunWriter):
         self._known: dict[int, dict[str, float]] = {}  # the points that MLflow has, by step
 
     def _kept_run(self) -> str | None:
-        """The MLflow run that the folder's run was recorded in; None if this server does not have it."""
+        """The MLflow run in which the folder's run was recorded; None if this server does not have it."""
         from mlflow.exceptions import MlflowException
 
         known = kept.read(self._folder / KEPT, "run_id")
@@ -90,7 +90,7 @@ class MlflowWriter(RunWriter):
                 self._client.log_image(self._run_id, image, artifact_file=f"{place}.png")
 
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:
-        """Writes the config as params. MLflow's cannot change: a field that did is also a tag with its new value."""
+        """Writes the config as params. Params cannot change, so a field that did is also a tag with its new value."""
         known = self._client.get_run(self._run_id).data.params
         texts = {name: str(value) for name, value in hparams.items()}
         new = [self._entities.Param(name, text) for name, text in texts.items() if name not in known]

@@ -12,7 +12,7 @@ METHODS = ("write_scalars", "write_texts", "write_images", "write_hparams", "flu
 class Writer(Protocol):
     """Records what a run reports, in a file or with a service. The method names are those of `clu.metric_writers`.
 
-    A class that inherits from this one needs only the methods that it has something to do in; the others do nothing.
+    A subclass needs to define only the methods that it uses; the others do nothing.
     """
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -35,14 +35,14 @@ class Writer(Protocol):
 
 
 class RunWriter(Writer, Protocol):
-    """A writer that also has the two methods that clu's do not have, and that a writer may lack."""
+    """A writer with two optional methods that `clu.metric_writers` does not have."""
 
     def resume(self, step: int, rows: Sequence[Mapping[str, float]]) -> None:
-        """Prepares for a run that goes on from `step`: what is written of later steps comes again.
+        """Prepares for a run that continues from `step`; later steps will be written again.
 
         Args:
           step: 0 for a new run.
-          rows: those that metrics.csv has until then, each with its `step`.
+          rows: the rows of metrics.csv up to then, each with its `step`.
         """
 
     def write_file(self, path: Path) -> None:

@@ -17,7 +17,7 @@ PROJECT = "inception_jax"  # unless WANDB_PROJECT is set
 
 
 def require_login() -> None:
-    """Raises UserError if W&B would ask for an API key, which it does of whoever is at the terminal."""
+    """Raises UserError if W&B would ask for an API key at the terminal."""
     import wandb
 
     settings = wandb.setup().settings
@@ -28,8 +28,8 @@ def require_login() -> None:
 class WandbWriter(RunWriter):
     """Writes to the project WANDB_PROJECT; the files of W&B are in the run's folder, unless WANDB_DIR is set.
 
-    The steps of a W&B run only go forward. What comes again after a kill is left out; so is what comes again, with
-    other values, after a loss that was not finite.
+    The steps of a W&B run can only increase. So what is repeated after a kill is left out, and also what is repeated
+    with other values after a loss that was not finite.
     """
 
     def __init__(self, folder: Path):
@@ -44,10 +44,10 @@ class WandbWriter(RunWriter):
             id=self._kept.get("id"),
             resume="allow",
             dir=os.environ.get("WANDB_DIR", str(folder)),
-            reinit="create_new",  # a run of the user's own goes on
+            reinit="create_new",  # leaves a run that the user has started open
             settings=wandb.Settings(silent=True, console="off"),
         )
-        # The server knows what it has; offline, only we do.
+        # Online, the server knows what it has; offline, only this file does.
         step = self._run.starting_step - 1 if self._run.resumed else self._kept.get("step", -1)
         self._kept = {"id": self._run.id, "step": step, "images": self._kept.get("images", [])}
         files.write_json(folder / KEPT, self._kept)

@@ -82,6 +82,7 @@ def test_mnist_equals_its_files(originals, prepared):
 
 
 @pytest.mark.slow
+@pytest.mark.first
 def test_cifar10_equals_its_files(originals, prepared):
     data.prepare("cifar10", archives=originals)
     dataset = load_data("cifar10", splits={"train": "train", "test": "test"})

@@ -192,8 +192,8 @@ class Random(Pairs):
         ([(IMAGES[0], 0), (IMAGES[1] / 255, 0)], r"train\[1\] has an image of float64 .* as they are stored, 0 to 255"),
         ([(IMAGES[0].transpose(2, 0, 1), 0)], r"an image of uint8 \(3, 20, 30\): .*; move the channels last"),
         ([("picture.png", 0)], r"has an image that is str: expected a uint8 array"),
-        ([(IMAGES[0], "cat")], r"train\[0\] has the label 'cat', which is no whole number"),
-        ([(IMAGES[0], -1)], r"train\[0\] has the label -1, which is no class"),
+        ([(IMAGES[0], "cat")], r"train\[0\] has the label 'cat', which is not a whole number"),
+        ([(IMAGES[0], -1)], r"train\[0\] has the label -1, which is not a class"),
         ([], r"sources, 'train': it has no examples"),
     ],
 )

@@ -376,14 +376,11 @@ def test_trains_and_evaluates_at_a_small_size(model, image_shape):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "size"),
+    "name",
     # Of networks of one class, whose tables differ, one; the others' kinds of layers and modules are above.
-    [(name, "smallest") for name in NAMES if name not in {*DEEPER, *VARIATIONS} and name[:-1] != "tiny_vgg_"]
-    # At their native size the maps before the dense layers are as in the papers; GoogLeNet's are in test_peers.py.
-    + [("tiny_vgg_b", "smallest"), ("alexnet", "native"), ("vgg11_bn", "native")],
+    [name for name in NAMES if name not in {*DEEPER, *VARIATIONS} and name[:-1] != "tiny_vgg_"] + ["tiny_vgg_b"],
 )
-def test_trains_and_evaluates(name, size):
+def test_trains_and_evaluates_at_its_smallest_size(name):
     heads = {"aux_heads": True} if hasattr(create_model(name, num_classes=10), "aux_heads") else {}
     model = create_model(name, num_classes=10, **heads).clone(**SHORTENED.get(name, {}))
-    batch, side = (4, model.min_image_size) if size == "smallest" else (2, model.native_image_size)
-    assert_trains_and_evaluates(model, (batch, side, side, 3))
+    assert_trains_and_evaluates(model, (4, model.min_image_size, model.min_image_size, 3))

@@ -17,13 +17,15 @@ slow = partial(pytest.param, marks=pytest.mark.slow)
 
 def torchvisions(name, hidden_features=None, **options):
     """torchvision's network of that name, with random weights; `hidden_features` are for a VGG of ten classes."""
-    peer = import_torchvision().models.get_model(name, **options)
-    if hidden_features:
-        from torch import nn
+    models = import_torchvision().models
+    import torch
 
-        sizes = (512 * 7 * 7, hidden_features, hidden_features, 10)
-        for place, (inputs, outputs) in zip((0, 3, 6), pairwise(sizes), strict=True):
-            peer.classifier[place] = nn.Linear(inputs, outputs)
+    with torch.device("meta"):
+        peer = models.get_model(name, **options)
+        if hidden_features:
+            sizes = (512 * 7 * 7, hidden_features, hidden_features, 10)
+            for place, (inputs, outputs) in zip((0, 3, 6), pairwise(sizes), strict=True):
+                peer.classifier[place] = torch.nn.Linear(inputs, outputs)
     randomize(peer)
     return peer
 
@@ -37,9 +39,18 @@ def torchvisions_resnet(block, stage_sizes):
     return peer
 
 
+def timms(name, num_classes):
+    """timm's network of that name, without values."""
+    create_model = import_timm().create_model
+    import torch
+
+    with torch.device("meta"):
+        return create_model(name, num_classes=num_classes)
+
+
 def timms_inception_v4(repeats, num_classes):
     """timm's Inception v4 with so many modules of each kind."""
-    peer = import_timm().create_model("inception_v4", num_classes=num_classes)
+    peer = timms("inception_v4", num_classes)
     stages = {6: repeats[0], 11: repeats[1], 19: repeats[2]}  # index of each kind's first module in `features`
     kept = [i for i in (*range(6), 10, 18)] + [start + i for start, times in stages.items() for i in range(times)]
     peer.features = type(peer.features)(*(peer.features[i] for i in sorted(kept)))
@@ -49,7 +60,7 @@ def timms_inception_v4(repeats, num_classes):
 
 def timms_inception_resnet_v2(repeats, num_classes):
     """timm's Inception-ResNet v2 with so many modules of each kind."""
-    peer = import_timm().create_model("inception_resnet_v2", num_classes=num_classes)
+    peer = timms("inception_resnet_v2", num_classes)
     kept = dict(zip(("repeat", "repeat_1", "repeat_2"), (repeats[0], repeats[1], repeats[2] - 1), strict=True))
     for name, times in kept.items():
         setattr(peer, name, getattr(peer, name)[:times])
@@ -114,28 +125,28 @@ def test_few_blocks_of_each_kind_equal_torchvisions(block, stage_sizes):
 
 
 @pytest.mark.parametrize(
-    ("network", "timms", "repeats"),
+    ("network", "make", "repeats"),
     [
         (InceptionV4, timms_inception_v4, (1, 1, 1)),
         (InceptionResNetV2, timms_inception_resnet_v2, (1, 1, 2)),
     ],
 )
-def test_logits_equal_timms(network, timms, repeats):
+def test_logits_equal_timms(network, make, repeats):
     """More modules of a kind repeat it; how many timm's have, weights/test_convert.py finds out."""
-    peer, model = timms(repeats, 1000), network(repeats, 1000)
+    peer, model = make(repeats, 1000), network(repeats, 1000)
     assert_logits_equal(model, peer_variables(model, peer, "timm"), peer, (1, 75, 75, 3))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("network", "timms", "repeats"),
+    ("network", "make", "repeats"),
     [
         (InceptionV4, timms_inception_v4, (1, 1, 1)),
         (InceptionResNetV2, timms_inception_resnet_v2, (1, 1, 2)),
     ],
 )
-def test_gradients_equal_timms(network, timms, repeats):
+def test_gradients_equal_timms(network, make, repeats):
     """At the fewest modules of each kind: more of them repeat its gradient."""
     model = network(repeats, 10)
     convert = partial(peer_variables, model, format="timm")
-    assert_gradients_equal(model, convert, timms(repeats, 10), (1, 107, 107, 3))
+    assert_gradients_equal(model, convert, make(repeats, 10), (1, 107, 107, 3))

@@ -152,7 +152,7 @@ def test_avg_pool_equals_torch(size, window, stride, pad, include):
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "cells"), [(1, 1, (4, 4)), (14, 14, (4, 4)), (8, 3, (4, 2)), (7, 9, (1, 1))]
+    ("height", "width", "cells"), [(1, 1, (4, 4)), (14, 14, (4, 4)), (8, 3, (4, 2)), (7, 9, (1, 1)), (7, 7, (7, 7))]
 )
 def test_adaptive_avg_pool_equals_torch(height, width, cells):
     torch = pytest.importorskip("torch", reason="PyTorch is in the extra 'peers'")

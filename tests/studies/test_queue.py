@@ -22,7 +22,8 @@ from inception_jax.files import cannot_write, held, read_json
 from inception_jax.studies import runner
 from inception_jax.studies.plan import make_plan, start
 from inception_jax.studies.queue import Queue, QueueEntry, make_entry, read_entries
-from inception_jax.studies.status import Status, read_stand, run_name
+from inception_jax.studies.status import Status, read_run_progress, run_name
+from inception_jax.train.console import Console
 
 FORM = ["--form", "smoke"]  # two variations with two seeds
 UNSET = argparse.Namespace(form=None, only=None, epochs=None, seeds=None)
@@ -296,7 +297,7 @@ def test_a_dry_run_counts_the_second_round_of_a_search(tmp_path, monkeypatch, ca
     assert "finer" not in capsys.readouterr().out
 
 
-def test_a_run_is_estimated_by_its_own_pace_or_that_of_others(tmp_path):
+def test_a_run_is_estimated_by_its_own_pace_or_that_of_others(tmp_path, monkeypatch):
     plan = make_plan("widths", make_study(), "full", tmp_path)  # three seeds, four epochs
     at_work = Status(tmp_path, [""], [plan])
     (unknown,) = at_work.as_json()["studies"]
@@ -313,16 +314,20 @@ def test_a_run_is_estimated_by_its_own_pace_or_that_of_others(tmp_path):
     assert found["runs_without_estimate"] == 0
 
     log = wide[0].folder.with_suffix(".log")
-    log.write_text(
-        "epoch 2/4  step 25/80  loss 1.0000  top1 0.5000  rate 0.1000  90 images/s\n"
-        "epoch 2/4  step 30/80  loss 1.0000  top1 0.5000  rate 0.1000  90 images/s  left 1 min 12 s\n"
-    )
-    assert read_stand(wide[0], 4).seconds_left is None  # the log may be of an earlier session
+    now, row = [100.0], {"learning_rate": 0.1, "train_loss": 1.0, "train_top1": 0.5}
+    with log.open("w") as stream, monkeypatch.context() as patch:
+        patch.setattr(time, "monotonic", lambda: now[0])
+        console = Console(80, 20, batch_size=13, mode="lines", stream=stream)
+        console.due(25)
+        console.update(25, row)  # without an estimate
+        now[0] += 7.2
+        console.update(30, row)  # 5 steps in 7.2 s: 50 more take 72 s
+    assert read_run_progress(wide[0], 4).seconds_left is None  # the log may be of an earlier session
     at_work.tick([wide[0]], {})
     (running,) = at_work.as_json()["studies"][0]["now"]
     assert running == {"run": "wide, seed 0", "epoch": 1.5, "epochs": 4, "seconds_to_go": 72}
-    log.write_text("epoch 2/4  step 25/80  loss 1.0000  top1 0.5000  rate 0.1000  90 images/s\n")
-    assert read_stand(wide[0], 4, is_running=True).seconds_left is None
+    log.write_text(log.read_text().splitlines()[0] + "\n")
+    assert read_run_progress(wide[0], 4, is_running=True).seconds_left is None
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -359,6 +364,7 @@ def start_queue(queue, workdir, digits):
 
 
 @pytest.mark.slow
+@pytest.mark.first
 def test_a_queue_that_is_killed_in_its_second_study_ends_with_the_same_results(tmp_path, digits):
     first, second = (write_study(tmp_path / f"{name}.py") for name in ("first", "second"))
     queue = tmp_path / "weekend.txt"

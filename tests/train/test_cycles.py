@@ -9,7 +9,7 @@ from runs import assert_same_run, small_config
 
 from inception_jax import commands, train
 from inception_jax.errors import UserError
-from inception_jax.runs.checkpoints import saved_steps
+from inception_jax.runs.checkpoint_folders import saved_steps
 from inception_jax.runs.run import load_run, snapshot_steps
 from inception_jax.trained import evaluate
 

@@ -58,9 +58,9 @@ def example(section, monkeypatch):
     return [flag for flag in command.split() if flag.startswith("--config.")]
 
 
-@pytest.mark.parametrize("section", SECTIONS)
-def test_an_example_of_the_page_resumes_and_does_not_depend_on_devices(section, config, tmp_path, monkeypatch):
-    override(config, ["", *example(section, monkeypatch)])
+def test_the_examples_of_the_page_resume_and_do_not_depend_on_devices(config, tmp_path, monkeypatch):
+    """All of them in one run: each has its part of every step and of what is saved."""
+    override(config, ["", *(flag for section in SECTIONS for flag in example(section, monkeypatch))])
     train.train_and_evaluate(config, tmp_path / "whole")
     with monkeypatch.context() as patched:
         stop_after(patched, 3)  # in the middle of an epoch, whose sums have to be kept

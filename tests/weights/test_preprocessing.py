@@ -1,6 +1,7 @@
 """From pictures to inputs, against torchvision's and timm's own, and to logits."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -137,9 +138,11 @@ def test_class_names_are_the_peers():
 # From pictures to logits: a network with random weights, but with all else as the published ones have it.
 
 
-def assert_logits_are_the_peers(name, peer, prepare, pictures, **options):
+def assert_logits_are_the_peers(name, make, prepare, pictures, **options):
     import torch
 
+    with torch.device("meta"):
+        peer = make()
     randomize(peer)
     weights = PRETRAINED[name]
     model = create_model(weights.model, num_classes=1000, **options)
@@ -155,9 +158,9 @@ def assert_logits_are_the_peers(name, peer, prepare, pictures, **options):
 def test_logits_of_photographs_are_torchvisions(photographs):
     """GoogLeNet's: with transform_input, an epsilon of 1e-3 and 3x3 kernels."""
     models = import_torchvision().models
-    peer = models.googlenet(transform_input=True, aux_logits=False, init_weights=False)
+    make = partial(models.googlenet, transform_input=True, aux_logits=False, init_weights=False)
     prepare = models.GoogLeNet_Weights.IMAGENET1K_V1.transforms()
-    assert_logits_are_the_peers("torchvision:googlenet", peer, prepare, photographs, kernel_5x5=3)
+    assert_logits_are_the_peers("torchvision:googlenet", make, prepare, photographs, kernel_5x5=3)
 
 
 @pytest.mark.slow
@@ -166,12 +169,12 @@ def test_logits_of_photographs_are_torchvisions_for_other_networks(photographs, 
     models = import_torchvision().models
     options = {"transform_input": True, "aux_logits": False, "init_weights": False} if name == "inception_v3" else {}
     prepare = models.get_model_weights(name).IMAGENET1K_V1.transforms()
-    assert_logits_are_the_peers(f"torchvision:{name}", models.get_model(name, **options), prepare, photographs)
+    assert_logits_are_the_peers(f"torchvision:{name}", partial(models.get_model, name, **options), prepare, photographs)
 
 
 @pytest.mark.slow
 def test_logits_of_photographs_are_timms(photographs):
     timm = import_timm()
-    peer = timm.create_model("inception_v4")
-    prepare = timm.data.create_transform(**timm.data.resolve_data_config(pretrained_cfg=peer.pretrained_cfg))
-    assert_logits_are_the_peers("timm:inception_v4", peer, prepare, photographs)
+    config = timm.models.get_pretrained_cfg("inception_v4").to_dict()
+    prepare = timm.data.create_transform(**timm.data.resolve_data_config(pretrained_cfg=config))
+    assert_logits_are_the_peers("timm:inception_v4", partial(timm.create_model, "inception_v4"), prepare, photographs)

@@ -49,7 +49,7 @@ with skip_registration():
         """70,000 pictures of clothes in 10 classes, 28x28x1, 60,000 of them for training.
 
         By Xiao, Rasul and Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning
-        Algorithms" (2017), under the MIT licence.
+        Algorithms" (2017), under the MIT license.
         """
 
         name = "inception_jax_fashion_mnist"

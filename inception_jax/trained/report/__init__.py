@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from inception_jax import files
 from inception_jax.errors import UserError
 from inception_jax.runs.records import Record, read_record, read_records
-from inception_jax.trained.report import records, sections
+from inception_jax.trained.report import sections, tables
 from inception_jax.trained.report.page import Page, Section, Text
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def default_output(run_folders: Sequence[str | Path], style: str = "html") -> Pa
 
 def run_page(record: Record, findings: "Findings | UserError | None" = None) -> Page:
     """A page on one run; `findings` add what needs its network and data."""
-    notes = [*_unfinished(record, "This run"), *records.config_notes(record.config)]
+    notes = [*_unfinished(record, "This run"), *tables.config_notes(record.config)]
     examined = []
     if isinstance(findings, UserError):
         notes.append(f"Classes, mistakes and Grad-CAM are skipped: {findings}.")
@@ -71,8 +71,8 @@ def run_page(record: Record, findings: "Findings | UserError | None" = None) -> 
             sections.versions(record),
             sections.config(record),
         ],
-        records.headline(record),
-        records.origin(record),
+        tables.headline(record),
+        tables.origin(record),
         (record.summary or {}).get("command", ""),
     )
 
@@ -81,22 +81,22 @@ def comparison_page(runs: Sequence[Record], findings: Sequence["Findings | UserE
     """A page on several runs side by side."""
     notes, examined = [], {}
     for record, found in zip(runs, findings or [None] * len(runs), strict=True):
-        own = records.config_notes(record.config)
+        own = tables.config_notes(record.config)
         notes += [*_unfinished(record, record.name), *(f"{record.name}: {note}" for note in own)]
         if isinstance(found, UserError):
             notes.append(f"{record.name} is not in the table of classes: {found}.")
         elif found is not None:
             examined[record.name] = found
-    differences = records.config_differences(runs)
+    differences = tables.config_differences(runs)
     return Page(
         f"{len(runs)} runs compared",
         notes,
         [
-            Section("Results", [records.results_of_runs(runs)]),
+            Section("Results", [tables.results_of_runs(runs)]),
             Section("Differences", [differences if differences.rows else Text("The configs are the same.")]),
             sections.curves_of_runs(runs),
             *([sections.classes_of_runs(examined)] if examined else []),
-            Section("Time and size", [records.facts_of_runs(runs)]),
+            Section("Time and size", [tables.facts_of_runs(runs)]),
             *sections.details_of_runs(examined),
         ],
     )

@@ -12,14 +12,14 @@ from inception_jax.inspection.confusion import confusion_overview
 from inception_jax.runs.records import Record, default_fields, show
 from inception_jax.text import printable
 from inception_jax.trained.pages import LineChart
-from inception_jax.trained.report import records
+from inception_jax.trained.report import tables
 from inception_jax.trained.report.page import Block, Cell, Facts, Figure, PageTable, Pictures, Section, Text
-from inception_jax.trained.report.records import MEASURES, SPLITS, percent
+from inception_jax.trained.report.tables import MEASURES, SPLITS, percent
 
 if TYPE_CHECKING:
     from inception_jax.trained.report.findings import Example, Findings
 
-SPLIT_HUES = {"train": "grey", "validation": "blue", "test": "orange"}
+SPLIT_HUES = {"train": "gray", "validation": "blue", "test": "orange"}
 SPLIT_STYLES = {split: {"color": drawing.color(hue)} for split, hue in SPLIT_HUES.items()}
 QUANTITIES = {
     "loss": "Loss",
@@ -34,7 +34,7 @@ CONFUSIONS = 15  # number of confusions listed
 
 def results(record: Record) -> Section:
     """Results of the last and the best weights on every split."""
-    table, best = records.results_table(record), record.best
+    table, best = tables.results_table(record), record.best
     blocks: list[Block] = [table] if table.rows else []
     if best:
         found = [f"{best['value']:.4f}"] if "value" in best else []
@@ -47,7 +47,7 @@ def curves(record: Record) -> Section:
     """Every quantity over the epochs, with all its splits in one figure."""
     epoch = record.best.get("epoch")
     pictures = []
-    own = dict.fromkeys(records.own_measures(record))
+    own = dict.fromkeys(tables.own_measures(record))
     for quantity, title in (QUANTITIES | {name: name for name in own}).items():
         split = quantity in MEASURES or quantity in own
         columns = {name: f"{name}_{quantity}" for name in SPLITS} if split else {"": quantity}
@@ -64,7 +64,7 @@ def curves_of_runs(runs: Sequence[Record]) -> Section:
     styles = drawing.line_styles({name: str(model.get("name", "")) for name, model in models.items()})
     marks = {record.name: record.best.get("epoch") for record in runs}
     pictures = []
-    own = dict.fromkeys(name for record in runs for name in records.own_measures(record))
+    own = dict.fromkeys(name for record in runs for name in tables.own_measures(record))
     for quantity, title in (QUANTITIES | {name: name for name in own}).items():
         for split in SPLITS if quantity in MEASURES or quantity in own else ("",):
             column, name = (f"{split}_{quantity}", f"{title}, {split}") if split else (quantity, title)
@@ -109,7 +109,7 @@ def curve_picture(
 
 def facts(record: Record) -> Section:
     """Time, throughput and size."""
-    found = list(records.facts(record).items())
+    found = list(tables.facts(record).items())
     return Section("Time and size", [Facts(found)] if found else [])
 
 

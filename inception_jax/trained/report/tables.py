@@ -1,4 +1,4 @@
-"""Tables of run records."""
+"""Tables and other elements of reports, from the records of runs."""
 
 import math
 import statistics
