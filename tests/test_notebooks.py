@@ -52,9 +52,9 @@ PARAMETERS = {
     "googlenet_on_mnist": {
         "DATA": "digits",
         "EPOCHS": 1,
-        "TRAIN": "train[:128]",
-        "VALIDATION": "train[-64:]",
-        "TEST": "test[:64]",
+        "TRAIN": "train[:64]",
+        "VALIDATION": "train[-32:]",
+        "TEST": "test[:32]",
     },
 }
 
