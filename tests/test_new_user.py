@@ -52,7 +52,7 @@ def test_the_pages_commands_in_their_order(tmp_path):
     listed = commands()
     assert [name for name, *_ in listed] == ["train", "evaluate", "predict", "report", "export", "predict", "serve"]
     train, evaluate, predict, report, export, predict_file, serve = listed
-    run(*train, "--config.num_epochs=6", env=users)  # half of its own, for the same accuracy
+    run(*train, env=users)
     assert float(re.search(r"(\d+\.\d+)%", run(*evaluate, env=users))[1]) > 98
     table = run(*predict)
     right = sum(bool(re.search(rf"{label}\.png +{label} +[\d.]+% ", table)) for label in range(10))

@@ -14,6 +14,8 @@ import nbformat
 ROOT = Path(__file__).parents[2]
 BUILT = ROOT / "build" / "notebooks"  # those that have run, so that `mkdocs serve` runs each of them once
 SECONDS = 600  # the longest that a cell may take
+# "0": pages have the code alone, which takes seconds instead of minutes.
+RUN = os.environ.get("INCEPTION_JAX_RUN_NOTEBOOKS", "1") != "0"
 # The site is built without downloads: values of a notebook's parameters that differ from those that readers get.
 ON_THE_SITE = {
     "googlenet_on_mnist": {"DATA": "digits", "TRAIN": "train[:-200]", "VALIDATION": "train[-200:]", "EPOCHS": 3}
@@ -66,7 +68,8 @@ def on_files(files: Any, config: Any) -> Any:
     for path in sorted(Path(__file__).parent.glob("*.ipynb")):
         name = f"notebooks/{path.stem}"
         resources = {"unique_key": path.stem, "output_files_dir": f"{path.stem}_files"}
-        text, resources = MarkdownExporter().from_notebook_node(_executed(path), resources)
+        book = _executed(path) if RUN else read(path, {})
+        text, resources = MarkdownExporter().from_notebook_node(book, resources)
         title, _, rest = text.lstrip().partition("\n")
         link = f"[Download this notebook]({path.name}){{ download }}"
         files.append(File.generated(config, f"{name}.md", content=f"{title}\n\n{link}\n{rest}"))

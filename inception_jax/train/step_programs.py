@@ -27,10 +27,10 @@ class TrainStep:
         frozen = step < self._session.experiment.frozen_steps
         if frozen not in self._programs:
             with self._session.timing_interrupted(step):
-                self.compile(step)
+                self.compile_for(step)
         return self._programs[frozen]
 
-    def compile(self, step: int) -> None:
+    def compile_for(self, step: int) -> None:
         """Compiles the program of the step after `step`, or reads it from the cache."""
         session, experiment = self._session, self._session.experiment
         frozen = step < experiment.frozen_steps

@@ -273,7 +273,7 @@ def _beginning(session: Session, restored: TrainState | None, train_step: TrainS
     with ThreadPoolExecutor(1) as pool:
         key = initial_key(experiment.config)
         state = pool.submit(lambda: restored or initialization.evaluate(begun.beginning, key))
-        train_step.compile(session.first_step)
+        train_step.compile_for(session.first_step)
     return state.result()
 
 
