@@ -27,9 +27,8 @@ def test_an_extended_run_is_the_one_that_was_longer_from_the_start(schedule, con
     assert json.loads((tmp_path / "extended" / "config.json").read_text())["num_epochs"] == 3
     (said,) = [message for message in caplog.messages if "extended" in message and "epochs;" in message]
     rate = {"step": "with a rate of 0.005", "inverse_time": "with a rate of 0.01613"}
-    assert said.endswith(
-        f"from 1 to 3 epochs; the schedule {schedule} continues {rate.get(schedule, 'with the rate that it has reached')}"
-    )
+    how = rate.get(schedule, "with the rate that it has reached")
+    assert said.endswith(f"from 1 to 3 epochs; the schedule {schedule} continues {how}")
 
 
 def test_a_schedule_that_has_ended_is_not_extended(config, tmp_path):
