@@ -1,6 +1,5 @@
 """What all tests share: eight virtual CPU devices, a cache of compiled programs, the data sets."""
 
-import gc
 import os
 import shutil
 import sys
@@ -16,14 +15,10 @@ os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir(), "inception_jax-tests")))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 # Compiling takes most of the time of small networks, a fourth of it so: what XLA makes of a program stays the same, but
-# LLVM takes it as it is, in one piece for a core rather than in up to 32, and kernels of fused operations are made as
-# they were before JAX 0.10 (0.12 has no such flag).
+# LLVM takes it as it is, and kernels of fused operations are made as they were before JAX 0.10 (0.12 has no such flag).
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_cpu_parallel_codegen_split_count=1"
-    + (" --xla_cpu_use_fusion_emitters=false" if version("jax").startswith("0.10.") else ""),
-)
+if version("jax").startswith("0.10."):
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 sys.path.insert(0, str(Path(__file__).parent))  # `import peers`
 
@@ -47,20 +42,12 @@ jaxtyping.Array = Array
 CHECKED = ("inception_jax.ops", "inception_jax.steps", "inception_jax.data.augment")
 jaxtyping.install_import_hook(CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
-from inception_jax import data, files, process  # noqa: E402 (once the hook is there)
-
-gc.set_threshold(process.GC_THRESHOLD)  # as programs have it, which tests in this process do not start
+from inception_jax import data, files  # noqa: E402 (once the hook is there)
 
 
 def pytest_collection_modifyitems(items):
     """The longest tests come first, so that none of them is all that is left in the end."""
     items.sort(key=lambda item: item.get_closest_marker("first") is None)
-
-
-def pytest_collection_finish():
-    """What was imported and collected stays: the garbage collector need not look at it again and again."""
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
