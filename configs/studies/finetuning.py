@@ -54,7 +54,7 @@ modules in fine-tuning as further work.
                 {"num_epochs": 30},
                 seeds=(0, 1, 2),
                 minimum=Minimum(images=1500, epochs=30, seeds=3),
-                note="As full, 64 pixels, 30 epochs, three seeds: two or three hours on two CPU cores.",
+                note="As full, 64 pixels, 30 epochs, three seeds.",
             ),
             "cpu": Form({"num_epochs": 10, "data.image_size": 48}, seeds=(0, 1, 2), note="48 pixels, 10 epochs."),
             "smoke": Form(
